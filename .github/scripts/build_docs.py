@@ -1,0 +1,264 @@
+"""Build the documentation site from nbs/, without Quarto: nbdev's processors -> smalldocs -> _docs/.
+
+    python .github/scripts/build_docs.py [--out _docs]
+
+Works in a temporary copy, so the checkout is not touched and two builds do not meet; the finished site replaces the old
+one at the end. It can be browsed offline, straight from the disk: KaTeX is bundled (fetched once by `npm pack` into
+.cache/, checked against its sha256; or set KATEX_TARBALL to a copy of katex-0.16.11.tgz), themes load no fonts from
+elsewhere, and the search index is a script, because a page opened from disk may not fetch JSON.
+"""
+import argparse, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+KATEX = '0.16.11'                                                              # the version smalldocs links to
+KATEX_CDN = f'https://cdn.jsdelivr.net/npm/katex@{KATEX}/dist/'
+KATEX_SHA256 = '8c5494c5f7d8e8bf73ff3fe64d4bd09a340e4878b7eec9bbd9ef8d8f3e24193f'
+SKIP = shutil.ignore_patterns('.*', '_proc', '_docs', '__pycache__', 'sidebar.yml')
+
+
+class Unobtainable(Exception):
+    "Something from outside that the build needs cannot be had; the message says what to do."
+
+
+class Failed(Exception):
+    "A step of the build went wrong; the message is what it said."
+
+
+def step(who, command, env):
+    "Run one step in a process of its own."
+    r = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+    if r.returncode: raise Failed(f'{who} failed (exit status {r.returncode})\n{r.stdout.strip()[-4000:]}')
+
+
+def need(found, what):
+    "Refuse to build a page that is silently wrong: `what` must still be in what smalldocs writes."
+    if not found: raise RuntimeError(f'{what} is not where smalldocs 0.5.4 puts it: build_docs.py has to follow the new version')
+
+
+# ---- KaTeX
+
+def katex():
+    "The files of KaTeX's npm package, {path in dist/: bytes}."
+    tgz = Path(os.environ.get('KATEX_TARBALL') or ROOT/'.cache'/f'katex-{KATEX}.tgz')
+    if not tgz.exists():
+        if not shutil.which('npm'): raise Unobtainable(f'KaTeX {KATEX} is not at {tgz} and npm is not installed. Install npm, or set '
+                                                       f'KATEX_TARBALL to a copy of katex-{KATEX}.tgz from the npm registry')
+        with tempfile.TemporaryDirectory() as tmp:
+            r = subprocess.run(['npm', 'pack', '--silent', f'katex@{KATEX}'], cwd=tmp, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=180)
+            got = list(Path(tmp).glob('katex-*.tgz'))
+            if r.returncode or not got: raise Unobtainable(f'`npm pack katex@{KATEX}` failed: {(r.stderr or r.stdout).strip()[-300:]}')
+            tgz.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(got[0], part := tgz.with_suffix(f'.{os.getpid()}.tmp'))
+            os.replace(part, tgz)
+    raw = tgz.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != KATEX_SHA256: raise Unobtainable(f'{tgz} is not katex-{KATEX}.tgz (sha256 differs). Delete it and build again')
+    with tarfile.open(fileobj=io.BytesIO(raw)) as t:
+        return {m.name.removeprefix('package/dist/'): t.extractfile(m).read() for m in t if m.isfile() and m.name.startswith('package/dist/')}
+
+
+def bundle_katex(site, files):
+    "Put KaTeX beside the pages and point them at it; woff2 only, which every browser of the last ten years reads."
+    css = files['katex.min.css'].decode()
+    css, n = re.subn(r',url\([^)]*\.(?:woff|ttf)\) ?format\("(?:woff|truetype)"\)', '', css)
+    need(n, 'the list of fonts in katex.min.css')
+    keep = {'katex.min.css': css.encode(), **{k: files[k] for k in ('katex.min.js', 'contrib/auto-render.min.js')},
+            **{k: v for k, v in files.items() if k.startswith('fonts/') and k.endswith('.woff2')}}
+    for name, data in keep.items():
+        path = site/'site_libs'/'katex'/name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    for page in site.rglob('*.html'):
+        up = '../'*(len(page.relative_to(site).parts)-1)
+        page.write_text(page.read_text().replace(KATEX_CDN, f'{up}site_libs/katex/'))
+
+
+# ---- from notebooks to what smalldocs reads
+
+def front(nb):
+    "The front matter nbdev's processors put into a notebook's first cell."
+    import yaml
+    m = re.match(r'\s*---\n(.*?)\n---', ''.join(nb['cells'][0]['source']), re.S) if nb['cells'] else None
+    return yaml.safe_load(m[1]) or {} if m else {}
+
+
+def prepare(nbs):
+    """Three changes to each notebook before nbdev's processors see it.
+
+    Exported cells show their code (nbdev's `exports`), imports aside: a lesson that hides its code teaches nothing. The module is
+    imported first, so that a signature may name a class that the notebook defines further down. And the processors, which execute
+    exported cells and any cell with an import, leave the latter alone: what it needs has not been run.
+    """
+    import ast
+    for f in nbs.rglob('*.ipynb'):
+        nb = json.loads(f.read_text())
+        for c in nb['cells']:
+            src = ''.join(c['source'])
+            if c['cell_type'] != 'code': continue
+            if not re.match(r'#\|\s*(export|default_exp)', src) and re.search(r'\bimport\b', src) and 'show_doc(' not in src: c['source'] = '#| eval: false\n'+src
+            if not re.match(r'#\|\s*export\s*\n', src): continue
+            if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(src).body): continue
+            c['source'] = re.sub(r'#\|\s*export', '#| exports', src, count=1)
+        for i, c in enumerate(nb['cells']):
+            m = re.match(r'#\|\s*default_exp\s+([\w.]+)', ''.join(c['source'])) if c['cell_type'] == 'code' else None
+            if not m: continue
+            nb['cells'].insert(i+1, dict(cell_type='code', id='import-all', metadata={}, outputs=[], execution_count=None,
+                                         source=f'#| hide\nfrom genrec_nb.{m[1]} import *'))
+            break
+        f.write_text(json.dumps(nb))
+
+
+def process(work):
+    "Run nbdev's own processors (not the nbdev_proc_nbs command, which tries to install Quarto) and return their folder."
+    from nbdev.config import get_config
+    from nbdev.quarto import refresh_quarto_yml
+    from nbdev.serve import proc_nbs
+    os.chdir(work)
+    cfg = get_config()
+    assert cfg.config_path.resolve() == work.resolve(), cfg.config_path
+    refresh_quarto_yml()
+    prepare(work/'nbs')
+    try: proc_nbs(work/'nbs', n_workers=min(os.cpu_count() or 1, 4), force=True)
+    except Exception as e:                                                     # the worker's own traceback ends with the cause; nbdev wraps it thrice
+        cause = re.findall(r'^(\w+(?:Error|Exception|Warning|Interrupt)\b.*)$', str(e.__cause__), re.M)
+        sys.exit(f"{e}\n{cause[0] if cause else ''}")
+    missing = {p.relative_to(work/'nbs') for p in (work/'nbs').rglob('*.ipynb')} - {p.relative_to(work/'_proc') for p in (work/'_proc').rglob('*.ipynb')}
+    if missing: sys.exit(f"not processed (the error is above): {', '.join(map(str, sorted(missing)))}")
+    return work/'_proc', cfg
+
+
+FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
+
+
+def heading_over_code(nb):
+    """Set the heading of an exported name above its code, once.
+
+    nbdev writes heading, signature and docstring, and its code apart; with the code on the page the signature would stand there twice.
+    """
+    import ast
+    cells = nb['cells']
+    doc_of = lambda c: m[1] if c['cell_type'] == 'code' and (m := re.search(r'^show_doc\((\w+)\)', ''.join(c['source']), re.M)) else None
+    for code in [c for c in cells if c['cell_type'] == 'code' and ''.join(c['source']).startswith(FOLD)]:
+        code['source'] = ''.join(code['source'])[len(FOLD):]
+        names = [n.name for n in ast.parse(code['source']).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        at = cells.index(code)
+        docs = sorted((c for c in cells[max(0, at-6):at+6+len(names)] if doc_of(c) in names), key=lambda c: names.index(doc_of(c)))
+        for c in docs:
+            for o in c['outputs']:
+                if md := ''.join(o.get('data', {}).get('text/markdown', '')): o['data']['text/markdown'] = md.removeprefix('---\n\n').split('\n```python\n')[0]
+        for c in docs: cells.remove(c)
+        at = cells.index(code)
+        cells[at:at] = docs
+
+
+def settle(stage, site_url):
+    "Give notebooks the names of their pages, make links to them relative, drop Quarto keys smalldocs does not know, write the sidebar."
+    import yaml
+    names = {}                                                                 # 00_data.ipynb -> data.ipynb
+    for f in sorted(stage.rglob('*.ipynb')):
+        out = front(json.loads(f.read_text())).get('output-file', f.name)
+        names[f.relative_to(stage).as_posix()] = f.relative_to(stage).with_name(Path(out).stem+'.ipynb').as_posix()
+    if len(set(names.values())) < len(names): sys.exit(f'two notebooks would become one page: {sorted(names.values())}')
+    base = {Path(a).name: Path(b).name for a, b in names.items() if a != b}
+    pattern = re.compile(r'(?<![\w.-])(' + '|'.join(map(re.escape, base)) + ')') if base else None
+
+    def fix(text, depth=0):
+        text = text.replace(site_url+'/', '../'*depth)
+        return pattern.sub(lambda m: base[m[1]], text) if pattern else text
+
+    for a, b in names.items():
+        nb, depth = json.loads((stage/a).read_text()), a.count('/')
+        heading_over_code(nb)
+        for c in nb['cells']:
+            src = ''.join(c['source'])
+            if c['cell_type'] == 'raw': c['source'] = re.sub(r'^output-file:.*\n', '', src, flags=re.M)
+            elif c['cell_type'] == 'markdown': c['source'] = fix(src, depth)
+            for o in c.get('outputs', []):
+                md = o.get('data', {}).get('text/markdown')
+                if md: o['data']['text/markdown'] = fix(''.join(md), depth)
+        (stage/a).unlink()
+        (stage/b).write_text(json.dumps(nb))
+
+    pages = [b for a, b in sorted(names.items()) if b != 'index.ipynb']
+    lessons, folders = [p for p in pages if '/' not in p], sorted({p.split('/')[0] for p in pages if '/' in p})
+    contents = [{'text': 'Start', 'href': 'index.ipynb'}, {'section': 'The library, in reading order', 'contents': lessons}]
+    contents += [{'section': f.capitalize(), 'contents': [p for p in pages if p.startswith(f+'/')]} for f in folders]
+    (stage/'sidebar.yml').write_text(yaml.safe_dump({'website': {'sidebar': {'contents': contents}}}, sort_keys=False))
+
+    conf = yaml.safe_load(fix((stage/'_quarto.yml').read_text()))
+    conf['format'].pop('commonmark', None)
+    conf['website'].pop('repo-actions', None)
+    for bar in ('left', 'right'):                                              # `tutorials/` -> its first page; dropped while there is none
+        items = conf['website']['navbar'].get(bar, [])
+        for i in items:
+            if i.get('href', '').endswith('/'): i['href'] = next((p for p in pages if p.startswith(i['href'])), None)
+        if items: conf['website']['navbar'][bar] = [i for i in items if i.get('href') and (i['href'].startswith('http') or i['href'] in names.values())]
+    (stage/'_quarto.yml').write_text(yaml.safe_dump(conf, sort_keys=False))
+
+
+def detach(site):
+    "Remove what a page would load from elsewhere or could not load from disk."
+    for css in (site/'site_libs').rglob('*.css'):
+        css.write_text(re.sub(r'@import\s+(?:url\(\s*["\']?https?://[^)]*\)|(["\'])https?://.*?\1)[^;]*;', '', css.read_text()))
+    scripts = [f for f in (site/'site_libs').rglob('*.js') if 'search.json' in f.read_text()]
+    fetched = re.compile(r'const r = await fetch\(offset \+ "search\.json"\);\s*index = await r\.json\(\);')
+    need(len(scripts) == 1 and fetched.search(scripts[0].read_text()), 'the search script')
+    loaded = ('await new Promise((done, failed) => { const s = document.createElement("script"); s.src = offset + "search.js"; '
+              's.onload = done; s.onerror = failed; document.head.append(s); });\n      index = window.searchIndex;')
+    scripts[0].write_text(fetched.sub(lambda _: loaded, scripts[0].read_text()))
+    (site/'search.js').write_text('window.searchIndex = '+(site/'search.json').read_text()+';\n')
+
+
+def mend_anchors(site):
+    "A method named in backticks links to its own heading, which not every lesson has: point it to its class instead."
+    ids = {p: set(re.findall(r'\sid="([^"]+)"', p.read_text())) for p in site.rglob('*.html')}
+    def mended(page, m):
+        target = (page.parent/m[1]).resolve() if m[1] else page
+        return m[0] if target not in ids or m[2] in ids[target] or m[2].split('.')[0] not in ids[target] else f'href="{m[1]}#{m[2].split(".")[0]}"'
+    for page in ids: page.write_text(re.sub(r'href="([^"#:]*)#([\w.-]+)"', lambda m: mended(page, m), page.read_text()))
+
+
+# ---- all of it
+
+def build(out):
+    "Build the site into the folder `out`; the number of pages."
+    smalldocs = shutil.which('smalldocs', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
+    if not smalldocs: raise Unobtainable('smalldocs is not installed (it needs Python 3.11 or newer). Run: pip install -e ".[dev]" -c constraints.txt')
+    math = katex()
+    with tempfile.TemporaryDirectory(prefix='genrec-docs-') as tmp:
+        work = Path(tmp).resolve()
+        for name in ('nbs', 'genrec_nb'): shutil.copytree(ROOT/name, work/name, ignore=SKIP)
+        shutil.copy(ROOT/'settings.ini', work)
+        env = {'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', **os.environ, 'PYTHONPATH': str(work), 'PYTHONWARNINGS': 'ignore'}
+        env.pop('IN_TEST', None)
+        step('nbdev', [sys.executable, __file__, '--stage', str(work)], env)
+        step('smalldocs', [smalldocs, 'render', '--quiet', '--strict', str(work/'_proc')], env)
+        site = work/'_proc'/'_docs'
+        detach(site)
+        mend_anchors(site)
+        bundle_katex(site, math)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=out.name+'.', dir=out.parent))
+        try:
+            shutil.copytree(site, new, dirs_exist_ok=True)
+            new.chmod(0o755)
+            shutil.rmtree(out, ignore_errors=True)
+            os.replace(new, out)
+        finally: shutil.rmtree(new, ignore_errors=True)
+    return len(list(out.rglob('*.html')))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--out', type=Path, default=ROOT/'_docs', help='folder of the site (default: _docs)')
+    p.add_argument('--stage', type=Path, help=argparse.SUPPRESS)               # the child that runs nbdev inside the temporary copy
+    a = p.parse_args()
+    if a.stage:
+        stage, cfg = process(a.stage)
+        return settle(stage, cfg.doc_host+cfg.doc_baseurl)
+    try: n = build(a.out.resolve())
+    except (Unobtainable, Failed) as e: sys.exit(f'build_docs: {e}')
+    print(f'{a.out}: {n} pages')
+
+
+if __name__ == '__main__': main()

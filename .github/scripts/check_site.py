@@ -1,0 +1,287 @@
+"""Check the built documentation site.
+
+    python .github/scripts/check_site.py [_docs] [--screenshots DIR] [--browser auto|yes|no]
+
+From the files: every internal link and anchor leads somewhere, and nothing is loaded from outside (ordinary links to other
+sites are fine). In headless Chromium, every page opened straight from disk: no error on the console, no request beyond the
+site's own folder, every formula rendered by KaTeX, search finds something, no page wider than its window; with --screenshots
+also a picture of each page. `auto` leaves the browser part out, and says so, where no Chromium is found (or set CHROMIUM).
+Exit status 1 and one line a problem if there is any.
+"""
+import argparse, base64, json, os, re, selectors, shutil, subprocess, sys, tempfile, time
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
+FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars', '--window-size=1280,1000')
+NOT_LOADED = {'canonical', 'alternate', 'license', 'author', 'next', 'prev', 'home', 'help', 'bookmark'}      # <link rel=…> that fetches nothing
+
+
+def outside(url): return bool(re.match(r'(?:[a-z][a-z0-9+.-]*:)?//', url, re.I))
+def embedded(url): return url.startswith(('data:', 'blob:', 'about:'))
+
+
+# ---- from the files
+
+class Page(HTMLParser):
+    "The ids of a page, what it links to, and what it loads."
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.loads, self.css = set(), [], [], []
+        self.in_style = False
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        a = {k: v or '' for k, v in attrs}
+        self.in_style = tag == 'style'
+        self.ids |= {a[k] for k in ('id', 'name') if k in a}
+        self.css.append(a.get('style', ''))
+        if tag in ('a', 'area'):
+            if 'href' in a: self.links.append(a['href'])
+        elif tag == 'link':
+            if 'href' in a and not set(a.get('rel', '').lower().split()) & NOT_LOADED: self.loads.append(a['href'])
+        else:
+            names = {'object': ['data'], 'image': ['href', 'xlink:href'], 'use': ['href', 'xlink:href']}.get(tag, ['src', 'poster', 'background'])
+            self.loads += [a[k] for k in names if k in a]
+        self.loads += [s.split()[0] for s in a.get('srcset', '').split(',') if s.strip()]
+    def handle_data(self, data):
+        if self.in_style: self.css.append(data)
+    def handle_endtag(self, tag): self.in_style = False
+
+
+def css_urls(text):
+    "What a style sheet loads: url(…) and @import."
+    text = re.sub(r'/\*.*?\*/', '', text, flags=re.S)
+    return [m[1] for m in re.finditer(r'url\(\s*["\']?(.*?)["\']?\s*\)', text)] + [m[1] for m in re.finditer(r'@import\s+["\'](.*?)["\']', text)]
+
+
+def js_urls(text):
+    "Addresses on other sites that a script would load, as far as its text shows it (the browser shows the rest)."
+    ways = (r'(?:fetch|import|importScripts|Worker)\s*\(\s*', r'\.(?:src|href)\s*=\s*', r'\bfrom\s*')
+    return [m[1] for m in re.finditer(f'(?:{"|".join(ways)})["\'`](https?://[^"\'`]+)', text)]
+
+
+def check_files(site):
+    "Problems that the files show, one line each."
+    pages = {p: Page(p.read_text()) for p in sorted(site.rglob('*.html'))}
+    problems = [] if pages else [f'{site}: no page']
+
+    def resolve(source, url):
+        "The file that `url` names on the page or style sheet `source`, and its anchor."
+        parts = urlsplit(url)
+        path = (source.parent/unquote(parts.path)).resolve() if parts.path else source
+        return (path/'index.html' if path.is_dir() else path), unquote(parts.fragment)
+
+    def internal(source, url, what='link to'):
+        path, anchor = resolve(source, url)
+        name = source.relative_to(site)
+        if site not in path.parents: problems.append(f'{name}: {what} {url} leads out of the site')
+        elif not path.is_file(): problems.append(f'{name}: {what} {url}, which does not exist')
+        elif anchor and anchor != 'top' and path in pages and anchor not in pages[path].ids: problems.append(f'{name}: {what} {url}: no such anchor on that page')
+
+    def loaded(source, url):
+        if outside(url): problems.append(f'{source.relative_to(site)}: loads {url} from outside')
+        elif not embedded(url) and not url.startswith('#'): internal(source, url.split('?')[0], 'loads')
+
+    for path, page in pages.items():
+        for url in page.links:
+            if not re.match(r'[a-z][a-z0-9+.-]*:|//', url, re.I): internal(path, url)
+        for url in page.loads + [u for css in page.css for u in css_urls(css)]: loaded(path, url)
+    for path in sorted(site.rglob('*.css')):
+        for url in css_urls(path.read_text()): loaded(path, url)
+    for path in sorted(site.rglob('*.js')):
+        for url in js_urls(path.read_text()): loaded(path, url)
+    if (index := site/'search.json').exists():
+        for entry in json.loads(index.read_text()): internal(index, entry['href'], 'entry')
+    return problems, pages
+
+
+# ---- in the browser
+
+def find_browser():
+    "Path of a Chromium, from $CHROMIUM or the PATH, or None."
+    return next(filter(None, map(shutil.which, filter(None, (os.environ.get('CHROMIUM'), *BROWSERS)))), None)
+
+
+class Chromium:
+    "Headless Chromium spoken to over a pipe in the DevTools protocol: no port, no driver, no package."
+    def __init__(self, path, timeout=60):
+        self.timeout, self.events, self.buffer, self.n = timeout, [], b'', 0
+        self.home = tempfile.mkdtemp(prefix='genrec-chromium-')
+        read_cmd, self.out = os.pipe()
+        self.inp, write_reply = os.pipe()
+        def wire():                                                            # the protocol's fixed ends: 3 to read, 4 to write
+            a, b = os.dup(read_cmd), os.dup(write_reply)
+            os.dup2(a, 3); os.dup2(b, 4)
+        self.log = open(Path(self.home)/'stderr.txt', 'w+b')
+        self.process = subprocess.Popen([path, *FLAGS, f'--user-data-dir={self.home}/profile', '--remote-debugging-pipe', 'about:blank'],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log, preexec_fn=wire,
+                                        close_fds=False, start_new_session=True)
+        os.close(read_cmd); os.close(write_reply)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.inp, selectors.EVENT_READ)
+        try:
+            target = self.call('Target.createTarget', url='about:blank')['targetId']
+            self.session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
+        except BaseException: self.close(); raise
+    def __enter__(self): return self
+    def __exit__(self, *_): self.close()
+    def close(self):
+        self.process.terminate()
+        try: self.process.wait(10)
+        except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
+        self.selector.close(); os.close(self.inp); os.close(self.out); self.log.close()
+        shutil.rmtree(self.home, ignore_errors=True)
+    def receive(self, until):
+        "The next message before the time `until`, or None."
+        while b'\0' not in self.buffer:
+            if not self.selector.select(max(0, until-time.monotonic())): return None
+            data = os.read(self.inp, 1 << 20)
+            if not data:
+                self.log.seek(0)
+                raise RuntimeError(f"Chromium ended: {self.log.read()[-400:].decode(errors='replace').strip()}")
+            self.buffer += data
+        message, _, self.buffer = self.buffer.partition(b'\0')
+        return json.loads(message)
+    def call(self, method, **params):
+        "One command; events that arrive meanwhile are kept in `events`."
+        self.n += 1
+        message = dict(id=self.n, method=method, params=params)
+        if not method.startswith('Target.'): message['sessionId'] = self.session
+        data = memoryview(json.dumps(message).encode()+b'\0')
+        while data: data = data[os.write(self.out, data):]
+        until = time.monotonic()+self.timeout
+        while reply := self.receive(until):
+            if reply.get('id') == self.n:
+                if 'error' in reply: raise RuntimeError(f"{method}: {reply['error']['message']}")
+                return reply['result']
+            self.events.append(reply)
+        raise TimeoutError(f'Chromium gave no answer to {method} within {self.timeout} s')
+    def wait_for(self, event):
+        "Block until `event` has been seen since the last `events.clear()`."
+        until = time.monotonic()+self.timeout
+        while not any(e.get('method') == event for e in self.events):
+            message = self.receive(until)
+            if message is None: raise TimeoutError(f'{event} did not come within {self.timeout} s')
+            self.events.append(message)
+    def open(self, path, width=1280, height=1000):
+        "Load a page from disk into a window of that size; `events` then holds what happened meanwhile."
+        self.events.clear()
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call('Page.navigate', url=path.as_uri())
+        self.wait_for('Page.loadEventFired')
+    def run(self, script):
+        "The value of a JavaScript expression on the page (promises are awaited)."
+        r = self.call('Runtime.evaluate', expression=script, awaitPromise=True, returnByValue=True)
+        if 'exceptionDetails' in r: raise RuntimeError(r['exceptionDetails'].get('exception', {}).get('description', 'script failed'))
+        return r['result'].get('value')
+
+
+LOOK = r'''(async () => {
+  await document.fonts.ready;
+  const skip = 'pre,code,script,style,.katex,textarea', walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), raw = [];
+  for (let n; n = walk.nextNode();)
+    if (!n.parentElement.closest(skip) && /\\\(|\\\[|\$\$|\\(?:frac|sum|mathbf|begin)\b/.test(n.data)) raw.push(n.data.trim().slice(0, 60));
+  const wide = document.documentElement.scrollWidth - innerWidth;
+  const theme = getComputedStyle(document.documentElement).getPropertyValue('--bs-body-color').trim();
+  return {theme, katex: document.querySelectorAll('.katex').length, raw, wide,
+          errors: [...document.querySelectorAll('.katex-error')].map(e => e.textContent.slice(0, 60)),
+          broken: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(0, 80)),
+          fonts: [...document.fonts].filter(f => f.family.startsWith('KaTeX') && f.status === 'loaded').length};
+})()'''
+SEARCH = r'''(async (word) => {
+  const box = document.querySelector('.smalldocs-search'), input = box && box.querySelector('input');
+  if (!input) return -1;
+  input.value = word; input.dispatchEvent(new Event('input'));
+  for (let i = 0; i < 50; i++) { await new Promise(r => setTimeout(r, 100)); const n = box.querySelectorAll('.search-result').length; if (n) return n; }
+  return 0;
+})(%s)'''
+
+
+def look_at(browser, path, site, shots, problems):
+    "Open one page, note what is wrong with it and take its picture; the number of formulas on it."
+    name = path.relative_to(site)
+    browser.open(path)
+    seen = browser.run(LOOK)
+    if not seen['theme']: problems.append(f'{name}: the theme is not applied')
+    if seen['raw']: problems.append(f"{name}: {len(seen['raw'])} formula(s) not rendered: {seen['raw'][0]!r}")
+    if seen['errors']: problems.append(f"{name}: KaTeX cannot read {seen['errors'][0]!r}")
+    if seen['katex'] and not seen['fonts']: problems.append(f"{name}: {seen['katex']} formulas, but no KaTeX font was loaded")
+    if seen['broken']: problems.append(f"{name}: picture not shown: {seen['broken'][0]}")
+    if seen['wide'] > 1: problems.append(f"{name}: {seen['wide']} px wider than a window of 1280 px")
+    if shots: picture(browser, shots/f"{'-'.join(name.with_suffix('').parts)}.png", 1280)
+    problems += trouble(browser, name, site)
+    return seen['katex']
+
+
+def trouble(browser, name, site):
+    "What the browser complained about, and what it asked for beyond the site, since the page was opened."
+    problems = []
+    for e in browser.events:
+        p = e.get('params', {})
+        if e.get('method') == 'Network.requestWillBeSent':
+            url = p['request']['url']
+            if not embedded(url) and not url.startswith(site.as_uri()+'/'): problems.append(f'{name}: requests {url}')
+        elif e.get('method') == 'Network.loadingFailed' and not p.get('canceled'): problems.append(f"{name}: a request failed: {p.get('errorText')}")
+        elif e.get('method') == 'Runtime.exceptionThrown':
+            d = p['exceptionDetails']
+            problems.append(f"{name}: error in a script: {d.get('exception', {}).get('description', d['text'])[:200]}")
+        elif e.get('method') == 'Runtime.consoleAPICalled' and p['type'] in ('error', 'assert'):
+            problems.append(f"{name}: console error: {' '.join(str(a.get('value', a.get('description'))) for a in p['args'])[:200]}")
+        elif e.get('method') == 'Log.entryAdded' and p['entry']['level'] == 'error': problems.append(f"{name}: console: {p['entry']['text'][:200]}")
+    return problems
+
+
+def picture(browser, path, width, most=12000):
+    "The whole page, `width` px wide and at most `most` px high, as a PNG."
+    height = min(most, int(browser.run('Math.max(document.documentElement.scrollHeight, 600)')))
+    browser.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+    path.write_bytes(base64.b64decode(browser.call('Page.captureScreenshot', format='png')['data']))
+
+
+def check_browser(site, pages, chromium, shots):
+    "Problems that the browser shows, and the number of formulas it rendered."
+    problems, formulas = [], 0
+    if shots: shots.mkdir(parents=True, exist_ok=True)
+    with Chromium(chromium) as browser:
+        for domain in ('Page', 'Network', 'Runtime', 'Log'): browser.call(f'{domain}.enable')
+        for path in pages: formulas += look_at(browser, path, site, shots, problems)
+        start = site/'index.html' if site/'index.html' in pages else next(iter(pages))
+        browser.open(start)
+        entries = json.loads((site/'search.json').read_text()) if (site/'search.json').exists() else []
+        word = max(re.findall(r'[A-Za-z]+', ' '.join(e['text'] for e in entries)), key=len, default=None)
+        if word and not browser.run(SEARCH % json.dumps(word)): problems.append(f'{start.name}: search finds nothing for {word!r}')
+        problems += trouble(browser, start.name, site)
+        if shots:
+            browser.open(start, 390, 844)
+            picture(browser, shots/'index-narrow.png', 390, 2000)
+    return problems, formulas
+
+
+def check(site, browser='auto', shots=None):
+    "All problems of the site, and a sentence that says what was looked at."
+    site = Path(site).resolve()
+    problems, pages = check_files(site)
+    said = f'{len(pages)} pages, {sum(len(p.links) for p in pages.values())} links'
+    chromium = find_browser() if browser != 'no' else None
+    if chromium and pages:
+        more, formulas = check_browser(site, pages, chromium, shots and Path(shots))
+        return problems+more, f'{said}, {formulas} formulas rendered in headless Chromium'
+    if browser == 'yes': problems.append('no Chromium found: install one, or set CHROMIUM to its path')
+    return problems, f'{said}; not looked at in a browser' + ('' if chromium or browser == 'no' else ' (no Chromium found)')
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('site', nargs='?', type=Path, default=Path(__file__).resolve().parents[2]/'_docs')
+    p.add_argument('--screenshots', type=Path, metavar='DIR')
+    p.add_argument('--browser', choices=('auto', 'yes', 'no'), default='auto')
+    a = p.parse_args()
+    problems, said = check(a.site, a.browser, a.screenshots)
+    print(*problems, sep='\n', end='\n' if problems else '')
+    print(f"{a.site}: {said}; {f'{len(problems)} problems' if problems else 'all well'}")
+    sys.exit(bool(problems))
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,21 @@
+"What every test shares: the thread rule, and the folder of larger data sets where there is one."
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')             # before torch is imported: two processes with two threads each spin against one another
+os.environ.setdefault('TQDM_DISABLE', '1')
+os.environ.setdefault('MPLBACKEND', 'Agg')
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT/'.github'/'scripts')]  # this checkout's library and tools, whatever else is installed
+
+
+@pytest.fixture(scope='session')
+def data_dir():
+    "Folder of the data sets beyond MovieLens-100K: $GENREC_DATA, or shared/data beside the project."
+    folder = Path(os.environ.get('GENREC_DATA') or ROOT.parent/'shared'/'data')
+    if not folder.is_dir(): pytest.skip('needs the folder of further data sets: set GENREC_DATA')
+    return folder

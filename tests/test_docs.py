@@ -1,0 +1,70 @@
+"The documentation site builds, has no broken link, and loads nothing from outside, as headless Chromium sees it."
+import sys
+from pathlib import Path
+
+import pytest
+from build_docs import Failed, Unobtainable, build, katex
+from check_site import Page, check, css_urls, find_browser, js_urls
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason='smalldocs, which renders the site, needs Python 3.11')
+
+
+@pytest.fixture(scope='session')
+def katex_files():
+    try: return katex()
+    except Unobtainable as e: pytest.skip(str(e))
+
+
+@pytest.fixture(scope='session')
+def site(katex_files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('site')/'_docs'
+    try: build(folder)
+    except Failed as e: pytest.fail(str(e), pytrace=False)
+    return folder
+
+
+def test_every_notebook_has_a_page(site):
+    from exec_nbs import ROOT, notebooks
+    assert len(list(site.rglob('*.html'))) == len(notebooks()), ROOT
+
+
+def test_site_is_sound(site, tmp_path):
+    problems, said = check(site, shots=tmp_path/'shots')
+    assert not problems, '\n'+'\n'.join(problems)
+    if find_browser(): assert 'Chromium' in said and (tmp_path/'shots'/'index.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize('page, found', [
+    ('<a href="gone.html">x</a>', 'gone.html, which does not exist'),
+    ('<a href="#nowhere">x</a>', 'no such anchor'),
+    ('<a href="../other/">x</a>', 'leads out of the site'),
+    ('<script src="https://cdn.example.org/x.js"></script>', 'loads https://cdn.example.org/x.js from outside'),
+    ('<style>@import url(//fonts.example.org/a;b.css);</style>', 'loads //fonts.example.org/a;b.css from outside'),
+    ('<p style="background:url(https://example.org/a.png)">x</p>', 'loads https://example.org/a.png from outside'),
+    ('<img srcset="https://example.org/a.png 2x">', 'from outside')])
+def test_the_check_sees_it(page, found, tmp_path):
+    (tmp_path/'index.html').write_text(page)
+    problems, _ = check(tmp_path, browser='no')
+    assert any(found in p for p in problems), problems
+
+
+def test_the_check_lets_ordinary_links_be(tmp_path):
+    (tmp_path/'index.html').write_text('<link rel="canonical" href="https://example.org/"><h1 id="a b">x</h1><a href="https://arxiv.org/">y</a>'
+                                       '<a href="#a%20b">z</a><a href="mailto:a@example.org">m</a><img src="data:image/png;base64,AA">')
+    assert check(tmp_path, browser='no')[0] == []
+
+
+def test_the_browser_sees_it(tmp_path):
+    "What no reading of the files shows: a request made by a script, an error, a formula left as it was."
+    if not find_browser(): pytest.skip('no Chromium found')
+    (tmp_path/'index.html').write_text('<style>:root{--bs-body-color:#000}</style><main>\\(x^2\\)</main><script>'
+                                       'fetch("http"+"://127.0.0.1:9/x").catch(()=>0); throw Error("planted")</script>')
+    text = '\n'.join(check(tmp_path)[0])
+    for found in ('requests http://127.0.0.1:9/x', 'planted', '1 formula(s) not rendered'): assert found in text, text
+
+
+def test_readers_of_pages_styles_and_scripts():
+    page = Page('<a name="n" id="i" href="x"></a><link rel="stylesheet" href="s.css"><link rel="icon" href="i.png"><img src="p.png" srcset="a 1x, b 2x">')
+    assert page.ids == {'n', 'i'} and page.links == ['x'] and page.loads == ['s.css', 'i.png', 'p.png', 'a', 'b']
+    assert css_urls('a{b:url("x.png")} /* url(no) */ @import "y.css";') == ['x.png', 'y.css']
+    assert js_urls('fetch("https://a/b"); x.src = "https://c/d"; import {y} from "https://e/f"; let z = "https://quiet/"') == ['https://a/b', 'https://c/d', 'https://e/f']

@@ -1,0 +1,64 @@
+"Every notebook runs from top to bottom, each in a fresh process, by the skip rules of settings.ini."
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from exec_nbs import ROOT, environment, notebooks
+
+LIMIT = int(os.environ.get('GENREC_NB_LIMIT', 300))         # seconds a notebook
+SLOW = ['--slow'] if os.environ.get('GENREC_NB_SLOW') else []
+
+
+def execute(path):
+    "Run one notebook, writing nothing; None, or what went wrong."
+    command = [sys.executable, str(ROOT/'.github'/'scripts'/'exec_nbs.py'), '--here', '--check', *SLOW, str(path)]
+    p = subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         text=True, errors='replace', start_new_session=True)
+    try: out, _ = p.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(p.pid, signal.SIGKILL)
+        p.communicate()
+        return f'not finished after {LIMIT} s'
+    return shortened(out) if p.returncode else None
+
+
+def shortened(text):
+    "A traceback without the frames of the machinery that ran the cell, at most 60 lines."
+    text = re.sub(r'\x1b\[[0-9;]*m', '', text)
+    frame = r'  File "[^"]*(?:exec_nbs|execnb|IPython)[^"]*", line .*\n(?:    .*\n)*'
+    lines = re.sub(frame, '', text).strip().split('\n')
+    return '\n'.join(lines if len(lines) <= 60 else [*lines[:15], '    ...', *lines[-44:]])
+
+
+@pytest.fixture(scope='module')
+def runs(request):
+    "The chosen notebooks, started as many at a time as there are cores: {path: future of `execute`}."
+    chosen = [i.callspec.params['path'] for i in request.session.items if i.module is request.module and hasattr(i, 'callspec')]
+    pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 4))
+    yield {p: pool.submit(execute, p) for p in chosen}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.relative_to(ROOT/'nbs').with_suffix('').as_posix())
+def test_notebook(path, runs):
+    wrong = runs[path].result()
+    if wrong: pytest.fail(f'{path.relative_to(ROOT)}\n{wrong}', pytrace=False)
+
+
+def test_a_failing_notebook_is_reported(tmp_path):
+    "The check itself: an error is seen, its cause is shown, and nothing is written."
+    path = ROOT/'nbs'/f'_failing_{os.getpid()}.ipynb'       # a leading underscore: no tool of the project takes it for a lesson
+    text = ('{"cells": [{"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": null, "source": "#| slow\\nraise OSError"},'
+            ' {"cell_type": "code", "id": "b", "metadata": {}, "outputs": [], "execution_count": null, "source": "def f(x): return 1/x\\nf(0)"}],'
+            ' "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    try:
+        path.write_text(text)
+        wrong = execute(path)
+        assert 'ZeroDivisionError' in wrong and 'def f(x): return 1/x' in wrong and 'OSError' not in wrong
+        assert 'execnb' not in wrong and path.read_text() == text
+        assert path not in notebooks()
+    finally: path.unlink()
