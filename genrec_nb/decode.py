@@ -149,7 +149,7 @@ def beam_search(
     done = Beams(node.new_full((B, k), -1), score.new_full((B, k), -torch.inf))
     logits, state = model.begin(history)
     for length in range(1, trie.max_depth + 1):
-        child = trie.children(node)
+        child = trie.children(node).masked_fill((score == -torch.inf)[..., None], -1)    # a dead beam has no children
         if gone is not None: child = torch.where(contains(gone, user*trie.n_nodes + child), -1, child)
         total = score[..., None] + step_scores(trie, child, logits, gain, weights, config)
         scores, at = best(total.flatten(1), 2*k)
@@ -158,7 +158,7 @@ def beam_search(
         early = torch.arange(node.shape[1], device=device) < k
         done = pool(done, node, (scores/length**config.length_penalty).masked_fill(~(ends & early), -torch.inf), k)
         score, at = best(scores.masked_fill(ends, -torch.inf), k)
-        ceiling = score[:, 0]/trie.max_depth**config.length_penalty
+        ceiling = score[:, 0]/(trie.max_depth if config.length_penalty > 0 else length + 1)**config.length_penalty
         if (score[:, 0] == -torch.inf).all() or (ceiling <= done.scores[:, -1]).all(): break
         node, parent = node.gather(1, at), parent.gather(1, at)
         logits = model.advance(state, trie.token[node].long().clamp(min=0), parent)
@@ -199,6 +199,7 @@ def recommend(
 ) -> tuple[Tensor, Tensor]: # (items int64 [M, k], scores float [M, k])
     "Ranked items for any number of users"
     seen, out = history if seen is None else seen, []
+    if not len(history): return history.new_empty((0, k)), torch.empty((0, k), device=history.device)
     was_training = model.training
     model.eval()
     for a in range(0, len(history), batch_size):
@@ -220,14 +221,14 @@ class TrieProcessor(LogitsProcessor):
         end: int = 2, # token allowed after a finished path
     ):
         self.trie, self.prompt, self.normalise, self.end = trie, prompt, normalise, end
-        self.weights = decoding_weights(trie, torch.zeros(trie.n_nodes) if gain is None else gain, alpha)
+        self.weights = decoding_weights(trie, torch.zeros(trie.n_nodes, device=trie.device) if gain is None else gain, alpha)
 
     def __call__(self,
         input_ids: Tensor, # int64 [B * beams, S]
-        scores: Tensor, # float [B * beams, V] log-probabilities
+        scores: Tensor, # float [B * beams, V] log-probabilities, or logits (greedy search and sampling hand those over)
     ) -> Tensor: # float [B * beams, V]
         "Weighted log-probabilities of the allowed tokens, minus infinity elsewhere"
-        path = input_ids[:, self.prompt:]
+        path, scores = input_ids[:, self.prompt:], scores.log_softmax(1)              # of log-probabilities: they themselves
         node = self.trie.walk(path)[:, -1] if path.shape[1] else torch.zeros(len(path), dtype=torch.long, device=path.device)
         child = self.trie.children(node.clamp(min=0))
         child = torch.where((node < 0)[:, None], -1, child)

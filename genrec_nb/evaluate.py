@@ -324,6 +324,16 @@ class Evaluation:
                  intervals={m: [plain(lo), plain(hi)] for m, (lo, hi) in self.intervals.items()})
         return d | {a: getattr(self, a).tolist() for a in ('ranks', 'targets', 'users')} if ranks else d
 
+    @classmethod
+    def from_dict(cls,
+        d: dict, # What `to_dict(ranks=True)` gave, perhaps read from a file
+    ) -> 'Evaluation': # The same evaluation
+        "Read a stored evaluation; None becomes nan again. Raises `GenrecError` if the ranks were not stored."
+        if 'ranks' not in d: raise GenrecError(f"{d.get('name')}: no ranks in the stored evaluation; write it with to_dict(ranks=True)")
+        back = lambda x: math.nan if x is None else x
+        return cls(d['name'], {m: back(v) for m, v in d['metrics'].items()}, {m: (back(lo), back(hi)) for m, (lo, hi) in d['intervals'].items()},
+                   d['sizes'], tuple(d['ks']), *(np.array(d[a], np.int64) for a in ('ranks', 'targets', 'users')), d['level'])
+
     def __getitem__(self,
         metric: str, # Such as 'tail/recall@10'
     ) -> float: # The figure; nan where no case is of the kind asked for

@@ -55,10 +55,9 @@ def path_mass(
 ) -> Tensor: # float64 [leaves] mass of each path, in node order: colliding items add up
     "Mass at each leaf"
     if len(prior) != trie.n_items: raise GenrecError(f'the prior has {len(prior)} items, the trie {trie.n_items}')
-    slot = torch.full((trie.n_nodes,), -1, device=trie.device)
-    ends = trie.n_children == 0
-    slot[ends] = torch.arange(int(ends.sum()), device=trie.device)
-    return prior.new_zeros(int(ends.sum())).index_add_(0, slot[trie.leaf], prior)
+    out = prior.new_zeros(trie.n_nodes)
+    out[trie.leaves] = segment_sum(prior[trie.order], trie.count[trie.leaves])     # rows of `order`, leaf after leaf
+    return out[trie.n_children == 0]
 
 # %% ../nbs/06_infogain.ipynb #bbf97c03
 def xlogx(x: Tensor) -> Tensor: # x ln x, and 0 at 0

@@ -118,7 +118,8 @@ class LengthBatches:
         order, step = rng.permutation(len(self.samples)), self.batch_size*self.group
         length = self.samples.lengths[order]
         order = order[np.lexsort([length, np.arange(len(order))//step])]
-        for b in rng.permutation(len(self)): yield order[b*self.batch_size:(b + 1)*self.batch_size].tolist()
+        full = len(order)//self.batch_size                                   # the batch that is not full comes last: several processes share the others evenly
+        for b in [*rng.permutation(full), *range(full, len(self))]: yield order[b*self.batch_size:(b + 1)*self.batch_size].tolist()
 
 # %% ../nbs/08_tiger.ipynb #26a9a217
 @dataclass
@@ -236,7 +237,7 @@ class PackedConfig(PreTrainedConfig):
         self.d_model, self.num_layers, self.num_heads = d_model, num_layers, num_heads
         self.head_ff, self.dropout = head_ff, dropout              # width of the head's MLPs in multiples of d_model
         self.max_items = max_items                                 # last items of the history that are read
-        super().__init__(vocab_size=vocab_size, pad_token_id=PAD, eos_token_id=EOS, use_cache=False, **kwargs)
+        super().__init__(**{**kwargs, **dict(vocab_size=vocab_size, pad_token_id=PAD, eos_token_id=EOS, use_cache=False)})
 
 # %% ../nbs/08_tiger.ipynb #2bf07de7
 class CausalBlock(nn.Module):
@@ -277,7 +278,6 @@ class PackedDecoder(PreTrainedModel, GenerationMixin):
         self.blocks = nn.ModuleList(CausalBlock(c.d_model, c.num_heads, c.dropout) for _ in range(c.num_layers))
         self.norm, self.drop = nn.LayerNorm(c.d_model), nn.Dropout(c.dropout)
         self.heads = nn.ModuleList(CodeHead(c.d_model, c.head_ff, c.dropout) for _ in c.sizes)
-        self.register_buffer('first', torch.tensor(c.first), persistent=False)
         self.post_init()
 
     def _init_weights(self, m):
@@ -292,6 +292,7 @@ class PackedDecoder(PreTrainedModel, GenerationMixin):
         if (level_ranges(ids)[0], ids.vocab_size) != (self.config.first, self.config.vocab_size):
             raise GenrecError('the identifiers have other levels than the model was made for: they belong to different runs')
         self.register_buffer('paths', torch.from_numpy(ids.codes()).to(self.device), persistent=False)
+        self.register_buffer('first', torch.tensor(self.config.first, device=self.device), persistent=False)   # here, as loading fills no buffers
         return self
 
 # %% ../nbs/08_tiger.ipynb #b8699b20

@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'batch_targets', 'rank_cases', 'GenrecTrainer', 'last_
            'fit']
 
 # %% ../nbs/13_train.ipynb #d9b9e333
-import math
+import json, math
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from accelerate.utils import gather_object
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 from .data import Cases, GenrecError, Interactions
 from .decode import DecodeConfig, recommend
 from .evaluate import ranking_metrics
@@ -115,8 +115,6 @@ class GenrecTrainer(Trainer):
         return metrics
 
 # %% ../nbs/13_train.ipynb #5d93075b
-import json
-
 def last_checkpoint(
     folder: str | Path, # output folder of a training
 ) -> Path | None: # None if there is none
@@ -178,6 +176,7 @@ def fit(
     stop = [EarlyStoppingCallback(config.patience)] if config.patience else []
     weights = uniform_weights(trie) if weights is None else weights
     trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=weights, valid=valid, decode=decode, callbacks=stop + (callbacks or []))
+    trainer.remove_callback(PrinterCallback)                                       # logs are kept in the result
     trainer.train(resume_from_checkpoint=str(last_checkpoint(folder)) if resume and last_checkpoint(folder) else None)
     s = trainer.state
     return FitResult(model, s.log_history, float(s.best_metric or 0.), (s.best_global_step or 0)/steps, s.epoch)

@@ -4,20 +4,19 @@
 
 # %% auto #0
 __all__ = ['trie_levels', 'ItemTrie', 'build_trie', 'children', 'parent', 'edge_keys', 'add_cached', 'step', 'walk', 'node_depth',
-           'leaf', 'item_nodes', 'items_below', 'TrieReport', 'describe', 'save_trie', 'load_trie']
+           'leaves', 'leaf', 'item_nodes', 'items_below', 'TrieReport', 'describe', 'save_trie', 'load_trie']
 
 # %% ../nbs/05_trie.ipynb #245d552f
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-import os
 import numpy as np
 import torch
 from torch import Tensor
 from safetensors import safe_open
 from safetensors.torch import save_file
-from .data import GenrecError
-from .identifiers import Identifiers, sort_paths
+from .data import GenrecError, whole_file
+from .identifiers import Identifiers, sort_rows
 
 # %% ../nbs/05_trie.ipynb #4c2a15e0
 def trie_levels(
@@ -25,17 +24,17 @@ def trie_levels(
 ): # yields (token, parent, row, count) of the nodes of each depth, in order
     "The nodes of depth 1, 2, ..; `parent` counts within the depth above, `row` is a node's first row, `count` its number of rows"
     N, L = rows.shape
-    differs, node = np.zeros(N, bool), np.zeros(N, np.int64)         # node: each row's node in the depth above
+    differs, node = np.zeros(N, bool), np.zeros(N, np.int32)         # node: each row's node in the depth above
     differs[0] = True
     for depth in range(1, L+1):
         column = rows[:, depth-1]
         differs[1:] |= column[1:] != column[:-1]
         alive = column > 0
-        row = np.flatnonzero(differs & alive)
+        new = differs & alive
+        row = np.flatnonzero(new)
         parent = node[row]
-        node = np.cumsum(differs & alive) - 1
-        count = np.bincount(node[alive], minlength=len(row))
-        yield column[row], parent, row, count
+        node = np.cumsum(new, dtype=np.int32) - 1
+        yield column[row], parent, row, np.add.reduceat(alive, row, dtype=np.int32)
 
 # %% ../nbs/05_trie.ipynb #8f5444bf
 @dataclass(eq=False, repr=False)
@@ -71,15 +70,14 @@ def build_trie(
     "Build the trie of all identifiers by sorting; raises `GenrecError` if one path is a proper prefix of another"
     if ids.is_ragged: ids.check()
     padded = ids.padded() if ids.is_ragged else np.asarray(ids.flat).reshape(ids.n_items, -1)
-    order = sort_paths(padded)
-    rows = padded[order]
-    token, first, row, count, level = [np.array([-1])], [], [np.array([0])], [np.array([len(rows)])], [0, 1]
+    order, rows = sort_rows(padded)
+    token, first, row, count, level = [[-1]], [], [[0]], [[len(rows)]], [0, 1]
     for t, parent, r, c in trie_levels(rows):
         kids = np.bincount(parent, minlength=level[-1] - level[-2])
         first.append(level[-1] + np.r_[0, np.cumsum(kids)[:-1]])
         token.append(t); row.append(r); count.append(c); level.append(level[-1] + len(t))
     first.append(np.full(level[-1] - level[-2] + 1, level[-1]))
-    as_int = lambda parts: torch.from_numpy(np.concatenate(parts).astype(np.int32))
+    as_int = lambda parts: torch.from_numpy(np.concatenate(parts, dtype=np.int32, casting='unsafe'))
     return ItemTrie(as_int(token), as_int(first), as_int(row), as_int(count), torch.from_numpy(order.astype(np.int32)),
                     torch.tensor(level), ids.vocab_size)
 
@@ -101,7 +99,7 @@ ItemTrie.children = children
 # %% ../nbs/05_trie.ipynb #8c0965ea
 def parent(self: ItemTrie) -> Tensor: # int64 [M], -1 at the root
     "The node above each node"
-    up = torch.repeat_interleave(torch.arange(self.n_nodes, device=self.device), self.n_children.long())
+    up = torch.repeat_interleave(self.n_children.long(), output_size=self.n_nodes - 1)   # node n, once for each child
     return torch.cat([up.new_tensor([-1]), up])
 
 def edge_keys(self: ItemTrie) -> Tensor: # int64 [M-1] parent * V + token of nodes 1.., ascending
@@ -147,15 +145,20 @@ def node_depth(self: ItemTrie) -> Tensor: # int64 [M]
     "Number of tokens from the root"
     return torch.repeat_interleave(torch.arange(self.max_depth + 1, device=self.device), self.level.diff())
 
+def leaves(self: ItemTrie) -> Tensor: # int64 [distinct paths]
+    "Nodes without children, by row: together they cover every row of `order` once, from top to bottom"
+    ends = (self.n_children == 0).nonzero().squeeze(1)
+    row = self.row[ends]
+    return ends if (row[1:] > row[:-1]).all() else ends[torch.argsort(row)]   # in order already, unless paths differ in length
+
 def leaf(self: ItemTrie) -> Tensor: # int64 [N]
     "The node at which each item's path ends"
-    ends = (self.n_children == 0).nonzero().squeeze(1)
-    rows = torch.argsort(self.row[ends])                             # leaves by row: together they cover every row once
     out = torch.empty(self.n_items, dtype=torch.long, device=self.device)
-    out[self.order.long()] = torch.repeat_interleave(ends[rows], self.count[ends[rows]].long())
+    out[self.order.long()] = torch.repeat_interleave(self.leaves, self.count[self.leaves].long())
     return out
 
 add_cached(ItemTrie, 'node_depth', node_depth)
+add_cached(ItemTrie, 'leaves', leaves)
 add_cached(ItemTrie, 'leaf', leaf)
 
 # %% ../nbs/05_trie.ipynb #9e1956c4
@@ -217,10 +220,8 @@ def save_trie(
 ) -> Path: # the file
     "Write the arrays as safetensors"
     path = Path(path)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
     arrays = {f.name: getattr(self, f.name).contiguous().cpu() for f in fields(self) if f.name != 'vocab_size'}
-    save_file(arrays, part, metadata=dict(vocab_size=str(self.vocab_size)))
-    os.replace(part, path)
+    with whole_file(path) as part: save_file(arrays, part, metadata=dict(vocab_size=str(self.vocab_size)))
     return path
 
 def load_trie(
