@@ -702,16 +702,17 @@ def load_movielens() -> Dataset: # 943 users, 1,682 items, 100,000 interactions,
 
 # %% ../nbs/00_data.ipynb #f198f81a
 def load_dataset(
-    name: str|Path, # 'ml-100k', or a folder in one of the layouts above
+    name: str|Path, # 'ml-100k', a folder in one of the layouts above, or a table of interactions
     text: bool = True, # False: do without item text
     **columns, # Column names for tables: user, item, time, title
 ) -> Dataset: # The data set
     "Load a data set by name, or from a folder whose layout is recognised by its files"
     if str(name)=='ml-100k': return load_movielens()
     d = Path(name)
-    if not d.is_dir(): raise GenrecError(f'{name}: neither a known data set (ml-100k) nor a folder')
+    table = lambda folder, stem: next((f for s in ('.parquet','.csv','.tsv') if (f:=folder/f'{stem}{s}').is_file()), None)
+    if d.is_file(): return load_table(d, table(d.parent, 'items'), text, **columns)
+    if not d.is_dir(): raise GenrecError(f'{name}: neither a known data set (ml-100k) nor a folder nor a table')
     if any(d.glob('*.inter.json')): return load_json(d, text=text)
     if any(d.glob('*.inter')): return load_recbole(d, text=text, **columns)
-    table = lambda stem: next((f for s in ('.parquet','.csv','.tsv') if (f:=d/f'{stem}{s}').is_file()), None)
-    if table('interactions'): return load_table(table('interactions'), table('items'), text, **columns)
+    if table(d, 'interactions'): return load_table(table(d, 'interactions'), table(d, 'items'), text, **columns)
     raise GenrecError(f'{d}: found no NAME.inter.json, NAME.inter, interactions.csv or interactions.parquet; it holds {", ".join(sorted(f.name for f in d.iterdir())[:5]) or "nothing"}')

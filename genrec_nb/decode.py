@@ -82,8 +82,8 @@ def step_scores(
     trie: ItemTrie,
     child: Tensor, # int64 [B, k, C] candidates, -1 where there is none
     logits: Tensor, # float [B, k, V] from the model
-    gain: Tensor, # float [M]
-    weights: Tensor, # float [M] from `decoding_weights`
+    gain: Tensor | None, # float [M], not looked at if alpha = 0
+    weights: Tensor | None, # float [M] from `decoding_weights`, not looked at if alpha = 0
     config: DecodeConfig,
 ) -> Tensor: # float [B, k, C] weighted log-probability of each candidate, minus infinity where there is none
     "What each candidate adds to the score of its prefix"
@@ -141,8 +141,7 @@ def beam_search(
     "Constrained beam search with IGD-decoding, for a batch of users"
     if config.alpha and gain is None: raise GenrecError('alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
     B, k, device = len(history), config.beams, history.device
-    gain = torch.zeros(trie.n_nodes, device=device) if gain is None else gain
-    weights = decoding_weights(trie, gain, config.alpha)
+    weights = decoding_weights(trie, gain, config.alpha) if config.alpha else None
     gone = used_up(trie, history if seen is None else seen) if config.exclude_seen else None
     user = torch.arange(B, device=device)[:, None, None]
     node, score = torch.zeros(B, 1, dtype=torch.long, device=device), torch.zeros(B, 1, device=device)
@@ -195,19 +194,21 @@ def recommend(
     config: DecodeConfig = DecodeConfig(),
     gain: Tensor | None = None, # float [M], needed if alpha > 0
     seen: Tensor | None = None, # int64 [M, S] items to leave out; None: those of `history`
-    batch_size: int = 256, # users searched together
+    batch_size: int | None = None, # users searched together; None: 32 on a CPU, so that a step stays in its cache, else 512
 ) -> tuple[Tensor, Tensor]: # (items int64 [M, k], scores float [M, k])
-    "Ranked items for any number of users"
+    "Ranked items for any number of users; users with histories of similar length are searched together, so that little is padding"
     seen, out = history if seen is None else seen, []
+    batch_size = batch_size or (32 if history.device.type == 'cpu' else 512)
     if not len(history): return history.new_empty((0, k)), torch.empty((0, k), device=history.device)
     was_training = model.training
     model.eval()
-    for a in range(0, len(history), batch_size):
-        rows = slice(a, a + batch_size)
+    order = torch.argsort((history >= 0).sum(1), stable=True)
+    for rows in order.split(batch_size):
         beams = beam_search(model, trie, history[rows], config, gain, seen[rows])
         out.append(expand_items(trie, beams, k, seen[rows] if config.exclude_seen else None))
     model.train(was_training)
-    return tuple(torch.cat(x) for x in zip(*out))
+    back = torch.argsort(order)
+    return tuple(torch.cat(x)[back] for x in zip(*out))
 
 # %% ../nbs/10_decode.ipynb #20a01d21
 class TrieProcessor(LogitsProcessor):

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 import matplotlib.pyplot as plt
-from .data import GenrecError, Catalog
+from matplotlib.colors import PowerNorm
+from .data import GenrecError
 from .identifiers import Identifiers
 from .trie import ItemTrie
 
@@ -134,7 +135,8 @@ def plot_gain_by_position(
     g = gain_by_position(trie, gain, counts)
     fig, ax = plt.subplots(figsize=(6, 3))
     ax.bar(g['position'], g['gain'], color=BLUE)
-    ax.set(title='Which position decides the item?', xlabel='position in the path', ylabel='mean gain [nats]')
+    ax.set(title='Which position decides the item?', xlabel='position in the path', ylabel='mean gain [nats], log scale')
+    ax.set_yscale('symlog', linthresh=1e-3)
     if len(g['position']) <= 12: ax.set_xticks(g['position'])
     right = ax.twinx()
     right.plot(g['position'], [100*z for z in g['zero']], 'o-', color=ORANGE)
@@ -157,8 +159,9 @@ def plot_decisiveness(
     nodes = trie.item_nodes(items)[:, :max_tokens].cpu()
     shade = torch.where(nodes >= 0, gain.cpu()[nodes], torch.nan).numpy()
     fig, ax = plt.subplots(figsize=(min(3.2 + .75*nodes.shape[1], 11), .8 + .34*len(items)))
-    image = ax.imshow(shade, cmap='Blues', aspect='auto', vmin=0)
-    dark = np.nanmax(shade, initial=0)*.55
+    top = max(np.nanmax(shade), 1e-12)
+    image = ax.imshow(shade, cmap='Blues', aspect='auto', norm=PowerNorm(.35, 0, top))      # small gains stay visible beside large ones
+    dark = .25*top
     for r, c in np.argwhere(nodes.numpy() >= 0):
         name = ids.tokens[int(trie.token[nodes[r, c]])].strip('Ġ▁#<>')
         ax.text(c, r, name[:9] + (' •' if shade[r, c] == 0 else ''), ha='center', va='center', fontsize=7, color='white' if shade[r, c] > dark else 'black')
@@ -184,7 +187,9 @@ def plot_gain_distribution(
         here = nodes[:, t] >= 0
         by = np.argsort(table[here, t], kind='stable')
         ax.step(table[here, t][by], 100*np.cumsum(w[here][by])/w[here].sum(), where='post', color=colour, label=f'{t+1}')
-    ax.set(title='How are the gains distributed?', xlabel='gain [nats]', ylabel='tokens with at most this gain [%]', ylim=(0, 101), xlim=(-.02*max(float(gain.max()), 1e-9), None))
+    ax.set(title='How are the gains distributed?', xlabel='gain [nats], log scale', ylabel='tokens with at most this gain [%]', ylim=(0, 101))
+    ax.set_xscale('symlog', linthresh=1e-3)
+    ax.set_xlim(-1e-4, None)
     ax.legend(title='position', fontsize=8)
     fig.tight_layout()
     return ax

@@ -209,7 +209,7 @@ class Explanation:
         return '\n'.join([head] + [f'{p.token[:11]:<12}{p.choices:>8}{p.probability:>9.4f}{p.gain:>9.4f}{p.weight:>8.2f}{p.part:>9.3f}' for p in self.parts])
     def _repr_html_(self):
         top = max((p.gain for p in self.parts), default=0) or 1
-        cell = lambda p: (f'<td style="background:rgba(0,114,178,{.08 + .6*p.gain/top:.2f});padding:.35rem .6rem;border:2px solid white;text-align:center" '
+        cell = lambda p: (f'<td style="background:rgba(0,114,178,{.04 + .66*(p.gain/top)**.35:.2f});padding:.35rem .6rem;border:2px solid white;text-align:center" '
                           f'title="gain {p.gain:.4f} nats, {p.choices} choices"><b>{html.escape(p.token)}</b><br><small>p = {p.probability:.3f}<br>gain {p.gain:.3f}<br>weight {p.weight:.2f}</small></td>')
         return f'<table class="explain"><tr><td style="padding-right:.8rem">{html.escape(self.title)}<br><small>score {self.score:.3f}</small></td>{"".join(map(cell, self.parts))}</tr></table>'
 

@@ -73,7 +73,7 @@ h1 { font-size: 1.9rem; margin: .2em 0; } h2 { margin-top: 2.2rem; border-bottom
 h3 { margin: .2rem 0; } h4 { margin: .6rem 0 .2rem; color: #57606a; font-weight: 600; }
 img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; } th, td { padding: .3rem .7rem; border-bottom: 1px solid #d0d7de; text-align: right; }
-th:first-child, td:first-child { text-align: left; } table.explain td { border: 2px solid #fff; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; } table.explain td { border: 2px solid #fff; }
 .card { border: 1px solid #d0d7de; border-radius: 10px; padding: .8rem 1.1rem; margin: 1rem 0; overflow-x: auto; }
 .cols { display: flex; flex-wrap: wrap; gap: 0 2.5rem; } .cols > div { flex: 1 1 15rem; } ul, ol { margin: .2rem 0; padding-left: 1.4rem; }
 .hit { font-weight: 700; color: #00664b; } .note { color: #57606a; font-size: .92rem; } pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .85rem; }

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RunConfig', 'Silent', 'Stages', 'Steps', 'open_run', 'load_run_data', 'tokenizer_stage', 'train_stage',
-           'as_result', 'evaluate_stage', 'popularity_stage', 'write_report', 'versions', 'check_ids', 'run_job']
+           'as_result', 'evaluate_stage', 'popularity_stage', 'write_report', 'commit', 'versions', 'check_ids',
+           'run_job']
 
 # %% ../nbs/17_run.ipynb #fb91ad1d
-import html, json, platform, shutil, sys, time
+import html, json, platform, shutil, subprocess, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import numpy as np
@@ -29,16 +30,17 @@ from .train import FitResult, TrainConfig
 @dataclass
 class RunConfig:
     "Settings of a run; stored in its folder, and compared when it is resumed"
-    data: str = 'ml-100k' # 'ml-100k', or a folder (see `load_dataset`)
+    data: str = 'ml-100k' # 'ml-100k', a folder, or a table (see `load_dataset`)
+    columns: dict = field(default_factory=dict) # names of the columns of tables, where they differ: user, item, time, title
     ids: str = 'learned' # 'learned' from item texts, 'random', or an index.json
     alpha: float = .2 # strength of IGD-decoding
     recommender: RecommenderConfig = field(default_factory=lambda: RecommenderConfig(model=dict(d_model=64), train=TrainConfig(epochs=60, lr=5e-3)))
 
     @classmethod
-    def quick(cls, data='ml-100k', ids='learned', alpha=.2) -> 'RunConfig': # a rehearsal
+    def quick(cls, **settings) -> 'RunConfig': # a rehearsal
         "Small and fast: TF-IDF vectors, RQ-KMeans, eight epochs"
         train = TrainConfig(epochs=8, lr=5e-3, eval_every=4)
-        return cls(data, ids, alpha, RecommenderConfig(encoder='tfidf', quantizer='rqkmeans', model=dict(d_model=64), train=train))
+        return cls(recommender=RecommenderConfig(encoder='tfidf', quantizer='rqkmeans', model=dict(d_model=64), train=train), **settings)
 
     def seeded(self, seed: int) -> 'RunConfig': # the same with another seed everywhere
         "Set all seeds"
@@ -100,7 +102,7 @@ def open_run(
 def load_run_data(config: RunConfig) -> tuple[Dataset, Split]:
     "The data and its leave-one-out split; item texts are needed only for learned identifiers"
     text = config.ids == 'learned'
-    try: data = load_dataset(config.data, text=text)
+    try: data = load_dataset(config.data, text=text, **config.columns)
     except GenrecError as e:
         if text and 'text=False' in str(e): raise GenrecError(f'{config.data}: there are no item texts to learn identifiers from; use --ids random, or --ids FILE with an index.json') from None
         raise
@@ -168,7 +170,7 @@ def write_report(
     counts, m = split.train.target_counts(), metrics
     page = Report(f'genrec run: {data.name}', f'{len(split.test):,} users, {len(data.catalog):,} items, leave-one-out, full catalogue, seen items excluded. '
                   f'Seed {m["seed"]}. {split.skipped:,} users with fewer than 3 items were kept for training and not evaluated.')
-    best = max(evaluations[1:], key=lambda e: e['recall@10'])
+    best = next(e for e in evaluations if e.name == m['chosen'])
     page.add('What came out', facts(Recall_at_10_of_popularity=f'{evaluations[0]["recall@10"]:.4f}', **{f'Recall_at_10_of_{best.name}': f'{best["recall@10"]:.4f}'},
              tokens_that_decide_nothing=f'{m["zero_gain_share"]:.1%}', collisions_before_repair=f'{m["collisions_before"]["rate"]:.2%}', minutes=f'{sum(m["seconds"].values())/60:.1f}'))
     page.add('All methods', wide(metrics_table(evaluations)), wide(metrics_table(evaluations, [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)], intervals=False)),
@@ -192,9 +194,16 @@ def write_report(
     return folder/'report.html'
 
 # %% ../nbs/17_run.ipynb #87833975
+def commit() -> str | None: # the commit, with '+' if files have changed since; None outside a checkout
+    "Which commit of the library is running"
+    here = Path(genrec_nb.__file__).resolve().parents[1]
+    if not (here/'.git').exists() or not shutil.which('git'): return None
+    git = lambda *a: subprocess.run(['git', '-C', str(here), *a], capture_output=True, text=True).stdout.strip()
+    return (git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no', 'genrec_nb') else '')) or None
+
 def versions() -> dict: # of what the figures depend on
-    "Versions of the library and its main dependencies"
-    return dict(genrec_nb=genrec_nb.__version__, torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__, python=platform.python_version())
+    "Versions of the library and its main dependencies, and the commit if the library runs from a checkout"
+    return dict(genrec_nb=genrec_nb.__version__, commit=commit(), torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__, python=platform.python_version())
 
 def check_ids(config: RunConfig) -> None:
     "Fail early if identifiers are to be read from a file that is not there"

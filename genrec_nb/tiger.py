@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'history_tokens', 'PrefixSamples', 'Windows', 'LengthBatches', 'TokenLoss', 'TreeState', 'take_beams',
-           'TigerT5', 'begin', 'advance', 'tiger_t5', 'level_ranges', 'PackedConfig', 'CausalBlock', 'CodeHead',
-           'PackedDecoder', 'read', 'level_logits', 'packed_nll', 'align_left', 'flat_logits', 'packed_forward',
-           'prepare_inputs_for_generation', 'packed_begin', 'spread', 'packed_advance', 'packed_decoder']
+           'TigerT5', 'attend', 'begin', 'advance', 'tiger_t5', 'level_ranges', 'PackedConfig', 'CausalBlock',
+           'CodeHead', 'PackedDecoder', 'read', 'level_logits', 'packed_nll', 'align_left', 'flat_logits',
+           'packed_forward', 'prepare_inputs_for_generation', 'packed_begin', 'spread', 'packed_advance',
+           'packed_decoder']
 
 # %% ../nbs/08_tiger.ipynb #b0a4a1bf
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from transformers import T5Config, T5ForConditionalGeneration, PreTrainedConfig, PreTrainedModel, GenerationMixin
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 from .data import GenrecError, Interactions, ragged_index
@@ -131,8 +131,8 @@ class TokenLoss(ModelOutput):
 @dataclass
 class TreeState:
     "What a decoder remembers between the steps of a beam search"
-    memory: object # encoder output and its mask, or the user vectors
-    cache: object = None # keys and values of every token that any beam wrote
+    memory: object # T5: keys and values of the history in each decoder layer, and its mask; packed decoder: the beams' vectors
+    cache: list | None = None # T5: for each layer keys and values [B, written, heads*d_kv] of every token that any beam wrote
     visible: Tensor | None = None # bool [B, k, keys] which of them each beam may see
     depth: list = field(default_factory=list) # position of each key in the path
 
@@ -170,13 +170,28 @@ class TigerT5(T5ForConditionalGeneration):
         return TokenLoss(nll=token_nll(logits, labels, tau), targets=targets)
 
 # %% ../nbs/08_tiger.ipynb #f886a9e9
+def attend(
+    attention, # a T5 attention layer
+    x: Tensor, # [B, k, d_model] the positions that look
+    keys: Tensor, # [B, S, heads*d_kv] `attention.k` of what they look at
+    values: Tensor, # [B, S, heads*d_kv] `attention.v` of it
+    bias: Tensor, # added to the scores, broadcast to [B, heads, k, S]; minus infinity where nothing may be seen
+) -> Tensor: # [B, k, d_model]
+    "T5's attention"
+    q, k, v = (t.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2) for t in (attention.q(x), keys, values))
+    a = F.scaled_dot_product_attention(q, k, v, bias, scale=1.)
+    return attention.o(a.transpose(1, 2).flatten(2))
+
+# %% ../nbs/08_tiger.ipynb #1813c466
 def begin(self: TigerT5,
     history: Tensor, # int64 [B, H] items, -1 where there is none
 ) -> tuple[Tensor, TreeState]: # (logits float [B, 1, V] of the first token, state)
     "Read the histories: encoder once a user, keys and values of the cross-attention once a user"
     x, mask = history_tokens(self.paths, history)
     encoded = self.encoder(input_ids=x, attention_mask=mask).last_hidden_state
-    state = TreeState((encoded, mask.bool()[:, None, None]), EncoderDecoderCache(DynamicCache(), DynamicCache()))
+    unseen = encoded.new_zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None]              # [B, 1, 1, S]
+    cross = [b.layer[1].EncDecAttention for b in self.decoder.block]
+    state = TreeState(([(c.k(encoded), c.v(encoded)) for c in cross], unseen))
     start = torch.full((len(x), 1), self.config.decoder_start_token_id, device=x.device)
     return self.advance(state, start, None), state
 
@@ -186,16 +201,22 @@ def advance(self: TigerT5,
     parents: Tensor | None, # int64 [B, k] beam of the step before that each beam continues; None: none yet
 ) -> Tensor: # float [B, k, V] logits of the next token
     "One step for all beams of all users"
-    (B, k), encoded, mask = tokens.shape, *state.memory
+    (B, k), (history, unseen) = tokens.shape, state.memory
     own = torch.eye(k, dtype=torch.bool, device=tokens.device).expand(B, k, k)
     state.visible = own if parents is None else torch.cat([take_beams(state.visible, parents), own], 2)
     now = state.depth[-1] + 1 if state.depth else 0
     state.depth += [now]*k
     bias = self.decoder.block[0].layer[0].SelfAttention.compute_bias(1, now + 1, past_seen_tokens=now)  # [1, heads, 1, depths]
-    bias = bias[..., torch.tensor(state.depth, device=tokens.device)]            # [1, heads, 1, keys]
-    h = self.decoder.embed_tokens(tokens)
-    for block in self.decoder.block:
-        h = block(h, state.visible[:, None], bias, encoded, mask.expand(B, 1, k, mask.shape[-1]), None, past_key_values=state.cache)[0]
+    bias = torch.where(state.visible[:, None], bias[..., torch.tensor(state.depth, device=tokens.device)], -torch.inf)   # [B, heads, k, keys]
+    h, past, state.cache = self.decoder.embed_tokens(tokens), state.cache, []
+    for l, block in enumerate(self.decoder.block):
+        first, second, feed_forward = block.layer                                # self-attention, cross-attention
+        x, attention = first.layer_norm(h), first.SelfAttention
+        new = attention.k(x), attention.v(x)
+        state.cache.append(new if past is None else [torch.cat(pair, 1) for pair in zip(past[l], new)])
+        h = h + attend(attention, x, *state.cache[l], bias)
+        h = h + attend(second.EncDecAttention, second.layer_norm(h), *history[l], unseen)
+        h = feed_forward(h)
     h = self.decoder.final_layer_norm(h)
     if self.config.scale_decoder_outputs: h = h*self.model_dim**-.5
     return self.lm_head(h)
@@ -232,7 +253,7 @@ def level_ranges(
 class PackedConfig(PreTrainedConfig):
     "Sizes of a `PackedDecoder`"
     model_type = 'genrec_packed_decoder'
-    def __init__(self, vocab_size=3, first=(), sizes=(), d_model=128, num_layers=2, num_heads=4, head_ff=2, dropout=.2, max_items=50, **kwargs):
+    def __init__(self, vocab_size=3, first=(), sizes=(), d_model=64, num_layers=2, num_heads=4, head_ff=2, dropout=.2, max_items=50, **kwargs):
         self.first, self.sizes = list(first), list(sizes)          # token range of each level
         self.d_model, self.num_layers, self.num_heads = d_model, num_layers, num_heads
         self.head_ff, self.dropout = head_ff, dropout              # width of the head's MLPs in multiples of d_model

@@ -1,0 +1,168 @@
+"The main job: killed, out of disk, resumed; leaks; the command line's errors."
+import errno, json, os, signal, subprocess, sys, time
+from dataclasses import asdict, replace
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import pytest
+from genrec_nb.cli import explain_error
+from genrec_nb.data import GenrecError, load_dataset
+from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
+from genrec_nb.run import METHODS, RunConfig, run_job
+from genrec_nb.train import TrainConfig
+
+GENREC = [sys.executable, '-c', 'from genrec_nb.cli import main; main()']
+
+
+def small_data(folder, users=80, items=40, seed=0, text=True):
+    "A made-up data set in the JSON layout: users walk through the catalogue, a few are too short to be evaluated"
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    walk = lambda u: list(dict.fromkeys(int(i) for i in (rng.integers(items) + np.cumsum(rng.integers(1, 4, rng.integers(6, 14)))) % items))
+    inter = {str(u): walk(u) if u > 2 else [u, u + 1] for u in range(users)}
+    (folder/f'{folder.name}.inter.json').write_text(json.dumps(inter))
+    if text: (folder/f'{folder.name}.item.json').write_text(json.dumps({str(i): dict(title=f'Item {i}', description=f'colour {i % 5} shape {i % 7} size {i % 3}') for i in range(items)}))
+    return folder
+
+
+def small_config(data, **changes):
+    r = RecommenderConfig(encoder='tfidf', quantizer='rqkmeans', size=6, levels=2, model=dict(d_model=16, num_heads=2, num_layers=1), train=TrainConfig(epochs=4, batch_size=16, lr=5e-3, eval_every=1))
+    return RunConfig(str(data), recommender=r, **changes)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    "A finished small run: (data folder, run folder, metrics)"
+    base = tmp_path_factory.mktemp('run')
+    data = small_data(base/'toy')
+    return data, base/'out', run_job(small_config(data), base/'out')
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    data, folder, metrics = finished
+    stored = json.loads((folder/'metrics.json').read_text())
+    assert stored == json.loads(json.dumps(metrics))
+    assert list(stored['methods']) == ['popularity', *METHODS] and stored['users'] == 77 and stored['skipped_users'] == 3
+    for m in stored['methods'].values():
+        for x in ('recall', 'ndcg', 'mrr'):
+            for k in (1, 5, 10, 20):
+                lo, hi = m['intervals'][f'{x}@{k}']
+                assert lo - 1e-9 <= m[f'{x}@{k}'] <= hi + 1e-9
+        assert {'head/recall@10', 'tail/recall@10', 'coverage@10'} <= set(m)
+    assert {'versions', 'config', 'seed', 'seconds', 'zero_gain_share', 'collisions_before'} <= set(stored)
+    page = (folder/'report.html').read_text()
+    assert page.count('class="card"') == 5 and 'src="http' not in page and '<link' not in page and '<script' not in page
+    best = max(METHODS, key=lambda k: stored['methods'][k]['valid_ndcg@10'])
+    assert stored['chosen'] == best
+    assert GenerativeRecommender.from_pretrained(folder/'model').config.decode.alpha == stored['methods'][best]['alpha']
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_does_not(finished, tmp_path):
+    data, _, metrics = finished
+    assert run_job(small_config(data), tmp_path/'again')['methods'] == metrics['methods']
+    assert run_job(small_config(data).seeded(1), tmp_path/'other')['methods'] != metrics['methods']
+
+
+@pytest.mark.parametrize('stage', ['tokenizer', 'train ce', 'evaluate CE', 'train igd', 'evaluate IGD tuning + decoding'])
+def test_a_full_disk_is_told_in_one_line_and_resume_ends_alike(finished, tmp_path, monkeypatch, stage):
+    import genrec_nb.run as module
+    data, _, metrics = finished
+    real = module.write_json
+    def full(path, value):
+        if Path(path).stem == stage: raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+        real(path, value)
+    monkeypatch.setattr(module, 'write_json', full)
+    with pytest.raises(OSError) as e: run_job(small_config(data), tmp_path/'out')
+    line, code = explain_error(e.value)
+    assert 'disk is full' in line and '--resume' in line and '\n' not in line and code == 3
+    monkeypatch.undo()
+    assert run_job(small_config(data), tmp_path/'out', resume=True)['methods'] == metrics['methods']
+
+
+SLOW_RUN = '''
+import json, sys, time
+import genrec_nb.run as run
+from genrec_nb.recommender import RecommenderConfig
+
+class Slow(run.Steps):
+    def on_step_end(self, *args, **kwargs): time.sleep(.05)
+
+run.Steps = Slow
+run.run_job(run.RunConfig(sys.argv[1], recommender=RecommenderConfig.from_dict(json.loads(sys.argv[3]))), sys.argv[2])
+'''
+
+
+def test_killed_in_training_resumed_same_figures(finished, tmp_path):
+    "SIGKILL as soon as a checkpoint is there, then resume"
+    data, _, metrics = finished
+    out = tmp_path/'out'
+    p = subprocess.Popen([sys.executable, '-c', SLOW_RUN, str(data), str(out), json.dumps(asdict(small_config(data).recommender))], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while p.poll() is None and time.monotonic() < until and not list(out.glob('work/*/checkpoints/checkpoint-*/trainer_state.json')): time.sleep(.02)
+    assert p.poll() is None, 'the run ended before it could be killed'
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert not (out/'metrics.json').exists()
+    assert run_job(small_config(data), out, resume=True)['methods'] == metrics['methods']
+
+
+def test_leaks_neither_validation_nor_test_items_touch_what_is_learned(tmp_path):
+    "Change every validation and test item: identifiers, counts, gains and the plain training loss stay as they were"
+    data = small_data(tmp_path/'toy')
+    path = data/'toy.inter.json'
+    first = run_job(small_config(data), tmp_path/'a')
+    inter = json.loads(path.read_text())
+    changed = {u: h[:-2] + [i for i in range(40) if i not in h][:2] if len(h) > 2 else h for u, h in inter.items()}
+    path.write_text(json.dumps(changed))
+    second = run_job(small_config(data), tmp_path/'b')
+    assert first['methods']['CE'] != second['methods']['CE']
+    a, b = (GenerativeRecommender.from_pretrained(tmp_path/x/'model') for x in 'ab')
+    assert a.ids == b.ids and (a.counts == b.counts).all() and (a.gain == b.gain).all()
+    loss = lambda x, n: [l['loss'] for l in json.loads((tmp_path/x/'stages'/f'{n}.json').read_text())['result']['logs'] if 'loss' in l]
+    for name in ('train ce', 'train igd'):
+        for p, q in zip(loss('a', name), loss('b', name)): assert p == q           # up to where early stopping may end one of them
+
+
+def test_ids_random_and_from_a_table(finished, tmp_path):
+    data, folder, _ = finished
+    bare = small_data(tmp_path/'bare', text=False)
+    with pytest.raises(GenrecError, match='--ids random'): run_job(small_config(bare), tmp_path/'x')
+    c = small_config(bare, ids='random')
+    c.recommender.size = 8
+    assert run_job(c, tmp_path/'r')['collisions']['rate'] == 0
+    table = folder/'tokenizer'/'index.json'
+    m = run_job(replace(small_config(data), ids=str(table)), tmp_path/'t')
+    assert m['methods'] == finished[2]['methods']                                 # the same identifiers, the same figures
+
+
+def one_line(*args, cwd=None, ok=False):
+    r = subprocess.run(GENREC + [str(a) for a in args], capture_output=True, text=True, cwd=cwd, env={**os.environ, 'COLUMNS': '200'})
+    if ok: assert r.returncode == 0, r.stderr; return r.stdout
+    lines = [l for l in r.stderr.strip().splitlines() if l.strip()]
+    assert r.returncode != 0 and lines and lines[-1].startswith('genrec:') and 'Traceback' not in r.stderr, r.stderr
+    return lines[-1]
+
+
+def test_the_command_line_tells_mistakes_in_one_line(finished, tmp_path):
+    data, folder, _ = finished
+    assert 'did you mean' in one_line('recommend', folder, '--history', 'Itm 3')
+    assert 'other settings' in one_line('run', '--data', data, '--out', folder, '--resume')
+    (tmp_path/'bad').mkdir(); (tmp_path/'bad'/'bad.inter.json').write_text('{"0": [1, 2,\n ]}'); (tmp_path/'bad'/'bad.item.json').write_text('{}')
+    assert 'line 2' in one_line('run', '--data', tmp_path/'bad', '--out', tmp_path/'o1')
+    pd.DataFrame(dict(user=[1], thing=[2])).to_csv(tmp_path/'x.csv', index=False)
+    assert "'item'" in one_line('run', '--data', tmp_path/'x.csv', '--out', tmp_path/'o2')
+    assert "user=NAME" in one_line('run', '--data', data, '--column', 'usr=u', '--out', tmp_path/'o2')
+    table = json.loads((folder/'tokenizer'/'index.json').read_text())
+    table.pop('7'); (tmp_path/'short.json').write_text(json.dumps(table))
+    assert "'7'" in one_line('run', '--data', data, '--ids', tmp_path/'short.json', '--out', tmp_path/'o3')
+    table['7'] = table['8'][:1]; (tmp_path/'prefix.json').write_text(json.dumps(table))
+    assert 'is the beginning of' in one_line('run', '--data', data, '--ids', tmp_path/'prefix.json', '--out', tmp_path/'o4')
+    assert 'index.json' in one_line('run', '--data', data, '--ids', 'nope', '--out', tmp_path/'o5')
+
+
+def test_recommend_and_inspect(finished, tmp_path):
+    data, folder, _ = finished
+    out = one_line('recommend', folder, '--history', 'Item 3', '--history', 'item 5', '-k', '4', '--explain', ok=True)
+    assert out.count('Item ') >= 4 and 'Why' in out
+    out = one_line('inspect', folder/'tokenizer'/'index.json', '--data', data, ok=True)
+    assert '40 items' in out and 'decide nothing' in out
+    assert one_line('--version', ok=True).startswith('genrec_nb ')

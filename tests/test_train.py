@@ -1,0 +1,377 @@
+"""Training: gradients against plain torch, runs that break off, the best checkpoint, two processes."""
+import json, os, socket, subprocess, sys
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+from genrec_nb.data import GenrecError, Interactions, leave_one_out
+from genrec_nb.decode import DecodeConfig
+from genrec_nb.evaluate import ranking_metrics
+from genrec_nb.identifiers import Identifiers, EOS
+from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.losses import igd_weights, uniform_weights, weighted_mean
+from genrec_nb.tiger import LengthBatches, packed_decoder, tiger_t5
+from genrec_nb.train import FitResult, GenrecTrainer, TrainConfig, batch_targets, fit, last_checkpoint, rank_cases, training_arguments
+from genrec_nb.trie import ItemTrie
+from oracles import identifiers, next_logp
+
+N = 24
+
+def ratings(users=40, seed=0):
+    "Users who mostly walk in steps of one around a circle of items: something can be learned"
+    rng = np.random.default_rng(seed)
+    rows = [(rng.integers(N) + np.cumsum(np.where(rng.random(n) < .8, 1, rng.integers(2, 9, n)))) % N for n in rng.integers(3, 13, users)]
+    return Interactions(np.concatenate(rows), np.cumsum([0] + [len(r) for r in rows]), [f'u{i}' for i in range(users)], N)
+
+SPLIT = leave_one_out(ratings())
+CODES = Identifiers.from_codes(np.random.default_rng(3).integers(0, 4, (N, 3)), [4]*3, 'extra')
+TITLES = identifiers([np.random.default_rng([4, i]).integers(3, 8, 1 + i % 4).tolist() + [3 + i % 5, EOS] for i in range(N)], 8)
+
+def packed(dropout=.1, seed=0): return packed_decoder(CODES, max_items=5, seed=seed, d_model=16, num_layers=1, num_heads=2, dropout=dropout)
+def t5(dropout=.1, seed=0, ids=CODES): return tiger_t5(ids, max_items=5, seed=seed, d_model=16, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=8, dropout_rate=dropout)
+def titles(dropout=.1, seed=0): return t5(dropout, seed, TITLES)
+
+def world(make, beta=.1):
+    "Trie and IGD weights of the model's identifiers"
+    trie = ItemTrie.build(TITLES if make is titles else CODES)
+    return trie, igd_weights(trie, information_gain(trie, item_prior(SPLIT.train.target_counts())), beta)
+
+def run(make, folder, **kwargs):
+    "A short training"
+    trie, weights = world(make)
+    config = TrainConfig(**{**dict(epochs=4, batch_size=16, lr=1e-2, eval_every=1, patience=0), **{k: kwargs.pop(k) for k in list(kwargs) if k in TrainConfig.__dataclass_fields__}})
+    return fit(make(), SPLIT.train, SPLIT.valid, trie, weights, config, folder, **kwargs)
+
+def flat(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+def same_end(a, b, losses=True):
+    "To the last bit"
+    assert a.curve() == b.curve() and (a.losses == b.losses or not losses) and (a.best, a.best_epoch, a.epochs) == (b.best, b.best_epoch, b.epochs)
+    assert torch.equal(flat(a.model), flat(b.model))
+
+class Break(TrainerCallback):
+    "A power cut before a step"
+    def __init__(self, step): self.step = step
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step: raise KeyboardInterrupt
+
+backbones = pytest.mark.parametrize('make', [packed, t5, titles])
+
+
+# ---- gradients ----------------------------------------------------------------------------------------------------
+
+class Watch(TrainerCallback):
+    "Keeps the gradient of every step"
+    def __init__(self): self.steps = []
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append(torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]))
+
+def gradients(make, batches, accumulate, folder):
+    "Gradient of each step and the logged loss, by the trainer"
+    model, (trie, weights), watch = make(dropout=0.), world(make), Watch()
+    samples = model.samples(SPLIT.train, 5)
+    args = training_arguments(TrainConfig(epochs=1, batch_size=len(batches[0]), accumulate=accumulate), 1, folder, learning_rate=0., weight_decay=0., max_grad_norm=0.,
+                              logging_strategy='steps', logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
+    trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=weights, callbacks=[watch])
+    trainer.get_train_dataloader = lambda: trainer.accelerator.prepare(DataLoader(samples, batch_sampler=batches, collate_fn=samples.collate))
+    trainer.train()
+    return watch.steps, [l['loss'] for l in trainer.state.log_history if 'loss' in l]
+
+def by_hand(make, numbers):
+    "Gradient and loss of one step over some samples, in plain torch"
+    model, (_, weights) = make(dropout=0.).train(), world(make)
+    out = model(**model.samples(SPLIT.train, 5).collate(numbers))
+    loss = weighted_mean(out.nll, weights[out.targets])
+    loss.backward()
+    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]), float(loss.detach())
+
+@backbones
+@pytest.mark.parametrize('size, accumulate', [(24, 1), (12, 2), (6, 4), (8, 3), (1, 24)])
+def test_accumulation_changes_nothing(make, size, accumulate, tmp_path):
+    "The step of 24 samples has the gradient and the loss of plain torch, in however many pieces of unequal weight"
+    numbers = list(range(24))
+    (got,), (loss,) = gradients(make, [numbers[i:i + size] for i in range(0, 24, size)], accumulate, tmp_path)
+    want, plain = by_hand(make, numbers)
+    assert want.abs().max() > 1e-3
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
+    assert loss == pytest.approx(plain, rel=1e-4)
+
+@backbones
+def test_the_last_step_of_an_epoch_may_be_shorter(make, tmp_path):
+    "Five batches in steps of two: the third step has one"
+    batches = [list(range(i, i + 4)) for i in range(0, 20, 4)]
+    got, losses = gradients(make, batches, 2, tmp_path)
+    assert len(got) == 3
+    for step, loss, numbers in zip(got, losses, ([*batches[0], *batches[1]], [*batches[2], *batches[3]], batches[4])):
+        want, plain = by_hand(make, numbers)
+        torch.testing.assert_close(step, want, rtol=1e-3, atol=1e-6)
+        assert loss == pytest.approx(plain, rel=1e-4)
+
+@pytest.mark.parametrize('make', [packed, titles])
+def test_only_the_ratio_of_the_weights_counts(make, tmp_path):
+    "Weights of 1 are no weights; ten times the weights are the same weights"
+    trie, weights = world(make)
+    config = TrainConfig(epochs=1, batch_size=16, patience=0)
+    go = lambda w, name: flat(fit(make(), SPLIT.train, SPLIT.valid, trie, w, config, tmp_path/name).model)
+    plain, igd = go(None, 'a'), go(weights, 'b')
+    assert torch.equal(plain, go(uniform_weights(trie), 'c')) and not torch.allclose(plain, igd, atol=1e-4)
+    torch.testing.assert_close(igd, go(8*weights, 'd'), rtol=1e-3, atol=1e-5)
+
+
+# ---- what is seen -------------------------------------------------------------------------------------------------
+
+@backbones
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_every_training_target_once_an_epoch(make, accumulate, tmp_path, monkeypatch):
+    "Counted where the loss is computed; the batches are those of (seed, epoch)"
+    seen = []
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        seen.append((self.state.epoch, batch_targets(inputs).tolist()))
+        return inner(self, model, inputs, *args, **kwargs)
+    inner = GenrecTrainer.compute_loss
+    monkeypatch.setattr(GenrecTrainer, 'compute_loss', compute_loss)
+    run(make, tmp_path, epochs=3, accumulate=accumulate, seed=7)
+    samples = make().samples(SPLIT.train, 5, **(dict(seed=7) if make is packed else {}))
+    batches = LengthBatches(samples, 16, 7)
+    want, n = SPLIT.train.target_counts().tolist(), len(batches)
+    assert len(seen) == 3*n
+    for epoch in range(3):
+        part = [t for _, t in seen[epoch*n:(epoch + 1)*n]]
+        assert np.bincount(sum(part, []), minlength=N).tolist() == want
+        batches.set_epoch(epoch)
+        assert part == [batch_targets(samples.collate(b)).tolist() for b in batches]
+    assert [t for _, t in seen[:n]] != [t for _, t in seen[n:2*n]]
+
+@pytest.mark.parametrize('make', [packed, t5])
+def test_held_out_items_leave_the_trained_weights_as_they_are(make, tmp_path):
+    "Other last items of every user: the weights after two epochs are the same to the last bit"
+    x, trained = ratings(), []
+    for shift in (0, 5):
+        items = x.items.copy()
+        for back in (1, 2): items[x.offsets[1:] - back] = (items[x.offsets[1:] - back] + shift) % N
+        split = leave_one_out(Interactions(items, x.offsets, x.user_ids, N))
+        trie = ItemTrie.build(CODES)
+        weights = igd_weights(trie, information_gain(trie, item_prior(split.train.target_counts())))
+        result = fit(make(), split.train, split.valid, trie, weights, TrainConfig(epochs=2, batch_size=16, eval_every=2), tmp_path/str(shift))
+        trained.append((flat(result.model), result.curve()))
+    assert torch.equal(trained[0][0], trained[1][0]) and trained[0][1] != trained[1][1]
+
+
+# ---- runs that break off ------------------------------------------------------------------------------------------
+
+def steps_of(make, accumulate=1): return -(-(-(-len(make().samples(SPLIT.train, 5))//16))//accumulate)
+
+@pytest.mark.parametrize('make, accumulate', [(packed, 1), (packed, 2), (t5, 2), (titles, 1)])
+def test_resumed_equals_unbroken(make, accumulate, tmp_path):
+    "Cut in the middle of the third epoch and again in the fourth; dropout is on"
+    whole, steps = run(make, tmp_path/'a', accumulate=accumulate), steps_of(make, accumulate)
+    for cut in (2*steps + steps//2, 3*steps + 1):
+        with pytest.raises(KeyboardInterrupt): run(make, tmp_path/'b', accumulate=accumulate, callbacks=[Break(cut)], resume=True)
+    same_end(run(make, tmp_path/'b', accumulate=accumulate, resume=True), whole)
+
+@pytest.mark.parametrize('make, accumulate', [(packed, 1), (t5, 2)])
+def test_resumed_from_the_middle_of_an_epoch(make, accumulate, tmp_path):
+    "Checkpoints that do not fall on the end of an epoch"
+    every = steps_of(make, accumulate)//2 + 1
+    more = dict(accumulate=accumulate, save_steps=every, eval_steps=every)
+    whole = run(make, tmp_path/'a', **more)
+    with pytest.raises(KeyboardInterrupt): run(make, tmp_path/'b', callbacks=[Break(every + 2)], **more)
+    assert json.loads((last_checkpoint(tmp_path/'b')/'trainer_state.json').read_text())['epoch'] % 1 > 0
+    same_end(run(make, tmp_path/'b', resume=True, **more), whole, losses=False)   # of the broken epoch only the rest is averaged
+
+def test_a_run_that_is_over_is_not_run_again(tmp_path):
+    whole = run(packed, tmp_path)
+    again = run(packed, tmp_path, resume=True)
+    assert torch.equal(flat(again.model), flat(whole.model)) and again.curve() == whole.curve() and again.best == whole.best
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path):
+    same_end(run(packed, tmp_path/'a', epochs=2, resume=True), run(packed, tmp_path/'b', epochs=2))
+
+def test_without_resume_an_old_run_does_not_matter(tmp_path):
+    run(packed, tmp_path/'a', epochs=3, lr=1e-4)
+    same_end(run(packed, tmp_path/'a', epochs=2), run(packed, tmp_path/'b', epochs=2))
+
+def test_killed_while_a_checkpoint_was_written(tmp_path, monkeypatch):
+    "Weights are there, the rest is not; the checkpoint before it counts"
+    whole, steps = run(packed, tmp_path/'a'), steps_of(packed)
+    inner = GenrecTrainer._save_rng_state
+    def die(self, folder):
+        if self.state.global_step == 3*steps: raise KeyboardInterrupt
+        inner(self, folder)
+    with monkeypatch.context() as m:
+        m.setattr(GenrecTrainer, '_save_rng_state', die)
+        with pytest.raises(KeyboardInterrupt): run(packed, tmp_path/'b')
+    assert (tmp_path/'b'/f'checkpoint-{3*steps}'/'model.safetensors').exists()
+    assert last_checkpoint(tmp_path/'b').name == f'checkpoint-{2*steps}'
+    same_end(run(packed, tmp_path/'b', resume=True), whole)
+
+def test_torn_checkpoints_are_not_looked_at(tmp_path):
+    assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path/'none') is None
+    for step, text in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (90, '{"global_st'), (95, ''), (96, '{}'), (97, '\x00\x00')):
+        (tmp_path/f'checkpoint-{step}').mkdir()
+        (tmp_path/f'checkpoint-{step}'/'trainer_state.json').write_text(text)
+    (tmp_path/'checkpoint-99').mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path/'checkpoint-10'
+
+
+# ---- the best checkpoint ------------------------------------------------------------------------------------------
+
+def ndcg(model, trie, decode=None, k=10): return ranking_metrics(rank_cases(model, trie, SPLIT.valid, decode or DecodeConfig()), SPLIT.valid.targets, (k,))[f'ndcg@{k}']
+
+@backbones
+def test_the_model_of_the_best_look_comes_back(make, tmp_path):
+    "Its metric, computed afresh, is the best of the curve"
+    trie, _ = world(make)
+    result = run(make, tmp_path, epochs=6, lr=3e-2)
+    values = dict(result.curve())
+    assert result.best == max(values.values()) == values[result.best_epoch] == ndcg(result.model, trie)
+    assert len(values) == 6 and len(result.losses) == 6 and result.epochs == 6 and result.losses[-1][1] < result.losses[0][1]
+    assert f'{result.best:.4f}' in repr(result) and isinstance(result, FitResult)
+
+def test_a_run_that_gets_worse_gives_back_its_beginning(tmp_path):
+    trie, _ = world(packed)
+    result = run(packed, tmp_path, epochs=8, lr=3e-2, callbacks=[Spoil(6*steps_of(packed))])
+    assert result.best_epoch <= 6 and result.curve()[-1][1] < result.best == ndcg(result.model, trie)
+
+class Spoil(TrainerCallback):
+    "Noise instead of weights, after a step"
+    def __init__(self, after): self.after = after
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step >= self.after:
+            with torch.no_grad():
+                for p in model.parameters(): p.normal_(generator=torch.Generator().manual_seed(0))
+
+def test_the_validation_users_are_ranked_as_asked(tmp_path):
+    decode = DecodeConfig(beams=3, exclude_seen=False)
+    trie, _ = world(packed)
+    result = run(packed, tmp_path, epochs=2, decode=decode)
+    assert result.best == ndcg(result.model, trie, decode) != ndcg(result.model, trie)
+
+def test_another_metric_chooses(tmp_path):
+    trie, _ = world(packed)
+    result = run(packed, tmp_path, epochs=3, metric='recall@5')
+    assert result.best == max(v for _, v in result.curve('recall@5'))
+
+
+# ---- early stopping -----------------------------------------------------------------------------------------------
+
+def test_patience(tmp_path):
+    "A learning rate that moves nothing: the first look is the best, two more are granted"
+    result = run(packed, tmp_path, epochs=9, lr=1e-12, patience=2)
+    assert (result.epochs, result.best_epoch, len(result.curve())) == (3, 1, 3)
+    assert run(packed, tmp_path/'b', epochs=4, lr=1e-12, patience=0).epochs == 4
+    assert run(packed, tmp_path/'c', epochs=6, lr=1e-12, patience=1, eval_every=2).epochs == 4
+
+def test_patience_survives_a_power_cut(tmp_path):
+    "The looks that were in vain before the cut still count"
+    whole, steps = run(packed, tmp_path/'a', epochs=9, lr=1e-12, patience=3), steps_of(packed)
+    with pytest.raises(KeyboardInterrupt): run(packed, tmp_path/'b', epochs=9, lr=1e-12, patience=3, callbacks=[Break(3*steps)])
+    same_end(run(packed, tmp_path/'b', epochs=9, lr=1e-12, patience=3, resume=True), whole)
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path):
+    whole = run(packed, tmp_path, epochs=9, lr=1e-12, patience=2)
+    again = run(packed, tmp_path, epochs=9, lr=1e-12, patience=2, resume=True)
+    assert again.epochs == whole.epochs and again.curve() == whole.curve() and torch.equal(flat(again.model), flat(whole.model))
+
+
+# ---- ranking ------------------------------------------------------------------------------------------------------
+
+@backbones
+def test_rank_cases_against_scoring_every_item(make):
+    "Seen items are those of the whole history, also where the model reads only its end"
+    model, (trie, _), ids = make(seed=3).eval(), world(make), TITLES if make is titles else CODES
+    ranked = rank_cases(model, trie, SPLIT.test, DecodeConfig(beams=100), k=N)
+    assert max(np.diff(SPLIT.test.offsets)) > 5                                 # longer than what the model reads
+    for m in range(0, len(SPLIT.test), 7):
+        history = SPLIT.test.history(m).tolist()
+        score = lambda i: sum(float(next_logp(model, history[-5:], ids.path(i)[:l].tolist())[t]) for l, t in enumerate(ids.path(i).tolist()))
+        want = {i: score(i) for i in range(N) if i not in history}
+        got = [i for i in ranked[m].tolist() if i >= 0]
+        assert sorted(got) == sorted(want) and (ranked[m, len(got):] == -1).all()
+        assert all(want[a] >= want[b] - 1e-4 for a, b in zip(got, got[1:]))
+
+def test_no_case_at_all():
+    from genrec_nb.data import Cases
+    none = Cases(np.empty(0, np.int64), np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.int64))
+    assert rank_cases(packed(), ItemTrie.build(CODES), none, k=5).shape == (0, 5)
+    with pytest.raises(GenrecError, match='no validation case'): fit(packed(), SPLIT.train, none, ItemTrie.build(CODES))
+
+
+# ---- bad settings -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('bad, words', [(dict(epochs=0), 'epochs is 0'), (dict(batch_size=-1), 'batch_size'), (dict(accumulate=0), 'accumulate'), (dict(eval_every=0), 'eval_every'),
+                                        (dict(lr=0.), 'lr'), (dict(lr=float('nan')), 'lr'), (dict(patience=-1), 'patience'), (dict(metric='ndcg@7'), 'metric'), (dict(metric='loss'), 'metric')])
+def test_bad_settings_are_refused_before_anything_is_trained(bad, words):
+    with pytest.raises(GenrecError, match=words) as e: TrainConfig(**bad)
+    assert '\n' not in str(e.value)
+
+
+# ---- mixed precision, two processes -------------------------------------------------------------------------------
+
+def test_bfloat16(tmp_path):
+    result = run(packed, tmp_path, epochs=2, bf16=True, use_cpu=True)
+    assert all(np.isfinite(l) for _, l in result.losses) and flat(result.model).dtype == torch.float and flat(result.model).isfinite().all()
+
+TWO = '''
+import sys, torch
+from pathlib import Path
+from test_train import *
+out = Path(sys.argv[1])
+trie, weights = world(packed)
+model, watch = packed(dropout=0.), Watch()
+samples = model.samples(SPLIT.train, 5)
+size = int(sys.argv[2])
+args = training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'run', max_grad_norm=0., eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
+trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=weights, callbacks=[watch])
+targets, inner = [], trainer.compute_loss
+def compute_loss(m, inputs, *a, **k):
+    targets.append(batch_targets(inputs).tolist())
+    return inner(m, inputs, *a, **k)
+trainer.compute_loss = compute_loss
+trainer.train()
+ranked = rank_cases(trainer.accelerator.unwrap_model(trainer.model), trie, SPLIT.valid, accelerator=trainer.accelerator)
+rank = trainer.accelerator.process_index
+torch.save(dict(steps=watch.steps, end=flat(trainer.accelerator.unwrap_model(trainer.model)), ranked=torch.from_numpy(ranked), targets=targets), out/f'{rank}.pt')
+fitted = fit(packed(), SPLIT.train, SPLIT.valid, trie, weights, TrainConfig(epochs=2, batch_size=size, eval_every=1, patience=0), out/'fit', use_cpu=True)
+torch.save(dict(curve=fitted.curve(), best=fitted.best, best_epoch=fitted.best_epoch, epochs=fitted.epochs, end=flat(fitted.model)), out/f'fit{rank}.pt')
+'''
+
+def two_processes(folder, *args):
+    "Run TWO in two processes that share one gradient"
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
+    runs = [subprocess.Popen([sys.executable, '-c', TWO, str(folder), *map(str, args)], env=dict(env, RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(2)]
+    try:
+        for r in runs:
+            said = r.communicate(timeout=120)[0]
+            assert r.returncode == 0, said[-3000:]
+    finally:
+        for r in runs: r.kill()
+
+def test_two_processes_are_one(tmp_path):
+    "Same gradient in both, that of one process over both halves; together they see every target; same ranking, same curve"
+    two_processes(tmp_path, 4)
+    a, b = (torch.load(tmp_path/f'{r}.pt', weights_only=True) for r in range(2))
+    assert all(torch.equal(p, q) for p, q in zip(a['steps'], b['steps'], strict=True)) and torch.equal(a['end'], b['end']) and torch.equal(a['ranked'], b['ranked'])
+    samples, size = packed().samples(SPLIT.train, 5), 4
+    batches = list(LengthBatches(samples, size, 0))
+    assert len(a['targets']) == -(-len(batches)//2)
+    one = [batch_targets(samples.collate(x)).tolist() for x in batches]
+    pairs = list(zip(a['targets'], b['targets']))
+    assert [t for pair in pairs for t in pair][:len(one) - 1] == one[:-1]
+    missing = np.bincount(sum(one, []), minlength=N) - np.bincount(sum(a['targets'] + b['targets'], []), minlength=N)
+    assert (missing <= 0).all()                                                 # the last step may be filled up, nothing is left out
+    want, _ = by_hand(packed, batches[0] + batches[1])
+    torch.testing.assert_close(a['steps'][0], want, rtol=1e-3, atol=1e-6)
+    model = packed()
+    torch.nn.utils.vector_to_parameters(a['end'], model.parameters())
+    assert torch.equal(a['ranked'], torch.from_numpy(rank_cases(model, world(packed)[0], SPLIT.valid)))
+    f, g = (torch.load(tmp_path/f'fit{r}.pt', weights_only=True) for r in range(2))
+    assert f['curve'] == g['curve'] and torch.equal(f['end'], g['end'])
+    assert [e for e, _ in f['curve']] == [1, 2] and f['epochs'] == 2 and f['best_epoch'] in (1, 2)
+    torch.nn.utils.vector_to_parameters(f['end'], model.parameters())
+    assert f['best'] == ndcg(model, world(packed)[0])
