@@ -312,20 +312,23 @@ class TimeLimit(TrainerCallback):
         self.used = time.process_time() - self.start
         if self.used >= self.seconds: control.should_training_stop = True
 
-RACERS = dict(packed=dict(batch_size=32, lr=2e-3, weight_decay=.1), t5=dict(batch_size=256, lr=1e-3, weight_decay=.01)) # settings of each backbone
+RACERS = { # backbone, changes to its sizes, settings of the training
+    'packed decoder': ('packed', {}, dict(batch_size=32, lr=2e-3, weight_decay=.1)),
+    'T5, 2 + 2 layers': ('t5', dict(d_ff=256, num_layers=2, num_decoder_layers=2, num_heads=4, d_kv=32), dict(batch_size=64, lr=2e-3, weight_decay=.01)),
+    'T5, 4 + 4 layers': ('t5', {}, dict(batch_size=256, lr=1e-3, weight_decay=.01))}
 
 def train_steps(
-    backbone: str, # 'packed' or 't5'
+    racer: str, # one of `RACERS`
     data: tuple, # (split, identifiers, trie)
     steps: int, # optimiser steps
     limit: float, # processor seconds at most
     seed: int = 0, # of weights, order and dropout
 ) -> tuple: # (model, processor seconds used, steps done)
     "Train for a number of steps, or until the time is up"
-    split, ids, trie = data
-    watch, config = TimeLimit(limit), TrainConfig(seed=seed, patience=0, **RACERS[backbone])
+    (split, ids, trie), (backbone, sizes, settings) = data, RACERS[racer]
+    watch, config = TimeLimit(limit), TrainConfig(seed=seed, patience=0, **settings)
     with tempfile.TemporaryDirectory() as folder:
-        run = fit(BACKBONES[backbone](ids, seed=seed), split.train, split.valid, trie, None, config, folder, callbacks=[watch], max_steps=steps,
+        run = fit(BACKBONES[backbone](ids, seed=seed, **sizes), split.train, split.valid, trie, None, config, folder, callbacks=[watch], max_steps=steps,
                   warmup_steps=math.ceil(config.warmup*steps), eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
     return run.model.eval(), watch.used, run.epochs
 
@@ -347,7 +350,7 @@ def bench_backbones(
         stage(f'backbones: {name}')
         _, used, _ = train_steps(name, (split, ids, trie), 30, budget/4)                    # warm-up and estimate
         model, used, epochs = train_steps(name, (split, ids, trie), max(int(30*budget/used), 1), budget)
-        models[name] = dict(cpu_seconds=used, epochs=epochs, parameters=sum(p.numel() for p in model.parameters()), settings=RACERS[name],
+        models[name] = dict(cpu_seconds=used, epochs=epochs, parameters=sum(p.numel() for p in model.parameters()), settings={**RACERS[name][1], **RACERS[name][2]},
                             **{part: score(rank_cases(model, trie, cases), cases) for part, cases in parts.items()})
     models['popularity'] = {part: score(popularity_ranking(split.train.item_counts(), cases, 20), cases) for part, cases in parts.items()}
     return dict(data='MovieLens-100K, seen items excluded, leave-one-out', users=len(split.test), budget_cpu_seconds=budget, seed=0, models=models)
@@ -388,7 +391,7 @@ def backbone_lines(r: dict) -> list[str]:
     "Text of `bench_backbones`"
     head = f'{"":>4}{r["data"]}, {r["users"]} users, {r["budget_cpu_seconds"]:.0f} s of processor time each'
     cell = lambda m: f'recall@10 {m["validation"]["recall@10"]:.4f} validation, {m["test"]["recall@10"]:.4f} test'
-    return [head] + [f'{n:>12}: {cell(m)}' + (f' ({m["parameters"]/1e6:.2f}M parameters, {m["epochs"]:.1f} epochs in {m["cpu_seconds"]:.0f} s)' if 'epochs' in m else '') for n, m in r['models'].items()]
+    return [head] + [f'{n:>20}: {cell(m)}' + (f' ({m["parameters"]/1e6:.2f}M parameters, {m["epochs"]:.1f} epochs in {m["cpu_seconds"]:.0f} s)' if 'epochs' in m else '') for n, m in r['models'].items()]
 
 def format_bench(
     result: dict, # from `run_bench`

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -125,8 +126,8 @@ def run(
     from genrec_nb.run import RunConfig, run_job
     config = (RunConfig.quick if quick else RunConfig)(data=data, columns=named_columns(column or []), ids=ids, alpha=alpha)
     r = config.recommender
-    model, train = (r.model, r.train) if backbone == 'packed' else ({}, replace(r.train, batch_size=256, lr=1e-3, weight_decay=.01))
-    config = replace(config, recommender=replace(r, backbone=backbone, beta=beta, model=model, train=replace(train, epochs=epochs or train.epochs))).seeded(seed)
+    train = r.train if backbone == 'packed' else replace(r.train, batch_size=256, lr=1e-3, weight_decay=.01)
+    config = replace(config, recommender=replace(r, backbone=backbone, beta=beta, train=replace(train, epochs=epochs or train.epochs))).seeded(seed)
     folder = out or (latest_folder if resume else free_folder)(data, quick)
     console = Console(stderr=True)
     with Bars(console) as bars: metrics = run_job(config, folder, resume, bars)
@@ -138,14 +139,15 @@ def show_metrics(
     console: Console,
 ) -> None:
     "The table of a run"
-    table = Table(title=f'{metrics["data"]}: {metrics["users"]:,} users, {metrics["items"]:,} items, seed {metrics["seed"]}')
-    columns = {'R@10': 'recall@10', '95 %': None, 'N@10': 'ndcg@10', 'R@20': 'recall@20', 'tail R@10': 'tail/recall@10', 'coverage': 'coverage@10'}
+    table = Table(title=f'{metrics["data"]}: {metrics["users"]:,} users, {metrics["items"]:,} items, seed {metrics["seed"]}', box=SIMPLE_HEAD, pad_edge=False)
+    columns = {'R@10': 'recall@10', '95 %': None, 'N@10': 'ndcg@10', 'tail R@10': 'tail/recall@10', 'coverage': 'coverage@10'}
+    table.add_column('')
     table.add_column('method', no_wrap=True)
     for c in columns: table.add_column(c, justify='right', no_wrap=True)
     number = lambda x, digits=4: '–' if x is None else f'{x:.{digits}f}'.removeprefix('0')
     for name, m in metrics['methods'].items():
         lo, hi = m['intervals']['recall@10']
-        table.add_row(name + (' ★' if name == metrics['chosen'] else ''), *(number(m[k]) if k else f'{number(lo, 3)}–{number(hi, 3)}' for k in columns.values()))
+        table.add_row('★' if name == metrics['chosen'] else '', name, *(number(m[k]) if k else f'{number(lo, 3)}–{number(hi, 3)}' for k in columns.values()))
     console.print(table)
     console.print(f'★ saved: best NDCG@10 on the validation users. {metrics["zero_gain_share"]:.1%} of target tokens decide nothing.', style='dim', highlight=False)
 

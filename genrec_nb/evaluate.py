@@ -393,7 +393,7 @@ class MetricsTable:
         head = ''.join(f'<th style="text-align:right">{html.escape(h)}</th>' for h in self.header[1:])
         body = '\n'.join(f'<tr><td>{html.escape(r[0])}</td>' + ''.join(cell(html.escape(c), b) for c, b in zip(r[1:], best)) + '</tr>'
                          for r, best in zip(self.rows, self.best))
-        return f'<table>\n<thead><tr><th>{html.escape(self.header[0])}</th>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+        return f'<table class="dataframe">\n<thead><tr><th>{html.escape(self.header[0])}</th>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
 
 # %% ../nbs/11_evaluate.ipynb #178ba107
 def metrics_table(

@@ -11,6 +11,7 @@ __all__ = ['PAD', 'BOS', 'EOS', 'SPECIAL', 'pad_paths', 'pack', 'sort_rows', 'so
 
 # %% ../nbs/04_identifiers.ipynb #2ae450ad
 import re, unicodedata
+from itertools import chain
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -59,15 +60,18 @@ def sort_rows(
     if not padded.size: return np.arange(N), padded
     low, widths = padded.min(0), [int(w).bit_length() for w in padded.max(0) - padded.min(0)]
     number = (N - 1).bit_length()
-    words = pack((*(column - l for column, l in zip(padded.T, low)), np.arange(N)), widths + [number])
+    columns = chain((column - l for column, l in zip(padded.T, low)), [np.arange(N)])   # made one at a time
+    words = pack(columns, widths + [number])
     if len(words) > 1:
         order = np.lexsort(words[::-1])                                        # the last key given counts most
         return order, padded[order]
-    word, rows = np.sort(words[0]), np.empty(padded.shape[::-1], padded.dtype)
+    word, rows = words[0], np.empty(padded.shape[::-1], padded.dtype)
+    word.sort()
     order = word & ((1 << number) - 1)
     word >>= number
     for j in reversed(range(len(widths))):                                     # unpack, the last column first
-        rows[j] = (word & ((1 << widths[j]) - 1)) + low[j]
+        np.bitwise_and(word, (1 << widths[j]) - 1, out=rows[j], casting='unsafe')    # fits: it was such a number before
+        rows[j] += low[j]
         word >>= widths[j]
     return order, rows.T
 

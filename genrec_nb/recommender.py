@@ -34,7 +34,7 @@ class RecommenderConfig:
     encoder: str = 'minilm' # text vectors: 'minilm', 'tfidf', or any Hugging Face encoder by name or folder
     quantizer: str = 'rqvae' # codes: 'rqvae', 'rqkmeans', or 'random' (no meaning, no text needed)
     levels: int = 3 # codes per item
-    size: int | None = None # codes per level; None: 64 up to 3,000 items, 256 beyond
+    size: int | None = None # codes per level; None: `default_size`
     policy: str = 'extra' # equal codes: 'extra' token, 'sinkhorn' on the last level, or 'keep'
     backbone: str = 'packed' # 'packed' decoder or 't5' (TIGER)
     model: dict = field(default_factory=dict) # changes to the model's sizes
@@ -60,8 +60,8 @@ class RecommenderConfig:
 
 # %% ../nbs/14_recommender.ipynb #52d4d089
 def default_size(n_items: int) -> int: # codes per level
-    "64 codes for a small catalogue, 256 for others: fewer would collide, more would stay empty"
-    return 64 if n_items <= 3000 else 256
+    "256 codes beyond 3,000 items, 64 below, and at most a quarter of a tiny catalogue: fewer would collide, more would stay empty"
+    return 256 if n_items > 3000 else max(min(64, n_items//4), 2)
 
 @dataclass
 class Tokenized:
@@ -135,10 +135,11 @@ def fit_recommender(
     config = config or RecommenderConfig()
     split = leave_one_out(data.interactions) if split is None else split
     tokenized = tokenize_items(data.catalog, config) if tokenized is None else tokenized
+    train = replace(config.train, seed=config.seed)                               # one seed for all
     rec = GenerativeRecommender(data.catalog, tokenized.ids, split.train.target_counts(), None, config, tokenized.quantizer)
     scratch = None if folder else tempfile.TemporaryDirectory()
     plain = replace(config.decode, alpha=0.)                                      # checkpoints are judged by plain beam search
-    try: rec.result = fit(rec.model, split.train, split.valid, rec.trie, rec.weights, config.train, folder or scratch.name, plain, resume, **more)
+    try: rec.result = fit(rec.model, split.train, split.valid, rec.trie, rec.weights, train, folder or scratch.name, plain, resume, **more)
     finally:
         if scratch: scratch.cleanup()
     rec.trie, rec.gain = rec.trie.to(rec.model.device), rec.gain.to(rec.model.device)
@@ -168,8 +169,10 @@ def resolve(self: GenerativeRecommender,
 ) -> list[int]: # item numbers
     "Find the items; an id is tried first, then a title"
     if not len(history): raise GenrecError('the history is empty: name at least one item')
-    known = self.catalog._index
-    return [known[str(x)] if str(x) in known else self.catalog.find(str(x)) for x in history]
+    def item(x):
+        try: return self.catalog.index(x)
+        except GenrecError: return self.catalog.find(str(x))
+    return [item(x) for x in history]
 
 def recommend_items(self: GenerativeRecommender,
     history: list, # item ids or titles, oldest first
@@ -202,16 +205,17 @@ class Explanation:
     "An item's score, token by token"
     title: str
     parts: list[TokenPart]
+    alpha: float = 0. # strength of IGD-decoding in the weights
     @property
     def score(self) -> float: return sum(p.part for p in self.parts)
     def __repr__(self):
-        head = f'{self.title}: {self.score:.3f}\n{"token":<12}{"choices":>8}{"prob":>9}{"gain":>9}{"weight":>8}{"adds":>9}'
+        head = f'{self.title}: {self.score:.3f} (α = {self.alpha:g})\n{"token":<12}{"choices":>8}{"prob":>9}{"gain":>9}{"weight":>8}{"adds":>9}'
         return '\n'.join([head] + [f'{p.token[:11]:<12}{p.choices:>8}{p.probability:>9.4f}{p.gain:>9.4f}{p.weight:>8.2f}{p.part:>9.3f}' for p in self.parts])
     def _repr_html_(self):
         top = max((p.gain for p in self.parts), default=0) or 1
         cell = lambda p: (f'<td style="background:rgba(0,114,178,{.04 + .66*(p.gain/top)**.35:.2f});padding:.35rem .6rem;border:2px solid white;text-align:center" '
                           f'title="gain {p.gain:.4f} nats, {p.choices} choices"><b>{html.escape(p.token)}</b><br><small>p = {p.probability:.3f}<br>gain {p.gain:.3f}<br>weight {p.weight:.2f}</small></td>')
-        return f'<table class="explain"><tr><td style="padding-right:.8rem">{html.escape(self.title)}<br><small>score {self.score:.3f}</small></td>{"".join(map(cell, self.parts))}</tr></table>'
+        return f'<table class="explain"><tr><td style="padding-right:.8rem">{html.escape(self.title)}<br><small>score {self.score:.3f}, α = {self.alpha:g}</small></td>{"".join(map(cell, self.parts))}</tr></table>'
 
 @torch.inference_mode()
 def explain(self: GenerativeRecommender,
@@ -233,7 +237,7 @@ def explain(self: GenerativeRecommender,
         p = logits[0, 0].float().softmax(0)[token].item()
         parts.append(TokenPart(self.ids.tokens[int(token)], choices[t], p, self.gain[nodes[t]].item(), weight[t]))
         if t + 1 < len(path): logits = self.model.advance(state, token.view(1, 1), here)
-    return Explanation(self.catalog.titles[target], parts)
+    return Explanation(self.catalog.titles[target], parts, alpha)
 
 GenerativeRecommender.explain = explain
 

@@ -34,18 +34,17 @@ class RunConfig:
     columns: dict = field(default_factory=dict) # names of the columns of tables, where they differ: user, item, time, title
     ids: str = 'learned' # 'learned' from item texts, 'random', or an index.json
     alpha: float = .2 # strength of IGD-decoding
-    recommender: RecommenderConfig = field(default_factory=lambda: RecommenderConfig(model=dict(d_model=64), train=TrainConfig(epochs=60, lr=5e-3)))
+    recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
 
     @classmethod
     def quick(cls, **settings) -> 'RunConfig': # a rehearsal
         "Small and fast: TF-IDF vectors, RQ-KMeans, eight epochs"
-        train = TrainConfig(epochs=8, lr=5e-3, eval_every=4)
-        return cls(recommender=RecommenderConfig(encoder='tfidf', quantizer='rqkmeans', model=dict(d_model=64), train=train), **settings)
+        train = TrainConfig(epochs=8, eval_every=4)
+        return cls(recommender=RecommenderConfig(encoder='tfidf', quantizer='rqkmeans', train=train), **settings)
 
     def seeded(self, seed: int) -> 'RunConfig': # the same with another seed everywhere
         "Set all seeds"
-        r = self.recommender
-        return replace(self, recommender=replace(r, seed=seed, train=replace(r.train, seed=seed)))
+        return replace(self, recommender=replace(self.recommender, seed=seed))
 
 # %% ../nbs/17_run.ipynb #0c2e97d3
 class Silent:

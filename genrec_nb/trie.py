@@ -33,7 +33,8 @@ def trie_levels(
         new = differs & alive
         row = np.flatnonzero(new)
         parent = node[row]
-        node = np.cumsum(new, dtype=np.int32) - 1
+        node = np.cumsum(new, dtype=np.int32)
+        node -= 1
         yield column[row], parent, row, np.add.reduceat(alive, row, dtype=np.int32)
 
 # %% ../nbs/05_trie.ipynb #8f5444bf

@@ -124,9 +124,9 @@ def test_training_stops_in_time_and_in_steps():
     data = load_dataset('ml-100k')
     split, ids = leave_one_out(data.interactions), Identifiers.random(1682, levels=2, size=48, seed=0)
     trie = ItemTrie.build(ids)
-    model, used, epochs = train_steps('packed', (split, ids, trie), 3, 1e9)
+    model, used, epochs = train_steps('packed decoder', (split, ids, trie), 3, 1e9)
     assert used > 0 and 0 < epochs < 1 and not model.training
-    _, _, one = train_steps('packed', (split, ids, trie), 50, 1e-9)
+    _, _, one = train_steps('packed decoder', (split, ids, trie), 50, 1e-9)
     assert one < epochs
 
 
