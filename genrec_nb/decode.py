@@ -137,11 +137,12 @@ def beam_search(
     config: DecodeConfig = DecodeConfig(),
     gain: Tensor | None = None, # float [M], needed if alpha > 0
     seen: Tensor | None = None, # int64 [B, S] items to leave out, -1 where there is none; None: those of `history`
+    weights: Tensor | None = None, # float [M] from `decoding_weights`, if they are at hand already
 ) -> Beams: # up to `beams` finished paths a user
     "Constrained beam search with IGD-decoding, for a batch of users"
     if config.alpha and gain is None: raise GenrecError('alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
     B, k, device = len(history), config.beams, history.device
-    weights = decoding_weights(trie, gain, config.alpha) if config.alpha else None
+    if config.alpha and weights is None: weights = decoding_weights(trie, gain, config.alpha)
     gone = used_up(trie, history if seen is None else seen) if config.exclude_seen else None
     user = torch.arange(B, device=device)[:, None, None]
     node, score = torch.zeros(B, 1, dtype=torch.long, device=device), torch.zeros(B, 1, device=device)
@@ -203,8 +204,9 @@ def recommend(
     was_training = model.training
     model.eval()
     order = torch.argsort((history >= 0).sum(1), stable=True)
+    weights = decoding_weights(trie, gain, config.alpha) if config.alpha and gain is not None else None    # once for all batches
     for rows in order.split(batch_size):
-        beams = beam_search(model, trie, history[rows], config, gain, seen[rows])
+        beams = beam_search(model, trie, history[rows], config, gain, seen[rows], weights)
         out.append(expand_items(trie, beams, k, seen[rows] if config.exclude_seen else None))
     model.train(was_training)
     back = torch.argsort(order)

@@ -65,7 +65,7 @@ def rank_cases(
     config: DecodeConfig = DecodeConfig(),
     gain: Tensor | None = None, # float [M], needed if config.alpha > 0
     k: int = 20, # items per case
-    batch_size: int = 256, # cases searched together
+    batch_size: int | None = None, # cases searched together; None: what `recommend` takes
     accelerator=None, # shares the cases among processes; None: one process
 ) -> np.ndarray: # int64 [cases, k] items, best first, -1 where nothing is left
     "Ranked items of every case; seen items are those of the whole history, also where the model reads only its end"
