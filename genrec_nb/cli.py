@@ -103,6 +103,7 @@ def named_columns(given: list[str]) -> dict: # user, item, time, title -> name i
     if wrong: raise GenrecError(f'--column {wrong[0]}: expected user=NAME, item=NAME, time=NAME or title=NAME')
     return pairs
 
+# %% ../nbs/18_cli.ipynb #f78cdc7c
 @app.command()
 def run(
     data: Annotated[str, typer.Option(help="'ml-100k'; a folder with NAME.inter.json and NAME.item.json, with RecBole files, or with interactions.csv and items.csv (or .parquet); or such a table.")] = 'ml-100k',
@@ -134,6 +135,7 @@ def run(
     show_metrics(metrics, Console())
     Console(soft_wrap=True).print(f'[green]done[/] in {sum(metrics["seconds"].values())/60:.1f} minutes; see {escape(str(folder/"report.html"))}, metrics.json, and model/')
 
+# %% ../nbs/18_cli.ipynb #9c5e48da
 def show_metrics(
     metrics: dict, # as in metrics.json
     console: Console,
@@ -221,8 +223,9 @@ def bench(
     quiet()
     from genrec_nb.bench import format_bench, run_bench
     from genrec_nb.quantize import write_json
+    from genrec_nb.run import versions
     with Bars(Console(stderr=True)) as bars: result = run_bench(names or None, quick, bars)
     print(format_bench(result))
     if out:
-        write_json(out, result)
+        write_json(out, result | dict(versions=versions()))
         Console(stderr=True, soft_wrap=True).print(f'written to {escape(str(out))}')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'GREY', 'item_prior', 'segment_sum', 'sum_up', 'path_mass', 'xlogx', 'node_entropy',
-           'information_gain', 'item_table', 'zero_gain_share', 'gain_by_position', 'plot_gain_by_position',
-           'plot_decisiveness', 'plot_gain_distribution']
+           'information_gain', 'item_table', 'token_counts', 'zero_gain_share', 'gain_by_position',
+           'plot_gain_by_position', 'plot_decisiveness', 'plot_gain_distribution']
 
 # %% ../nbs/06_infogain.ipynb #bfab65de
 from dataclasses import dataclass
@@ -99,16 +99,22 @@ def item_table(
     nodes = trie.item_nodes()
     return torch.where(nodes >= 0, values[nodes], fill)
 
+def token_counts(
+    trie: ItemTrie,
+    counts: np.ndarray | None = None, # int [N] training-target counts; None: every item once
+) -> Tensor: # float64 [N, T] how often each token is written in training, 0 behind the end of short paths
+    "Every token of an item counts as often as the item is a target"
+    counts = np.ones(trie.n_items) if counts is None else np.asarray(counts, np.float64)
+    return torch.as_tensor(counts, device=trie.device)[:, None]*(trie.item_nodes() >= 0)
+
 def zero_gain_share(
     trie: ItemTrie,
     gain: Tensor, # float [M] as `information_gain` gives it
     counts: np.ndarray | None = None, # int [N] training-target counts; None: every item once
 ) -> float: # 0..1
     "Share of the target tokens that decide nothing"
-    nodes = trie.item_nodes()
-    weight = torch.ones(trie.n_items, dtype=torch.double) if counts is None else torch.as_tensor(np.asarray(counts, np.float64))
-    weight = weight.to(trie.device)[:, None]*(nodes >= 0)
-    return float((weight*(item_table(trie, gain) == 0)).sum()/weight.sum())
+    w = token_counts(trie, counts)
+    return float((w*(item_table(trie, gain) == 0)).sum()/w.sum())
 
 # %% ../nbs/06_infogain.ipynb #689f0ff0
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#999999' # told apart by everyone
@@ -119,12 +125,10 @@ def gain_by_position(
     counts: np.ndarray | None = None, # int [N] training-target counts; None: every item once
 ) -> dict: # position, mean gain [nats], share of zero-gain tokens (0..1), number of items with a token there
     "Mean gain and share of deciding-nothing tokens at each position of the path"
-    nodes = trie.item_nodes()
-    w = torch.ones(trie.n_items, dtype=torch.double) if counts is None else torch.as_tensor(np.asarray(counts, np.float64))
-    w = w.to(trie.device)[:, None]*(nodes >= 0)
-    table, n = item_table(trie, gain), w.sum(0).clamp(min=1e-12)
+    w, table = token_counts(trie, counts), item_table(trie, gain)
+    n = w.sum(0).clamp(min=1e-12)
     return dict(position=list(range(1, trie.max_depth + 1)), gain=((w*table).sum(0)/n).tolist(),
-                zero=((w*(table == 0)).sum(0)/n).tolist(), items=(nodes >= 0).sum(0).tolist())
+                zero=((w*(table == 0)).sum(0)/n).tolist(), items=(trie.item_nodes() >= 0).sum(0).tolist())
 
 def plot_gain_by_position(
     trie: ItemTrie,
@@ -179,14 +183,13 @@ def plot_gain_distribution(
     counts: np.ndarray | None = None, # int [N] training-target counts
 ): # the matplotlib axes
     "Share of target tokens below each gain, one curve a position"
-    w = np.ones(trie.n_items) if counts is None else np.asarray(counts, float)
-    nodes, table = trie.item_nodes().cpu().numpy(), item_table(trie, gain).cpu().numpy()
+    w, table = token_counts(trie, counts).cpu().numpy(), item_table(trie, gain).cpu().numpy()
     fig, ax = plt.subplots(figsize=(6, 3))
     colours = plt.cm.viridis(np.linspace(0, .9, min(trie.max_depth, 8)))
     for t, colour in enumerate(colours):
-        here = nodes[:, t] >= 0
-        by = np.argsort(table[here, t], kind='stable')
-        ax.step(table[here, t][by], 100*np.cumsum(w[here][by])/w[here].sum(), where='post', color=colour, label=f'{t+1}')
+        by = np.argsort(table[:, t], kind='stable')
+        by = by[w[by, t] > 0]
+        ax.step(table[by, t], 100*np.cumsum(w[by, t])/w[:, t].sum(), where='post', color=colour, label=f'{t+1}')
     ax.set(title='How are the gains distributed?', xlabel='gain [nats], log scale', ylabel='tokens with at most this gain [%]', ylim=(0, 101))
     ax.set_xscale('symlog', linthresh=1e-3)
     ax.set_xlim(-1e-4, None)

@@ -217,6 +217,7 @@ class Explanation:
                           f'title="gain {p.gain:.4f} nats, {p.choices} choices"><b>{html.escape(p.token)}</b><br><small>p = {p.probability:.3f}<br>gain {p.gain:.3f}<br>weight {p.weight:.2f}</small></td>')
         return f'<table class="explain"><tr><td style="padding-right:.8rem">{html.escape(self.title)}<br><small>score {self.score:.3f}, α = {self.alpha:g}</small></td>{"".join(map(cell, self.parts))}</tr></table>'
 
+# %% ../nbs/14_recommender.ipynb #feecc84e
 @torch.inference_mode()
 def explain(self: GenerativeRecommender,
     history: list, # item ids or titles, oldest first
@@ -264,6 +265,7 @@ def save_pretrained(self: GenerativeRecommender,
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
+# %% ../nbs/14_recommender.ipynb #cc35606c
 def from_pretrained(
     folder: str | Path, # that `save_pretrained` wrote
     device='cpu', # where the model goes

@@ -167,6 +167,7 @@ def training_arguments(
         load_best_model_at_end=True, restore_callback_states_from_checkpoint=True, metric_for_best_model=f'eval_{config.metric}', greater_is_better=True,
         seed=config.seed, disable_tqdm=True, report_to='none', remove_unused_columns=False, dataloader_pin_memory=False), **more})
 
+# %% ../nbs/13_train.ipynb #4a73b74a
 def fit(
     model, # from `packed_decoder` or `tiger_t5`
     train: Interactions, # the training part of a split, nothing else
