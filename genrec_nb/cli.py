@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'show_version', 'options', 'Bars', 'quiet', 'explain_error', 'main', 'free_folder', 'latest_folder',
-           'named_columns', 'run', 'show_metrics', 'recommend', 'inspect', 'bench']
+           'newest_run', 'named_columns', 'run', 'show_metrics', 'recommend', 'inspect', 'bench']
 
 # %% ../nbs/18_cli.ipynb #20970bc5
 import errno, os, sys
@@ -38,6 +38,8 @@ class Bars:
         self.console, self.task = console, None
         self.bars = Progress(SpinnerColumn(), TextColumn('{task.description:<28}'), BarColumn(), TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), console=console)
     def stage(self, name: str, total: int = 0) -> None:
+        if self.task is not None and name == self.bars.tasks[self.task].description:
+            return self.bars.update(self.task, total=total or None)               # the same stage, now with its number of steps
         self.finish()
         self.task = self.bars.add_task(name, total=total or None)
     def advance(self, done: int) -> None: self.bars.update(self.task, completed=done)
@@ -95,43 +97,54 @@ def latest_folder(data: str, quick: bool) -> Path:
     found = [p for p in Path('runs').glob(f'{name}*') if p.name == name or p.name[len(name) + 1:].isdigit()]
     return max(found, key=lambda p: p.stat().st_mtime, default=Path('runs')/name)
 
+def newest_run() -> Path: # runs/ml-100k if there is none
+    "The run that was worked on last"
+    return max((p.parent for p in Path('runs').glob('*/run.json')), key=lambda p: p.stat().st_mtime, default=Path('runs/ml-100k'))
+
 def named_columns(given: list[str]) -> dict: # user, item, time, title -> name in the table
     "Read the --column options"
     from genrec_nb.data import GenrecError
     pairs = dict(g.partition('=')[::2] for g in given)
-    wrong = [g for g in given if not g.partition('=')[2] or g.partition('=')[0] not in ('user', 'item', 'time', 'title')]
+    wrong = [g for g in given if g.partition('=')[0] not in ('user', 'item', 'time', 'title') or not g.partition('=')[2] and g != 'time=']
     if wrong: raise GenrecError(f'--column {wrong[0]}: expected user=NAME, item=NAME, time=NAME or title=NAME')
-    return pairs
+    return {k: v or None for k, v in pairs.items()}
 
 # %% ../nbs/18_cli.ipynb #f78cdc7c
 @app.command()
 def run(
+    context: typer.Context,
     data: Annotated[str, typer.Option(help="'ml-100k'; a folder with NAME.inter.json and NAME.item.json, with RecBole files, or with interactions.csv and items.csv (or .parquet); or such a table.")] = 'ml-100k',
-    out: Annotated[Path | None, typer.Option(help='Folder for the results [default: runs/NAME].')] = None,
+    out: Annotated[Path | None, typer.Option(help='Folder for the results, runs/NAME if none is given.')] = None,
     quick: Annotated[bool, typer.Option('--quick', help='A rehearsal: few epochs, nothing downloaded but the data.')] = False,
-    seed: Annotated[int, typer.Option(help='Of everything that is drawn.')] = 0,
-    resume: Annotated[bool, typer.Option('--resume', help='Go on with an interrupted run.')] = False,
+    seed: Annotated[int, typer.Option(min=0, help='Of everything that is drawn.')] = 0,
+    resume: Annotated[bool, typer.Option('--resume', help='Go on with an interrupted run; settings that are not repeated are those of the run.')] = False,
     ids: Annotated[str, typer.Option(help="Identifiers: 'learned' from item texts, 'random', or an index.json.")] = 'learned',
     backbone: Annotated[str, typer.Option(help="'packed' decoder or 't5' (TIGER).")] = 'packed',
     epochs: Annotated[int | None, typer.Option(help='Epochs of each training.')] = None,
     alpha: Annotated[float, typer.Option(help='Strength of IGD-decoding, 0 to 1.')] = .2,
     beta: Annotated[float, typer.Option(help='IGD-tuning: weight of tokens that decide nothing, 0 to 1.')] = .1,
-    column: Annotated[list[str] | None, typer.Option(help='For tables: what a column is called, as user=NAME, item=NAME, time=NAME or title=NAME; once for each.')] = None,
+    column: Annotated[list[str] | None, typer.Option(help='For tables: what a column is called, as user=NAME, item=NAME, time=NAME or title=NAME; once for each. `time=` for rows that are in order.')] = None,
 ):
     "Train and compare: popularity, cross-entropy, and IGD in training, in decoding, in both."
     from dataclasses import replace
     from genrec_nb.decode import DecodeConfig
     DecodeConfig(alpha=alpha)                                                     # refuse a bad value before any work
     quiet()
-    from genrec_nb.evaluate import Evaluation, metrics_table
+    from genrec_nb.data import read_json
     from genrec_nb.run import RunConfig, run_job
     config = (RunConfig.quick if quick else RunConfig)(data=data, columns=named_columns(column or []), ids=ids, alpha=alpha)
     r = config.recommender
     train = r.train if backbone == 'packed' else replace(r.train, batch_size=256, lr=1e-3, weight_decay=.01)
-    config = replace(config, recommender=replace(r, backbone=backbone, beta=beta, train=replace(train, epochs=epochs or train.epochs))).seeded(seed)
-    folder = out or (latest_folder if resume else free_folder)(data, quick)
+    config = replace(config, recommender=replace(r, backbone=backbone, beta=beta, train=replace(train, epochs=train.epochs if epochs is None else epochs))).seeded(seed)
+    said = {p for p in context.params if context.get_parameter_source(p).name == 'COMMANDLINE'} - {'out', 'resume'}
+    folder = out or (free_folder(data, quick) if not resume else latest_folder(data, quick) if said else newest_run())
+    if resume and not said and (folder/'run.json').is_file(): config = RunConfig.from_dict(read_json(folder/'run.json'))
     console = Console(stderr=True)
-    with Bars(console) as bars: metrics = run_job(config, folder, resume, bars)
+    try:
+        with Bars(console) as bars: metrics = run_job(config, folder, resume, bars)
+    except KeyboardInterrupt:                                                     # the command-line library would swallow it
+        console.print(f'[bold red]genrec:[/] stopped; `genrec run --resume --out {escape(str(folder))}` goes on from here', soft_wrap=True, highlight=False)
+        raise typer.Exit(130) from None
     show_metrics(metrics, Console())
     Console(soft_wrap=True).print(f'[green]done[/] in {sum(metrics["seconds"].values())/60:.1f} minutes; see {escape(str(folder/"report.html"))}, metrics.json, and model/')
 
@@ -181,6 +194,7 @@ def recommend(
 def inspect(
     path: Annotated[Path, typer.Argument(help='Folder of a run, or an index.json.')],
     data: Annotated[str | None, typer.Option(help='Data set whose training targets give the items their mass.')] = None,
+    column: Annotated[list[str] | None, typer.Option(help='For tables: what a column is called, as in `genrec run`.')] = None,
     kind: Annotated[str, typer.Option(help="Information gain: 'global' or 'conditional'.")] = 'global',
 ):
     "Show the trie of a table of identifiers and how much its tokens decide."
@@ -197,7 +211,11 @@ def inspect(
         ids, counts, source = rec.ids, rec.counts, 'training targets of the run'
     else: ids = Identifiers.from_index(path)
     if data:
-        interactions = load_dataset(data, text=False).interactions
+        columns = named_columns(column or [])
+        try: interactions = load_dataset(data, **columns).interactions             # with the items that nobody took, if they are listed
+        except GenrecError as e:
+            if 'text=False' not in str(e): raise
+            interactions = load_dataset(data, text=False, **columns).interactions
         if interactions.n_items != ids.n_items: raise GenrecError(f'{data}: has {interactions.n_items} items, {path} has {ids.n_items}')
         counts, source = leave_one_out(interactions).train.target_counts(), f'training targets of {data}'
     trie = ItemTrie.build(ids)
@@ -215,7 +233,7 @@ def inspect(
 # %% ../nbs/18_cli.ipynb #6bce68fe
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="Which: 'trie', 'decode', 'backbones' [default: trie and decode].")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Which: 'trie', 'decode', 'backbones'; trie and decode if none is named.")] = None,
     out: Annotated[Path | None, typer.Option(help='Also write the figures to this JSON file.')] = None,
     quick: Annotated[bool, typer.Option('--quick', help='Smaller sizes.')] = False,
 ):

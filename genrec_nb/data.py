@@ -540,7 +540,7 @@ def load_table(
 ) -> Dataset: # The data set
     "Read CSV or Parquet tables with named columns"
     if text and items is None: raise GenrecError(f'{path}: no table of items was given, so the items have no text; give one (items=), or do without (text=False)')
-    return _dataset_from_frames(Path(path).stem, read_table(path), read_table(items) if text else None, user, item, time, title, fields, path, items)
+    return _dataset_from_frames(Path(path).stem if Path(path).stem!='interactions' else Path(path).resolve().parent.name, read_table(path), read_table(items) if text else None, user, item, time, title, fields, path, items)
 
 # %% ../nbs/00_data.ipynb #0a17f6da
 def cache_dir() -> Path: # $GENREC_CACHE, or ~/.cache/genrec_nb

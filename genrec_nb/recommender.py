@@ -133,6 +133,7 @@ def fit_recommender(
 ) -> GenerativeRecommender: # trained
     "Tokenise the items, then train the generator"
     config = config or RecommenderConfig()
+    if not isinstance(data, Dataset) or not isinstance(config, RecommenderConfig): raise GenrecError('fit takes a Dataset (see `Dataset.from_frame`) and a RecommenderConfig')
     split = leave_one_out(data.interactions) if split is None else split
     tokenized = tokenize_items(data.catalog, config) if tokenized is None else tokenized
     train = replace(config.train, seed=config.seed)                               # one seed for all
@@ -168,7 +169,8 @@ def resolve(self: GenerativeRecommender,
     history: list, # item ids or titles, oldest first
 ) -> list[int]: # item numbers
     "Find the items; an id is tried first, then a title"
-    if not len(history): raise GenrecError('the history is empty: name at least one item')
+    if history is None or isinstance(history, str) or not len(history): raise GenrecError(f'the history is {history!r}: expected a list with at least one item id or title')
+    history = [x.id if isinstance(x, Recommendation) else x for x in history]
     def item(x):
         try: return self.catalog.index(x)
         except GenrecError: return self.catalog.find(str(x))
@@ -181,6 +183,7 @@ def recommend_items(self: GenerativeRecommender,
 ) -> Recommendations: # best first; fewer than k if nothing is left
     "What next? raises `GenrecError` for an unknown item, naming the nearest titles"
     items = resolve(self, history)
+    if k < 1: raise GenrecError(f'k is {k}, expected 1 or more')
     decode = decode or replace(self.config.decode, beams=max(self.config.decode.beams, k))
     seen = torch.tensor([items], device=self.model.device)
     ranked, scores = recommend(self.model, self.trie, seen[:, -self.model.config.max_items:], k, decode, self.gain, seen)

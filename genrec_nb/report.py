@@ -61,7 +61,7 @@ def user_card(
     past = ''.join(f'<li>{esc(title[i])}</li>' for i in history[-shown:][::-1])
     more = f'<p class="note">and {len(history) - shown} earlier ones</p>' if len(history) > shown else ''
     why = rec.explain([rec.catalog.ids[i] for i in history], found[0].id)._repr_html_() if found else ''
-    return (f'<section class="card"><h3>User {m + 1} of {len(cases)}</h3><div class="cols"><div><h4>Most recent first</h4><ul>{past}</ul>{more}</div>'
+    return (f'<section class="card"><h3>Test case {m + 1} of {len(cases)}</h3><div class="cols"><div><h4>Most recent first</h4><ul>{past}</ul>{more}</div>'
             f'<div><h4>Recommended</h4><ol>{rows}</ol></div><div><h4>What came next</h4><p>{esc(title[target])}</p></div></div>'
             f'<h4>Why the first recommendation: darker tokens decide more</h4>{why}</section>')
 
@@ -72,7 +72,7 @@ body { font: 16px/1.55 system-ui, sans-serif; color: #1b1f24; background: #fff; 
 h1 { font-size: 1.9rem; margin: .2em 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #d0d7de; padding-bottom: .2rem; }
 h3 { margin: .2rem 0; } h4 { margin: .6rem 0 .2rem; color: #57606a; font-weight: 600; }
 img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem; } th, td { padding: .3rem .7rem; border-bottom: 1px solid #d0d7de; text-align: right; }
+.wide { overflow-x: auto; margin-bottom: 1.2rem; } table { border-collapse: collapse; font-size: .92rem; } th, td { padding: .3rem .7rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: nowrap; } table.explain td { border: 2px solid #fff; }
 .card { border: 1px solid #d0d7de; border-radius: 10px; padding: .8rem 1.1rem; margin: 1rem 0; overflow-x: auto; }
 .cols { display: flex; flex-wrap: wrap; gap: 0 2.5rem; } .cols > div { flex: 1 1 15rem; } ul, ol { margin: .2rem 0; padding-left: 1.4rem; }

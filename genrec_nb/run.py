@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RunConfig', 'Silent', 'Stages', 'Steps', 'open_run', 'load_run_data', 'tokenizer_stage', 'train_stage',
-           'as_result', 'evaluate_stage', 'popularity_stage', 'write_report', 'commit', 'versions', 'check_ids',
+           'as_result', 'evaluate_stage', 'popularity_stage', 'write_report', 'commit', 'versions', 'check_run',
            'run_job']
 
 # %% ../nbs/17_run.ipynb #fb91ad1d
@@ -35,6 +35,11 @@ class RunConfig:
     ids: str = 'learned' # 'learned' from item texts, 'random', or an index.json
     alpha: float = .2 # strength of IGD-decoding
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
+
+    @classmethod
+    def from_dict(cls, d: dict) -> 'RunConfig': # as run.json holds it
+        "Read stored settings"
+        return cls(**{**d, 'recommender': RecommenderConfig.from_dict(d['recommender'])})
 
     @classmethod
     def quick(cls, **settings) -> 'RunConfig': # a rehearsal
@@ -88,10 +93,14 @@ def open_run(
 ) -> Path: # the folder, with run.json in it
     "Make the folder of a run, or open it again; raises `GenrecError` if it belongs to another run"
     folder, mine = Path(folder), json.loads(json.dumps(asdict(config)))
+    if resume and not (folder/'run.json').is_file():
+        there = ', '.join(sorted(str(p.parent) for p in folder.parent.glob('*/run.json')))
+        raise GenrecError(f'{folder}: there is no run to resume' + (f'; found {there}' if there else ''))
     if (folder/'run.json').is_file():
         theirs = read_json(folder/'run.json')
         if not resume: raise GenrecError(f'{folder}: holds a run already; --resume goes on with it, another --out keeps both')
-        other = [k for k in mine if mine[k] != theirs.get(k)]
+        flat = lambda d, p='': {k: v for key, x in d.items() for k, v in (flat(x, f'{p}{key}.') if isinstance(x, dict) else {p + key: x}).items()}
+        other = [k for k, v in flat(mine).items() if v != flat(theirs).get(k)]
         if other: raise GenrecError(f'{folder}: was started with other settings ({", ".join(other)}); resume with the same ones, or name another --out')
     elif folder.exists() and any(folder.iterdir()): raise GenrecError(f'{folder}: exists and is no run; name another folder with --out')
     else: write_json(folder/'run.json', mine)
@@ -100,11 +109,11 @@ def open_run(
 # %% ../nbs/17_run.ipynb #bccbf14d
 def load_run_data(config: RunConfig) -> tuple[Dataset, Split]:
     "The data and its leave-one-out split; item texts are needed only for learned identifiers"
-    text = config.ids == 'learned'
-    try: data = load_dataset(config.data, text=text, **config.columns)
+    try: data = load_dataset(config.data, **config.columns)
     except GenrecError as e:
-        if text and 'text=False' in str(e): raise GenrecError(f'{config.data}: there are no item texts to learn identifiers from; use --ids random, or --ids FILE with an index.json') from None
-        raise
+        if 'text=False' not in str(e): raise
+        if config.ids == 'learned': raise GenrecError(f'{config.data}: there are no item texts to learn identifiers from; use --ids random, or --ids FILE with an index.json') from None
+        data = load_dataset(config.data, text=False, **config.columns)
     return data, leave_one_out(data.interactions)
 
 def tokenizer_stage(folder: Path, data: Dataset, config: RunConfig) -> dict: # facts about the identifiers
@@ -202,11 +211,17 @@ def commit() -> str | None: # the commit, with '+' if files have changed since; 
 
 def versions() -> dict: # of what the figures depend on
     "Versions of the library and its main dependencies, and the commit if the library runs from a checkout"
-    return dict(genrec_nb=genrec_nb.__version__, commit=commit(), torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__, python=platform.python_version())
+    return dict(genrec_nb=genrec_nb.__version__, commit=commit(), threads=torch.get_num_threads(), torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__, python=platform.python_version())
 
-def check_ids(config: RunConfig) -> None:
-    "Fail early if identifiers are to be read from a file that is not there"
-    if config.ids not in ('learned', 'random') and not Path(config.ids).is_file(): raise GenrecError(f"{config.ids}: no such file; --ids is 'learned', 'random' or an index.json")
+def check_run(config: RunConfig) -> tuple[Dataset, Split]: # the data and its split
+    "Find what is wrong before a folder is made and long work starts"
+    named = config.ids not in ('learned', 'random')
+    if named and not Path(config.ids).is_file(): raise GenrecError(f"{config.ids}: no such file; --ids is 'learned', 'random' or an index.json")
+    data, split = load_run_data(config)
+    if not len(split.test): raise GenrecError(f'{config.data}: every user has fewer than 3 items, there is nobody to evaluate')
+    if not split.train.target_counts().sum(): raise GenrecError(f'{config.data}: nothing is left to train on once the last two items of each user are held back; longer histories are needed')
+    if named: Identifiers.from_index(config.ids, data.catalog)
+    return data, split
 
 def run_job(
     config: RunConfig = RunConfig(),
@@ -215,9 +230,7 @@ def run_job(
     progress=None, # something with `stage` and `advance`
 ) -> dict: # what metrics.json holds
     "Run all methods; leaves metrics.json, report.html and model/ in the folder"
-    check_ids(config)
-    data, split = load_run_data(config)
-    if not len(split.test): raise GenrecError(f'{config.data}: every user has fewer than 3 items, there is nobody to evaluate')
+    data, split = check_run(config)
     folder = open_run(folder, config, resume)
     stage = Stages(folder, progress or Silent())
     tokenizer = stage('tokenizer', lambda: tokenizer_stage(folder, data, config))
