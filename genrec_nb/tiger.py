@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'history_tokens', 'PrefixSamples', 'Windows', 'LengthBatches', 'TokenLoss', 'TreeState', 'take_beams',
            'TigerT5', 'attend', 'begin', 'advance', 'tiger_t5', 'level_ranges', 'PackedConfig', 'CausalBlock',
-           'CodeHead', 'PackedDecoder', 'read', 'level_logits', 'packed_nll', 'align_left', 'flat_logits',
-           'packed_forward', 'prepare_inputs_for_generation', 'packed_begin', 'spread', 'packed_advance',
-           'packed_decoder']
+           'CodeHead', 'PackedDecoder', 'read', 'contextualise', 'level_logits', 'packed_nll', 'codes_logits',
+           'blank_states', 'align_left', 'flat_logits', 'packed_forward', 'prepare_inputs_for_generation',
+           'packed_begin', 'spread', 'packed_advance', 'packed_decoder']
 
 # %% ../nbs/08_tiger.ipynb #b0a4a1bf
 from dataclasses import dataclass, field
@@ -127,6 +127,8 @@ class TokenLoss(ModelOutput):
     "What `forward` returns in training"
     nll: Tensor = None # float [n, T] cross-entropy of each token of each target, 0 behind the end of a path
     targets: Tensor = None # int64 [n] the target items
+    effect: Tensor = None # float [n, T] the same of (logits - logits with the history blanked), if asked for
+    mixture: Tensor = None # float [K] weights of several targets; put here by a trainer that learns them
 
 @dataclass
 class TreeState:
@@ -160,14 +162,18 @@ class TigerT5(T5ForConditionalGeneration):
         history: Tensor | None = None, # int64 [B, H] items, -1 where there is none; None: `transformers`' own forward
         targets: Tensor | None = None, # int64 [B] items
         tau: float = 1., # temperature of the loss
+        blank: bool = False, # also give `effect`: what the history changes
         **kwargs, # for `transformers`
     ): # `TokenLoss`, or what `transformers` returns
         "Cross-entropy of each token of the targets"
         if history is None: return super().forward(**kwargs)
-        x, mask = history_tokens(self.paths, history)
         labels = self.paths[targets]
-        logits = super().forward(input_ids=x, attention_mask=mask, decoder_input_ids=self._shift_right(labels)).logits
-        return TokenLoss(nll=token_nll(logits, labels, tau), targets=targets)
+        def logits(history):
+            x, mask = history_tokens(self.paths, history)
+            return super(TigerT5, self).forward(input_ids=x, attention_mask=mask, decoder_input_ids=self._shift_right(labels)).logits
+        full = logits(history)
+        effect = token_nll(full.float() - logits(history.new_full((len(history), 1), -1)).float(), labels, tau) if blank else None
+        return TokenLoss(nll=token_nll(full, labels, tau), targets=targets, effect=effect)
 
 # %% ../nbs/08_tiger.ipynb #f886a9e9
 def attend(
@@ -321,7 +327,12 @@ def read(self: PackedDecoder,
     codes: Tensor, # int64 [B, T, L] code of each item at each level, counted from 0 within the level
 ) -> Tensor: # float [B, T, d] what the model thinks after each item
     "The causal transformer over items"
-    x = sum(e(codes[..., l]) for l, e in enumerate(self.codes))
+    return self.contextualise(sum(e(codes[..., l]) for l, e in enumerate(self.codes)))
+
+def contextualise(self: PackedDecoder,
+    x: Tensor, # float [B, T, d] vectors of the items; zeros stand for a blanked history
+) -> Tensor: # float [B, T, d]
+    "Places and blocks"
     x = self.drop(x + self.place.weight[:x.shape[1]])
     for block in self.blocks: x = block(x)
     return self.norm(x)
@@ -333,22 +344,42 @@ def level_logits(self: PackedDecoder,
     "Scores of the codes of one level"
     return F.linear(self.heads[level](u), self.codes[level].weight, self.bias[level])
 
-PackedDecoder.read, PackedDecoder.level_logits = read, level_logits
+PackedDecoder.read, PackedDecoder.contextualise, PackedDecoder.level_logits = read, contextualise, level_logits
 
 # %% ../nbs/08_tiger.ipynb #2b09fab1
 def packed_nll(self: PackedDecoder,
     items: Tensor, # int64 [B, T] items, -1 on the right
     tau: float = 1., # temperature of the loss
+    blank: bool = False, # also give `effect`: what the history changes
 ) -> TokenLoss: # of every item but the first of each row
     "Loss of every token of every item, from one pass over the rows"
     codes = self.paths[items.clamp(min=0)] - self.first
     here = items[:, 1:] >= 0
     u, target = self.read(codes[:, :-1])[here], codes[:, 1:][here]                # [n, d], [n, L]
-    nll = []
+    full = self.codes_logits(u, target)
+    ce = lambda logits: torch.stack([F.cross_entropy(x.float()/tau, target[:, l], reduction='none') for l, x in enumerate(logits)], 1)
+    effect = ce(a.float() - b.float() for a, b in zip(full, self.codes_logits(self.blank_states(here), target))) if blank else None
+    return TokenLoss(nll=ce(full), targets=items[:, 1:][here], effect=effect)
+
+def codes_logits(self: PackedDecoder,
+    u: Tensor, # float [n, d] states
+    target: Tensor, # int64 [n, L] codes that are written after them
+) -> list[Tensor]: # for each level float [n, K_level]
+    "Scores at each level, given the true codes of the levels before"
+    out = []
     for l, e in enumerate(self.codes):
-        nll.append(F.cross_entropy(self.level_logits(u, l).float()/tau, target[:, l], reduction='none'))
+        out.append(self.level_logits(u, l))
         if l + 1 < len(self.codes): u = u + e(target[:, l])
-    return TokenLoss(nll=torch.stack(nll, 1), targets=items[:, 1:][here])
+    return out
+
+def blank_states(self: PackedDecoder,
+    here: Tensor, # bool [B, T] places that have a target
+) -> Tensor: # float [n, d]
+    "What the model thinks after as many items, told nothing of them: the same for all rows, so one is enough"
+    x = self.contextualise(self.place.weight.new_zeros(1, here.shape[1], self.config.d_model))
+    return x.expand(len(here), -1, -1)[here]
+
+PackedDecoder.codes_logits, PackedDecoder.blank_states = codes_logits, blank_states
 
 def align_left(
     x: Tensor, # [B, T, ...]
@@ -380,12 +411,13 @@ def flat_logits(self: PackedDecoder,
 def packed_forward(self: PackedDecoder,
     items: Tensor | None = None, # int64 [B, T] items, -1 on the right: the training step
     tau: float = 1., # temperature of the loss
+    blank: bool = False, # also give `effect`: what the history changes
     input_ids: Tensor | None = None, # int64 [B, S] flat tokens: a language model for `generate`
     attention_mask: Tensor | None = None, # int64 [B, S]
     **kwargs, # what `generate` passes along besides
 ): # `TokenLoss`, or `CausalLMOutput` with logits for the last position
     "Training step or language model"
-    if items is not None: return packed_nll(self, items, tau)
+    if items is not None: return packed_nll(self, items, tau, blank)
     return CausalLMOutput(logits=flat_logits(self, input_ids, attention_mask)[:, -1:])
 
 def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs): return dict(input_ids=input_ids, attention_mask=attention_mask)

@@ -11,9 +11,9 @@ from genrec_nb.decode import DecodeConfig
 from genrec_nb.evaluate import ranking_metrics
 from genrec_nb.identifiers import Identifiers, EOS
 from genrec_nb.infogain import information_gain, item_prior
-from genrec_nb.losses import igd_weights, uniform_weights, weighted_mean
+from genrec_nb.losses import CFT, MultiTarget, WeightedLoss, igd_weights, make_weighting, token_nll, uniform_weights, weighted_mean
 from genrec_nb.tiger import LengthBatches, packed_decoder, tiger_t5
-from genrec_nb.train import FitResult, GenrecTrainer, TrainConfig, batch_targets, fit, last_checkpoint, rank_cases, training_arguments
+from genrec_nb.train import FitResult, GenrecTrainer, TrainConfig, as_loss, batch_targets, case_ce, fit, last_checkpoint, plot_mixture, rank_cases, steps_per_epoch, training_arguments
 from genrec_nb.trie import ItemTrie
 from oracles import identifiers, next_logp
 
@@ -299,10 +299,165 @@ def test_no_case_at_all():
     with pytest.raises(GenrecError, match='no validation case'): fit(packed(), SPLIT.train, none, ItemTrie.build(CODES))
 
 
+# ---- other losses: mixtures, the causal loss, temperature ---------------------------------------------------------
+
+VECTORS = np.random.default_rng(8).normal(size=(N, 4))
+
+def loss_of(make, name='multi', **settings):
+    "A loss by name, from training counts"
+    ids = TITLES if make is titles else CODES
+    return make_weighting(name, **settings).objective(ItemTrie.build(ids), ids, counts=SPLIT.train.target_counts(), vectors=VECTORS)
+
+def run_loss(make, loss, folder, **kwargs):
+    "A short training"
+    config = TrainConfig(**{**dict(epochs=4, batch_size=16, lr=1e-2, eval_every=1, patience=0), **{k: kwargs.pop(k) for k in list(kwargs) if k in TrainConfig.__dataclass_fields__}})
+    return fit(make(), SPLIT.train, SPLIT.valid, ItemTrie.build(TITLES if make is titles else CODES), loss, config, folder, **kwargs)
+
+def step_of(make, loss, batches, accumulate, folder):
+    "Gradient of model and loss in each step, and the log, by the trainer"
+    model, watch = make(dropout=0.), Watch()
+    samples = model.samples(SPLIT.train, 5)
+    args = training_arguments(TrainConfig(epochs=1, batch_size=len(batches[0]), accumulate=accumulate), 1, folder, learning_rate=0., weight_decay=0., max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
+    trainer = GenrecTrainer(model, args, samples=samples, trie=ItemTrie.build(TITLES if make is titles else CODES), weights=loss, callbacks=[watch])
+    trainer.get_train_dataloader = lambda: trainer.accelerator.prepare(DataLoader(samples, batch_sampler=batches, collate_fn=samples.collate))
+    trainer.train()
+    return watch.steps, [l for l in trainer.state.log_history if 'loss' in l]
+
+def loss_by_hand(make, loss, numbers):
+    "Gradient of model and loss, and the loss, of one step in plain torch"
+    model = make(dropout=0.).train()
+    out = model(**model.samples(SPLIT.train, 5).collate(numbers), tau=loss.tau, blank=loss.blank)
+    value, parts = loss(out)
+    loss.zero_grad()
+    value.backward()
+    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in [*model.parameters(), *loss.parameters()]]), float(value.detach()), parts
+
+@backbones
+@pytest.mark.parametrize('name, settings', [('multi', {}), ('multi', dict(variant='exp')), ('cft', {}), ('ranking', {}), ('frequency', dict(tau=.5))])
+def test_accumulation_changes_nothing_for_any_loss(make, name, settings, tmp_path):
+    "Gradients, those of the mixture included, the loss and each part"
+    numbers = list(range(24))
+    loss = loss_of(make, name, **settings)
+    if isinstance(loss, MultiTarget): loss.c = .05; loss.steps.fill_(9); loss.s.data += torch.tensor([.3, -.2, .1])
+    want, plain, parts = loss_by_hand(make, loss, numbers)
+    for size, accumulate in ((24, 1), (6, 4), (5, 5)):
+        if isinstance(loss, MultiTarget): loss.steps.fill_(9)
+        (got,), (log,) = step_of(make, loss, [numbers[i:i + size] for i in range(0, 24, size)], accumulate, tmp_path/str(size))
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
+        assert log['loss'] == pytest.approx(plain, rel=1e-4)
+        np.testing.assert_allclose([log[f'loss_{n}'] for n in loss.names], parts.tolist()[:len(loss.names)], rtol=1e-4)
+        if isinstance(loss, MultiTarget): assert int(loss.steps) == 10           # one step, however many pieces
+
+def test_the_clock_counts_optimiser_steps_only(tmp_path):
+    "Looks at the validation users and micro-batches do not move it; the pace is that of the half-life"
+    logs = {}
+    for name, every, size, accumulate in (('a', 1, 16, 1), ('b', 4, 16, 1), ('c', 2, 8, 2)):
+        loss = loss_of(packed, half_life=2.)
+        result = run_loss(packed, loss, tmp_path/name, eval_every=every, batch_size=size, accumulate=accumulate, lr=1e-12)
+        steps = steps_of(packed)
+        assert loss.c == pytest.approx(np.log(2)/(2*steps))
+        logs[name] = result.part('weight_frequency')
+        np.testing.assert_allclose([w for _, w in logs[name]], [(1 - 2**-(e/2))/(1 + 2**-(e/2)) for e in (1, 2, 3, 4)], rtol=1e-4)
+    assert [w for _, w in logs['a']] == [w for _, w in logs['b']]
+
+@pytest.mark.parametrize('make, accumulate', [(packed, 1), (packed, 2), (t5, 1)])
+def test_a_mixture_resumes_where_it_stood(make, accumulate, tmp_path):
+    "Cut in the middle of the third epoch and in the fourth: same model, same mixture, same log, to the last bit; the model is itself again"
+    steps, losses = steps_of(make, accumulate), [loss_of(make, half_life=2.) for _ in range(3)]
+    whole = run_loss(make, losses[0], tmp_path/'a', accumulate=accumulate)
+    for cut, loss in zip((2*steps + steps//2, 3*steps + 1), losses[1:]):
+        with pytest.raises(KeyboardInterrupt): run_loss(make, loss, tmp_path/'b', accumulate=accumulate, callbacks=[Break(cut)], resume=True)
+    again = loss_of(make, half_life=2.)                                         # as in a new process
+    resumed = run_loss(make, again, tmp_path/'b', accumulate=accumulate, resume=True)
+    same_end(resumed, whole)
+    assert again.s.tolist() == losses[0].s.tolist() != [0, 0, 0] and int(again.steps) == int(losses[0].steps) > 0
+    for n in again.names: assert resumed.part(f'weight_{n}') == whole.part(f'weight_{n}') and resumed.part(f'loss_{n}') == whole.part(f'loss_{n}')
+    assert not hasattr(whole.model, 'objective') and not any('objective' in k for k in whole.model.state_dict()) and not whole.model._forward_hooks
+
+def test_a_fit_begins_anew(tmp_path):
+    "The same object twice: the second run does not begin where the first ended"
+    loss = loss_of(packed)
+    a = run_loss(packed, loss, tmp_path/'a', epochs=2)
+    same_end(run_loss(packed, loss, tmp_path/'b', epochs=2), a)
+
+def test_no_weight_decay_on_the_mixture(tmp_path):
+    model, loss = packed(), loss_of(packed)
+    trainer = GenrecTrainer(model, training_arguments(TrainConfig(weight_decay=.3), 1, tmp_path), samples=model.samples(SPLIT.train, 5), trie=ItemTrie.build(CODES), weights=loss, valid=SPLIT.valid)
+    from genrec_nb.train import inside
+    with inside(model, loss): groups = trainer.create_optimizer().param_groups
+    assert [g['weight_decay'] for g in groups if any(p is loss.s for p in g['params'])] == [0.] and any(g['weight_decay'] == .3 for g in groups)
+
+def test_the_mixture_learns_and_chooses_nothing(tmp_path):
+    "It moves, towards the smaller loss; the best checkpoint has the best NDCG all the same"
+    trie, _ = world(packed)
+    result = run_loss(packed, loss_of(packed, variant='exp'), tmp_path, epochs=6, lr=3e-2)
+    last = {n: result.part(f'weight_{n}')[-1][1] for n in ('uniform', 'front_greater', 'frequency')}
+    mean = {n: np.mean([l for _, l in result.part(f'loss_{n}')]) for n in last}
+    assert max(last, key=last.get) == min(mean, key=mean.get) and min(last.values()) < .33
+    assert result.best == max(v for _, v in result.curve()) == ndcg(result.model, trie)
+    assert len(plot_mixture(result).axes) == 2
+    with pytest.raises(GenrecError, match='no mixture'): plot_mixture(run(packed, tmp_path/'b', epochs=1))
+
+def test_a_checkpoint_of_another_loss_is_refused(tmp_path):
+    run_loss(packed, loss_of(packed), tmp_path/'a', epochs=1)
+    run(packed, tmp_path/'b', epochs=1)
+    with pytest.raises(GenrecError, match='mixture of 3 targets, not with one'): run_loss(packed, None, tmp_path/'a', epochs=2, resume=True)
+    with pytest.raises(GenrecError, match='one loss, not with a mixture of 3'): run_loss(packed, loss_of(packed), tmp_path/'b', epochs=2, resume=True)
+    with pytest.raises(GenrecError, match='mixture of 3 targets, not with a mixture of 2'): run_loss(packed, loss_of(packed, targets=dict(uniform={}, igd={}), rising=('igd',)), tmp_path/'a', epochs=2, resume=True)
+
+def test_limits_of_the_losses(tmp_path):
+    "lambda = 0 is Pos, tau = 1 is the plain table, a mixture of one thing twice is that thing: same trained weights"
+    trie, weights = world(packed)
+    end = lambda loss, name: flat(run_loss(packed, loss, tmp_path/name, epochs=2).model)
+    pos = end(loss_of(packed, 'position'), 'a')
+    assert torch.equal(pos, end(loss_of(packed, 'cft', lam=0.), 'b')) and not torch.allclose(pos, end(loss_of(packed, 'cft', lam=.5), 'c'), atol=1e-4)
+    igd = end(weights, 'd')
+    assert torch.equal(igd, end(WeightedLoss(weights, 1.), 'e')) and not torch.allclose(igd, end(WeightedLoss(weights, .5), 'f'), atol=1e-4)
+    torch.testing.assert_close(igd, end(MultiTarget(dict(a=weights, b=weights), rising=('b',), c=.1), 'g'), rtol=1e-2, atol=1e-4)
+
+def test_a_batch_without_weight_trains_on(tmp_path):
+    "IGD with beta = 0, one sample a batch: some batches weigh nothing"
+    trie, weights = world(packed, 0.)
+    weights = weights*(torch.arange(N) % 2)[:, None]
+    result = run_loss(packed, weights, tmp_path, epochs=1, batch_size=1)
+    assert flat(result.model).isfinite().all() and all(np.isfinite(l) for _, l in result.losses)
+
+@backbones
+def test_plain_cross_entropy_of_the_validation_users(make, tmp_path):
+    "Against one user at a time, from the training pass; chosen by it, the best checkpoint has the least"
+    model, ids = make(seed=3), TITLES if make is titles else CODES
+    model.eval()
+    nats = [-float(next_logp(model, SPLIT.valid.history(m).tolist()[-5:], ids.path(t)[:l].tolist())[ids.path(t)[l]]) for m, t in enumerate(SPLIT.valid.targets.tolist()) for l in range(len(ids.path(t)))]
+    assert case_ce(model.train(), SPLIT.valid, batch_size=7) == pytest.approx(np.mean(nats), rel=1e-4) and model.training
+    result = run_loss(make, loss_of(make, 'igd'), tmp_path, epochs=3, metric='ce')
+    values = dict(result.curve('ce'))
+    assert len(values) == 3 and result.best == min(values.values()) == values[result.best_epoch] == pytest.approx(case_ce(result.model, SPLIT.valid), rel=1e-6)
+    assert len(result.curve()) == 3
+
+def test_weights_that_do_not_fit_are_refused():
+    trie, weights = world(packed)
+    for bad, words in ((weights[:-1], 'items'), (weights[:, :-1], 'tokens'), (make_weighting('igd'), 'objective'), ('igd', 'str'), (weights*float('nan'), 'item 0'), (0*weights, 'all weights are 0')):
+        with pytest.raises(GenrecError, match=words): as_loss(bad, trie)
+        with pytest.raises(GenrecError, match=words): fit(packed(), SPLIT.train, SPLIT.valid, trie, bad)
+
+@pytest.mark.parametrize('make', [packed, t5])
+def test_held_out_items_leave_mixture_and_model_as_they_are(make, tmp_path):
+    "Other last items of every user: counts, tables, mixture and weights after two epochs are the same"
+    x, ends = ratings(), []
+    for shift in (0, 5):
+        items = x.items.copy()
+        for back in (1, 2): items[x.offsets[1:] - back] = (items[x.offsets[1:] - back] + shift) % N
+        split = leave_one_out(Interactions(items, x.offsets, x.user_ids, N))
+        loss = make_weighting('multi', half_life=1.).objective(ItemTrie.build(CODES), CODES, counts=split.train.target_counts(), vectors=VECTORS)
+        result = fit(make(), split.train, split.valid, ItemTrie.build(CODES), loss, TrainConfig(epochs=2, batch_size=16, eval_every=2), tmp_path/str(shift))
+        ends.append((flat(result.model), loss.s.detach().clone()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends))
+
+
 # ---- bad settings -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('bad, words', [(dict(epochs=0), 'epochs is 0'), (dict(batch_size=-1), 'batch_size'), (dict(accumulate=0), 'accumulate'), (dict(eval_every=0), 'eval_every'),
-                                        (dict(lr=0.), 'lr'), (dict(lr=float('nan')), 'lr'), (dict(patience=-1), 'patience'), (dict(metric='ndcg@7'), 'metric'), (dict(metric='loss'), 'metric')])
+                                        (dict(lr=0.), 'lr'), (dict(lr=float('nan')), 'lr'), (dict(patience=-1), 'patience'), (dict(metric='ndcg@7'), 'metric'), (dict(metric='loss'), 'metric'), (dict(metric='loss_igd'), 'metric')])
 def test_bad_settings_are_refused_before_anything_is_trained(bad, words):
     with pytest.raises(GenrecError, match=words) as e: TrainConfig(**bad)
     assert '\n' not in str(e.value)
@@ -338,13 +493,13 @@ fitted = fit(packed(), SPLIT.train, SPLIT.valid, trie, weights, TrainConfig(epoc
 torch.save(dict(curve=fitted.curve(), best=fitted.best, best_epoch=fitted.best_epoch, epochs=fitted.epochs, end=flat(fitted.model)), out/f'fit{rank}.pt')
 '''
 
-def two_processes(folder, *args):
-    "Run TWO in two processes that share one gradient"
+def two_processes(folder, *args, code=None):
+    "Run TWO, or other code, in two processes that share one gradient"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
-    runs = [subprocess.Popen([sys.executable, '-c', TWO, str(folder), *map(str, args)], env=dict(env, RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(2)]
+    runs = [subprocess.Popen([sys.executable, '-c', code or TWO, str(folder), *map(str, args)], env=dict(env, RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in range(2)]
     try:
         for r in runs:
             said = r.communicate(timeout=120)[0]
@@ -375,3 +530,28 @@ def test_two_processes_are_one(tmp_path):
     assert [e for e, _ in f['curve']] == [1, 2] and f['epochs'] == 2 and f['best_epoch'] in (1, 2)
     torch.nn.utils.vector_to_parameters(f['end'], model.parameters())
     assert f['best'] == ndcg(model, world(packed)[0])
+
+MIXED = '''
+import sys, torch
+from pathlib import Path
+from test_train import *
+out, size = Path(sys.argv[1]), int(sys.argv[2])
+model, watch, loss = packed(dropout=0.), Watch(), loss_of(packed)
+loss.c = .05; loss.steps.fill_(9)
+args = training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'run', max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
+trainer = GenrecTrainer(model, args, samples=model.samples(SPLIT.train, 5), trie=ItemTrie.build(CODES), weights=loss, callbacks=[watch])
+trainer.train()
+torch.save(dict(first=watch.steps[0], s=loss.s.detach(), steps=int(loss.steps), log=[l for l in trainer.state.log_history if 'loss' in l][0], n=len(watch.steps)), out/f'{trainer.accelerator.process_index}.pt')
+'''
+
+def test_a_mixture_in_two_processes(tmp_path):
+    "The gradient of model and mixture is that of one process over both halves; both end alike; the log is that of the whole batch"
+    two_processes(tmp_path, 4, code=MIXED)
+    a, b = (torch.load(tmp_path/f'{r}.pt', weights_only=True) for r in range(2))
+    assert torch.equal(a['first'], b['first']) and torch.equal(a['s'], b['s']) and a['steps'] == b['steps'] == 9 + a['n'] and a['log'] == b['log']
+    batches, loss = list(LengthBatches(packed().samples(SPLIT.train, 5), 4, 0)), loss_of(packed)
+    loss.c = .05; loss.steps.fill_(9)
+    want, plain, parts = loss_by_hand(packed, loss, batches[0] + batches[1])
+    torch.testing.assert_close(a['first'], want, rtol=1e-3, atol=1e-6)
+    assert want[-3:].abs().min() > 1e-5 and a['log']['loss'] == pytest.approx(plain, rel=1e-4)
+    np.testing.assert_allclose([a['log'][f'loss_{n}'] for n in loss.names], parts, rtol=1e-4)
