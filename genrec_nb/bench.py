@@ -6,16 +6,19 @@
 __all__ = ['RACERS', 'BENCHES', 'race', 'spread_of', 'seconds', 'ratio', 'processor_name', 'machine', 'dict_gains', 'array_gains',
            'random_catalogue', 'gain_error', 'race_trie', 'peak_memory', 'measure_trie', 'in_fresh_process',
            'bench_trie', 'beauty_folder', 'decode_case', 'allowed_tokens', 'generate_items', 'encode_only', 'agreement',
-           'bench_decode', 'TimeLimit', 'train_steps', 'bench_backbones', 'run_bench', 'format_ratio', 'trie_lines',
-           'decode_lines', 'backbone_lines', 'format_bench']
+           'bench_decode', 'TimeLimit', 'train_steps', 'bench_backbones', 'topic_vectors', 'loop_clusters',
+           'loop_diversity', 'diversity_error', 'letter_model', 'drift', 'batch_epoch', 'loop_epoch', 'network_epoch',
+           'race_diversity', 'write_vectors', 'exact_codes', 'measure_residual_kmeans', 'bench_tokenizers', 'run_bench',
+           'format_ratio', 'trie_lines', 'decode_lines', 'backbone_lines', 'tokenizer_lines', 'format_bench']
 
 # %% ../nbs/16_bench.ipynb #e19f4d55
-import gc, json, math, os, platform, subprocess, sys, tempfile, time
+import gc, json, math, os, platform, random, subprocess, sys, tempfile, time
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import TrainerCallback
 from .data import GenrecError, Interactions, leave_one_out, load_dataset
 from .decode import Beams, DecodeConfig, expand_items, recommend
@@ -23,7 +26,8 @@ from .embed import embed_texts
 from .evaluate import popularity_ranking, ranking_metrics
 from .identifiers import EOS, Identifiers, code_tokens
 from .infogain import information_gain, item_prior, item_table
-from .quantize import residual_kmeans
+from .letter import LETTER, LETTERConfig, diversity_loss, group_mates
+from .quantize import RQVAE, batches, generator, residual_kmeans
 from .tiger import BACKBONES, history_tokens, packed_decoder, tiger_t5
 from .train import TrainConfig, fit, rank_cases
 from .trie import ItemTrie
@@ -355,8 +359,196 @@ def bench_backbones(
     models['popularity'] = {part: score(popularity_ranking(split.train.item_counts(), cases, 20), cases) for part, cases in parts.items()}
     return dict(data='MovieLens-100K, seen items excluded, leave-one-out', users=len(split.test), budget_cpu_seconds=budget, seed=0, models=models)
 
+# %% ../nbs/16_bench.ipynb #7e6bd12b
+def topic_vectors(
+    n: int, # N
+    d: int = 384, # dimensions
+    seed: int = 0, # of the draw
+    chunk: int = 50_000, # rows at a time
+): # float32 [<= chunk, d] parts that have N rows together
+    "Vectors of length one around 2,000 topics, as a sentence encoder might give"
+    rng = np.random.default_rng(seed)
+    topics = rng.standard_normal((2000, d), dtype=np.float32)
+    for start in range(0, n, chunk):
+        x = topics[rng.integers(0, 2000, min(chunk, n - start))]
+        x = x + .7*rng.standard_normal(x.shape, dtype=np.float32)
+        yield x/np.linalg.norm(x, axis=1, keepdims=True)
+
+def loop_clusters(
+    book: torch.Tensor, # float [K, d]
+    k: int = 10, # groups
+    seed: int = 0, # of the starts
+) -> list[int]: # group of each code
+    "The released grouping of a codebook: constrained k-means, the best of ten starts"
+    from k_means_constrained import KMeansConstrained
+    low = max(min(len(book)//(2*k), 10), 2)                                   # a group of one would leave nothing to draw
+    return KMeansConstrained(k, size_min=low, size_max=min(6*k, len(book)), n_init=10, max_iter=10, n_jobs=1, random_state=seed).fit(book.numpy()).labels_.tolist()
+
+def loop_diversity(
+    z: torch.Tensor, # float [B, d] codebook vector of each item
+    book: torch.Tensor, # float [K, d]
+    codes: torch.Tensor, # int64 [B]
+    clusters: list[int], # group of each code, from `loop_clusters`
+    rng: random.Random, # draws the targets
+) -> torch.Tensor: # scalar
+    "The released diversity loss, item by item"
+    members, targets, own = {}, [], torch.zeros(len(z), len(book))
+    for code, group in enumerate(clusters): members.setdefault(group, []).append(code)
+    for i, c in enumerate(codes):
+        mates = members[clusters[c.item()]]
+        other = rng.choice(mates)
+        while other == c: other = rng.choice(mates)
+        targets.append(other)
+        own[i, c] = 1e12
+    return F.cross_entropy(z @ book.T - own, torch.tensor(targets))
+
+# %% ../nbs/16_bench.ipynb #e8e63752
+def diversity_error(
+    books: list[torch.Tensor], # codebooks, float [K, d], K even
+    codes: torch.Tensor, # int64 [N, L]
+) -> float: # largest absolute difference of the two losses over levels
+    "Difference between the loop and the batch where each group has two codes and leaves no choice"
+    worst = 0.
+    for book, c in zip(books, codes.T):
+        pairs = torch.arange(len(book))//2
+        slow, fast = loop_diversity(book[c], book, c, pairs.tolist(), random.Random(0)), diversity_loss(c, book, group_mates(c, pairs, generator(0)))
+        worst = max(worst, float((slow - fast).abs()))
+    return worst
+
+# %% ../nbs/16_bench.ipynb #88399532
+def letter_model(
+    x: np.ndarray, # float32 [N, d]
+    size: int, # codes per level
+) -> tuple[LETTER, torch.Tensor]: # (model whose codebooks describe a projection of x, codes int64 [N, 4])
+    "A LETTER model in the middle of its training, more or less"
+    z = torch.from_numpy(x) @ torch.randn(x.shape[1], 32, generator=generator(0))/x.shape[1]**.5
+    q, model = residual_kmeans(z, 4, size, n_iter=5), LETTER(LETTERConfig(x.shape[1], size=size))
+    with torch.no_grad():
+        for p, e in zip(model.codebooks, q.codebooks): p.copy_(e)
+    model.refresh(generator(0))
+    return model, torch.from_numpy(q.fit_codes)
+
+@torch.no_grad()
+def drift(model: LETTER, gen: torch.Generator) -> None:
+    "Move the codebooks a little"
+    for e in model.codebooks: e += .05*e.std()*torch.randn(e.shape, generator=gen)
+
+def batch_epoch(
+    model: LETTER, # with groups
+    codes: torch.Tensor, # int64 [N, L]
+    batch: int = 1024, # items
+): # function without arguments
+    "One epoch of diversity with *letter*: groups, then loss and gradient of every batch"
+    gen = generator(0)
+    def epoch():
+        drift(model, gen)
+        model.refresh(gen)
+        for part in codes.split(batch): model.diversity(part).backward()
+    return epoch
+
+def loop_epoch(
+    model: LETTER, # its codebooks are used
+    codes: torch.Tensor, # int64 [N, L]
+    batch: int = 1024, # items
+): # function without arguments
+    "The same with the released procedure"
+    gen, rng = generator(0), random.Random(0)
+    def epoch():
+        drift(model, gen)
+        groups = [loop_clusters(e.detach(), model.config.clusters) for e in model.codebooks]
+        for part in codes.split(batch):
+            terms = [loop_diversity(F.embedding(c, e), e, c, g, rng) for c, e, g in zip(part.T, model.codebooks, groups)]
+            torch.stack(terms).mean().backward()
+    return epoch
+
+# %% ../nbs/16_bench.ipynb #df6119b4
+def network_epoch(
+    model: LETTER,
+    x: np.ndarray, # float32 [N, d]
+    batch: int = 1024, # items
+): # function without arguments
+    "One epoch of the RQ-VAE itself, which both ways share: loss, gradient, optimiser"
+    x, opt = torch.from_numpy(x), torch.optim.AdamW(model.parameters(), lr=1e-5)
+    stream = batches(len(x), batch, generator(0))
+    def epoch():
+        for _ in range(-(-len(x)//batch)):
+            loss = RQVAE.loss(model, model(x[next(stream)]), None)
+            opt.zero_grad(); loss.backward(); opt.step()
+    return epoch
+
+def race_diversity(
+    x: np.ndarray, # float32 [N, d]
+    size: int = 256, # codes per level
+    rounds: int = 5, # A B A B ..
+) -> dict: # seconds, ratios with and without the network, largest difference; {skipped: why} without k-means-constrained
+    "One epoch of LETTER's diversity, loops against batches, beside an epoch of the network"
+    try: import k_means_constrained
+    except ImportError: return dict(skipped='the released grouping needs the package k-means-constrained (pip install k-means-constrained)')
+    (ours, codes), (theirs, _), (network, _) = (letter_model(x, size) for _ in range(3))
+    times, _ = race(dict(loops=loop_epoch(theirs, codes), batches=batch_epoch(ours, codes), network=network_epoch(network, x)), rounds)
+    whole = {n: {c: [a + b for a, b in zip(times[n][c], times['network'][c])] for c in ('wall', 'cpu')} for n in ('loops', 'batches')}
+    return dict(seconds=seconds(times), difference=diversity_error([e.detach() for e in ours.codebooks], codes[:1024]),
+                ratio={c: ratio(times, 'loops', 'batches', c) for c in ('wall', 'cpu')}, ratio_with_network={c: ratio(whole, 'loops', 'batches', c) for c in ('wall', 'cpu')})
+
+# %% ../nbs/16_bench.ipynb #075455b9
+def write_vectors(
+    path: Path, # *.npy
+    n: int, # N
+    d: int = 384, # dimensions
+    seed: int = 0, # of the draw
+) -> None:
+    "`topic_vectors` in a file, never all in memory"
+    with open(path, 'wb') as f:
+        np.lib.format.write_array_header_1_0(f, dict(descr='<f4', fortran_order=False, shape=(n, d)))
+        for x in topic_vectors(n, d, seed): f.write(np.ascontiguousarray(x, '<f4').tobytes())
+
+def exact_codes(
+    x: np.ndarray, # float [n, d]
+    books: list, # L codebooks, float [K, d]
+) -> np.ndarray: # int64 [n, L]
+    "Codes by differences in double precision, the definition"
+    r, codes = np.asarray(x, np.float64), []
+    for e in np.asarray([e.numpy() for e in books], np.float64):
+        codes.append(np.array([((v - e)**2).sum(1).argmin() for v in r]))
+        r = r - e[codes[-1]]
+    return np.stack(codes, 1)
+
+def measure_residual_kmeans(
+    n: int, # items
+    size: int = 256, # codes at each of 4 levels
+    seed: int = 0, # of vectors and k-means
+) -> dict: # seconds by both clocks, items per second, memory before and at the peak, agreement with double precision
+    "RQ-KMeans and assignment of a catalogue in this process, which should be a fresh one"
+    with tempfile.TemporaryDirectory() as folder:
+        write_vectors(Path(folder)/'x.npy', n, seed=seed)
+        x, before = np.load(Path(folder)/'x.npy', mmap_mode='r'), peak_memory()
+        fit_times, found = race(dict(fit=lambda: residual_kmeans(x, 4, size, seed=seed)), 1, warm_up=False)
+        q = found['fit']
+        times, found = race(dict(encode=lambda: q.encode(x)), 3, warm_up=False)
+        some = np.random.default_rng(seed).integers(0, n, 500)
+        return dict(items=n, seed=seed, fit={c: t[0] for c, t in fit_times['fit'].items()}, assign=seconds(times)['encode'],
+                    per_second={c: n/median(t) for c, t in times['encode'].items()}, exact=float((exact_codes(x[some], q.codebooks) == found['encode'][some]).all(1).mean()),
+                    before_gb=before, peak_gb=peak_memory())
+
+def bench_tokenizers(
+    quick: bool = False, # 2,000 items with 64 codes, and 50,000 for the large catalogue
+    progress=None, # something with `stage(name)`
+) -> dict:
+    "codes for items: balanced start, an epoch of LETTER's diversity, RQ-KMeans of a million vectors"
+    stage = progress.stage if progress else lambda name: None
+    n, size, large = (2000, 64, 50_000) if quick else (12_101, 256, 1_000_000)
+    x = np.concatenate(list(topic_vectors(n)))
+    stage(f'tokenizers: balanced start of {n:,} items')
+    times, found = race(dict(start=lambda: residual_kmeans(x, 4, size, balanced=True)), 3, warm_up=not quick)
+    shares = {int(s) for c in found['start'].fit_codes.T for s in np.bincount(c, minlength=size)}
+    out = dict(items=n, dimensions=x.shape[1], levels=4, size=size, seed=0, start=seconds(times)['start'], smallest=min(shares), largest=max(shares))
+    stage('tokenizers: an epoch of diversity, loops and batches in turns')
+    out['diversity'] = race_diversity(x, size)
+    stage(f'tokenizers: {large:,} items, fresh process')
+    return out | dict(large=in_fresh_process('measure_residual_kmeans', large, size))
+
 # %% ../nbs/16_bench.ipynb #1f9a18ba
-BENCHES = dict(trie=bench_trie, decode=bench_decode, backbones=bench_backbones) # the first line of each docstring describes it
+BENCHES = dict(trie=bench_trie, decode=bench_decode, backbones=bench_backbones, tokenizers=bench_tokenizers) # the first line of each docstring describes it
 
 def run_bench(
     names: list[str] | None = None, # which of `BENCHES`; None: trie and decode, which need no training
@@ -393,11 +585,22 @@ def backbone_lines(r: dict) -> list[str]:
     cell = lambda m: f'recall@10 {m["validation"]["recall@10"]:.4f} validation, {m["test"]["recall@10"]:.4f} test'
     return [head] + [f'{n:>20}: {cell(m)}' + (f' ({m["parameters"]/1e6:.2f}M parameters, {m["epochs"]:.1f} epochs in {m["cpu_seconds"]:.0f} s)' if 'epochs' in m else '') for n, m in r['models'].items()]
 
+def tokenizer_lines(r: dict) -> list[str]:
+    "Text of `bench_tokenizers`"
+    clocks = lambda s: f'{s["wall"]["median"]:.2f} s [{s["wall"]["min"]:.2f}, {s["wall"]["max"]:.2f}], processor time {s["cpu"]["median"]:.2f} s'
+    b, d = r['large'], r['diversity']
+    lines = [f'{r["items"]:>12,} items x {r["dimensions"]}, balanced start of {r["levels"]} x {r["size"]} codes: {clocks(r["start"])}; {r["smallest"]} to {r["largest"]} items per code']
+    if 'skipped' in d: lines += [f'{"":>4}an epoch of diversity: not measured, {d["skipped"]}']
+    else: lines += [f'{"":>4}an epoch of diversity: {clocks(d["seconds"]["batches"])}; loops {clocks(d["seconds"]["loops"])}: {format_ratio(d["ratio"]["wall"])}, by processor time {format_ratio(d["ratio"]["cpu"])}; largest difference {d["difference"]:.0e}',
+                    f'{"":>4}an epoch of the network itself: {clocks(d["seconds"]["network"])}; both together are {format_ratio(d["ratio_with_network"]["cpu"])} faster than with loops, by processor time']
+    return lines + [f'{b["items"]:>12,} items, fresh process: RQ-KMeans {b["fit"]["wall"]:.0f} s, processor time {b["fit"]["cpu"]:.0f} s, peak {b["peak_gb"]:.2f} GB ({b["before_gb"]:.2f} GB before)',
+                    f'{"":>12} assignment alone: {b["per_second"]["wall"]:,.0f} items a second, {b["per_second"]["cpu"]:,.0f} a second of processor time; {b["exact"]:.1%} of a sample as in double precision']
+
 def format_bench(
     result: dict, # from `run_bench`
 ) -> str: # lines of text
     "Readable table of all measurements"
-    m, text = result['machine'], dict(trie=trie_lines, decode=decode_lines, backbones=backbone_lines)
+    m, text = result['machine'], dict(trie=trie_lines, decode=decode_lines, backbones=backbone_lines, tokenizers=tokenizer_lines)
     lines = [f'{m["processor"]}, {m["cores"]} cores, {m["threads"]} threads; python {m["python"]}, torch {m["torch"]}, transformers {m["transformers"]}, numpy {m["numpy"]}']
     for name, r in result['results'].items(): lines += ['', f'{name}: {BENCHES[name].__doc__.splitlines()[0]}', *text[name](r)]
     return '\n'.join(lines)

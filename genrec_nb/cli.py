@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'show_version', 'options', 'Bars', 'quiet', 'explain_error', 'main', 'free_folder', 'latest_folder',
-           'newest_run', 'named_columns', 'run', 'show_metrics', 'recommend', 'inspect', 'bench']
+           'newest_run', 'named_columns', 'plain_value', 'named_options', 'run', 'show_metrics', 'stopped',
+           'show_tokenizer', 'tokenize', 'assign', 'recommend', 'inspect', 'compare', 'many', 'sweep', 'bench']
 
 # %% ../nbs/18_cli.ipynb #20970bc5
 import errno, os, sys
@@ -68,7 +69,7 @@ def explain_error(
     if isinstance(e, GenrecError): return str(e), 2
     if isinstance(e, KeyboardInterrupt): return 'stopped; `genrec run --resume` with the same settings goes on from here', 130
     full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) or 'No space left on device' in str(e)
-    if full: return f'the disk is full ({getattr(e, "filename", None) or "while writing"}); free some space, then `genrec run --resume` goes on from here', 3
+    if full: return f'the disk is full ({getattr(e, "filename", None) or "while writing"}); free some space and start again (`genrec run --resume` goes on with a run)', 3
     if isinstance(e, OSError): return f'{e.filename or ""}: {e.strerror or e}'.strip(': '), 2
     return None
 
@@ -109,6 +110,22 @@ def named_columns(given: list[str]) -> dict: # user, item, time, title -> name i
     if wrong: raise GenrecError(f'--column {wrong[0]}: expected user=NAME, item=NAME, time=NAME or title=NAME')
     return {k: v or None for k, v in pairs.items()}
 
+def plain_value(text: str): # number, true or false, list, or the text itself
+    "What a value on the command line means"
+    import json
+    try: return json.loads(text)
+    except json.JSONDecodeError: return text
+
+def named_options(given: list[str]) -> dict: # name -> value
+    "Read the --option options"
+    from genrec_nb.data import GenrecError
+    wrong = next((g for g in given if not all(g.partition('='))), None)
+    if wrong is not None: raise GenrecError(f'--option {wrong}: expected NAME=VALUE, for example steps=3000')
+    pairs = [g.partition('=')[::2] for g in given]
+    twice = next((n for n, _ in pairs if [m for m, _ in pairs].count(n) > 1), None)
+    if twice: raise GenrecError(f'--option {twice} is given more than once')
+    return {n.replace('-', '_'): plain_value(v) for n, v in pairs}
+
 # %% ../nbs/18_cli.ipynb #f78cdc7c
 @app.command()
 def run(
@@ -118,7 +135,8 @@ def run(
     quick: Annotated[bool, typer.Option('--quick', help='A rehearsal: few epochs, nothing downloaded but the data.')] = False,
     seed: Annotated[int, typer.Option(min=0, help='Of everything that is drawn.')] = 0,
     resume: Annotated[bool, typer.Option('--resume', help='Go on with an interrupted run; settings that are not repeated are those of the run.')] = False,
-    ids: Annotated[str, typer.Option(help="Identifiers: 'learned' from item texts, 'random', or an index.json.")] = 'learned',
+    ids: Annotated[str, typer.Option(help="Identifiers: 'learned' from item texts (rqvae), another tokenizer (letter, rqkmeans, opq, pq, tree, category, random), an index.json, or a folder from `genrec tokenize`.")] = 'learned',
+    option: Annotated[list[str] | None, typer.Option(help='Setting of the tokenizer, as NAME=VALUE: levels, size, policy, encoder, cf, or one of its own; once for each.')] = None,
     backbone: Annotated[str, typer.Option(help="'packed' decoder or 't5' (TIGER).")] = 'packed',
     epochs: Annotated[int | None, typer.Option(help='Epochs of each training.')] = None,
     alpha: Annotated[float, typer.Option(help='Strength of IGD-decoding, 0 to 1.')] = .2,
@@ -132,10 +150,15 @@ def run(
     quiet()
     from genrec_nb.data import read_json
     from genrec_nb.run import RunConfig, run_job
-    config = (RunConfig.quick if quick else RunConfig)(data=data, columns=named_columns(column or []), ids=ids, alpha=alpha)
-    r = config.recommender
+    from genrec_nb.data import GenrecError
+    from genrec_nb.tokenizers import SHARED, TOKENIZERS
+    config = (RunConfig.quick if quick else RunConfig)(data=data, columns=named_columns(column or []), alpha=alpha)
+    r, told = config.recommender, named_options(option or [])
+    if told and ids != 'learned' and ids not in TOKENIZERS: raise GenrecError(f'--option {next(iter(told))}: the identifiers are given by {ids}, no tokenizer is made that could be told anything')
+    shared = {n: told.pop(n) for n in [*told] if n in SHARED}
     train = r.train if backbone == 'packed' else replace(r.train, batch_size=256, lr=1e-3, weight_decay=.01)
-    config = replace(config, recommender=replace(r, backbone=backbone, beta=beta, train=replace(train, epochs=train.epochs if epochs is None else epochs))).seeded(seed)
+    r = replace(r, backbone=backbone, beta=beta, quantizer=ids if ids in TOKENIZERS else r.quantizer, tokenizer=told, train=replace(train, epochs=train.epochs if epochs is None else epochs), **shared)
+    config = replace(config, ids=ids, recommender=r).seeded(seed)
     said = {p for p in context.params if context.get_parameter_source(p).name == 'COMMANDLINE'} - {'out', 'resume'}
     folder = out or (free_folder(data, quick) if not resume else latest_folder(data, quick) if said else newest_run())
     if resume and not said and (folder/'run.json').is_file(): config = RunConfig.from_dict(read_json(folder/'run.json'))
@@ -166,6 +189,89 @@ def show_metrics(
     console.print(table)
     console.print(f'★ saved: best NDCG@10 on the validation users. {metrics["zero_gain_share"]:.1%} of target tokens decide nothing.', style='dim', highlight=False)
 
+# %% ../nbs/18_cli.ipynb #2d4e9878
+def stopped(what: str) -> None:
+    "Say that the user ended it, and leave"
+    Console(stderr=True).print(f'[bold red]genrec:[/] stopped; {what}', soft_wrap=True, highlight=False)
+    raise typer.Exit(130) from None
+
+def show_tokenizer(
+    figures: dict, # as in report.json
+    console: Console,
+) -> None:
+    "The table of a tokenizer"
+    use, gain = figures['use'], figures['gain']
+    table = Table(title=f'{escape(figures["data"])}: {figures["items"]:,} items, {figures["method"]}, seed {figures["config"]["seed"]}', box=SIMPLE_HEAD, pad_edge=False)
+    for c in ('level', 'used', 'of', 'perplexity', 'largest', 'unexplained', escape('gain [nats]')): table.add_column(c, justify='right', no_wrap=True)
+    deep = max(len(gain), len(use['used']))
+    for l in range(min(deep, 8)):
+        inside = l < len(use['used'])
+        row = [f'{use["used"][l]:,}', f'{use["sizes"][l]:,}', f'{use["perplexity"][l]:.1f}', f'{use["largest"][l]:,}'] if inside else ['–']*4
+        left = f'{use["unexplained"][l]:.1%}' if l < len(use['unexplained']) else '–'
+        table.add_row(str(l + 1), *row, left, f'{gain[l]:.3f}' if l < len(gain) else '–')
+    if deep > 8: table.add_row('…', *['']*6)
+    console.print(table)
+    before, after, tokens = figures['before'], figures['after'], figures['tokens']
+    console.print(f'{" to ".join(str(t) for t in sorted(set(tokens)))} tokens an item, vocabulary {figures["vocabulary"]:,}; collision rate {before["rate"]:.2%} before the policy, {after["rate"]:.2%} after, '
+                  f'largest group {before["largest"]} and {after["largest"]}', highlight=False)
+    told = {k: v for k, v in figures['notes'].items() if k in ('unlinked', 'missing', 'revived', 'kept') and v}
+    words = dict(unlinked='items that were chosen together with no other', missing='items without a category', revived='dead codes revived while training', kept='items that found no free path')
+    for k, v in told.items(): console.print(f'{v:,} {words[k]}', style='dim', highlight=False)
+
+# %% ../nbs/18_cli.ipynb #b7b00aa5
+@app.command()
+def tokenize(
+    data: Annotated[str, typer.Argument(help='Data set, as in `genrec run --data`.')],
+    method: Annotated[str, typer.Option(help='letter, rqvae, rqkmeans, opq, pq, tree, category or random.')],
+    out: Annotated[Path, typer.Option(help='Folder for table, model and report; must not exist, or be empty.')],
+    levels: Annotated[int | None, typer.Option(help='Codes per item, 3 if not given.')] = None,
+    size: Annotated[int | None, typer.Option(help='Codes per level; fits the catalogue if not given.')] = None,
+    policy: Annotated[str | None, typer.Option(help='Equal codes: extra (one more token, the default), sinkhorn, free or keep.')] = None,
+    encoder: Annotated[str | None, typer.Option(help='Text vectors: minilm (the default), tfidf, or a Hugging Face encoder.')] = None,
+    cf: Annotated[str | None, typer.Option(help='For letter, item vectors of a recommender: sasrec (the default), lightgcn, or a file.')] = None,
+    alpha: Annotated[float | None, typer.Option(help='For letter: weight of the collaborative loss.')] = None,
+    beta: Annotated[float | None, typer.Option(help='For letter: weight of the diversity loss.')] = None,
+    clusters: Annotated[int | None, typer.Option(help='For letter: groups of a codebook; for tree: children of a node.')] = None,
+    option: Annotated[list[str] | None, typer.Option(help='Another setting of the method, as NAME=VALUE; once for each.')] = None,
+    seed: Annotated[int, typer.Option(min=0, help='Of everything that is drawn.')] = 0,
+    column: Annotated[list[str] | None, typer.Option(help='For tables: what a column is called, as in `genrec run`.')] = None,
+):
+    "Give every item of a catalogue an identifier, with a report."
+    quiet()
+    from genrec_nb.run import tokenize_job
+    from genrec_nb.tokenizers import TokenizerConfig
+    own = {n: v for n, v in (('alpha', alpha), ('beta', beta), ('clusters', clusters)) if v is not None}
+    config = TokenizerConfig(method, levels, size, policy, encoder, cf, own | named_options(option or []), seed)
+    try:
+        with Bars(Console(stderr=True)) as bars: figures = tokenize_job(data, config, out, named_columns(column or []), bars)
+    except KeyboardInterrupt: stopped('nothing was written')
+    show_tokenizer(figures, Console())
+    Console(soft_wrap=True).print(f'[green]done[/] in {sum(figures["seconds"].values()):.0f} s; see {escape(str(out/"report.html"))}, report.json and index.json')
+
+# %% ../nbs/18_cli.ipynb #e7134c90
+@app.command()
+def assign(
+    folder: Annotated[Path, typer.Argument(help='What `genrec tokenize` wrote, or the tokenizer/ of a run.')],
+    items: Annotated[Path, typer.Argument(help='New items alone: {item: {"title": ..}} as .json, RecBole .item, .csv or .parquet.')],
+    out: Annotated[Path, typer.Option(help='Table to write, NAME.json; must not exist.')],
+    index: Annotated[Path | None, typer.Option(help='Table of an earlier assign to go on from; if not given, that of the folder.')] = None,
+    policy: Annotated[str | None, typer.Option(help='Equal codes: extra, free or keep; as for the old items if not given.')] = None,
+    column: Annotated[list[str] | None, typer.Option(help='For tables: item=NAME, title=NAME.')] = None,
+):
+    "Give identifiers to new items without changing old ones."
+    quiet()
+    from genrec_nb.tokenizers import assign_file
+    columns = named_columns(column or [])
+    try: ids, new, first = assign_file(folder, items, out, index, policy, {k: v for k, v in columns.items() if k in ('item', 'title')})
+    except KeyboardInterrupt: stopped('nothing was written')
+    note, console = ids.notes['appended'][-1], Console()
+    table = Table('id', 'title', 'identifier', title=f'{len(new):,} new items', box=SIMPLE_HEAD, pad_edge=False)
+    for i in range(min(len(new), 8)): table.add_row(escape(new.ids[i]), escape(new.titles[i][:48]), escape(' '.join(ids.names(first + i))))
+    if len(new) > 8: table.add_row('…', '', '')
+    console.print(table)
+    console.print(f'{note["moved"]:,} moved to another last code as their path was taken, {note["shared"]:,} share a path; {first:,} old items unchanged', highlight=False)
+    Console(soft_wrap=True).print(f'written to {escape(str(out))}')
+
 # %% ../nbs/18_cli.ipynb #afdc1d5e
 @app.command()
 def recommend(
@@ -185,14 +291,14 @@ def recommend(
     console.print(table)
     if not why or not found: return
     e = rec.explain(history, found[0].id)
-    table = Table('token', 'choices', 'probability', 'gain [nats]', 'weight', 'adds', title=f'Why {escape(e.title)}?')
+    table = Table('token', 'choices', 'probability', escape('gain [nats]'), 'weight', 'adds', title=f'Why {escape(e.title)}?')
     for p in e.parts: table.add_row(escape(p.token), str(p.choices), f'{p.probability:.4f}', f'{p.gain:.4f}', f'{p.weight:.2f}', f'{p.part:.3f}')
     console.print(table)
 
 # %% ../nbs/18_cli.ipynb #1a88b683
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help='Folder of a run, or an index.json.')],
+    path: Annotated[Path, typer.Argument(help='Folder of a run, of `genrec tokenize`, or an index.json.')],
     data: Annotated[str | None, typer.Option(help='Data set whose training targets give the items their mass.')] = None,
     column: Annotated[list[str] | None, typer.Option(help='For tables: what a column is called, as in `genrec run`.')] = None,
     kind: Annotated[str, typer.Option(help="Information gain: 'global' or 'conditional'.")] = 'global',
@@ -206,7 +312,8 @@ def inspect(
     from genrec_nb.recommender import GenerativeRecommender
     from genrec_nb.trie import ItemTrie
     console, counts, source = Console(), None, 'every item the same mass (no --data given)'
-    if path.is_dir():
+    if (path/'tokenizer.json').is_file(): ids = Identifiers.load(path/'index.json')
+    elif path.is_dir():
         rec = GenerativeRecommender.from_pretrained(path/'model' if (path/'model'/'genrec.json').is_file() else path)
         ids, counts, source = rec.ids, rec.counts, 'training targets of the run'
     else: ids = Identifiers.from_index(path)
@@ -223,12 +330,55 @@ def inspect(
     c, report = ids.collisions(), trie.describe()
     console.print(f'{ids.n_items:,} items, {ids.lengths.min()}–{ids.max_len} tokens, vocabulary {ids.vocab_size:,}; {c["distinct"]:,} distinct paths, '
                   f'collision rate {c["rate"]:.2%}, {c["groups"]:,} groups, largest {c["largest"]}', highlight=False)
-    table = Table('position', 'nodes', 'choices before', 'forced before', 'mean gain [nats]', 'zero gain', title=f'{kind} information gain, {escape(source)}')
+    table = Table('position', 'nodes', 'choices before', 'forced before', escape('mean gain [nats]'), 'zero gain', title=f'{kind} information gain, {escape(source)}')
     by = gain_by_position(trie, gain, counts)
     for t, (above, here) in enumerate(zip(report.rows, report.rows[1:])):
         table.add_row(str(t + 1), f'{here["nodes"]:,}', f'{above["choices"]:.2f}', f'{above["forced"]:.1%}', f'{by["gain"][t]:.4f}', f'{by["zero"][t]:.1%}')
     console.print(table)
     console.print(f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens decide nothing', highlight=False)
+
+# %% ../nbs/18_cli.ipynb #54bb3e11
+@app.command()
+def compare(
+    grid: Annotated[Path | None, typer.Argument(help='File of the grid, .toml or .json.')] = None,
+    out: Annotated[Path | None, typer.Option(help='Folder for rows, cache and report, runs/compare-GRID if none is given; with --report the page.')] = None,
+    report: Annotated[list[Path] | None, typer.Option(help='Only report on the rows of a folder or .jsonl file; once for each, they are merged.')] = None,
+    jobs: Annotated[int, typer.Option(min=1, help='Processes; with several each has one thread.')] = 1,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='List the cells, what is done, and an estimate.')] = False,
+):
+    "Run a grid of data x identifiers x weighting x decoding x seed, and compare."
+    quiet()
+    from genrec_nb.compare import compare_command
+    many(lambda **how: compare_command(grid, out, report or [], jobs, dry_run, **how))
+
+def many(work) -> None:
+    "Do something long with bars; print what it gives"
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        with Bars(console) as bars: told = work(progress=bars, say=lambda text: console.print(escape(text)))
+    except KeyboardInterrupt: stopped('the same command goes on from here')
+    print(told)
+
+# %% ../nbs/18_cli.ipynb #67c93d5b
+@app.command()
+def sweep(
+    data: Annotated[str, typer.Argument(help='Data set, as in `genrec run --data`.')],
+    vary: Annotated[list[str], typer.Option(help='A setting and its values, alpha=0,0.02,0.1; once for each setting.')],
+    method: Annotated[str, typer.Option(help='Tokenizer, as in `genrec tokenize`.')] = 'letter',
+    fixed: Annotated[list[str] | None, typer.Option('--set', help='A setting that stays, NAME=VALUE; once for each.')] = None,
+    mode: Annotated[str, typer.Option(help="'star': one setting at a time; 'grid': every combination.")] = 'star',
+    seeds: Annotated[str, typer.Option(help='Seeds, 0,1,2.')] = '0',
+    cf: Annotated[str, typer.Option(help='Whose item vectors say what is near: sasrec, lightgcn, or a file.')] = 'sasrec',
+    train: Annotated[bool, typer.Option('--train', help='Also train and evaluate a generator on each.')] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help='Epochs of each training.')] = None,
+    out: Annotated[Path | None, typer.Option(help='Folder for rows, cache and report, runs/sweep-DATA if none is given.')] = None,
+    jobs: Annotated[int, typer.Option(min=1, help='Processes; with several each has one thread.')] = 1,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='List the cells, what is done, and an estimate.')] = False,
+):
+    "Look at a tokenizer's codes over its settings: collisions, use, reconstruction, kinship."
+    quiet()
+    from genrec_nb.sweep import sweep_command
+    many(lambda **how: sweep_command(data, vary, fixed or [], seeds, out, jobs, dry_run, method=method, mode=mode, cf=cf, trained=train, train=dict(epochs=epochs) if epochs else {}, **how))
 
 # %% ../nbs/18_cli.ipynb #6bce68fe
 @app.command()

@@ -1,18 +1,25 @@
 "Measurements: the two sides must agree, the statistics must be right, and bad names must be refused."
 import json
+import math
 import os
+import random
+import sys
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from genrec_nb import bench
-from genrec_nb.bench import (BENCHES, agreement, allowed_tokens, array_gains, dict_gains, format_bench, gain_error, generate_items, in_fresh_process,
-                             machine, race, random_catalogue, ratio, run_bench, spread_of, train_steps, TimeLimit)
+from genrec_nb.bench import (BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, format_bench, gain_error,
+                             generate_items, in_fresh_process, letter_model, loop_clusters, loop_diversity, loop_epoch, machine, race, race_diversity,
+                             random_catalogue, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit)
 from genrec_nb.data import GenrecError
 from genrec_nb.decode import DecodeConfig, recommend
 from genrec_nb.identifiers import Identifiers
 from genrec_nb.infogain import item_prior
+from genrec_nb.letter import diversity_loss, group_mates
+from genrec_nb.quantize import generator, residual_kmeans
 from genrec_nb.tiger import tiger_t5
 from genrec_nb.trie import ItemTrie
 
@@ -96,8 +103,88 @@ def test_batch_size_changes_no_list():
     torch.testing.assert_close(one[1], whole[1], atol=1e-4, rtol=1e-4)
 
 
+def codebook(k=12, d=5, seed=0): return torch.randn(k, d, generator=generator(seed))
+
+def test_diversity_by_loop_and_by_batch_agree_where_nothing_is_drawn():
+    books, codes = [codebook(8, 4, s) for s in range(3)], torch.randint(8, (50, 3), generator=generator(9))
+    assert diversity_error(books, codes) < 1e-5
+    c, pairs, grads = codes[:, 0], torch.arange(8)//2, []
+    for loss in (lambda e: loop_diversity(F.embedding(c, e), e, c, pairs.tolist(), random.Random(0)), lambda e: diversity_loss(c, e, group_mates(c, pairs, generator(0)))):
+        book = books[0].clone().requires_grad_()
+        loss(book).backward()
+        grads.append(book.grad)
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
+
+def test_diversity_has_the_mean_over_the_other_members_of_the_group():
+    "Groups of unequal size: the mean over draws is the mean over mates, for the loop and for the batch, and never the own code"
+    book, groups = codebook(), torch.tensor([0, 1, 2, 0, 1, 2, 2, 2, 0, 1, 2, 2])
+    for code in (0, 4, 7):
+        mates = [k for k in range(12) if groups[k] == groups[code] and k != code]
+        dots = [float(book[code] @ e) for e in book]
+        lse = math.log(sum(math.exp(v) for k, v in enumerate(dots) if k != code))
+        want = [lse - dots[k] for k in mates]
+        c = torch.full((6000,), code)
+        spread = 5*np.std(want)/math.sqrt(1500)
+        batch = lambda c, seed: float(diversity_loss(c, book, group_mates(c, groups, generator(seed))))
+        assert batch(c, 1) == pytest.approx(np.mean(want), abs=spread)
+        assert float(loop_diversity(book[c[:1500]], book, c[:1500], groups.tolist(), random.Random(1))) == pytest.approx(np.mean(want), abs=spread)
+        one = [batch(torch.tensor([code]), s) for s in range(40)]
+        assert all(min(abs(v - w) for w in want) < 1e-5 for v in one)
+        assert len({min(range(len(want)), key=lambda j: abs(v - want[j])) for v in one}) == len(mates)
+
+def test_groups_of_both_sides_keep_their_bounds():
+    pytest.importorskip('k_means_constrained')
+    assert all(3 <= n <= 60 for n in np.bincount(loop_clusters(codebook(64, 8)), minlength=10))
+    assert all(n >= 2 for n in np.bincount(loop_clusters(codebook(32, 8)), minlength=10))          # the loop would never end in a group of one
+    model, codes = letter_model(np.concatenate(list(topic_vectors(300, 8))), 64)
+    for epoch in (batch_epoch(model, codes), loop_epoch(model, codes)):
+        before = model.codebooks[0].detach().clone()
+        epoch(); epoch()
+        assert all(set(torch.bincount(g).tolist()) == {6, 7} for g in model.groups)
+        assert not torch.equal(before, model.codebooks[0]) and model.codebooks[3].grad.abs().sum() > 0
+
+def test_race_of_diversity_without_the_optional_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'k_means_constrained', None)
+    r = race_diversity(np.concatenate(list(topic_vectors(200, 8))), 16, 1)
+    assert 'pip install k-means-constrained' in r['skipped']
+
+def test_race_of_diversity_with_it():
+    pytest.importorskip('k_means_constrained')
+    r = race_diversity(np.concatenate(list(topic_vectors(1500, 8))), 32, 2)
+    assert r['difference'] < 1e-4 and r['ratio']['cpu']['rounds'] == 2
+    assert set(r['seconds']) == {'loops', 'batches', 'network'} and r['ratio_with_network']['cpu']['median'] < r['ratio']['cpu']['median']
+
+def test_vectors_in_a_file_are_the_vectors(tmp_path):
+    x = np.concatenate(list(topic_vectors(250, 6, seed=3, chunk=100)))
+    assert x.shape == (250, 6) and x.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
+    write_vectors(tmp_path/'x.npy', 250, 6, 3)
+    y = np.load(tmp_path/'x.npy', mmap_mode='r')
+    assert y.shape == (250, 6) and y.dtype == np.float32
+    np.testing.assert_array_equal(y, np.concatenate(list(topic_vectors(250, 6, seed=3))))
+
+def test_exact_codes_are_the_definition():
+    x = np.concatenate(list(topic_vectors(300, 10)))
+    q = residual_kmeans(x, 3, 8)
+    assert (exact_codes(x, q.codebooks) == q.fit_codes).all(1).mean() > .99
+
+def test_tokenizers_in_a_fresh_process(monkeypatch):
+    "Small sizes, whole way: the child process answers, the lines can be read, nothing but JSON"
+    pytest.importorskip('k_means_constrained')
+    monkeypatch.setattr(bench, 'topic_vectors', lambda n: topic_vectors(600, 16))
+    real = in_fresh_process
+    monkeypatch.setattr(bench, 'in_fresh_process', lambda f, n, size: real(f, 3000, 16))
+    result = run_bench(['tokenizers'], quick=True)
+    r = result['results']['tokenizers']
+    assert (r['smallest'], r['largest']) == (9, 10) and r['large']['items'] == 3000 and r['large']['exact'] > .98
+    assert r['large']['before_gb'] <= r['large']['peak_gb'] and set(r['large']['per_second']) == {'wall', 'cpu'}
+    text = format_bench(json.loads(json.dumps(result, allow_nan=False)))
+    assert 'balanced start' in text and 'assignment alone' in text and 'loops' in text
+    r['diversity'] = dict(skipped='no package')
+    assert any('not measured, no package' in line for line in tokenizer_lines(r))
+
 def test_unknown_name_is_refused():
-    with pytest.raises(GenrecError, match="'speed', expected some of: trie, decode, backbones"): run_bench(['speed'])
+    with pytest.raises(GenrecError, match="'speed', expected some of: trie, decode, backbones, tokenizers"): run_bench(['speed'])
 
 
 def test_result_is_json_and_reads_well(monkeypatch):

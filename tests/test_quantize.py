@@ -7,10 +7,12 @@ from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import linear_sum_assignment
 
+from genrec_nb import quantize
 from genrec_nb.data import GenrecError
-from genrec_nb.quantize import (RQVAE, RQVAEConfig, balanced_assign, balanced_kmeans, centre_distances, codebook_report, fit_rqvae, generator,
-                                kmeans, load_quantizer, nearest, quantizer_report, residual_codes, residual_kmeans, revive_dead, sinkhorn,
-                                sinkhorn_codes, sinkhorn_prices, sq_distances, swap_improve, train_rqvae)
+from genrec_nb.quantize import (CHUNK, QUANTIZERS, RQVAE, RQVAEConfig, as_vectors, assign_codes, balanced_assign, balanced_kmeans, centre_distances,
+                                check_vectors, codebook_report, fit_rqvae, generator, kmeans, load_quantizer, nearest, quantizer_report, read_rqvae,
+                                residual_codes, residual_kmeans, revive_dead, sinkhorn, sinkhorn_codes, sinkhorn_prices, sq_distances, swap_improve,
+                                train_rqvae, unexplained_share)
 
 
 def cloud(n, d, seed=0): return torch.randn(n, d, generator=generator(seed))
@@ -44,6 +46,51 @@ def test_residual_codes_against_loop():
             assert c == codes[i, l]
             r = r - e[c]
         assert_allclose(rest[i], r, atol=1e-6)
+
+def assert_nearest_level_by_level(x, books, codes, tie=1e-5):
+    "In double precision: the chosen vector is nearest at each level, or as near as the nearest up to rounding"
+    r = np.asarray(x, np.float64)
+    for e, c in zip(books, np.asarray(codes).T):
+        e = e.double().numpy()
+        d = ((r[:, None] - e)**2).sum(2)
+        near = np.sort(d, 1)
+        clear = np.ones(len(r), bool) if d.shape[1] == 1 else near[:, 1] - near[:, 0] > tie
+        assert (d[np.arange(len(r)), c] <= near[:, 0] + tie).all()
+        assert_array_equal(c[clear], d.argmin(1)[clear])
+        r = r - e[c]
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 70), d=st.integers(1, 9), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4), chunk=st.integers(1, 80), seed=st.integers(0, 10**6),
+       form=st.sampled_from(['float16', 'float32', 'float64']))
+def test_fast_codes_are_the_readable_ones_and_exact(n, d, sizes, chunk, seed, form):
+    x = cloud(n, d, seed).to(getattr(torch, form))
+    books = [cloud(k, d, seed + l + 1)/(l + 1) for l, k in enumerate(sizes)]
+    before = x.clone()
+    fast = assign_codes(x, books, chunk)
+    assert torch.equal(x, before)                                    # residuals are overwritten, the vectors are not
+    assert_nearest_level_by_level(x.float(), books, fast)
+    assert_nearest_level_by_level(x.float(), books, residual_codes(x.float(), books)[0])
+
+def test_fast_codes_of_the_real_size():
+    "Beyond one chunk, wide vectors, 256 codes: all but ties agree with the readable loop and with double precision"
+    x = torch.nn.functional.normalize(cloud(2*CHUNK + 37, 96))
+    q = residual_kmeans(x, 4, 256, n_iter=3)
+    slow = residual_codes(x, q.codebooks)[0]
+    assert (assign_codes(x, q.codebooks) == slow).all(1).double().mean() > .999
+    assert_nearest_level_by_level(x[-300:], q.codebooks, q.fit_codes[-300:])
+
+def test_no_levels_and_exact_ties():
+    assert assign_codes(cloud(5, 2), []).shape == (5, 0) and residual_codes(cloud(5, 2), [])[0].shape == (5, 0)
+    e = torch.tensor([[1., 0], [1, 0], [0, 1]])
+    assert_array_equal(assign_codes(torch.tensor([[1., 0], [.5, .5]]), [e])[:, 0], [0, 0])   # the lowest number wins, as in `nearest`
+
+def test_assignment_does_not_depend_on_neighbours_or_repetition():
+    x = cloud(3*CHUNK + 11, 12)
+    for q in (residual_kmeans(x, 3, 16, n_iter=2), RQVAE(RQVAEConfig(12, levels=3, size=16, d_code=6, hidden=[10])).eval()):
+        codes, p = q.encode(x), torch.randperm(len(x), generator=generator(7))
+        assert_array_equal(codes, q.encode(x))
+        for part in (codes[p] != q.encode(x[p]), codes[5:300] != q.encode(x[5:300])):   # other chunks round otherwise: ties only
+            assert part.any(1).mean() < 1e-3
 
 def test_kmeans_never_worse_with_more_rounds_and_near_sklearn():
     from sklearn.cluster import KMeans
@@ -90,6 +137,16 @@ def test_balanced_kmeans_sizes(n, k, seed):
     _, a = balanced_kmeans(cloud(n, 3, seed), k, seed)
     assert set(torch.bincount(a, minlength=k).tolist()) <= {n//k, -(-n//k)}
 
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(2, 80), k=st.integers(1, 12), d=st.integers(1, 4), copies=st.integers(1, 6), warm=st.booleans(), seed=st.integers(0, 10**6))
+def test_balanced_kmeans_sizes_with_equal_points_and_given_centres(n, k, d, copies, warm, seed):
+    "As a codebook is grouped again and again: from the last centres, with duplicates among its vectors"
+    x, k = cloud(-(-n//copies), d, seed).repeat(copies, 1)[:n], min(k, n)
+    centres, a = balanced_kmeans(x, k, seed, **(dict(centers=cloud(k, d, 1), n_iter=3) if warm else {}))
+    size = torch.bincount(a, minlength=k)
+    assert set(size.tolist()) <= {n//k, -(-n//k)} and torch.isfinite(centres).all()
+    for c in range(k): assert_allclose(centres[c], x[a == c].mean(0), atol=1e-5)
+
 @pytest.mark.parametrize('n,k', [(60, 6), (200, 16), (103, 10), (256, 10)])
 def test_balanced_assignment_is_near_the_exact_optimum(n, k):
     x = cloud(n, 5)
@@ -107,6 +164,17 @@ def test_sinkhorn_marginals(n, k):
     q = sinkhorn(torch.rand(n, k, generator=generator(n), dtype=torch.float64), eps=.1, n_iter=2000)
     assert_allclose(q.sum(1), 1, atol=1e-9)
     assert_allclose(q.sum(0), n/k, atol=1e-6)
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 25), k=st.integers(1, 10), seed=st.integers(0, 10**6), ties=st.booleans(), scale=st.sampled_from([1e-6, 1, 1e3]))
+def test_sinkhorn_marginals_of_any_shape_and_scale(n, k, seed, ties, scale):
+    "On a cost of range 1 and temperature .2 a round shrinks the error by tanh(2.5)**2 at least, so 800 rounds leave nothing"
+    d = torch.rand(n, k, generator=generator(seed), dtype=torch.float64)
+    if ties: d = (2*d).round()/2
+    q = sinkhorn(d*scale, eps=.2*scale, n_iter=800)
+    assert (q >= 0).all()
+    assert_allclose(q.sum(1), 1, rtol=1e-9)
+    assert_allclose(q.sum(0), n/k, rtol=1e-6)
 
 def test_sinkhorn_at_the_published_temperature_is_finite_and_improves():
     d = centre_distances(sq_distances(cloud(256, 8), cloud(64, 8, 1))).double()
@@ -136,6 +204,44 @@ def test_residual_kmeans_levels_only_help():
     d = q.last_distances(x)
     assert_array_equal(d.argmin(1), q.fit_codes[:, -1])
     assert_allclose(d.min(1), ((x.numpy() - q.decode(q.fit_codes))**2).sum(1), rtol=1e-3, atol=1e-4)
+
+def test_levels_learn_on_a_sample_and_code_everything(monkeypatch):
+    "More vectors than the sample: same codebooks as level-by-level k-means on residuals of all, which draws the same rows"
+    monkeypatch.setattr(quantize, 'SAMPLE', 200)
+    x = cloud(900, 5)
+    q, r = residual_kmeans(x, 3, 8, seed=4), x
+    for l in range(3):
+        e, c = kmeans(r, 8, 4 + l, sample=200)
+        assert_allclose(q.codebooks[l], e, atol=1e-5)
+        assert_array_equal(q.fit_codes[:, l], c)
+        r = r - e[c]
+    assert len(q.fit_codes) == 900
+
+@pytest.mark.parametrize('form', ['float16', 'float32', 'float64'])
+@pytest.mark.filterwarnings('error')
+def test_vectors_mapped_from_a_file(tmp_path, form):
+    "Read only, of any float type: not written, not copied where it can be helped, same result as the array in memory"
+    x = cloud(CHUNK + 300, 6).numpy().astype(form)
+    np.save(tmp_path/'x.npy', x)
+    m = np.load(tmp_path/'x.npy', mmap_mode='r')
+    t = as_vectors(m)
+    assert t.data_ptr() == m.ctypes.data and t.dtype == getattr(torch, form)
+    assert (check_vectors(m).data_ptr() == m.ctypes.data) == (form == 'float32')
+    for balanced in (False, True):
+        q, again = (residual_kmeans(v, 2, 8, balanced, n_iter=3) for v in (m, x.astype(np.float32)))
+        assert all(torch.equal(a, b) for a, b in zip(q.codebooks, again.codebooks))
+        assert_array_equal(q.fit_codes, again.fit_codes)
+        assert_array_equal(q.encode(m), again.encode(x))
+        assert_allclose(q.last_distances(m), again.last_distances(x), rtol=1e-6)
+        assert_allclose(quantizer_report(q, m).unexplained, quantizer_report(again, x).unexplained, rtol=1e-5)
+    assert_array_equal(np.load(tmp_path/'x.npy'), x)
+
+def test_report_in_chunks_is_the_report_of_the_whole():
+    x = cloud(5*CHUNK//4*4 + 9, 3) + 5
+    q = residual_kmeans(x, 2, 8, n_iter=3)
+    whole = [unexplained_share(x, q.decode(q.fit_codes[:, :l])) for l in (1, 2)]
+    assert_allclose(quantizer_report(q, x).unexplained, whole, rtol=1e-6)
+    assert_allclose(quantizer_report(q, x, q.fit_codes.tolist()).unexplained, whole, rtol=1e-6)
 
 def test_balanced_residual_kmeans_decodes_its_own_codes():
     x = cloud(200, 6)
@@ -207,7 +313,35 @@ def test_dead_codes_are_revived_and_reported():
             with torch.no_grad(): self.codebooks[0][0] = 1e3
             return super().loss(out, index)
     f = fit_rqvae(Far(RQVAEConfig(6, levels=1, size=4, d_code=3, hidden=[5], steps=200, batch=32)), x)
-    assert sum(h['revived'] for h in f.history) > 0
+    assert f.revived == sum(h['revived'] for h in f.history) > 0
+    assert repr(f) == f'Far(6 → 3 dimensions, 4 codes, trained for 200 steps, {f.revived} dead codes revived)'
+    assert repr(m).endswith('codes, not trained)') and m.revived == 0
+
+def test_refresh_is_called_from_the_start_of_the_codebooks_on():
+    class Watch(RQVAE):
+        kind = 'watch'
+        seen = ()
+        def refresh(self, gen): self.seen += ((len(self.history), self.codebooks[0].detach().clone(), gen),)
+    cfg = RQVAEConfig(6, levels=1, size=4, d_code=3, hidden=[5], steps=200, batch=32, warmup=.3)
+    x = cloud(64, 6)
+    w = fit_rqvae(Watch(cfg), x)
+    assert [n for n, *_ in w.seen] == [2, 3, 4, 5, 6, 7, 8]          # steps 60 (start), 75, 100 .. 200; 25 and 50 were before
+    assert not torch.equal(w.seen[0][1], w.seen[1][1]) and all(isinstance(g, torch.Generator) for *_, g in w.seen)
+    assert_array_equal(w.encode(x), fit_rqvae(RQVAE(cfg), x).encode(x))     # doing nothing changes nothing
+    class Draws(RQVAE):
+        def refresh(self, gen): torch.rand(3, generator=gen)         # the generator of the batches: other batches follow
+    assert fit_rqvae(Draws(cfg), x).history != w.history
+
+def test_other_kinds_register_themselves(tmp_path, monkeypatch):
+    class Other(RQVAE): kind = 'other'
+    x = cloud(40, 6)
+    m = fit_rqvae(Other(RQVAEConfig(6, levels=2, size=4, d_code=3, hidden=[5], steps=30)), x)
+    m.save(tmp_path)
+    with pytest.raises(GenrecError, match=r"kind is 'other', expected one of residual_kmeans, rqvae.*import the module"): load_quantizer(tmp_path)
+    monkeypatch.setitem(QUANTIZERS, 'other', lambda *a: read_rqvae(*a, model=Other))
+    again = load_quantizer(tmp_path)
+    assert type(again) is Other and again.history == m.history and again.revived == m.revived and repr(again) == repr(m)
+    assert_array_equal(again.encode(x), m.encode(x))
 
 def test_sinkhorn_assignment_while_training_is_more_even():
     x = cloud(128, 6)
@@ -239,12 +373,41 @@ def test_paper_widths():
     (np.array([[1, 2], [1, 1], [3, np.inf]]), 2, 'item 2 holds NaN or infinite'),
     (np.zeros((3, 2)), 4, '3 vectors are too few for 4 codes'),
     (np.zeros(3), 1, 'expected .items, dimensions.'),
-    (np.zeros((0, 3)), 1, 'expected .items, dimensions.')])
+    (np.zeros((0, 3)), 1, 'expected .items, dimensions.'),
+    (np.array([['a', 'b'], ['c', 'd']]), 1, 'not a matrix of numbers'),
+    ([[1., 2], [3]], 1, 'not a matrix of numbers'),
+    (np.ones((3, 2), complex), 1, 'complex numbers')])
 def test_bad_vectors(bad, k, message):
     for f in (lambda: kmeans(bad, k), lambda: balanced_kmeans(bad, k), lambda: residual_kmeans(bad, 2, k)):
         with pytest.raises(GenrecError, match=message): f()
-    if np.ndim(bad) == 2:
+    if isinstance(bad, np.ndarray) and bad.ndim == 2:
         with pytest.raises(GenrecError, match=message): train_rqvae(bad, RQVAEConfig(bad.shape[1], size=k, steps=5))
+
+def test_first_bad_item_and_number_of_bad_items_beyond_the_first_chunk():
+    x = cloud(2*CHUNK + 50, 3)
+    x[CHUNK + 5, 1], x[2*CHUNK + 7, 0], x[2*CHUNK + 8] = torch.nan, -torch.inf, torch.nan
+    for f in (check_vectors, residual_kmeans(cloud(50, 3), 1, 4).encode):
+        with pytest.raises(GenrecError, match=rf'item {CHUNK + 5} holds NaN.*\(3 such items of {2*CHUNK + 50}\)'): f(x)
+
+def test_large_finite_values_pass_and_what_overflows_single_precision_does_not():
+    assert len(check_vectors(torch.full((2, 4), 3e38))) == 2         # the row's sum is infinite, its elements are not
+    with pytest.raises(GenrecError, match='item 0 holds NaN or infinite'): check_vectors(np.full((2, 4), 1e300))
+
+def test_whole_numbers_and_lists_become_floats():
+    assert check_vectors([[1, 2], [3, 4]]).dtype == as_vectors(np.eye(3, dtype=np.int8)).dtype == torch.float32
+
+def test_files_that_do_not_belong_together(tmp_path):
+    x = cloud(30, 6)
+    residual_kmeans(x, 2, 4).save(tmp_path/'a')
+    RQVAE(RQVAEConfig(6, levels=2, size=4, d_code=3, hidden=[5])).save(tmp_path/'b')
+    for kind in 'ab': (tmp_path/f'{kind}.json').write_bytes((tmp_path/kind/'quantizer.json').read_bytes())
+    for kind, other in ('ab', 'ba'):
+        (tmp_path/kind/'quantizer.json').write_bytes((tmp_path/f'{other}.json').read_bytes())
+        with pytest.raises(GenrecError, match='do not belong together') as e: load_quantizer(tmp_path/kind)
+        assert '\n' not in str(e.value)
+    for text in ('{"kind": "oracle"}', '[1]'):
+        (tmp_path/'a'/'quantizer.json').write_text(text)
+        with pytest.raises(GenrecError, match='quantizer.json: kind is .*expected one of residual_kmeans, rqvae'): load_quantizer(tmp_path/'a')
 
 def test_bad_configuration_and_files(tmp_path):
     for kw, message in ((dict(variant='mean'), 'variant'), (dict(mu=-1), 'mu'), (dict(size=[8]), 'levels'), (dict(steps=0), 'steps')):

@@ -1,14 +1,16 @@
 "The main job: killed, out of disk, resumed; leaks; the command line's errors."
-import errno, json, os, signal, subprocess, sys, time
+import errno, json, os, shutil, signal, subprocess, sys, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from genrec_nb.cli import explain_error
+from typer.testing import CliRunner
+from genrec_nb.cli import app, explain_error
 from genrec_nb.data import GenrecError, load_dataset
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
-from genrec_nb.run import METHODS, RunConfig, run_job
+from genrec_nb.run import METHODS, RunConfig, load_run_data, run_job
+from genrec_nb.tokenizers import load_tokenized, tokenize_items
 from genrec_nb.train import TrainConfig
 
 GENREC = [sys.executable, '-c', 'from genrec_nb.cli import main; main()']
@@ -134,12 +136,52 @@ def test_ids_random_and_from_a_table(finished, tmp_path):
     assert m['methods'] == finished[2]['methods']                                 # the same identifiers, the same figures
 
 
-def one_line(*args, cwd=None, ok=False):
-    r = subprocess.run(GENREC + [str(a) for a in args], capture_output=True, text=True, cwd=cwd, env={**os.environ, 'COLUMNS': '200'})
-    if ok: assert r.returncode == 0, r.stderr; return r.stdout
+def test_ids_by_other_tokenizers(finished, tmp_path):
+    "A name gives what `tokenize_items` gives; a folder gives the same figures again, and the whole tokenizer; what cannot work is refused before the folder is made"
+    data, folder, metrics = finished
+    letter = replace(small_config(data).recommender, cf='lightgcn', quantizer='letter', tokenizer=dict(steps=40, hidden=[8], clusters=3), train=TrainConfig(epochs=1, batch_size=32, eval_every=1))
+    m = run_job(replace(small_config(data), ids='letter', recommender=letter), tmp_path/'l')
+    found, split = load_run_data(RunConfig(str(data)))
+    assert load_tokenized(tmp_path/'l'/'tokenizer').ids == tokenize_items(found, split, letter.tokenizer_config).ids
+    rec = GenerativeRecommender.from_pretrained(tmp_path/'l'/'model')
+    assert rec.config.quantizer == 'letter' and rec.quantizer.kind == 'letter' and m['config']['recommender']['tokenizer']['clusters'] == 3
+    assert run_job(small_config(data, ids=str(folder/'tokenizer')), tmp_path/'f')['methods'] == metrics['methods']
+    assert GenerativeRecommender.from_pretrained(tmp_path/'f'/'model').quantizer is not None
+    t5 = replace(small_config(data).recommender, quantizer='tree', tokenizer=dict(clusters=3, leaf=6), backbone='t5', model=dict(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8), train=TrainConfig(epochs=1, batch_size=32, eval_every=1))
+    tree = RunConfig(str(data), ids='tree', recommender=t5)
+    assert run_job(tree, tmp_path/'t')['collisions']['rate'] == 0
+    with pytest.raises(GenrecError, match="backbone 't5'"): run_job(small_config(data, ids=str(tmp_path/'t'/'tokenizer')), tmp_path/'x')
+    other = small_data(tmp_path/'other', items=39)
+    with pytest.raises(GenrecError, match='another catalogue'): run_job(small_config(other, ids=str(folder/'tokenizer')), tmp_path/'x')
+    with pytest.raises(GenrecError, match='no such file'): run_job(small_config(data, ids='leter'), tmp_path/'x')
+    assert not (tmp_path/'x').exists()
+
+
+def test_a_run_of_before_there_were_more_settings_can_be_resumed(finished, tmp_path):
+    data, folder, metrics = finished
+    shutil.copytree(folder, tmp_path/'old')
+    stored = json.loads((tmp_path/'old'/'run.json').read_text())
+    for name in ('cf', 'tokenizer'): stored['recommender'].pop(name)
+    (tmp_path/'old'/'run.json').write_text(json.dumps(stored))
+    assert run_job(small_config(data), tmp_path/'old', resume=True)['methods'] == metrics['methods']
+
+
+def one_line(*args, ok=False):
+    "What the command prints, or the one line that it ends with"
+    r = CliRunner(env={'COLUMNS': '200'}).invoke(app, [str(a) for a in args])
+    if ok: assert r.exit_code == 0, r.exception or r.output; return r.stdout
+    assert not isinstance(r.exception, SystemExit), r.output
+    line, code = explain_error(r.exception)
+    assert code == 2 and '\n' not in line
+    return line
+
+
+def test_a_mistake_ends_the_process_with_one_line(tmp_path):
+    "The command itself, from outside"
+    r = subprocess.run(GENREC + ['run', '--data', 'nowhere', '--out', str(tmp_path/'o')], capture_output=True, text=True, env={**os.environ, 'COLUMNS': '200'})
     lines = [l for l in r.stderr.strip().splitlines() if l.strip()]
-    assert r.returncode != 0 and lines and lines[-1].startswith('genrec:') and 'Traceback' not in r.stderr, r.stderr
-    return lines[-1]
+    assert r.returncode == 2 and lines[-1] == 'genrec: nowhere: neither a known data set (ml-100k) nor a folder nor a table' and 'Traceback' not in r.stderr
+
 
 
 def test_the_command_line_tells_mistakes_in_one_line(finished, tmp_path):
@@ -160,6 +202,10 @@ def test_the_command_line_tells_mistakes_in_one_line(finished, tmp_path):
     table['7'] = table['8'][:1]; (tmp_path/'prefix.json').write_text(json.dumps(table))
     assert 'is the beginning of' in one_line('run', '--data', data, '--ids', tmp_path/'prefix.json', '--out', tmp_path/'o4')
     assert 'index.json' in one_line('run', '--data', data, '--ids', 'nope', '--out', tmp_path/'o5')
+    assert "has no setting 'step'" in one_line('run', '--data', data, '--option', 'step=3', '--out', tmp_path/'o6')
+    assert "backbone 't5'" in one_line('run', '--data', data, '--ids', 'tree', '--out', tmp_path/'o6')
+    assert 'no tokenizer is made' in one_line('run', '--data', data, '--ids', folder/'tokenizer', '--option', 'levels=2', '--out', tmp_path/'o6')
+    assert not list(tmp_path.glob('o*'))
 
 
 def test_recommend_and_inspect(finished, tmp_path):
