@@ -519,6 +519,9 @@ class RQVAEConfig:
     def __post_init__(self):
         self.size = level_sizes(self.size, self.levels)
         if self.hidden is None: self.hidden = [w for w in (2048, 1024, 512, 256, 128, 64) if w < self.d_in]
+        if isinstance(self.hidden, int): self.hidden = [self.hidden]
+        if not all(isinstance(w, int) and w > 0 for w in self.hidden): raise GenrecError(f'hidden is {self.hidden}, expected the widths of the encoder as whole numbers, such as 512,256,128,64')
+        self.hidden = list(self.hidden)
         if self.variant not in ('code', 'paper'): raise GenrecError(f"variant {self.variant!r} is unknown, expected 'code' or 'paper'")
         if self.mu < 0: raise GenrecError(f'mu is {self.mu}, expected a commitment weight of at least 0')
         if min(self.steps, self.batch, self.d_code, self.d_in) < 1: raise GenrecError('steps, batch, d_code and d_in must be at least 1')

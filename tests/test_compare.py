@@ -14,8 +14,8 @@ from hypothesis import given, strategies as st
 from oracles import quick
 from test_run import one_line, small_data
 import genrec_nb.compare as compare
-from genrec_nb.compare import (Block, Claim, Grid, MACHINE, Plan, Rows, Sweep, Writer, blocks, compare_table, decoding_table, digest, dry_run, last_plan, pack, parse_setting,
-                               plain, plot_alphas, plot_curves, plot_mixtures, plot_ranks, read_rows, report_html, run_all, sweep_points, trial_table, unpack, work, write_report)
+from genrec_nb.compare import (Block, Claim, Grid, MACHINE, Writer, compare_table, decoding_table, digest, dry_run, last_plan, pack, plain, plot_alphas, plot_curves,
+                               plot_mixtures, plot_ranks, read_rows, report_html, run_all, trial_table, unpack, work, write_report)
 from genrec_nb.data import GenrecError
 
 SMALL = dict(ids={'km': dict(method='rqkmeans', encoder='tfidf', levels=2, size=6)}, encoder='tfidf', model=dict(d_model=16, num_heads=2, num_layers=1), train=dict(epochs=3, batch_size=16, eval_every=1))
@@ -67,12 +67,6 @@ def test_packed_numbers_come_back(x): assert unpack(pack(x)).tolist() == x
 def test_a_digest_knows_values_not_spelling():
     assert digest(dict(a=0, b=[1.0, .5])) == digest(dict(b=[1, .5], a=0.)) != digest(dict(a=0, b=[.5, 1]))
     assert plain(dict(a=np.float64(2), b=(np.int64(3), 'x'), c=True)) == dict(a=2, b=[3, 'x'], c=True)
-
-
-def test_a_star_varies_one_at_a_time_and_a_grid_all():
-    vary, base = dict(a=[1, 2], b=[0, 5]), dict(a=1, b=3)
-    assert sweep_points(vary, base) == [dict(a=1, b=3), dict(a=2, b=3), dict(a=1, b=0), dict(a=1, b=5)]
-    assert sweep_points(vary, base, 'grid') == [dict(a=a, b=b) for a in (1, 2) for b in (0, 5)]
 
 
 # ---- claims ----------------------------------------------------------------------------------------------------------
@@ -472,3 +466,27 @@ def test_given_identifiers(finished, toy, tmp_path, monkeypatch):
     work(Grid(**settings(toy, weightings=['ce'], seeds=[0], ids=dict(made=dict(file='{path}/{name}.made.index.json')))), tmp_path/'o', say=silent)
     (again,) = cells(tmp_path/'o').values()
     assert again['decodings']['0']['test'] == row['decodings']['0']['test'] and again['config']['ids'] == dict(file=digest((toy/'toy.made.index.json').read_bytes()))
+
+
+def test_a_size_that_does_not_fit_the_catalogue_and_ragged_paths_are_refused_early(toy, tmp_path):
+    with pytest.raises(GenrecError, match='ids.km: 40 items are too few for 64 codes'): dry_run(Grid(**settings(toy, ids={'km': dict(method='rqkmeans', encoder='tfidf', size=64)})), tmp_path/'o')
+    with pytest.raises(GenrecError, match="ids.tree: paths of 'tree' differ in length.*backbone = 't5'"): Grid(**settings(toy, ids=['tree']))
+    with pytest.raises(GenrecError, match="ids.km: rqkmeans has no setting 'levles'"): Grid(**settings(toy, ids={'km': dict(method='rqkmeans', levles=2)}))
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------
+
+def test_the_command(finished, toy, tmp_path):
+    (tmp_path/'g.json').write_text(json.dumps(settings(toy)))
+    out = one_line('compare', tmp_path/'g.json', '--out', tmp_path/'o', '--dry-run', ok=True)
+    assert '0 of 4 cells done' in out and not (tmp_path/'o').exists()
+    out = one_line('compare', tmp_path/'g.json', '--out', finished, ok=True)               # everything is there
+    assert 'igd' in out and 'Holm' in out and (finished/'report.html').is_file()
+    f = next(finished.glob('*.jsonl'))
+    one_line('compare', '--report', f, '--report', finished, '--out', tmp_path/'r.html', ok=True)
+    assert (tmp_path/'r.html').read_bytes() == (finished/'report.html').read_bytes()
+    assert 'name either' in one_line('compare') and 'no such file' in one_line('compare', '--report', tmp_path/'nowhere')
+    (tmp_path/'bad.json').write_text('{"data": ["ml-100k"],\n "alphas": [0,]}')
+    assert 'line 2' in one_line('compare', tmp_path/'bad.json')
+    (tmp_path/'typo.json').write_text(json.dumps(settings(toy, weigthings=['ce'])))
+    assert "did you mean 'weightings'" in one_line('compare', tmp_path/'typo.json')

@@ -421,3 +421,8 @@ def test_bad_configuration_and_files(tmp_path):
     residual_kmeans(x, 1, 4).save(tmp_path)
     (tmp_path/'quantizer.safetensors').write_bytes(b'not a tensor')
     with pytest.raises(GenrecError, match='safetensors'): load_quantizer(tmp_path)
+
+
+@pytest.mark.parametrize('hidden', [['[512', '256]'], [512, 0], [64.5]])
+def test_widths_of_an_encoder_are_whole_numbers(hidden):
+    with pytest.raises(GenrecError, match='expected the widths of the encoder'): RQVAEConfig(16, hidden=hidden)
