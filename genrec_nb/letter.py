@@ -81,6 +81,9 @@ def check_collaborative(
     d_code: int, # dimensions of the codebook vectors
 ) -> Tensor: # float32 [N, d_code]
     "Collaborative vectors as a tensor; raises `GenrecError` where they cannot belong to these items or say nothing"
+    cf = torch.as_tensor(cf)
+    bad = [] if cf.ndim != 2 else torch.nonzero(~torch.isfinite(cf).all(1))[:, 0].tolist()
+    if bad: raise GenrecError(f'collaborative vector of item {bad[0]} holds NaN or infinite values ({len(bad)} such items of {len(cf)}): train them again')
     cf = check_vectors(cf)
     if len(cf) != n_items: raise GenrecError(f'{len(cf)} collaborative vectors for {n_items} items: expected one each, in the order of the catalogue')
     if cf.shape[1] != d_code: raise GenrecError(f'collaborative vectors have {cf.shape[1]} dimensions, the codes have {d_code}: they are multiplied, so train them with dim={d_code} or set d_code={cf.shape[1]}')

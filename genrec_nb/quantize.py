@@ -524,7 +524,9 @@ class RQVAEConfig:
         self.hidden = list(self.hidden)
         if self.variant not in ('code', 'paper'): raise GenrecError(f"variant {self.variant!r} is unknown, expected 'code' or 'paper'")
         if self.mu < 0: raise GenrecError(f'mu is {self.mu}, expected a commitment weight of at least 0')
-        if min(self.steps, self.batch, self.d_code, self.d_in) < 1: raise GenrecError('steps, batch, d_code and d_in must be at least 1')
+        for name in ('d_in', 'levels', 'd_code', 'steps', 'batch'):
+            if not isinstance(getattr(self, name), (int, np.integer)) or getattr(self, name) < 1: raise GenrecError(f'{name} is {getattr(self, name)!r}, expected a whole number of at least 1')
+        if not self.lr > 0: raise GenrecError(f'lr is {self.lr}, expected a positive number')
 
 # %% ../nbs/02_quantize.ipynb #66589101
 def mlp(
