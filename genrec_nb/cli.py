@@ -228,7 +228,7 @@ def tokenize(
     size: Annotated[int | None, typer.Option(help='Codes per level; fits the catalogue if not given.')] = None,
     policy: Annotated[str | None, typer.Option(help='Equal codes: extra (one more token, the default), sinkhorn, free or keep.')] = None,
     encoder: Annotated[str | None, typer.Option(help='Text vectors: minilm (the default), tfidf, or a Hugging Face encoder.')] = None,
-    cf: Annotated[str | None, typer.Option(help='For letter, item vectors of a recommender: sasrec (the default), lightgcn, or a file.')] = None,
+    cf: Annotated[str | None, typer.Option(help='For letter, item vectors of a recommender: sasrec (the default), lightgcn, or a file: .npy or .safetensors, float \\[items, 32] (another width also goes), rows in the order of the catalogue, which is that of index.json.')] = None,
     alpha: Annotated[float | None, typer.Option(help='For letter: weight of the collaborative loss.')] = None,
     beta: Annotated[float | None, typer.Option(help='For letter: weight of the diversity loss.')] = None,
     clusters: Annotated[int | None, typer.Option(help='For letter: groups of a codebook; for tree: children of a node.')] = None,
@@ -255,7 +255,7 @@ def assign(
     items: Annotated[Path, typer.Argument(help='New items alone: {item: {"title": ..}} as .json, RecBole .item, .csv or .parquet.')],
     out: Annotated[Path, typer.Option(help='Table to write, NAME.json; must not exist.')],
     index: Annotated[Path | None, typer.Option(help='Table of an earlier assign to go on from; if not given, that of the folder.')] = None,
-    policy: Annotated[str | None, typer.Option(help='Equal codes: extra, free or keep; as for the old items if not given.')] = None,
+    policy: Annotated[str | None, typer.Option(help='Equal codes: free or keep; a table made with extra takes only extra. As for the old items if not given.')] = None,
     column: Annotated[list[str] | None, typer.Option(help='For tables: item=NAME, title=NAME.')] = None,
 ):
     "Give identifiers to new items without changing old ones."
@@ -307,24 +307,26 @@ def inspect(
     quiet()
     import numpy as np
     from genrec_nb.data import GenrecError, leave_one_out, load_dataset
-    from genrec_nb.identifiers import Identifiers
     from genrec_nb.infogain import gain_by_position, information_gain, item_prior, zero_gain_share
     from genrec_nb.recommender import GenerativeRecommender
+    from genrec_nb.run import table_ids
     from genrec_nb.trie import ItemTrie
     console, counts, source = Console(), None, 'every item the same mass (no --data given)'
-    if (path/'tokenizer.json').is_file(): ids = Identifiers.load(path/'index.json')
+    found = None
+    if data:
+        columns = named_columns(column or [])
+        try: found = load_dataset(data, **columns)                                 # with the items that nobody took, if they are listed
+        except GenrecError as e:
+            if 'text=False' not in str(e): raise
+            found = load_dataset(data, text=False, **columns)
+    items = found.catalog if found else None                                       # rows line up by item id
+    if (path/'tokenizer.json').is_file(): ids = table_ids(path/'index.json', items, saved=True)
     elif path.is_dir():
         rec = GenerativeRecommender.from_pretrained(path/'model' if (path/'model'/'genrec.json').is_file() else path)
         ids, counts, source = rec.ids, rec.counts, 'training targets of the run'
-    else: ids = Identifiers.from_index(path)
-    if data:
-        columns = named_columns(column or [])
-        try: interactions = load_dataset(data, **columns).interactions             # with the items that nobody took, if they are listed
-        except GenrecError as e:
-            if 'text=False' not in str(e): raise
-            interactions = load_dataset(data, text=False, **columns).interactions
-        if interactions.n_items != ids.n_items: raise GenrecError(f'{data}: has {interactions.n_items} items, {path} has {ids.n_items}')
-        counts, source = leave_one_out(interactions).train.target_counts(), f'training targets of {data}'
+        if items and items.ids != rec.catalog.ids: raise GenrecError(f'{data}: its {len(items)} items are not those of the run, {len(rec.catalog)} from {rec.catalog.ids[0]!r} to {rec.catalog.ids[-1]!r}')
+    else: ids = table_ids(path, items, saved=True)
+    if found: counts, source = leave_one_out(found.interactions).train.target_counts(), f'training targets of {data}'
     trie = ItemTrie.build(ids)
     gain = information_gain(trie, item_prior(np.ones(ids.n_items) if counts is None else counts), kind)
     c, report = ids.collisions(), trie.describe()

@@ -149,6 +149,10 @@ class TokenizerConfig:
         if self.policy is not None: check_policy(self.policy)
         if self.levels is not None and (not isinstance(self.levels, int) or self.levels < 1): raise GenrecError(f'levels is {self.levels!r}, expected 1 or more')
         if self.size is not None: level_sizes(self.size, self.levels)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0: raise GenrecError(f'seed is {self.seed!r}, expected a whole number, 0 or more')
+        if self.encoder is not None and not (isinstance(self.encoder, str) and self.encoder): raise GenrecError(f"encoder is {self.encoder!r}, expected 'minilm', 'tfidf' or the name of a Hugging Face encoder")
+        if self.cf is not None and not (isinstance(self.cf, (str, Path)) and str(self.cf)): raise GenrecError(f'cf is {self.cf!r}, expected {", ".join(map(repr, RANKERS))}, or the name of a file; vectors go to tokenize_items(cf=)')
+        self.seed, self.cf = int(self.seed), None if self.cf is None else str(self.cf)  # what JSON can hold
         check_options(self.method, self.options)
 
     @classmethod
@@ -375,8 +379,11 @@ def assign_items(
     if self.quantizer is None:
         coded = [m for m, how in TOKENIZERS.items() if 'text' in how.needs]
         raise GenrecError(f'{self.config.method if self.config else self.ids.kind} identifiers have no quantiser, so nothing says where a new item belongs; {", ".join(coded)} can place new items')
-    x, was = new_vectors(self, new), self.ids.notes.get('policy')
+    was, told = self.ids.notes.get('policy'), self.ids.max_len > len(self.quantizer.sizes)  # told apart by a token behind the codes?
     policy = policy or ('free' if was == 'sinkhorn' else was)
+    if told and policy not in (None, 'extra'): raise GenrecError('this table has a token that tells equal codes apart (extra): its new items need --policy extra')
+    if not told and policy not in (None, 'free', 'keep'): raise GenrecError('this table has no token that tells equal codes apart: its new items need --policy free or keep')
+    x = new_vectors(self, new)
     return self.ids.append(self.quantizer.encode(x), policy, lambda items: self.quantizer.last_distances(x[items]), exhausted='free')
 
 Tokenized.assign = assign_items
@@ -435,19 +442,21 @@ def read_items(
     path: str | Path, # {item: {"title": .., other text}} as JSON, RecBole's .item, or a table
     item: str = 'item', # of a table: the column with the ids
     title: str = 'title', # of a table: the column with the titles
-) -> Catalog: # the items, in natural order of their ids
+) -> Catalog: # the items, in the order of the file
     "Items from an item file alone"
     path = Path(path)
     if not path.is_file(): raise GenrecError(f'{path}: no such file; expected items as .json, .item, .csv, .tsv or .parquet')
     if path.suffix == '.json':
         if not isinstance(table := read_json(path), dict) or not table: raise GenrecError(f'{path}: expected an object {{item: {{"title": ..}}}} with at least one item')
-        return _json_catalog(path, pd.Series(list(table), dtype=str), True)
+        found = _json_catalog(path, pd.Series(list(table), dtype=str), True)
+        return found.take([found.index(i) for i in table])
     df = read_atomic(path) if path.suffix == '.item' else read_table(path)
     if path.suffix == '.item': item, title = 'item_id', next((c for c in df.columns if 'title' in c or 'name' in c), 'title')
     lacking = [c for c in (item, title) if c not in df.columns]
     if lacking or df.empty: raise GenrecError(f'{path}: ' + (f'no column {lacking[0]!r}; the columns are {", ".join(df.columns)}' if lacking else 'holds no items'))
     others = df.drop(columns=[item, title]).fillna('').astype(str).to_numpy().tolist()
-    return make_catalog(df[item].tolist(), df[title].fillna('').tolist(), others, str(path))
+    found = make_catalog(df[item].tolist(), df[title].fillna('').tolist(), others, str(path))
+    return found.take([found.index(i) for i in df[item]])                         # a catalogue has an order of its own
 
 # %% ../nbs/12b_tokenizers.ipynb #5c96e792
 def assign_file(

@@ -195,7 +195,8 @@ REFUSED = [
     ('tree', dict(levels=3), "does not look at 'levels'"), ('random', dict(policy='extra'), "'policy'"), ('rqkmeans', dict(cf='sasrec'), "'cf'"), ('pq', dict(policy='drop'), 'unknown'),
     ('rqvae', dict(levels=0), 'levels is 0'), ('rqvae', dict(size=[4, 4]), 'does not fit 3 levels'), ('rqvae', dict(options=dict(steps=1.5)), 'steps is 1.5, expected a whole number'),
     ('rqvae', dict(options=dict(mu='x')), 'expected a number'), ('letter', dict(options=dict(alpha=float('nan'))), 'expected a number'), ('rqkmeans', dict(options=dict(balanced=1)), 'true or false'),
-    ('rqvae', dict(options=[1]), 'names and values')]
+    ('rqvae', dict(options=[1]), 'names and values'), ('rqvae', dict(seed=-1), 'seed is -1, expected a whole number'), ('rqvae', dict(seed=1.5), 'seed is 1.5'), ('rqvae', dict(seed=True), 'seed is True'), ('rqvae', dict(seed=None), 'seed is None'),
+    ('rqvae', dict(encoder=3), 'encoder is 3'), ('rqvae', dict(encoder=''), "encoder is ''"), ('letter', dict(cf=3), 'cf is 3'), ('letter', dict(cf=['a']), 'name of a file')]
 
 @pytest.mark.parametrize('method, given, message', REFUSED)
 def test_configurations_that_are_refused(method, given, message):
@@ -350,6 +351,8 @@ def test_genrec_tokenize_tells_mistakes_in_one_line(shop, tmp_path):
     assert 'no such file' in said('--method', 'letter', '--cf', tmp_path/'no.npy')
     np.save(tmp_path/'cf.npy', CF[:-1])
     assert '59 rows' in said('--method', 'letter', '--cf', tmp_path/'cf.npy')
+    told = ' '.join(genrec('tokenize', '--help').replace('│', ' ').split())
+    assert '.npy or .safetensors, float [items, 32]' in told and 'that of index.json' in told
     assert 'neither a known data set' in genrec('tokenize', 'nowhere', '--method', 'tree', '--out', tmp_path/'o', ok=False)
     assert not (tmp_path/'o').exists()
 
@@ -405,12 +408,52 @@ def test_assign_from_file_to_file(tmp_path, monkeypatch):
     with pytest.raises(GenrecError, match='does not begin with'): module.assign_file(tmp_path/'t', tmp_path/'1.json', tmp_path/'d.json', tmp_path/'pq'/'index.json')
 
 
+@pytest.mark.parametrize('was, asked', [('extra', 'free'), ('extra', 'keep'), ('keep', 'extra'), ('free', 'sinkhorn'), ('sinkhorn', 'extra')])
+def test_a_policy_that_does_not_fit_the_table_is_refused_before_texts_are_embedded(tmp_path, monkeypatch, was, asked):
+    import genrec_nb.tokenizers as module
+    monkeypatch.setattr(module, 'new_vectors', lambda *a: pytest.fail('embedded'))
+    made('rqkmeans', policy=was).save(tmp_path/'t')
+    (tmp_path/'new.json').write_text('{"n": {"title": "x"}}')
+    line = genrec('assign', tmp_path/'t', tmp_path/'new.json', '--out', tmp_path/'o.json', '--policy', asked, ok=False)
+    assert line == ('this table has a token that tells equal codes apart (extra): its new items need --policy extra' if was == 'extra' else
+                    'this table has no token that tells equal codes apart: its new items need --policy free or keep')
+    assert not (tmp_path/'o.json').exists()
+
+
+def test_inspect_reads_tables_of_any_item_ids(tmp_path):
+    "Ids that are not 0..N-1: a published table, ours, and one that is longer; with data, rows line up by item id"
+    folder = tmp_path/'films'; folder.mkdir()
+    x, ids = DATA.interactions, [str(i + 1) for i in range(N)]
+    (folder/'interactions.csv').write_text('user,item,time\n' + ''.join(f'{u},{ids[i]},{t}\n' for u in range(x.n_users) for t, i in enumerate(x.user(u))))
+    (folder/'items.csv').write_text('item,title\n' + ''.join(f'{i},film {i}\n' for i in ids))
+    genrec('tokenize', folder, '--method', 'rqkmeans', '--encoder', 'tfidf', '--size', 8, '--levels', 2, '--out', tmp_path/'t')
+    table = tmp_path/'t'/'index.json'
+    said = genrec('inspect', table)
+    assert '60 items' in said and said == genrec('inspect', tmp_path/'t')
+    paths = json.loads(table.read_text())
+    (tmp_path/'bare.json').write_text(json.dumps(dict(reversed(paths.items()))))
+    figures = lambda out: out[out.index('information gain'):]
+    assert figures(genrec('inspect', tmp_path/'bare.json')) == figures(said)
+    with_data = genrec('inspect', table, '--data', folder)
+    assert figures(with_data) == figures(genrec('inspect', tmp_path/'bare.json', '--data', folder)) != figures(said)
+    made_ = load_tokenized(tmp_path/'t')
+    longer = made_.ids.append(made_.codes[:2], 'extra', exhausted='free', distances=lambda i: np.zeros((len(i), 8), np.float32))
+    longer.save(tmp_path/'longer.json', ids + ['n7', 'n1'])
+    assert '62 items' in genrec('inspect', tmp_path/'longer.json')
+    line = genrec('inspect', tmp_path/'longer.json', '--data', folder, ok=False)
+    assert 'holds 2 items that the catalogue lacks' in line and "add these items to the data's item file" in line and 'extra=' not in line
+    assert 'lacks 60' in genrec('inspect', longer.save(tmp_path/'other.json', [f'q{i}' for i in range(62)]), '--data', folder, ok=False)
+
+
 def test_items_from_every_layout_read_alike(tmp_path):
     (tmp_path/'a.json').write_text(json.dumps({'7': dict(title='A lamp', colour='red'), '30': dict(title='B lamp', colour='blue')}))
     (tmp_path/'a.csv').write_text('item,title,colour\n30,B lamp,blue\n7,A lamp,red\n')
     (tmp_path/'a.item').write_text('item_id:token\tname:token\tcolour:token\n7\tA lamp\tred\n30\tB lamp\tblue\n')
     found = [read_items(tmp_path/f) for f in ('a.json', 'a.csv', 'a.item')]
-    assert all(c == found[0] for c in found) and found[0].ids == ['7', '30'] and found[0].texts == ['A lamp. red', 'B lamp. blue']
+    assert [c.ids for c in found] == [['7', '30'], ['30', '7'], ['7', '30']]       # the order of the file, not of the ids
+    assert found[0] == found[2] == found[1].take([1, 0]) and found[0].texts == ['A lamp. red', 'B lamp. blue']
+    (tmp_path/'o.json').write_text(json.dumps({k: dict(title=k) for k in ('n10', 'n2', 'm')}))
+    assert read_items(tmp_path/'o.json').ids == ['n10', 'n2', 'm']
     (tmp_path/'b.csv').write_text('thing,title\n1,x\n')
     with pytest.raises(GenrecError, match="no column 'item'"): read_items(tmp_path/'b.csv')
     assert read_items(tmp_path/'b.csv', item='thing').titles == ['x']
