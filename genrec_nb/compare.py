@@ -10,11 +10,12 @@ __all__ = ['SHORT', 'DATA_KEYS', 'MACHINE', 'STALE', 'METRICS', 'K', 'CHILD', 'M
            'trial_cells', 'choose', 'cells', 'size', 'same_figures', 'Rows', 'merge', 'add', 'done', 'find', 'decoding',
            'read_rows', 'alive', 'claimed_by', 'Claim', 'Writer', 'figures', 'data_row', 'curve', 'cf_vectors',
            'make_identifiers', 'token_facts', 'identifiers', 'cached', 'structure', 'train_cell', 'run_cell',
-           'open_folder', 'grid_plan', 'plan_done', 'plan_run', 'plan_say', 'describe', 'to_stderr', 'take_one', 'work',
-           'run_all', 'run_grid', 'in_parallel', 'dry_run', 'last_record', 'last_plan', 'Block', 'as_evaluation',
-           'runs', 'scores', 'setting', 'blocks', 'mean_intervals', 'PlainTable', 'CompareTable', 'compare_table',
-           'decoding_table', 'trial_table', 'mean_curve', 'plot_curves', 'plot_mixtures', 'plot_alphas', 'plot_ranks',
-           'provenance', 'rules', 'report_html', 'leaders', 'add_block', 'write_report', 'compare_command', 'summary']
+           'open_folder', 'grid_plan', 'plan_done', 'plan_run', 'plan_say', 'newest', 'describe', 'to_stderr',
+           'take_one', 'work', 'run_all', 'run_grid', 'in_parallel', 'dry_run', 'last_record', 'last_plan', 'Block',
+           'as_evaluation', 'runs', 'scores', 'setting', 'blocks', 'mean_intervals', 'PlainTable', 'CompareTable',
+           'compare_table', 'decoding_table', 'trial_table', 'mean_curve', 'plot_curves', 'plot_mixtures',
+           'plot_alphas', 'plot_ranks', 'provenance', 'rules', 'report_html', 'leaders', 'add_block', 'write_report',
+           'compare_command', 'summary']
 
 # %% ../nbs/17b_compare.ipynb #bea75675
 import base64, difflib, hashlib, html, itertools, json, math, os, shutil, socket, subprocess, sys, threading, time, uuid, zlib
@@ -402,6 +403,8 @@ class Cell:
     def kind(self) -> str: return 'cell' # of its row
     @property
     def label(self) -> str: return ' '.join([self.data, self.ids, self.method, *(f'{k}={v}' for k, v in self.values.items()), f'seed {self.seed}'])
+    @property
+    def shown(self) -> str: return self.label # before a run
 
 class Plan:
     "Which cells a grid asks for; made from the grid's record alone"
@@ -829,11 +832,13 @@ def plan_say(self: Plan, row: dict) -> str:
 Plan.kind, Plan.done, Plan.run, Plan.say = 'grid', plan_done, plan_run, plan_say
 
 # %% ../nbs/17b_compare.ipynb #66781eca
+def newest(rows: Rows, kind: str) -> dict | None: return max((g for g in rows.grids if g['kind'] == kind), key=lambda g: g['n'], default=None) # row of a grid or sweep
+
 def describe(writer: Writer, shared: Shared, plan, rows: Rows) -> None:
     "Write the plan and the data sets into the rows, unless they are there"
     for name in shared.grid.data:
         if shared.digest(name) not in rows.data: writer.append(data_row(name, *shared.data(name)))
-    last = max((g for g in rows.grids if g['kind'] == plan.kind), key=lambda g: g['n'], default=None)
+    last = newest(rows, plan.kind)
     if last is None or last['digest'] != digest(plan.record): writer.append(dict(kind=plan.kind, n=last['n'] + 1 if last else 0, digest=digest(plan.record), record=plan.record))
 
 def to_stderr(text: str) -> None: print(text, file=sys.stderr, flush=True)
@@ -894,7 +899,7 @@ def run_all(
     folder = Path(folder)
     if jobs < 1: raise GenrecError(f'jobs is {jobs}, expected 1 or more')
     _, plan, rows = open_folder(spec, folder)                                     # mistakes first
-    if all(plan.done(rows, c) for c in plan.cells(rows)) and len(plan.cells(rows)) and plan.kind in {g['kind'] for g in rows.grids if g['digest'] == digest(plan.record)}: return rows
+    if all(plan.done(rows, c) for c in plan.cells(rows)) and len(plan.cells(rows)) and (newest(rows, plan.kind) or {}).get('digest') == digest(plan.record): return rows
     folder.mkdir(parents=True, exist_ok=True)
     if jobs == 1: work(spec, folder, progress, say)
     else:
@@ -946,7 +951,7 @@ def dry_run(
     cells = plan.cells(rows)
     left = [c for c in cells if not plan.done(rows, c)]
     waiting = max(plan.size() - len(cells), 0)
-    lines = [f'{"to do" if c in left else "done "}  {c.key}  {c.label}' for c in cells] + [f'{waiting} more cells follow when their search is done']*(waiting > 0)
+    lines = [f'{"to do" if c in left else "done "}  {c.key}  {c.shown}' for c in cells] + [f'{waiting} more cells follow when their search is done']*(waiting > 0)
     took = lambda c: [sum(r['seconds'].values()) for r in [*rows.cells.values(), *rows.tokens.values()] if (r['data'], r['kind']) == (c.data, c.kind)]
     known = [np.mean(took(c)) for c in left if took(c)]
     rest = 'nothing is left' if not left and not waiting else 'no estimate before one cell of each kind is done'
@@ -1313,4 +1318,6 @@ def compare_command(
     rows = run_grid(grid, out, jobs, progress, say)
     return f'{summary(rows)}\nsee {write_report(rows, out/"report.html")}'
 
-def summary(rows: Rows) -> str: return '\n\n'.join(f'{b.data}, {b.ids}: {PlainTable(*compare_table(b).cells()[0])}'.replace(': method', '\nmethod', 1) for b in blocks(rows))
+def summary(rows: Rows) -> str: # for the terminal
+    "The main tables, each with what it asks"
+    return '\n\n'.join(f'{b.data}, {b.ids}\n{PlainTable(*t.cells()[0])}\n{t.note}' for b in blocks(rows) for t in [compare_table(b)])

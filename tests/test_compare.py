@@ -482,10 +482,14 @@ def test_the_command(finished, toy, tmp_path):
     assert '0 of 4 cells done' in out and not (tmp_path/'o').exists()
     out = one_line('compare', tmp_path/'g.json', '--out', finished, ok=True)               # everything is there
     assert 'igd' in out and 'Holm' in out and (finished/'report.html').is_file()
+    assert 'would other users and other seeds say the same?' in out
     f = next(finished.glob('*.jsonl'))
     one_line('compare', '--report', f, '--report', finished, '--out', tmp_path/'r.html', ok=True)
     assert (tmp_path/'r.html').read_bytes() == (finished/'report.html').read_bytes()
     assert 'name either' in one_line('compare') and 'no such file' in one_line('compare', '--report', tmp_path/'nowhere')
+    (tmp_path/'one.json').write_text(json.dumps(settings(toy, seeds=[0])))
+    out = one_line('compare', tmp_path/'one.json', '--out', tmp_path/'one', ok=True)
+    assert 'one seed: would other users say the same of these models?' in out
     (tmp_path/'bad.json').write_text('{"data": ["ml-100k"],\n "alphas": [0,]}')
     assert 'line 2' in one_line('compare', tmp_path/'bad.json')
     (tmp_path/'typo.json').write_text(json.dumps(settings(toy, weigthings=['ce'])))

@@ -1,5 +1,8 @@
 "Sweeps over a tokenizer's settings: what is asked, what is measured, what is shared, what is refused."
 import json
+import shutil
+from pathlib import Path
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import genrec_nb.sweep as module
@@ -94,7 +97,7 @@ def test_training_on_each_and_the_temperature(toy, tmp_path):
     assert rows.tokens and all(t['config']['cf'].startswith('file:') for t in rows.tokens.values())
     table = sweep_table(rows)
     assert table.header[-4:] == ['NDCG@10, validation, tau 0.7', 'NDCG@10, test, tau 0.7', 'NDCG@10, validation, tau 1', 'NDCG@10, test, tau 1']
-    assert [r[-4] != '–' for r in table.rows] == [r[0] == 'letter' for r in table.rows]
+    assert [r[-4] != '–' for r in table.rows] == [r[0].startswith('letter (') for r in table.rows]
     assert plot_sweep(rows, 'tau') and 'tau' in sweep_html(rows)
 
 
@@ -133,3 +136,54 @@ def test_the_command(toy, tmp_path):
     out = one_line(*same, ok=True)
     assert 'rqkmeans size=4' in out and (tmp_path/'o'/'report.html').is_file()
     assert 'expected NAME=VALUE' in one_line('sweep', toy, '--vary', 'size') and 'seeds' in one_line(*same, '--seeds', 'a')
+
+
+def figures(rows, over='size'):
+    "What is shown: the table, the lines and the plot with its reference"
+    fig = plot_sweep(rows, over)
+    drawn = [[np.asarray(x, float).tolist() for x in line.get_data()] for ax in fig.axes for line in ax.lines]
+    plt.close(fig)
+    return sweep_table(rows).rows, {k: {v: sorted(t['cell'] for t in ts) for v, ts in by.items()} for k, by in sweep_lines(rows, over).items()}, drawn
+
+
+@pytest.mark.parametrize('changes', [dict(fixed=dict(encoder='tfidf', policy='free')), dict(fixed=dict(encoder='tfidf', levels=2), vary=dict(size=[4, 8])), dict(seeds=[1, 2]), dict(cf='other')])
+def test_a_second_sweep_in_the_folder_is_shown_alone(finished, toy, tmp_path, changes):
+    np.save(tmp_path/'other.npy', np.random.default_rng(1).normal(size=(40, 8)).astype(np.float32))
+    second = asked(toy, **{**changes, **(dict(cf=str(tmp_path/'other.npy')) if 'cf' in changes else {})})
+    shutil.copytree(finished, tmp_path/'both')
+    both, alone = run_all(Sweep(**second), tmp_path/'both', say=silent), run_all(Sweep(**second), tmp_path/'alone', say=silent)
+    assert len(both.tokens) > len(alone.tokens)
+    np.testing.assert_equal(figures(both), figures(alone))
+    np.testing.assert_equal(figures(run_all(Sweep(**asked(toy)), tmp_path/'both', say=silent)), figures(read_rows(finished)))    # and the first again
+
+
+def test_trainings_of_another_sweep_are_not_shown(toy, tmp_path):
+    first = on_letter(toy, vary=dict(alpha=[0, .5]), against=None)
+    run_all(Sweep(**first), tmp_path/'o', say=silent)
+    for second in (dict(first, train=dict(first['train'], epochs=1)), dict(first, trained=False, train={}, model={})):
+        assert sweep_table(run_all(Sweep(**second), tmp_path/'o', say=silent)).rows == sweep_table(run_all(Sweep(**second), tmp_path/'alone', say=silent)).rows
+
+
+def test_points_stand_in_the_order_that_was_asked_for(toy, tmp_path):
+    sweep = Sweep(**asked(toy, vary=dict(size=[8, 10, 4], levels=[3, 2]), seeds=[0]))
+    names = ['rqkmeans (size=10, levels=3)', 'rqkmeans size=8', 'rqkmeans size=4', 'rqkmeans levels=2', 'random']
+    assert [r[0] for r in sweep_table(run_all(sweep, tmp_path/'o', say=silent)).rows] == names
+    assert [l.split('  ')[-1] for l in dry_run(sweep, tmp_path/'o').splitlines()[:-1]] == [f'toy {n} seed 0' for n in names]
+    assert {t['ids'] for t in read_rows(tmp_path/'o').tokens.values()} == {n.split(' (')[0] for n in names}
+
+
+def test_old_rows_are_found_by_what_they_say(finished):
+    "Rows from before the tokenizers had a setting `policy`, with other keys therefore"
+    before = figures(read_rows(finished))
+    rows = read_rows(finished)
+    rows.tokens = {f'old {k}': dict(t, config={**t['config'], 'ids': {k: v for k, v in t['config']['ids'].items() if k != 'policy'}}) for k, t in rows.tokens.items()}
+    table, _, drawn = figures(rows)
+    np.testing.assert_equal((table, drawn), (before[0], before[2]))
+
+
+def test_committed_rows_need_no_data():
+    for f, n, over in [('letter', 10, 'beta'), ('letter-shape', 11, 'clusters')]:
+        path = Path(__file__).parents[1]/'nbs'/'results'/f'{f}-scientific.jsonl'
+        if not path.is_file(): continue
+        rows = read_rows(path)
+        assert len(sweep_table(rows).rows) == n == len(rows.tokens) and sweep_table(rows).rows[-1][0] == 'rqvae' and sweep_lines(rows, over)
