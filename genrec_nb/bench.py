@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import TrainerCallback
-from .data import GenrecError, Interactions, leave_one_out, load_dataset
+from .data import GenrecError, leave_one_out, load_dataset
 from .decode import Beams, DecodeConfig, expand_items, recommend
 from .embed import embed_texts
 from .evaluate import popularity_ranking, ranking_metrics

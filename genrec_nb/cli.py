@@ -9,7 +9,6 @@ __all__ = ['app', 'show_version', 'options', 'Bars', 'quiet', 'explain_error', '
 
 # %% ../nbs/18_cli.ipynb #20970bc5
 import errno, os, sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 import typer

@@ -19,7 +19,7 @@ __all__ = ['SHORT', 'DATA_KEYS', 'MACHINE', 'STALE', 'METRICS', 'K', 'CHILD', 'M
 
 # %% ../nbs/17b_compare.ipynb #bea75675
 import base64, difflib, hashlib, html, itertools, json, math, os, shutil, socket, subprocess, sys, threading, time, uuid, zlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,11 +31,10 @@ from .embed import embed_texts
 from .evaluate import Evaluation, average_popularity, coverage, gini, metric_values, popularity_ranking, rank_of, target_groups
 from .identifiers import Identifiers
 from .infogain import information_gain, item_prior
-from .letter import code_overlap
 from .losses import make_weighting
 from .quantize import check_vectors, quantizer_report, write_json
-from .report import Report, facts, picture, wide
-from .run import Silent, Steps, versions
+from .report import Report, picture, wide
+from .run import Steps, versions
 from .statistics import (Scores, bootstrap_totals, compare_head_tail, compare_methods, decile_curve, holm, plot_comparisons,
                                   plot_critical_difference, plot_deciles, rank_methods)
 from .tiger import BACKBONES
@@ -587,21 +586,28 @@ class Claim:
         "Take it if it is free; only one of several succeeds"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         before = claimed_by(self.path)
-        if before is not None and (not self.free() or not self.clear(before['token'])): return False
+        if before is not None: return self.free() and self.inherit(before['token'])
         try: handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError: return False
-        with os.fdopen(handle, 'w') as f: json.dump(dict(machine=MACHINE, pid=os.getpid(), token=self.token), f)
-        threading.Thread(target=self.beat, daemon=True).start()
-        return True
+        with os.fdopen(handle, 'w') as f: json.dump(self.card, f)
+        return self.start()
 
-    def clear(self, token: str) -> bool:
-        "Take a dead claim away; only one of several succeeds"
-        aside = self.path.with_name(f'{self.path.name}.{self.token}')
-        try: os.rename(self.path, aside)
-        except FileNotFoundError: return False
-        found = claimed_by(aside)
-        if found['token'] != token and not self.path.exists(): os.rename(aside, self.path); return False     # it was taken in between: give it back
-        aside.unlink()
+    def inherit(self, token: str) -> bool:
+        "Take over a dead claim: only who holds the lock named after it may, and only while it is still there"
+        lock = Claim(self.path.with_name(f'{self.path.name}.{digest(token)}'))
+        if not lock.take(): return False
+        try:
+            found = claimed_by(self.path)
+            if found is None or found['token'] != token: return False            # another was faster
+            with whole_file(self.path) as part: part.write_text(json.dumps(self.card), encoding='utf-8')
+        finally: lock.release()
+        return self.start()
+
+    @property
+    def card(self) -> dict: return dict(machine=MACHINE, pid=os.getpid(), token=self.token)
+    def start(self) -> bool: # True
+        "Begin with the signs of life"
+        threading.Thread(target=self.beat, daemon=True).start()
         return True
 
     def beat(self):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .data import GenrecError
-from .quantize import QUANTIZERS, RQVAE, RQVAEConfig, RQOutput, balanced_kmeans, check_vectors, fit_rqvae, generator, nearest, read_rqvae
+from .quantize import QUANTIZERS, RQVAE, RQVAEConfig, RQOutput, balanced_kmeans, check_vectors, fit_rqvae, generator, read_rqvae
 
 # %% ../nbs/03_letter.ipynb #9cbf2084
 def collaborative_loss(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 import transformers
 from safetensors.torch import load_file, save_file
-from .data import Cases, Catalog, Dataset, GenrecError, Split, leave_one_out, read_json, whole_file
+from .data import Cases, Catalog, Dataset, GenrecError, Split, leave_one_out, read_json
 from .decode import DecodeConfig, decoding_weights, recommend
 from .identifiers import POLICIES, Identifiers
 from .infogain import information_gain, item_prior

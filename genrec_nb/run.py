@@ -20,7 +20,6 @@ from transformers import TrainerCallback
 import genrec_nb
 from .constructions import plot_first_tokens
 from .data import Dataset, GenrecError, Split, leave_one_out, load_dataset, read_json
-from .decode import DecodeConfig
 from .evaluate import Evaluation, evaluate_ranking, metrics_table, popularity_ranking, ranking_metrics
 from .identifiers import Identifiers, index_files
 from .infogain import information_gain, item_prior, plot_decisiveness, plot_gain_by_position, plot_gain_distribution, zero_gain_share

@@ -10,7 +10,7 @@ __all__ = ['LOOK', 'TrainConfig', 'batch_targets', 'rank_cases', 'case_ce', 'Clo
 # %% ../nbs/13_train.ipynb #d9b9e333
 import json, math, os
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np

@@ -187,7 +187,8 @@ class Slow(compare.Steps):
     def on_step_end(self, *args, **kwargs): time.sleep(.03)
 
 compare.Steps = Slow
-compare.work(compare.Grid(**read_json(sys.argv[1])), sys.argv[2], compare.Silent())
+from genrec_nb.run import Silent
+compare.work(compare.Grid(**read_json(sys.argv[1])), sys.argv[2], Silent())
 '''
 
 
