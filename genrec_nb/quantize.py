@@ -596,6 +596,9 @@ class RQVAE(ResidualCoder, nn.Module):
         self.register_buffer('scale', torch.ones(()))
         self.history = []                                                      # filled by `fit_rqvae`
 
+    def measure(self, x: Tensor) -> None: # float [N, d_in]
+        "Take mean and scale of the vectors, before training"
+        self.mean.copy_(x.mean(0)); self.scale.copy_((x - self.mean).square().mean().sqrt().clamp_min(1e-12))
     def standardise(self, x: Tensor) -> Tensor: return (x - self.mean)/self.scale
     def restore(self, z: Tensor) -> Tensor: return self.decoder(z)*self.scale + self.mean
 
@@ -691,7 +694,7 @@ def fit_rqvae(
 ) -> RQVAE: # the same model; `history` holds step, mean loss and quantisation loss since the last entry, revived codes
     "Train an RQ-VAE (or a subclass with another `loss`); raises `GenrecError` before training for unusable vectors"
     cfg, x = model.config, check_vectors(x, max(model.config.size)).to(model.mean.device)
-    model.mean.copy_(x.mean(0)); model.scale.copy_((x - model.mean).square().mean().sqrt().clamp_min(1e-12))
+    model.measure(x)
     opt = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, cfg.steps)
     gen = generator(seed)

@@ -294,8 +294,9 @@ def tokenize_items(
     say(f'tokenizer, {c.method}')
     made, more = named_method(c.method).make(s, c), dict(cf=s.cf, config=c, items=list(data.catalog.ids))
     if isinstance(made, Identifiers): return Tokenized(made, **more)
-    codes = made.encode(s.vectors)
-    ids = Identifiers.from_codes(codes, s.sizes, c.policy, lambda items: made.last_distances(s.vectors[items]))
+    x = made.inputs(s.vectors, s.cf) if c.method == 'letter' else s.vectors
+    codes = made.encode(x)
+    ids = Identifiers.from_codes(codes, s.sizes, c.policy, lambda items: made.last_distances(x[items]))
     return Tokenized(ids, codes, made, s.vectors, source=vector_source(s.vectors, c.encoder if vectors is None else None), **more)
 
 # %% ../nbs/12b_tokenizers.ipynb #cc412506

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from genrec_nb.data import GenrecError
-from genrec_nb.letter import LETTER, LETTERConfig, check_collaborative, cluster_codebook, code_overlap, collaborative_loss, diversity_loss, fit_letter, group_mates, nearest_items
+from genrec_nb.letter import InputLETTER, LETTER, LETTERConfig, check_collaborative, cluster_codebook, code_overlap, collaborative_loss, diversity_loss, fit_letter, group_mates, nearest_items
 from genrec_nb.quantize import RQVAEConfig, load_quantizer, train_rqvae
 
 SMALL = dict(levels=3, size=8, d_code=8, hidden=[16], steps=60, batch=64, clusters=2)
@@ -171,3 +171,68 @@ def test_overlap_of_the_published_table(data_dir):
 def test_overlap_refusals():
     with pytest.raises(GenrecError, match="'any' or 'mean'"): code_overlap([[0], [1]], np.eye(2), 'all')
     with pytest.raises(GenrecError, match='2 codes for 3 vectors'): code_overlap([[0], [1]], np.eye(3))
+
+
+def joint(alpha=.5, x=None, cf=None, **more):
+    a, b = toy()
+    return fit_letter(a if x is None else x, b if cf is None else cf, LETTERConfig(16, alpha=alpha, form='input', **(SMALL | more)))
+
+def test_input_latent_is_the_formula():
+    x, cf = toy()
+    m = joint()
+    s = (x - x.mean(0))/(x - x.mean(0)).square().mean().sqrt()
+    h = cf - cf.mean(0)
+    slow = torch.cat([m.encoder(s), .5**.5*m.reach*h/h.norm(dim=1, keepdim=True)], 1)
+    assert_allclose(m.latent(m.inputs(x, cf)).detach(), slow.detach(), atol=1e-5)
+    z = m.encoder(s).detach()
+    assert_allclose(m.reach, z.square().sum(1).mean().sqrt(), rtol=.1)         # follows the encoder to the last step
+    assert_allclose(m.audience(cf).norm(dim=1), 1, atol=1e-5)
+
+def test_input_squared_error_falls_apart_into_two():
+    x, cf = toy()
+    m = joint(alpha=.3)
+    u = m.latent(m.inputs(x, cf)).detach()
+    u_hat = sum(e[c] for e, c in zip(m.codebooks, torch.as_tensor(m.encode(m.inputs(x, cf))).T)).detach()
+    z, h, h_hat = u[:, :8], m.audience(cf), u_hat[:, 8:]/(.3**.5*m.reach)
+    assert_allclose((u - u_hat).square().sum(), (z - u_hat[:, :8]).square().sum() + .3*m.reach**2*(h - h_hat).square().sum(), rtol=1e-4)
+
+def test_input_without_alpha_ignores_the_collaborative_vectors():
+    x, cf = toy()
+    a, b = joint(0.), joint(0., cf=cf.flip(0))
+    assert_array_equal(a.encode(a.inputs(x, cf)), b.encode(b.inputs(x, cf)))
+    assert_array_equal(a.encode(x), a.encode(a.inputs(x, cf)))
+
+def test_input_brings_neighbours_together_where_texts_say_nothing():
+    g = gen(5)
+    x = torch.randn(300, 16, generator=g)
+    cf = torch.eye(8)[torch.arange(300) % 8] + .01*torch.randn(300, 8, generator=g)
+    share = lambda m: code_overlap(m.encode(m.inputs(x, cf)), cf)
+    assert share(joint(1., x, cf)) > share(joint(0., x, cf)) + .3
+
+def test_new_items_get_the_expected_collaborative_vector():
+    g = gen(6)
+    x = torch.randn(400, 16, generator=g)
+    cf = x[:, :8]                                                             # the text says all: a new item is placed as if it were known
+    m = joint(1., x, cf, steps=300)
+    same = (m.encode(x) == m.encode(m.inputs(x, cf))).mean()
+    wrong = (m.encode(m.inputs(x, cf.flip(0))) == m.encode(m.inputs(x, cf))).mean()
+    assert same > wrong + .2
+
+@pytest.mark.parametrize('beta', [0., .01])
+def test_input_files_hold_everything(tmp_path, beta):
+    x, cf = toy()
+    m = joint(beta=beta)
+    m.save(tmp_path)
+    again = load_quantizer(tmp_path)
+    assert isinstance(again, InputLETTER)
+    for given in (x, m.inputs(x, cf)):
+        assert_array_equal(again.encode(given), m.encode(given))
+        assert_allclose(again.last_distances(given), m.last_distances(given), rtol=1e-6)
+    assert_allclose(again.decode(m.encode(x)), m.decode(m.encode(x)))
+
+def test_input_is_deterministic_and_refuses_other_widths():
+    x, cf = toy()
+    a, b = joint(), joint()
+    assert_array_equal(a.encode(a.inputs(x, cf)), b.encode(b.inputs(x, cf)))
+    with pytest.raises(GenrecError, match='16, or 24'): a.encode(x[:, :10])
+    with pytest.raises(GenrecError, match="'both' is unknown"): LETTERConfig(16, form='both', **SMALL)

@@ -465,3 +465,16 @@ def test_items_from_every_layout_read_alike(tmp_path):
 def test_a_real_catalogue(data_dir, tmp_path):
     figures = tokenize_job(str(data_dir/'Scientific'), TokenizerConfig('category'), tmp_path/'c')
     assert figures['items'] == 4344 and figures['after']['rate'] == 0 and figures['notes']['missing'] == 131
+
+def test_letter_with_collaboration_as_input_behaves_as_any_other(tmp_path):
+    t = made('letter', options=dict(NET, form='input', alpha=1.))
+    assert t.ids.collisions()['rate'] == 0 and len(t.codes) == N
+    other = tokenize_items(DATA, SPLIT, t.config, X, CF[::-1].copy())
+    assert (other.codes != t.codes).any()                                     # the collaborative vectors do enter the codes
+    assert np.isfinite(t.report(SPLIT.train.target_counts()).use.unexplained).all()
+    t.save(tmp_path/'t')
+    again = load_tokenized(tmp_path/'t', DATA.catalog)
+    assert again.ids == t.ids
+    more, same = t.assign(X[:7] + .1), again.assign(X[:7] + .1)               # new items have no collaborative vector
+    assert more == same and more.n_items == N + 7
+    assert all((more.path(i) == t.ids.path(i)).all() for i in range(N))
