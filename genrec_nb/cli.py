@@ -115,14 +115,14 @@ def plain_value(text: str): # number, true or false, list, or the text itself
     try: return json.loads(text)
     except json.JSONDecodeError: return text
 
-def named_options(given: list[str]) -> dict: # name -> value
-    "Read the --option options"
+def named_options(given: list[str], name: str = '--option') -> dict: # name -> value
+    "Read the --option options, or others like them"
     from genrec_nb.data import GenrecError
     wrong = next((g for g in given if not all(g.partition('='))), None)
-    if wrong is not None: raise GenrecError(f'--option {wrong}: expected NAME=VALUE, for example steps=3000')
+    if wrong is not None: raise GenrecError(f'{name} {wrong}: expected NAME=VALUE, for example {"steps=3000" if name == "--option" else "scale=8"}')
     pairs = [g.partition('=')[::2] for g in given]
     twice = next((n for n, _ in pairs if [m for m, _ in pairs].count(n) > 1), None)
-    if twice: raise GenrecError(f'--option {twice} is given more than once')
+    if twice: raise GenrecError(f'{name} {twice} is given more than once')
     return {n.replace('-', '_'): plain_value(v) for n, v in pairs}
 
 # %% ../nbs/18_cli.ipynb #f78cdc7c
@@ -140,6 +140,8 @@ def run(
     epochs: Annotated[int | None, typer.Option(help='Epochs of each training.')] = None,
     alpha: Annotated[float, typer.Option(help='Strength of IGD-decoding, 0 to 1.')] = .2,
     beta: Annotated[float, typer.Option(help='IGD-tuning: weight of tokens that decide nothing, 0 to 1.')] = .1,
+    weighting: Annotated[str, typer.Option(help='What is compared with plain cross-entropy: igd, pos, fg, fg-prefix, frequency, cft, ranking or multi; ce: nothing.')] = 'igd',
+    weigh: Annotated[list[str] | None, typer.Option(help="Setting of the weighting, as NAME=VALUE: scale=8 for fg, lam=0.1 for cft; once for each.")] = None,
     column: Annotated[list[str] | None, typer.Option(help='For tables: what a column is called, as user=NAME, item=NAME, time=NAME or title=NAME; once for each. `time=` for rows that are in order.')] = None,
 ):
     "Train and compare: popularity, cross-entropy, and IGD in training, in decoding, in both."
@@ -156,7 +158,7 @@ def run(
     if told and ids != 'learned' and ids not in TOKENIZERS: raise GenrecError(f'--option {next(iter(told))}: the identifiers are given by {ids}, no tokenizer is made that could be told anything')
     shared = {n: told.pop(n) for n in [*told] if n in SHARED}
     train = r.train if backbone == 'packed' else replace(r.train, batch_size=256, lr=1e-3, weight_decay=.01)
-    r = replace(r, backbone=backbone, beta=beta, quantizer=ids if ids in TOKENIZERS else r.quantizer, tokenizer=told, train=replace(train, epochs=train.epochs if epochs is None else epochs), **shared)
+    r = replace(r, backbone=backbone, beta=beta, weighting=weighting, weighting_options=named_options(weigh or [], '--weigh'), quantizer=ids if ids in TOKENIZERS else r.quantizer, tokenizer=told, train=replace(train, epochs=train.epochs if epochs is None else epochs), **shared)
     config = replace(config, ids=ids, recommender=r).seeded(seed)
     said = {p for p in context.params if context.get_parameter_source(p).name == 'COMMANDLINE'} - {'out', 'resume'}
     folder = out or (free_folder(data, quick) if not resume else latest_folder(data, quick) if said else newest_run())

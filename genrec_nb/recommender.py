@@ -18,9 +18,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from .data import Cases, Catalog, Dataset, GenrecError, Split, leave_one_out, read_json
 from .decode import DecodeConfig, decoding_weights, recommend
+from .embed import embed_texts
 from .identifiers import POLICIES, Identifiers
 from .infogain import information_gain, item_prior
-from .losses import igd_weights, uniform_weights
+from .losses import Weighting, make_weighting
 from .quantize import load_quantizer, write_json
 from .tiger import BACKBONES, PackedDecoder, TigerT5
 from .tokenizers import TOKENIZERS, Tokenized, TokenizerConfig, tokenize_items
@@ -41,6 +42,8 @@ class RecommenderConfig:
     backbone: str = 'packed' # 'packed' decoder or 't5' (TIGER)
     model: dict = field(default_factory=dict) # changes to the model's sizes
     gain: str = 'global' # kind of information gain: 'global' (IGD) or 'conditional'
+    weighting: str = 'igd' # how tokens are weighed in training: 'igd', 'ce', 'pos', 'fg', 'fg-prefix', 'frequency', 'cft', 'ranking', 'multi' (see `make_weighting`)
+    weighting_options: dict = field(default_factory=dict) # its hyper-parameters; that of IGD is `beta`
     beta: float = .1 # IGD-tuning: weight of tokens that decide nothing; 1 = plain cross-entropy
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -54,6 +57,13 @@ class RecommenderConfig:
         if TOKENIZERS[self.quantizer].ragged and self.backbone == 'packed': raise GenrecError(f"{self.quantizer} identifiers differ in length, and the packed decoder writes paths of one length: use backbone 't5'")
         self.tokenizer_config                                                     # refuses what does not fit
         if not 0 <= self.beta <= 1: raise GenrecError(f'beta is {self.beta}, expected a number between 0 and 1')
+        if self.weighting == 'igd' and 'beta' in self.weighting_options: raise GenrecError('weighting_options: the beta of igd is a setting of its own, beta')
+        self.rule                                                                 # refuses what it does not know
+
+    @property
+    def rule(self) -> Weighting: # what each token weighs in training
+        "The weighting; raises `GenrecError` for an unknown name or setting"
+        return make_weighting(self.weighting, **({'beta': self.beta} if self.weighting == 'igd' else {}), **self.weighting_options)
 
     @property
     def tokenizer_config(self) -> TokenizerConfig: # for `tokenize_items`
@@ -86,12 +96,22 @@ class GenerativeRecommender:
         self.result: FitResult | None = None # curves of the training, after `fit`
 
     def __repr__(self):
-        return f'GenerativeRecommender({len(self.catalog):,} items, {self.model.num_parameters():,} parameters, {self.config.backbone}, β = {self.config.beta}, α = {self.config.decode.alpha})'
+        return f'GenerativeRecommender({len(self.catalog):,} items, {self.model.num_parameters():,} parameters, {self.config.backbone}, {self.trained_by}, α = {self.config.decode.alpha})'
 
     @property
-    def weights(self) -> Tensor: # float [N, T] what each token of each item weighs in training
-        "IGD-tuning weights; with beta = 1 all are 1"
-        return uniform_weights(self.trie) if self.config.beta == 1 else igd_weights(self.trie, self.gain, self.config.beta)
+    def trained_by(self) -> str: # β = 0.1 for IGD, else the weighting's name
+        c = self.config
+        return f'β = {c.beta}' if c.weighting == 'igd' else c.weighting + ''.join(f', {k} = {v}' for k, v in c.weighting_options.items())
+
+    def objective(self,
+        vectors: np.ndarray | None = None, # float [N, d] item embeddings, for weightings that look at them; None: made from the texts if needed
+    ): # for `train.fit`
+        "What training minimises"
+        rule = self.config.rule
+        if vectors is None and rule.looks_at_vectors:
+            if not any(self.catalog.texts): raise GenrecError(f'weighting {self.config.weighting!r} looks at item vectors, and there are no item texts to make them from: give vectors, or take another weighting')
+            vectors = embed_texts(self.catalog.texts, self.config.encoder)
+        return rule.objective(self.trie, self.ids, counts=self.counts, gain=self.gain, vectors=vectors)
 
     def rank(self,
         cases: Cases, # histories
@@ -120,7 +140,7 @@ def fit_recommender(
     rec = GenerativeRecommender(data.catalog, tokenized.ids, split.train.target_counts(), None, config, tokenized.quantizer)
     scratch = None if folder else tempfile.TemporaryDirectory()
     plain = replace(config.decode, alpha=0.)                                      # checkpoints are judged by plain beam search
-    try: rec.result = fit(rec.model, split.train, split.valid, rec.trie, rec.weights, train, folder or scratch.name, plain, resume, **more)
+    try: rec.result = fit(rec.model, split.train, split.valid, rec.trie, rec.objective(tokenized.vectors), train, folder or scratch.name, plain, resume, **more)
     finally:
         if scratch: scratch.cleanup()
     rec.trie, rec.gain = rec.trie.to(rec.model.device), rec.gain.to(rec.model.device)

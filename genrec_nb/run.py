@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RunConfig', 'Silent', 'Stages', 'Steps', 'open_run', 'load_with_split', 'load_run_data', 'table_ids',
-           'given_ids', 'item_file', 'tokenizer_stage', 'train_stage', 'as_result', 'evaluate_stage',
+           'given_ids', 'item_file', 'tokenizer_stage', 'train_stage', 'as_result', 'run_methods', 'evaluate_stage',
            'popularity_stage', 'write_report', 'commit', 'versions', 'check_run', 'run_job', 'plot_history',
            'tokenizer_page', 'Clock', 'free_for', 'tokenize_job']
 
@@ -136,7 +136,9 @@ def load_with_split(
 def load_run_data(config: RunConfig) -> tuple[Dataset, Split]:
     "The data of a run and its split; item texts are needed only by some tokenizers"
     needs = not config.given and 'text' in TOKENIZERS[config.recommender.quantizer].needs
-    return load_with_split(config.data, config.columns, f'--ids {config.ids}' if needs else '')
+    found, split = load_with_split(config.data, config.columns, f'--ids {config.ids}' if needs else '')
+    if config.recommender.rule.looks_at_vectors and not any(found.catalog.texts): raise GenrecError(f'{config.data}: weighting {config.recommender.weighting!r} looks at vectors of item texts, and there are no item texts: take another --weighting')
+    return found, split
 
 def table_ids(
     path: str | Path, # an index.json
@@ -188,6 +190,11 @@ def as_result(d: dict) -> FitResult: # from a stored stage
 
 # %% ../nbs/17_run.ipynb #d3e441aa
 METHODS = {'CE': ('ce', False), 'CE + IGD decoding': ('ce', True), 'IGD tuning': ('igd', False), 'IGD tuning + decoding': ('igd', True)} # name -> (training, IGD decoding?)
+
+def run_methods(weighting: str) -> dict: # name -> (training, IGD decoding?)
+    "What a run compares: plain cross-entropy and one weighting, each with both decodings"
+    if weighting == 'igd': return METHODS
+    return {**{k: v for k, v in METHODS.items() if v[0] == 'ce'}, **({} if weighting == 'ce' else {weighting: (weighting, False), f'{weighting} + IGD decoding': (weighting, True)})}
 
 def evaluate_stage(rec: GenerativeRecommender, split: Split, name: str, alpha: float) -> dict: # test evaluation and validation NDCG
     "Rank the test users and the validation users"
@@ -274,13 +281,15 @@ def run_job(
     tokenizer = stage('tokenizer', lambda: tokenizer_stage(folder, data, split, config, stage.progress))
     found = {'popularity': stage('popularity', lambda: popularity_stage(split))}
     r, trained = config.recommender, {}
-    for name, beta in (('ce', 1.), ('igd', r.beta)):
-        trained[name] = stage(f'train {name}', lambda: train_stage(folder, name, data, split, replace(r, beta=beta), stage.progress))
+    methods = run_methods(r.weighting)
+    for name in dict.fromkeys(training for training, _ in methods.values()):
+        how = r if name == r.weighting else replace(r, weighting=name, weighting_options={})
+        trained[name] = stage(f'train {name}', lambda: train_stage(folder, name, data, split, how, stage.progress))
         rec = GenerativeRecommender.from_pretrained(folder/'work'/name/'model')
-        for method, (training, igd) in METHODS.items():
+        for method, (training, igd) in methods.items():
             if training == name: found[method] = stage(f'evaluate {method}', lambda: evaluate_stage(rec, split, method, config.alpha if igd else 0.))
-    chosen = max(METHODS, key=lambda k: found[k]['valid'])
-    rec = GenerativeRecommender.from_pretrained(folder/'work'/METHODS[chosen][0]/'model')
+    chosen = max(methods, key=lambda k: found[k]['valid'])
+    rec = GenerativeRecommender.from_pretrained(folder/'work'/methods[chosen][0]/'model')
     rec.config = replace(rec.config, decode=replace(rec.config.decode, alpha=found[chosen]['alpha']))
     rec.save_pretrained(folder/'model')
     evaluations = [Evaluation.from_dict(f['test']) for f in found.values()]

@@ -218,3 +218,40 @@ def test_recommend_and_inspect(finished, tmp_path):
     out = one_line('inspect', folder/'tokenizer'/'index.json', '--data', data, ok=True)
     assert '40 items' in out and 'decide nothing' in out
     assert one_line('--version', ok=True).startswith('genrec_nb ')
+
+
+@pytest.mark.parametrize('weighting,options', [('fg', dict(scale=8.)), ('multi', dict(half_life=2.)), ('cft', {}), ('ce', {})])
+def test_any_weighting_can_be_run_and_is_the_one_of_losses(finished, tmp_path, weighting, options):
+    import genrec_nb.train as training
+    from genrec_nb.infogain import information_gain, item_prior
+    from genrec_nb.losses import make_weighting
+    from genrec_nb.tiger import packed_decoder
+    from genrec_nb.trie import ItemTrie
+    data, _, plain = finished
+    config = small_config(data)
+    config = replace(config, recommender=replace(config.recommender, weighting=weighting, weighting_options=options))
+    metrics = run_job(config, tmp_path/'out')
+    assert list(metrics['methods']) == ['popularity', 'CE', 'CE + IGD decoding', *([] if weighting == 'ce' else [weighting, f'{weighting} + IGD decoding'])]
+    assert metrics['methods']['CE'] == plain['methods']['CE']                   # the same training whatever it is compared with
+    found, split = load_run_data(config)
+    made = tokenize_items(found, split, config.recommender.tokenizer_config)
+    trie, r = ItemTrie.build(made.ids), config.recommender
+    counts = split.train.target_counts()
+    loss = make_weighting(weighting, **options).objective(trie, made.ids, counts=counts, gain=information_gain(trie, item_prior(counts)), vectors=made.vectors)
+    by_hand = training.fit(packed_decoder(made.ids, seed=0, **r.model), split.train, split.valid, trie, loss, r.train, tmp_path/'by_hand')
+    stored = json.loads((tmp_path/'out'/'stages'/f'train {weighting}.json').read_text())['result']
+    assert [l['loss'] for l in stored['logs'] if 'loss' in l] == [l['loss'] for l in by_hand.logs if 'loss' in l]
+    rec = GenerativeRecommender.from_pretrained(tmp_path/'out'/'model')
+    assert rec.config.weighting in (weighting, 'ce')
+
+
+def test_a_weighting_that_cannot_be_is_refused_before_anything_is_made(tmp_path):
+    small_data(tmp_path/'toy'); small_data(tmp_path/'bare', text=False)
+    run = lambda *a: subprocess.run([*GENREC, 'run', '--data', str(tmp_path/'toy'), '--quick', '--out', str(tmp_path/'out'), *a], capture_output=True, text=True)
+    for given, says in ((['--weighting', 'igdd'], 'expected one of uniform, igd'), (['--weighting', 'fg', '--weigh', 'beta=1'], 'no setting'), (['--weighting', 'fg', '--weigh', 'scale'], '--weigh scale: expected NAME=VALUE')):
+        p = run(*given)
+        assert p.returncode == 2 and says in p.stderr and len(p.stderr.strip().splitlines()) == 1 and not (tmp_path/'out').exists(), p.stderr
+    with pytest.raises(GenrecError, match='a setting of its own'): RecommenderConfig(weighting_options=dict(beta=.5))
+    bare = RunConfig(str(tmp_path/'bare'), recommender=replace(small_config('x').recommender, quantizer='random', size=20, weighting='fg'), ids='random')
+    with pytest.raises(GenrecError, match='no item texts'): run_job(bare, tmp_path/'out')
+    assert not (tmp_path/'out').exists()
