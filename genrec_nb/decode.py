@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 from .data import GenrecError
+from .identifiers import EOS, PAD
 from .trie import ItemTrie
 from .infogain import segment_sum
 
@@ -158,10 +159,11 @@ def beam_search(
         early = torch.arange(node.shape[1], device=device) < k
         done = pool(done, node, (scores/length**config.length_penalty).masked_fill(~(ends & early), -torch.inf), k)
         score, at = best(scores.masked_fill(ends, -torch.inf), k)
-        ceiling = score[:, 0]/(trie.max_depth if config.length_penalty > 0 else length + 1)**config.length_penalty
-        if (score[:, 0] == -torch.inf).all() or (ceiling <= done.scores[:, -1]).all(): break
+        ceiling = score/(trie.max_depth if config.length_penalty > 0 else length + 1)**config.length_penalty
+        score = score.masked_fill(ceiling <= done.scores[:, -1:], -torch.inf)
+        if (score == -torch.inf).all(): break
         node, parent = node.gather(1, at), parent.gather(1, at)
-        logits = model.advance(state, trie.token[node].long().clamp(min=0), parent)
+        logits = model.advance(state, torch.where(score > -torch.inf, trie.token[node].long(), PAD), parent)   # a dead beam writes PAD
     return done
 
 # %% ../nbs/10_decode.ipynb #b7f90f05
@@ -221,9 +223,15 @@ class TrieProcessor(LogitsProcessor):
         gain: Tensor | None = None, # float [M], needed if alpha > 0
         alpha: float = 0., # strength of IGD-decoding
         normalise: str = 'vocabulary', # as in `DecodeConfig`
-        end: int = 2, # token allowed after a finished path
+        end: int = EOS, # token allowed after a finished path
+        vocabulary: Tensor | None = None, # int64 [V] the model's own id of each token of the trie, -1 where it has none; None: they are the same
     ):
-        self.trie, self.prompt, self.normalise, self.end = trie, prompt, normalise, end
+        self.trie, self.prompt, self.normalise = trie, prompt, normalise
+        number = torch.arange(trie.vocab_size, device=trie.device)
+        self.own = number if vocabulary is None else torch.as_tensor(vocabulary, device=trie.device)
+        self.end = int(self.own[end])
+        written = number[(number >= EOS) & (self.own >= 0)]                              # PAD and BOS stand in no path
+        self.ours = torch.full((int(self.own.max()) + 1,), -1, device=trie.device).scatter(0, self.own[written], written)   # the way back
         self.weights = decoding_weights(trie, torch.zeros(trie.n_nodes, device=trie.device) if gain is None else gain, alpha)
 
     def __call__(self,
@@ -232,10 +240,11 @@ class TrieProcessor(LogitsProcessor):
     ) -> Tensor: # float [B * beams, V]
         "Weighted log-probabilities of the allowed tokens, minus infinity elsewhere"
         path, scores = input_ids[:, self.prompt:], scores.log_softmax(1)              # of log-probabilities: they themselves
+        path = torch.where(path < len(self.ours), self.ours[path.clamp(max=len(self.ours) - 1)], -1)
         node = self.trie.walk(path)[:, -1] if path.shape[1] else torch.zeros(len(path), dtype=torch.long, device=path.device)
         child = self.trie.children(node.clamp(min=0))
         child = torch.where((node < 0)[:, None], -1, child)
-        token = torch.where(child >= 0, self.trie.token[child.clamp(min=0)].long(), self.end)
+        token = torch.where(child >= 0, self.own[self.trie.token[child.clamp(min=0)].long().clamp(min=0)], self.end)
         logp = torch.where(child >= 0, scores.gather(1, token), -torch.inf)
         if self.normalise == 'children': logp = logp.log_softmax(1).nan_to_num(nan=-torch.inf)
         out = torch.full_like(scores, -torch.inf).scatter_reduce(1, token, self.weights[child.clamp(min=0)]*logp, 'amax')
