@@ -574,7 +574,7 @@ def weighted_steps(
     return work
 
 def bench_weightings(
-    quick: bool = False, # 3 rounds instead of 25, the packed decoder only
+    quick: bool = False, # 3 rounds instead of 25 (T5: 9), the packed decoder only
     progress=None, # something with `stage(name)`
 ) -> dict:
     "what a training step costs with weighted tokens, beside plain cross-entropy"
@@ -583,14 +583,14 @@ def bench_weightings(
     train, vectors = leave_one_out(movies.interactions).train, embed_texts(movies.catalog.texts, 'tfidf')
     ids = Identifiers.from_codes(residual_kmeans(vectors, levels=3, size=64, seed=0).encode(vectors), policy='extra')
     trie, counts, out = ItemTrie.build(ids), train.target_counts(), {}
-    for backbone, batch in (('packed', 32),) if quick else (('packed', 32), ('t5', 64)):
+    for backbone, batch, rounds in (('packed', 32, 25),) if quick else (('packed', 32, 25), ('t5', 64, 9)):
         stage(f'weightings: {backbone}')
         samples = BACKBONES[backbone](ids, seed=0)
         samples = samples.samples(train, samples.config.max_items)
         some = torch.randperm(len(samples), generator=generator(0)).tolist()[:2*batch]
         data = [samples.collate([samples[i] for i in some[a:a + batch]]) for a in (0, batch)]
         rule = lambda name: make_weighting(name.split()[0]).objective(trie, ids, counts=counts, vectors=vectors)
-        times, _ = race({name: weighted_steps(backbone, ids, trie, data, rule(name)) for name in ('ce', *WEIGHED)}, 3 if quick else 25)
+        times, _ = race({name: weighted_steps(backbone, ids, trie, data, rule(name)) for name in ('ce', *WEIGHED)}, 3 if quick else rounds)
         out[backbone] = dict(batch=batch, seconds=seconds(times), ratio={n: {c: ratio(times, n, 'ce', c) for c in ('wall', 'cpu')} for n in WEIGHED})
     return dict(data='MovieLens-100K', items=len(movies.catalog), steps_a_round=2, seed=0, backbones=out)
 
