@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'collaborative_loss', 'cluster_codebook', 'group_mates', 'diversity_loss', 'LETTERConfig',
-           'check_collaborative', 'LETTER', 'InputLETTER', 'fit_letter', 'nearest_items', 'code_overlap']
+           'check_collaborative', 'LETTER', 'regression', 'InputLETTER', 'fit_letter', 'nearest_items', 'code_overlap']
 
 # %% ../nbs/03_letter.ipynb #4045e0b7
 from dataclasses import dataclass
@@ -71,12 +71,15 @@ class LETTERConfig(RQVAEConfig):
     beta: float = 1e-4 # weight of the diversity loss; 0: none
     clusters: int = 10 # K: groups of each codebook
     form: str = 'loss' # how collaboration enters: 'loss' (the paper), or 'input': the collaborative vector is quantised together with the text's (see below)
+    hearing: int | None = None # form='input': the last so many levels hear of collaboration, those before only of the text; None: all levels
 
     def __post_init__(self):
         super().__post_init__()
         if self.form not in FORMS: raise GenrecError(f"form {self.form!r} is unknown, expected 'loss' or 'input'")
         for name in ('alpha', 'beta'):
             if not 0 <= getattr(self, name) < float('inf'): raise GenrecError(f'{name} is {getattr(self, name)}, expected a weight of at least 0')
+        if self.hearing is not None and self.form != 'input': raise GenrecError("hearing says which levels look at the collaborative vector, which only form='input' gives them to see")
+        if self.hearing is not None and not 1 <= self.hearing <= self.levels: raise GenrecError(f'hearing is {self.hearing}, expected 1 to {self.levels} levels')
         if not 1 <= self.clusters <= min(self.size): raise GenrecError(f'clusters is {self.clusters}, expected 1 to {min(self.size)}: a codebook of {min(self.size)} codes cannot be divided further')
 
 def check_collaborative(
@@ -137,6 +140,17 @@ class LETTER(RQVAE):
 QUANTIZERS[LETTER.kind] = lambda folder, meta, tensors, device: read_rqvae(folder, meta, tensors, device, LETTER, LETTERConfig)
 
 # %% ../nbs/03_letter.ipynb #43ceae32
+def regression(
+    z: Tensor, # float [N, d]
+    h: Tensor, # float [N, k]
+) -> Tensor: # float [d + 1, k]; the last row belongs to the constant
+    "Least squares of h on z and 1, solved in double precision with a ridge of a millionth"
+    z = F.pad(z, (0, 1), value=1.).double()
+    gram = z.T @ z
+    gram.diagonal().add_(1e-6*gram.diagonal().mean())
+    return torch.linalg.solve(gram, z.T @ h.double()).float()
+
+# %% ../nbs/03_letter.ipynb #dafe008f
 class InputLETTER(LETTER):
     "LETTER that quantises text and collaborative vector together"
     kind = 'letter-input'
@@ -148,6 +162,8 @@ class InputLETTER(LETTER):
         c, gen = config, generator(seed + 2)
         self.decoder = mlp([2*c.d_code, *c.hidden[::-1], c.d_in], gen)
         self.codebooks = torch.nn.ParameterList(torch.randn(k, 2*c.d_code, generator=gen)/k for k in c.size)
+        with torch.no_grad():
+            for level, e in enumerate(self.codebooks): e.copy_(self.sees(e, level))
         self.register_buffer('cf_mean', torch.zeros(c.d_code))
         self.register_buffer('reach', torch.ones(()))                          # s: how long the encoder's vectors are
         self.register_buffer('guess', torch.zeros(c.d_code + 1, c.d_code))     # regression of the collaborative vector on z and 1
@@ -158,6 +174,11 @@ class InputLETTER(LETTER):
     ) -> Tensor: # float [N, d + d_code], what `encode` and `last_distances` take for items whose collaborative vectors are known
         "Text and collaborative vectors side by side"
         return torch.cat([torch.as_tensor(x), torch.as_tensor(cf)], 1)
+
+    def sees(self, r: Tensor, level: int) -> Tensor: # float [B, 2 d_code]
+        "All of the residual, or only the text's part of it"
+        c = self.config
+        return r if level >= c.levels - (c.hearing or c.levels) else F.pad(r[:, :c.d_code], (0, c.d_code))
 
     def measure(self, both: Tensor) -> None: # float [N, d + d_code]
         x, cf = both.split([self.config.d_in, self.config.d_code], 1)
@@ -187,7 +208,7 @@ class InputLETTER(LETTER):
         s = self.standardise(x)
         u = self.join(s, cf)
         if not quantised: return RQOutput(s, self.decoder(u), u, None, u.new_zeros(()))
-        u_hat, codes, quant = quantise(u, self.codebooks, self.assign, self.config.mu, self.config.variant)
+        u_hat, codes, quant = quantise(u, self.codebooks, self.assign, self.config.mu, self.config.variant, self.sees)
         return RQOutput(s, self.decoder(u_hat), u_hat, codes, quant)
 
     def loss(self, out: RQOutput, index: Tensor) -> Tensor: # scalar
@@ -195,20 +216,9 @@ class InputLETTER(LETTER):
         loss = RQVAE.loss(self, out, index)
         return loss + self.config.beta*self.diversity(out.codes) if self.config.beta and out.codes is not None else loss
 
-    @torch.no_grad()
-    def learn_guess(self,
-        x: Tensor, # float [N, d_in]
-        cf: Tensor, # float [N, d_code]
-    ) -> None:
-        "Least squares: which collaborative vector does a text make one expect?"
-        z = F.pad(torch.cat([self.encoder(self.standardise(part)) for part in x.split(4*CHUNK)]), (0, 1), value=1.).double()
-        gram = z.T @ z
-        gram.diagonal().add_(1e-6*gram.diagonal().mean())
-        self.guess.copy_(torch.linalg.solve(gram, z.T @ self.audience(cf).double()))
-
 QUANTIZERS[InputLETTER.kind] = lambda folder, meta, tensors, device: read_rqvae(folder, meta, tensors, device, InputLETTER, LETTERConfig)
 
-# %% ../nbs/03_letter.ipynb #31973f43
+# %% ../nbs/03_letter.ipynb #524521a9
 def fit_letter(
     x, # float [N, d] text vectors
     cf, # float [N, d_code] collaborative vectors of the same items, from training interactions only
@@ -226,7 +236,7 @@ def fit_letter(
         model.cf = cf.to(device)
         return fit_rqvae(model, x, seed)
     model = fit_rqvae(InputLETTER(config, seed).to(device), torch.cat([x, cf.to(x.device)], 1), seed)
-    model.learn_guess(x.to(device), cf.to(device))
+    with torch.no_grad(): model.guess.copy_(regression(model.latent(x)[:, :config.d_code], model.audience(cf.to(device))))
     return model
 
 # %% ../nbs/03_letter.ipynb #2493d60f

@@ -7,10 +7,10 @@ __all__ = ['CHUNK', 'SAMPLE', 'QUANTIZERS', 'sq_distances', 'nearest', 'residual
            'check_vectors', 'generator', 'kmeans_plus_plus', 'centroids', 'lloyd', 'draw', 'kmeans', 'sinkhorn_prices',
            'sinkhorn', 'centre_distances', 'sinkhorn_codes', 'accept_bids', 'best_two', 'balanced_assign',
            'swap_improve', 'balanced_kmeans', 'write_json', 'write_tensors', 'ResidualCoder', 'Quantizer',
-           'level_sizes', 'plain_levels', 'balanced_levels', 'residual_kmeans', 'CodebookReport', 'unexplained_share',
-           'codebook_report', 'column_means', 'quantizer_report', 'plot_codebook_use', 'RQVAEConfig', 'mlp', 'RQOutput',
-           'squared_error', 'quantise', 'RQVAE', 'start_codebooks', 'revive_dead', 'batches', 'fit_rqvae',
-           'train_rqvae', 'read_residual_kmeans', 'read_rqvae', 'load_quantizer']
+           'level_sizes', 'whole', 'plain_levels', 'balanced_levels', 'residual_kmeans', 'CodebookReport',
+           'unexplained_share', 'codebook_report', 'column_means', 'quantizer_report', 'plot_codebook_use',
+           'RQVAEConfig', 'mlp', 'RQOutput', 'squared_error', 'quantise', 'RQVAE', 'start_codebooks', 'revive_dead',
+           'batches', 'fit_rqvae', 'train_rqvae', 'read_residual_kmeans', 'read_rqvae', 'load_quantizer']
 
 # %% ../nbs/02_quantize.ipynb #ed08622c
 import json, warnings
@@ -383,19 +383,21 @@ def level_sizes(
     if len(sizes) != levels or min(sizes, default=0) < 1: raise GenrecError(f'size {size!r} does not fit {levels} levels: give one positive number, or one per level')
     return sizes
 
-def plain_levels(x, sizes, seed, n_iter) -> tuple[list, Tensor]: # codebooks, codes int64 [N, L]
+def whole(r, level): return r # what a level sees of the residual: everything
+
+def plain_levels(x, sizes, seed, n_iter, sees=whole) -> tuple[list, Tensor]: # codebooks, codes int64 [N, L]
     "Each level learns on the residuals of a sample; the codes of all are made at the end, in one pass"
     books = []
     for l, k in enumerate(sizes):
         gen = generator(seed + l, x.device)
-        books.append(lloyd(residual_codes(draw(x, max(SAMPLE, k), gen), books)[1], k, gen, n_iter))
+        books.append(lloyd(sees(residual_codes(draw(x, max(SAMPLE, k), gen), books)[1], l), k, gen, n_iter))
     return books, assign_codes(x, books)
 
-def balanced_levels(r, sizes, seed, n_iter) -> tuple[list, Tensor]: # codebooks, codes int64 [N, L]
+def balanced_levels(r, sizes, seed, n_iter, sees=whole) -> tuple[list, Tensor]: # codebooks, codes int64 [N, L]
     "Each level gives every code the same share of all vectors"
     books, codes = [], []
     for l, k in enumerate(sizes):
-        e, c = balanced_kmeans(r, k, seed + l, n_iter)
+        e, c = balanced_kmeans(sees(r, l), k, seed + l, n_iter)
         books.append(e); codes.append(c)
         r = r - e[c]
     return books, torch.stack(codes, 1)
@@ -407,11 +409,12 @@ def residual_kmeans(
     balanced: bool = False, # groups of equal size at each level
     seed: int = 0, # of the generator; level l uses seed + l
     n_iter: int = 25, # rounds of k-means per level (10 at most when balanced)
+    sees=whole, # function (r [B, d], level) -> r with zeros where this level is not to look
 ) -> Quantizer: # its `fit_codes` are the codes of x
     "RQ-KMeans: k-means on the vectors, then on what each level leaves over"
     sizes = level_sizes(size, levels)
     x = as_vectors(x, max(sizes))
-    books, codes = balanced_levels(x.float(), sizes, seed, min(n_iter, 10)) if balanced else plain_levels(x, sizes, seed, n_iter)
+    books, codes = balanced_levels(x.float(), sizes, seed, min(n_iter, 10), sees) if balanced else plain_levels(x, sizes, seed, n_iter, sees)
     return Quantizer(books, codes.cpu().numpy())
 
 # %% ../nbs/02_quantize.ipynb #7f682ac2
@@ -565,13 +568,15 @@ def quantise(
     assign, # function (r [B, d_code], level) -> codes int64 [B]
     mu: float = .25, # weight of the commitment term
     variant: str = 'code', # 'code' or 'paper'
+    sees=whole, # function (r, level) -> r with zeros where this level is not to look; there its codes must be zero, too
 ) -> tuple[Tensor, Tensor, Tensor]: # (z_hat [B, d_code], codes int64 [B, L], quantisation loss)
     "Residual quantisation with straight-through gradient (TIGER, LETTER)"
     r, total, loss, codes = z, 0, 0, []
     for level, book in enumerate(codebooks):
         c = assign(r.detach(), level)
         e = F.embedding(c, book)
-        loss = loss + squared_error(e - r.detach(), variant) + mu*squared_error(r - e.detach(), variant)
+        seen = sees(r, level)
+        loss = loss + squared_error(e - seen.detach(), variant) + mu*squared_error(seen - e.detach(), variant)
         r = (r - e).detach() if variant == 'code' else r - e.detach()
         total = total + e.detach()
         codes.append(c)
@@ -607,6 +612,10 @@ class RQVAE(ResidualCoder, nn.Module):
         if x.shape[1] != self.config.d_in: raise GenrecError(f'vectors have {x.shape[1]} dimensions, this RQ-VAE was made for {self.config.d_in}')
         return torch.cat([self.encoder(self.standardise(part)) for part in x.split(4*CHUNK)])
 
+    def sees(self, r: Tensor, level: int) -> Tensor: # float [B, d_code]
+        "For subclasses: the residual with zeros where the codes of a level are not to look"
+        return r
+
     def assign(self, r: Tensor, level: int) -> Tensor: # int64 [B]
         "Nearest code; at the last level Sinkhorn's within the batch, while training and if configured so"
         if not (self.training and self.config.sinkhorn and level == self.config.levels - 1): return nearest(r, self.codebooks[level])
@@ -619,7 +628,7 @@ class RQVAE(ResidualCoder, nn.Module):
         s = self.standardise(x)
         z = self.encoder(s)
         if not quantised: return RQOutput(s, self.decoder(z), z, None, z.new_zeros(()))
-        z_hat, codes, quant = quantise(z, self.codebooks, self.assign, self.config.mu, self.config.variant)
+        z_hat, codes, quant = quantise(z, self.codebooks, self.assign, self.config.mu, self.config.variant, self.sees)
         return RQOutput(s, self.decoder(z_hat), z_hat, codes, quant)
 
     def loss(self,
@@ -657,7 +666,7 @@ def start_codebooks(
 ) -> None:
     "Set the codebooks by residual k-means of the encoder's output"
     rows = torch.randperm(len(x), generator=generator(seed))[:SAMPLE].to(x.device)
-    q = residual_kmeans(model.latent(x[rows]), model.config.levels, model.config.size, model.config.balanced, seed, 10)
+    q = residual_kmeans(model.latent(x[rows]), model.config.levels, model.config.size, model.config.balanced, seed, 10, model.sees)
     for p, e in zip(model.codebooks, q.codebooks): p.copy_(e)
 
 @torch.no_grad()
@@ -669,10 +678,10 @@ def revive_dead(
 ) -> int: # number of codes revived
     "Move codes that nobody chose onto residuals of random vectors"
     r, revived = model.latent(x), 0
-    for book, chosen in zip(model.codebooks, torch.cat(codes).T):
+    for level, (book, chosen) in enumerate(zip(model.codebooks, torch.cat(codes).T)):
         dead = torch.nonzero(torch.bincount(chosen, minlength=len(book)) == 0)[:, 0]
         c = nearest(r, book)
-        if len(dead): book[dead] = r[torch.randint(len(r), (len(dead),), generator=gen).to(r.device)]
+        if len(dead): book[dead] = model.sees(r[torch.randint(len(r), (len(dead),), generator=gen).to(r.device)], level)
         revived += len(dead)
         r = r - book[c]
     return revived

@@ -236,3 +236,35 @@ def test_input_is_deterministic_and_refuses_other_widths():
     assert_array_equal(a.encode(a.inputs(x, cf)), b.encode(b.inputs(x, cf)))
     with pytest.raises(GenrecError, match='16, or 24'): a.encode(x[:, :10])
     with pytest.raises(GenrecError, match="'both' is unknown"): LETTERConfig(16, form='both', **SMALL)
+
+def test_deaf_levels_are_those_of_the_text_alone():
+    x, cf = toy()
+    m, more = joint(hearing=1), joint(hearing=2)
+    a, b = (m.encode(m.inputs(x, h)) for h in (cf, cf.flip(0)))
+    assert_array_equal(a[:, :-1], b[:, :-1]); assert (a[:, -1] != b[:, -1]).mean() > .2
+    u = m.latent(m.inputs(x, cf)).detach()                                     # the slow way: only z decides, until the last level sees all of h
+    r = u.clone()
+    for level, e in enumerate(map(torch.Tensor.detach, m.codebooks)):
+        last = level == len(m.codebooks) - 1
+        c = torch.cdist(*(v if last else v[:, :8] for v in (r, e))).argmin(1)
+        assert (c.numpy() == a[:, level]).mean() > .99
+        if not last: assert (e[:, 8:] == 0).all()
+        r = r - e[torch.as_tensor(a[:, level])]
+        if not last: assert_allclose(r[:, 8:], u[:, 8:])
+    assert (more.codebooks[-2][:, 8:] != 0).any()
+
+def test_all_levels_hearing_is_none():
+    x, cf = toy()
+    a, b = joint(), joint(hearing=len(joint().codebooks))
+    assert_array_equal(a.encode(a.inputs(x, cf)), b.encode(b.inputs(x, cf)))
+
+def test_one_level_that_hears_is_enough_for_overlap():
+    g = gen(7)
+    x = torch.randn(600, 16, generator=g)
+    cf = torch.eye(8)[torch.arange(600) % 8] + .01*torch.randn(600, 8, generator=g)
+    share = lambda m: code_overlap(m.encode(m.inputs(x, cf)), cf)
+    assert share(joint(1., x, cf, hearing=1, steps=200)) > share(joint(0., x, cf, steps=200)) + .3
+
+@pytest.mark.parametrize('given, words', [(dict(hearing=1), "only form='input'"), (dict(form='input', hearing=0), 'expected 1 to'), (dict(form='input', hearing=9), 'expected 1 to')])
+def test_hearing_is_checked(given, words):
+    with pytest.raises(GenrecError, match=words): LETTERConfig(16, **(SMALL | given))
