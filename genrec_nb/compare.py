@@ -13,8 +13,8 @@ __all__ = ['DATA_KEYS', 'MACHINE', 'STALE', 'METRICS', 'K', 'CHILD', 'MARKS', 'p
            'plan_done', 'plan_run', 'plan_say', 'newest', 'describe', 'to_stderr', 'take_one', 'work', 'run_all',
            'run_grid', 'in_parallel', 'dry_run', 'last_record', 'last_plan', 'Block', 'as_evaluation', 'runs', 'scores',
            'setting', 'blocks', 'mean_intervals', 'PlainTable', 'CompareTable', 'compare_table', 'decoding_table',
-           'trial_table', 'mean_curve', 'plot_curves', 'plot_mixtures', 'plot_alphas', 'plot_ranks', 'provenance',
-           'rules', 'report_html', 'leaders', 'add_block', 'write_report', 'compare_command', 'summary']
+           'two_by_two', 'trial_table', 'mean_curve', 'plot_curves', 'plot_mixtures', 'plot_alphas', 'plot_ranks',
+           'provenance', 'rules', 'report_html', 'leaders', 'add_block', 'write_report', 'compare_command', 'summary']
 
 # %% ../nbs/17b_compare.ipynb #bea75675
 import base64, difflib, hashlib, html, itertools, json, math, os, shutil, socket, subprocess, sys, threading, time, uuid, zlib
@@ -1156,6 +1156,18 @@ def decoding_table(
         rows.append(cells)
     return PlainTable([f'{metric}, test', f'α = {first:g}', *(f'α = {a:g}' for a in others)], rows, 1)
 
+def two_by_two(
+    block: Block,
+    method: str = 'igd', # whose training is set beside the reference's
+    metric: str | None = None, # None: the one that validation decided by
+): # `compare_methods` of up to four rows: either training, read plainly or with the alpha that validation chose for it
+    "Training and decoding apart: the 2 x 2 table {plain, weighted training} x {plain, weighted decoding}, against plain in both"
+    if method not in block.methods or method == block.reference: raise GenrecError(f'{method!r} cannot be set beside {block.reference!r}; expected one of {", ".join(m for m in block.methods if m != block.reference)}')
+    pair, first = {block.reference: block.reference, method: ', '.join([method, *(f'{k} {v}' for k, v in block.values[method].items())])}, block.plan.grid.alphas[0]
+    plain, chosen = block.runs(first), block.runs()
+    rows = {name: plain[m] for m, name in pair.items()} | {f'{name}, α {block.alpha[m]:g}': chosen[m] for m, name in pair.items() if block.alpha[m] != first}
+    return compare_methods(Scores.from_evaluations(rows, metric or block.plan.grid.metric), block.reference)
+
 def trial_table(block: Block) -> PlainTable: # validation means; the stars say what was chosen
     "The search: every trial at every alpha"
     g, rows = block.plan.grid, []
@@ -1289,6 +1301,7 @@ def add_block(page: Report, b: Block) -> None:
     page.add(f'{b.data}, {b.ids}: results', wide(compare_table(b)), picture(plot_comparisons(compare_methods(b.scores(), b.reference)), 'differences from the reference with intervals') if several else '',
              wide(compare_table(b, 'recall@10')), note='Test users, at the setting that validation chose.')
     page.add(f'{b.data}, {b.ids}: decoding', wide(decoding_table(b)._repr_html_()), picture(plot_alphas(b), 'metric against alpha'), note='★: α chosen on validation; only these are results. In brackets: what decoding adds to the same models, and its p-value after Holm over this table.')
+    if 'igd' in b.methods and len(b.plan.grid.alphas) > 1: page.add(f'{b.data}, {b.ids}: training and decoding apart', wide(two_by_two(b)._repr_html_()), picture(plot_comparisons(two_by_two(b)), 'differences from plain training, plainly read'), note='Either training, read plainly and with the α that validation chose for it; Holm over these rows.')
     page.add(f'{b.data}, {b.ids}: whom does each method serve?', picture(plot_deciles(decile_curve(leaders(b), b.counts))[0], 'metric by popularity of the target'), note='The reference, and the three others that validation puts first.')
     if b.plan.grid.search: page.add(f'{b.data}, {b.ids}: search', wide(trial_table(b)._repr_html_()), note='Validation users, tuning seeds. ★: chosen.')
     mix = plot_mixtures(b)

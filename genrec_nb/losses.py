@@ -11,7 +11,7 @@ __all__ = ['TINY', 'EOS_POLICIES', 'WEIGHTINGS', 'SHORT', 'PUBLISHED', 'PACE_FLO
            'mixture', 'advance', 'reset', 'multi_totals', 'multi_forward', 'objective', 'Mixed']
 
 # %% ../nbs/07_losses.ipynb #8f625a3c
-import math
+import difflib, math
 from dataclasses import KW_ONLY, dataclass, field, fields
 import numpy as np
 import torch
@@ -321,7 +321,10 @@ def make_weighting(
 ) -> Weighting:
     "A weighting by name; raises `GenrecError` for an unknown name or setting, listing the known ones"
     base, given = {**SHORT, **PUBLISHED}.get(name, (name, {}))
-    if base not in WEIGHTINGS: raise GenrecError(f'weighting {name!r} is unknown, expected one of {", ".join([*WEIGHTINGS, *SHORT, *PUBLISHED])}')
+    if base not in WEIGHTINGS:
+        every = [*WEIGHTINGS, *SHORT, *PUBLISHED]
+        near = difflib.get_close_matches(str(name), every, 1)
+        raise GenrecError(f'weighting {name!r} is unknown, {f"did you mean {near[0]!r}? Known" if near else "expected one of"}: {", ".join(every)}')
     cls = WEIGHTINGS[base]
     known = [f.name for f in fields(cls) if f.init]
     unknown = sorted(set(settings) - set(known))

@@ -15,7 +15,7 @@ from oracles import quick
 from test_run import one_line, small_data
 import genrec_nb.compare as compare
 from genrec_nb.compare import (Block, Claim, Grid, MACHINE, Writer, compare_table, decoding_table, digest, dry_run, last_plan, pack, plain, plot_alphas, plot_curves,
-                               plot_mixtures, plot_ranks, read_rows, report_html, run_all, trial_table, unpack, work, write_report)
+                               plot_mixtures, plot_ranks, read_rows, report_html, run_all, trial_table, two_by_two, unpack, work, write_report)
 from genrec_nb.data import GenrecError
 
 SMALL = dict(ids={'km': dict(method='rqkmeans', encoder='tfidf', levels=2, size=6)}, encoder='tfidf', model=dict(d_model=16, num_heads=2, num_layers=1), train=dict(epochs=3, batch_size=16, eval_every=1))
@@ -280,7 +280,7 @@ def test_a_broken_line_inside_is_named(finished, tmp_path):
 
 @pytest.mark.parametrize('changes, what', [
     (dict(alhpas=[0]), "'alhpas' is unknown, did you mean 'alphas'"),
-    (dict(weightings=['ce', 'igdd']), "weightings.igdd: weighting 'igdd' is unknown"),
+    (dict(weightings=['ce', 'igdd']), "weightings.igdd: weighting 'igdd' is unknown, did you mean 'igd'"),
     (dict(weightings={'igd': dict(bta=.1)}), "weightings.igd: weighting 'igd' has no setting 'bta', expected one of .*beta"),
     (dict(weightings={'igd': dict(beta=1.5)}), 'weightings.igd: beta is 1.5'),
     (dict(weightings={'a': dict(kind='igd'), 'b': dict(kind='igd')}), "'a' and 'b' are the same method"),
@@ -427,6 +427,14 @@ def test_tables_and_plots_of_a_search(searched):
     assert len(t.rows) == 7 and sum('★' in c for r in t.rows for c in r) == 4 and t.rows[0][1] == 'nothing to search'
     d = decoding_table(b)
     assert [r[0] for r in d.rows] == ['ce', 'igd', 'pos', 'multi'] and all('Holm' in r[2] for r in d.rows)
+    both = {r.method: r for r in two_by_two(b).rows}
+    mean = lambda m, a: np.mean([e.values('ndcg@10').mean() for e in b.runs(a)[m].values()])
+    beta = ', '.join(['igd', *(f'{k} {v}' for k, v in b.values['igd'].items())])
+    for name, want in ((beta, mean('igd', 0)), (f'{beta}, α {b.alpha["igd"]:g}', mean('igd', b.alpha['igd'])), (f'ce, α {b.alpha["ce"]:g}', mean('ce', b.alpha['ce']))):
+        if name in both: assert both[name].mean == pytest.approx(want) and both[name].difference == pytest.approx(want - mean('ce', 0))
+    assert beta in both and len(both) == 1 + sum(b.alpha[m] != 0 for m in ('ce', 'igd'))
+    for bad in ('ce', 'nothing'):
+        with pytest.raises(GenrecError, match='expected one of igd, pos, multi'): two_by_two(b, bad)
     assert plot_curves(b) and plot_alphas(b) and plot_ranks([b]) is not None
     assert len(plot_mixtures(b).axes) == 1 and len(plot_mixtures(b).axes[0].get_lines()) == 3
     plt.close('all')
