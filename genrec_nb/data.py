@@ -305,6 +305,12 @@ class Cases:
     ) -> np.ndarray: # int32, oldest first
         "What stood before the target of one case"
         return self.items[self.offsets[m]:self.offsets[m+1]]
+    def take(self,
+        rows: np.ndarray, # int64 [m] which cases, in any order
+    ) -> 'Cases': # these
+        "Some of the cases"
+        n = np.diff(self.offsets)[rows]
+        return Cases(self.users[rows], self.items[ragged_index(self.offsets[:-1][rows], n)], offsets_of(n), self.targets[rows])
     def tail(self,
         h: int, # How many items to keep of each history
     ) -> np.ndarray: # int64 [M, h] right-aligned; -1 fills the left of short histories

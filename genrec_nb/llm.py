@@ -9,8 +9,8 @@ __all__ = ['SMOLLM2', 'SMOLLM2_FILE', 'SMOLLM2_WHEEL', 'SMOLLM2_SHA256', 'TOKENI
            'Prompter', 'item_words', 'make_prompter', 'LanguageRecommender', 'drop_frozen', 'forgive_frozen',
            'answer_logits', 'answer_nll', 'path_answers', 'lm_forward', 'PromptSamples', 'lm_samples', 'sees',
            'forced_runs', 'LMState', 'find', 'learn', 'known', 'spread_nodes', 'with_chains', 'read_nodes', 'lm_begin',
-           'lm_advance', 'language_recommender', 'merge_adapters', 'key_words', 'task_texts', 'Task', 'set_tasks',
-           'task_rows', 'task_forward', 'TaskSamples', 'save_lm', 'load_lm_recommender']
+           'lm_advance', 'lm_again', 'language_recommender', 'merge_adapters', 'key_words', 'task_texts', 'Task',
+           'set_tasks', 'task_rows', 'task_forward', 'TaskSamples', 'save_lm', 'load_lm_recommender']
 
 # %% ../nbs/09_llm.ipynb #e533d986
 import hashlib, importlib.util, math, os, re, shutil, subprocess, sys, tempfile, warnings, zipfile
@@ -369,6 +369,8 @@ class LanguageRecommender(nn.Module):
     def device(self) -> torch.device: return self.own.device
     @property
     def lm_vocabulary(self) -> int: return self.lm.get_input_embeddings().weight.shape[0] # W
+    @property
+    def users_at_once(self) -> int: return 8 if self.device.type == 'cpu' else 64 # in a search
     def num_parameters(self, only_trainable: bool = False) -> int: return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
     def __repr__(self): return f'LanguageRecommender({self.config.base or type(self.lm).__name__}, {self.config.tuning}: {self.num_parameters(True):,} of {self.num_parameters():,} parameters trained; {self.ids!r})'
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **kwargs): # `Trainer` asks for it: less memory, a third more time
@@ -617,7 +619,14 @@ def lm_advance(self: LanguageRecommender,
     if len(todo): self.read_nodes(state, todo//M, todo % M)
     return self.known(state)
 
-LanguageRecommender.begin, LanguageRecommender.advance = lm_begin, lm_advance
+def lm_again(self: LanguageRecommender,
+    state: LMState, # of a search that is over; changed in place
+) -> tuple[Tensor, LMState]: # as from `begin`
+    "Start another search for the same users with all that was read"
+    state.at = torch.zeros(len(state.prompt), 1, dtype=torch.long, device=self.device)
+    return self.known(state), state
+
+LanguageRecommender.begin, LanguageRecommender.advance, LanguageRecommender.again = lm_begin, lm_advance, lm_again
 
 # %% ../nbs/09_llm.ipynb #e28a619b
 def language_recommender(

@@ -1,0 +1,83 @@
+"""Train a language model on titles and store how it ranks: python .github/scripts/llm_rows.py DATA OUT.jsonl [--weighting ce|igd] [--seed 0]
+
+One line of OUT.jsonl per call: SmolLM2-135M with LoRA, plain cross-entropy or IGD-tuning, decoded plainly and with IGD-decoding under the
+settings of BIGRec (scores divided by length), of D3 in IGD's release (not divided) and of D3 proper (a SASRec advises). Nothing is tuned but
+the share of the advice, which the validation users choose. Popularity and SASRec rank the same test users. The adapters stay beside OUT.jsonl."""
+import argparse, json, time
+from dataclasses import asdict, replace
+from pathlib import Path
+import numpy as np
+import torch
+from genrec_nb.baselines import SASRecConfig, train_sasrec
+from genrec_nb.cli import quiet
+from genrec_nb.data import leave_one_out, load_dataset
+from genrec_nb.decode import DecodeConfig, recommend_each
+from genrec_nb.evaluate import evaluate_ranking, popularity_ranking, ranking_metrics
+from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.llm import SMOLLM2, LanguageRecommender, LMConfig, language_recommender, load_lm, title_identifiers
+from genrec_nb.losses import make_weighting
+from genrec_nb.run import versions
+from genrec_nb.train import TrainConfig, fit, some_cases
+
+SHARES = (.25, .5, .75) # of the assistant
+BEAMS = dict(beams=10)
+
+
+def ranked(model, cases, configs: list, gain, assistant) -> list:
+    "Items of all cases by several decodings, the prompts read once"
+    longest, to = int(np.diff(cases.offsets).max()), torch.from_numpy
+    seen = cases.tail(longest)
+    found = recommend_each(model, model.trie, to(seen[:, -model.config.max_items:].copy()), 10, configs, gain, to(seen), assistant=assistant.scores(cases).float())
+    return [items.numpy() for items, _ in found]
+
+
+def main(a):
+    data, start = load_dataset(a.data), time.perf_counter()
+    split, seconds = leave_one_out(data.interactions), {}
+    def clock(name):
+        nonlocal start
+        seconds[name], start = round(time.perf_counter() - start, 1), time.perf_counter()
+    test, valid = some_cases(split.test, a.users, 0), some_cases(split.valid, a.looks, 0)
+    config = LMConfig(max_items=a.max_items, dtype=a.dtype, seed=a.seed)
+    train = TrainConfig(epochs=1, batch_size=8, accumulate=2, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=1, patience=0, samples=a.samples, looks=40, seed=a.seed)
+    lm, tokenizer = load_lm(SMOLLM2, a.dtype)
+    model = language_recommender(title_identifiers(data.catalog.titles, tokenizer), (lm, tokenizer), replace(config, base=SMOLLM2))
+    counts = split.train.target_counts()
+    gain = information_gain(model.trie, item_prior(counts))
+    rule = make_weighting(a.weighting, **({'beta': a.beta} if a.weighting == 'igd' else {}))
+    work = a.out.parent/f'{a.out.stem}-{a.weighting}-{a.seed}'
+    if (work/'model'/'llm.json').is_file(): model = LanguageRecommender.from_pretrained(work/'model')
+    else:
+        result = fit(model, split.train, split.valid, model.trie, rule.objective(model.trie, model.ids, counts=counts, gain=gain), train, work/'checkpoints', DecodeConfig(**BEAMS, length_penalty=1.), resume=True, logging_steps=25)
+        (work/'logs.json').write_text(json.dumps(result.logs))
+        model.save_pretrained(work/'model')
+    clock('train')
+    model.lm.float()
+    assistant = train_sasrec(split, SASRecConfig(), a.seed)
+    clock('assistant')
+    d3 = {g: DecodeConfig(**BEAMS, mix=g) for g in SHARES}
+    looked = {g: ranking_metrics(r, valid.targets, (10,))['ndcg@10'] for g, r in zip(d3, ranked(model, valid, list(d3.values()), gain, assistant))}
+    share = max(looked, key=looked.get)
+    clock('validation')
+    ways = {'BIGRec': DecodeConfig(**BEAMS, length_penalty=1.), 'D3 (release)': DecodeConfig(**BEAMS), 'D3': d3[share]}
+    configs = {(name, alpha): replace(c, alpha=alpha) for name, c in ways.items() for alpha in (0., a.alpha)}
+    found = dict(zip(configs, ranked(model, test, list(configs.values()), gain, assistant)))
+    clock('test')
+    page = lambda items, name: evaluate_ranking(items, test, split.train, (1, 5, 10), name).to_dict(ranks=True)
+    row = dict(data=data.name, method=a.weighting, seed=a.seed, share=share, looked=looked, rows=[dict(decoding=n, alpha=al, test=page(r, f'{n}, {al:g}')) for (n, al), r in found.items()],
+               popularity=page(popularity_ranking(split.train.item_counts(), test, 10), 'popularity'), sasrec=page(assistant.rank(test, 10), 'SASRec'),
+               logs=json.loads((work/'logs.json').read_text()), cut=model.prompt.cut, config=dict(lm=asdict(config), train=asdict(train), weighting=asdict(rule), users=a.users, looks=a.looks, alpha=a.alpha), seconds=seconds, versions=versions())
+    with open(a.out, 'a', encoding='utf-8') as f: f.write(json.dumps(row, default=str) + '\n')
+    for r in row['rows']: print(a.weighting, a.seed, r['decoding'], r['alpha'], f"{r['test']['metrics']['recall@10']:.4f} {r['test']['metrics']['ndcg@10']:.4f}")
+    for n in ('popularity', 'sasrec'): print(n, f"{row[n]['metrics']['recall@10']:.4f} {row[n]['metrics']['ndcg@10']:.4f}")
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('data'); p.add_argument('out', type=Path)
+    p.add_argument('--weighting', default='ce'); p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--beta', type=float, default=.1); p.add_argument('--alpha', type=float, default=.2)
+    p.add_argument('--samples', type=int, default=4000); p.add_argument('--max-items', type=int, default=5); p.add_argument('--lr', type=float, default=5e-4)
+    p.add_argument('--users', type=int, default=300); p.add_argument('--looks', type=int, default=100); p.add_argument('--dtype', default='bfloat16')
+    quiet()
+    main(p.parse_args())
