@@ -9,8 +9,9 @@ __all__ = ['SMOLLM2', 'SMOLLM2_FILE', 'SMOLLM2_WHEEL', 'SMOLLM2_SHA256', 'TOKENI
            'Prompter', 'item_words', 'make_prompter', 'LanguageRecommender', 'drop_frozen', 'forgive_frozen',
            'answer_logits', 'answer_nll', 'path_answers', 'lm_forward', 'PromptSamples', 'lm_samples', 'sees',
            'forced_runs', 'LMState', 'find', 'learn', 'known', 'spread_nodes', 'with_chains', 'read_nodes', 'lm_begin',
-           'lm_advance', 'lm_again', 'language_recommender', 'merge_adapters', 'key_words', 'task_texts', 'Task',
-           'set_tasks', 'task_rows', 'task_forward', 'TaskSamples', 'save_lm', 'load_lm_recommender']
+           'lm_advance', 'lm_again', 'language_recommender', 'merge_adapters', 'free_titles', 'title_vectors', 'ground',
+           'key_words', 'task_texts', 'Task', 'set_tasks', 'task_rows', 'task_forward', 'TaskSamples', 'save_lm',
+           'load_lm_recommender']
 
 # %% ../nbs/09_llm.ipynb #e533d986
 import hashlib, importlib.util, math, os, re, shutil, subprocess, sys, tempfile, warnings, zipfile
@@ -652,6 +653,62 @@ def merge_adapters(self: LanguageRecommender) -> LanguageRecommender: # itself, 
     return self
 
 LanguageRecommender.merge = merge_adapters
+
+# %% ../nbs/09_llm.ipynb #118d2714
+@torch.inference_mode()
+def free_titles(self: LanguageRecommender,
+    history: Tensor, # int64 [B, H] items, -1 where there is none
+    beams: int = 1, # of `generate`
+    most: int = 48, # tokens of a title
+) -> list[str]: # what the model writes
+    "Titles of the model's own, which may not exist"
+    x, mask = self.prompt(history)
+    end = self.tokenizer.eos_token_id
+    out = self.lm.generate(input_ids=x, attention_mask=mask, max_new_tokens=most, num_beams=beams, do_sample=False, pad_token_id=end, eos_token_id=end)
+    return [t.strip().split('\n')[0] for t in self.tokenizer.batch_decode(out[:, x.shape[1]:], skip_special_tokens=True)]
+
+@torch.inference_mode()
+def title_vectors(self: LanguageRecommender,
+    titles: list[str],
+    batch_size: int = 64, # titles at a time
+) -> Tensor: # float32 [n, d] last hidden state of the last token of each
+    "How the model itself embeds titles"
+    if not titles: raise GenrecError('no title to embed')
+    end, out = self.tokenizer.eos_token_id, []
+    words = [w or [end] for w in self.tokenizer(list(titles), add_special_tokens=False)['input_ids']]
+    body = self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm    # adapters stay in its layers
+    for a in range(0, len(words), batch_size):
+        part = words[a:a + batch_size]
+        n = torch.tensor([len(w) for w in part], device=self.device)
+        x = nn.utils.rnn.pad_sequence([torch.tensor(w) for w in part], batch_first=True, padding_value=end).to(self.device)
+        hidden = body.base_model(input_ids=x, attention_mask=(torch.arange(x.shape[1], device=self.device) < n[:, None]).long()).last_hidden_state
+        out.append(hidden[torch.arange(len(part), device=self.device), n - 1].float())
+    return torch.cat(out)
+
+LanguageRecommender.free_titles, LanguageRecommender.title_vectors = free_titles, title_vectors
+
+def ground(
+    written: Tensor, # float [B, d] vectors of what was written
+    items: Tensor, # float [N, d] vectors of the catalogue's titles
+    k: int = 10, # items wanted
+    seen: Tensor | None = None, # int64 [B, S] items to leave out, -1 where there is none
+    counts=None, # int [N] training counts, needed if gamma > 0
+    gamma: float = 0., # how much popular items are favoured
+) -> tuple[Tensor, Tensor]: # (items int64 [B, k], weighed distances float [B, k]); -1 and infinity where nothing is left
+    "Real items nearest to written titles (BIGRec)"
+    if gamma and counts is None: raise GenrecError('gamma > 0 favours popular items: pass counts=, how often each is a training target')
+    if written.shape[1] != items.shape[1]: raise GenrecError(f'vectors of {written.shape[1]} and {items.shape[1]} dimensions: both must come from one model')
+    def scale(x): # to 0..1 along the last axis
+        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+        return (x - low)/(high - low).clamp_min(1e-12)
+    d = scale(torch.cdist(written.float(), items.float(), compute_mode='donot_use_mm_for_euclid_dist'))
+    if gamma: d = d/(1 + scale(torch.as_tensor(counts, dtype=torch.float, device=d.device)))**gamma
+    if seen is not None:
+        user, place = (seen >= 0).nonzero(as_tuple=True)
+        d[user, seen[user, place]] = torch.inf
+    d, at = d.sort(dim=1, stable=True)
+    d, at = (F.pad(x[:, :k], (0, max(k - x.shape[1], 0)), value=v) for x, v in ((d, torch.inf), (at, -1)))
+    return at.masked_fill(d == torch.inf, -1), d
 
 # %% ../nbs/09_llm.ipynb #eb88b8bc
 TASKS = { # name -> (template, what is shown: words and of whom, what is answered: words and of whom; 'codes' is the target's path)

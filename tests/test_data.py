@@ -150,6 +150,11 @@ def test_leave_one_out_against_a_loop(hs, h):
     assert as_lists(s.test) ==[(u, x[:-1], x[-1]) for u,x in enumerate(hs) if len(x)>=3]
     assert s.skipped==sum(len(x)<3 for x in hs)
     assert s.test.tail(h).tolist()==[([-1]*h + x[:-1])[-h:] for x in hs if len(x)>=3]
+    if len(s.test):
+        rows = np.random.default_rng(h).integers(0, len(s.test), 5)
+        some = s.test.take(rows)
+        assert [some.history(m).tolist() for m in range(5)]==[s.test.history(m).tolist() for m in rows]
+        assert (some.users.tolist(), some.targets.tolist())==(s.test.users[rows].tolist(), s.test.targets[rows].tolist())
 
 @settings(max_examples=80, deadline=None)
 @given(histories, st.randoms(), st.sampled_from([(.8,.1,.1), (.5,.25,.25), (0,.5,.5), (1,0,0)]))

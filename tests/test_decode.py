@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, strategies as st
 from transformers import LogitsProcessor
 from genrec_nb.data import GenrecError
-from genrec_nb.decode import Beams, DecodeConfig, TrieProcessor, beam_search, best, contains, decoding_weights, expand_items, pool, recommend, used_up
+from genrec_nb.decode import Beams, DecodeConfig, TrieProcessor, assistant_mass, assistant_steps, beam_search, best, contains, decoding_weights, expand_items, pool, recommend, recommend_each, used_up
 from genrec_nb.identifiers import Identifiers, EOS
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.tiger import history_tokens
@@ -388,3 +388,78 @@ def test_bad_arguments():
     trie = ItemTrie.build(ids)
     with pytest.raises(GenrecError, match='needs the gains'): recommend(packed(ids), trie, users(40), 5, DecodeConfig(alpha=.1))
     with pytest.raises(GenrecError, match='on this trie'): recommend(packed(ids), trie, users(40), 5, DecodeConfig(alpha=.1), torch.zeros(3))
+
+
+# ---- a second opinion ------------------------------------------------------------------------------------------------
+
+def opinion(n_items, n, seed=0): return torch.randn(n, n_items, generator=torch.Generator().manual_seed(seed))*2
+
+def slow_advice(ids, scores, seen, path):
+    "log p(token | prefix) of every token of a path, from dictionaries of Python floats"
+    p = {i: math.exp(s) for i, s in enumerate(scores.tolist()) if i not in seen}
+    total = sum(p.values())
+    below = lambda prefix: sum(v for i, v in p.items() if ids.path(i).tolist()[:len(prefix)] == list(prefix))/total
+    return [math.log(below(path[:t + 1])/below(path[:t])) for t in range(len(path))]
+
+@pytest.mark.parametrize('which', ['codes', 'titles'])
+@pytest.mark.parametrize('share, alpha, penalty', [(.3, 0., 0.), (.7, .3, 0.), (.5, .2, 1.), (1., 0., 0.)])
+def test_mixing_against_hand_computation(which, share, alpha, penalty):
+    ids = codes() if which == 'codes' else titles()
+    model = (packed if which == 'codes' else t5)(ids)
+    trie, d, gain, slow_gain = setup(ids)
+    history, scores = users(ids.n_items), opinion(ids.n_items, 3)
+    items, got = recommend(model, trie, history, 40, DecodeConfig(beams=60, mix=share, alpha=alpha, length_penalty=penalty), gain, assistant=scores)
+    weights = decoding_weights(trie, gain, alpha)
+    for u in range(3):
+        seen = {i for i in history[u].tolist() if i >= 0}
+        assert set(items[u].tolist()) - {-1} == set(range(ids.n_items)) - seen
+        for i, s in list(zip(items[u].tolist(), got[u].tolist()))[::7]:
+            if i < 0: continue
+            path = ids.path(i).tolist()
+            lm = [next_logp(model, history[u].tolist(), path[:t])[path[t]].item() for t in range(len(path))]
+            w = weights[trie.walk(torch.tensor(path))].tolist()
+            want = sum(a*((1 - share)*x + share*y) for a, x, y in zip(w, lm, slow_advice(ids, scores[u], seen, path)))
+            assert s == pytest.approx(want/len(path)**penalty, abs=TOL)
+
+def test_along_a_path_the_advice_is_the_items_own_probability():
+    "No matter how a title is cut: the assistant alone ranks as it would without tokens"
+    ids = identifiers([[3 + i % 3]*(1 + i % 5) + [4 + i // 5, EOS] for i in range(20)], 9)
+    trie, scores = ItemTrie.build(ids), opinion(20, 4, seed=3)
+    items, got = recommend(t5(ids), trie, torch.full((4, 1), -1), 20, DecodeConfig(beams=20, mix=1.), assistant=scores)
+    want = scores.double().log_softmax(1)
+    leaf = torch.tensor([[w[trie.items_below(trie.walk(torch.as_tensor(ids.path(i).astype(np.int64)))[-1:])[0]].logsumexp(0).item() for i in range(20)] for w in want], dtype=torch.float64)
+    torch.testing.assert_close(got.double(), leaf.gather(1, items), atol=TOL, rtol=0)
+    torch.testing.assert_close(got.double(), leaf.sort(descending=True).values, atol=TOL, rtol=0)
+
+@given(st.integers(0, 10**6))
+@quick
+def test_advice_sums_to_one_over_the_children(seed):
+    ids = titles(seed=seed)
+    trie = ItemTrie.build(ids)
+    mass = assistant_mass(trie, opinion(ids.n_items, 2, seed))
+    inner = torch.nonzero(trie.n_children > 0)[:, 0]
+    child = trie.children(inner[None].expand(2, -1))
+    total = assistant_steps(trie, mass, child).exp().masked_fill(child < 0, 0).sum(2)
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+
+@pytest.mark.parametrize('make', [packed, t5])
+def test_many_searches_are_each_alone(make):
+    ids = codes()
+    trie, _, gain, _ = setup(ids)
+    model, history, scores = make(ids), users(40, n=9), opinion(40, 9)
+    configs = [DecodeConfig(beams=8), DecodeConfig(beams=5, alpha=.3), DecodeConfig(beams=8, mix=.4), DecodeConfig(beams=8, exclude_seen=False)]
+    for c, (items, s) in zip(configs, recommend_each(model, trie, history, 6, configs, gain, batch_size=4, assistant=scores)):
+        alone, t = recommend(model, trie, history, 6, c, gain, batch_size=4, assistant=scores)
+        assert items.tolist() == alone.tolist() and torch.equal(s, t)
+
+@pytest.mark.parametrize('scores, words', [(None, 'needs an assistant'), (torch.zeros(3, 39), 'row of 40 items'), (torch.full((3, 40), torch.nan), 'NaN')])
+def test_an_assistant_that_cannot_help(scores, words):
+    ids = codes()
+    with pytest.raises(GenrecError, match=words): recommend(packed(ids), ItemTrie.build(ids), users(40), 5, DecodeConfig(beams=5, mix=.5), assistant=scores)
+    with pytest.raises(GenrecError, match='mix is 1.5'): DecodeConfig(mix=1.5)
+
+def test_a_user_who_has_seen_everything_gets_nothing():
+    ids = codes()
+    seen = torch.arange(40)[None]
+    items, _ = recommend(packed(ids), ItemTrie.build(ids), seen[:, -5:], 5, DecodeConfig(beams=5, mix=.5), seen=seen, assistant=opinion(40, 1))
+    assert items.tolist() == [[-1]*5]

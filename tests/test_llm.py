@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from genrec_nb.data import Cases, GenrecError, Interactions
-from genrec_nb.decode import DecodeConfig, TrieProcessor, beam_search, recommend
+from genrec_nb.decode import DecodeConfig, TrieProcessor, beam_search, recommend, recommend_each
 from genrec_nb.identifiers import EOS, PAD, Identifiers
 from genrec_nb.infogain import information_gain, item_prior
-from genrec_nb.llm import (LMConfig, LanguageRecommender, Prompter, add_code_tokens, adapt, forced_runs, language_recommender, load_lm, sees,
+from genrec_nb.llm import (LMConfig, LanguageRecommender, Prompter, add_code_tokens, adapt, forced_runs, ground, language_recommender, load_lm, sees,
                            task_texts, tiny_llama, title_identifiers, TASKS)
 from genrec_nb.losses import make_weighting
 from genrec_nb.train import TrainConfig, as_loss, case_ce, fit
@@ -192,6 +192,27 @@ def test_the_prompt_is_read_once_a_user():
     first = model.trie.children(torch.zeros(4, 1, dtype=torch.long))[:, 0, :1]
     model.advance(state, torch.full((4, 1), PAD), torch.zeros(4, 1, dtype=torch.long))
     assert state.passes == state.tokens == 0 and (state.at == -1).all() and len(first)
+
+def test_what_was_read_for_one_search_serves_the_next():
+    "The same lists as from searches alone, and only what is new is read"
+    model, read = make(5), []
+    gain, history = gains(model.trie, 5), users(40, n=5, seed=5)
+    scores = torch.randn(5, 40, generator=torch.Generator().manual_seed(5))
+    configs = [DecodeConfig(beams=6), DecodeConfig(beams=6), DecodeConfig(beams=6, alpha=.3, length_penalty=1.), DecodeConfig(beams=6, mix=.5)]
+    hook = model.lm.register_forward_pre_hook(lambda m, args, kwargs: read.append(kwargs['input_ids'].numel()), with_kwargs=True)
+    together = recommend_each(model, model.trie, history, 6, configs, gain, assistant=scores)
+    once = sum(read)
+    read.clear()
+    for c, (items, s) in zip(configs, together):
+        alone, t = recommend(model, model.trie, history, 6, c, gain, assistant=scores)
+        assert items.tolist() == alone.tolist()
+        torch.testing.assert_close(s, t, atol=TOL, rtol=0)
+    hook.remove()
+    assert once < .6*sum(read)
+    first, state = model.begin(history)
+    model.advance(state, model.trie.token[model.trie.children(torch.zeros(5, 1, dtype=torch.long))[:, 0, :1]].long(), torch.zeros(5, 1, dtype=torch.long))
+    again, _ = model.again(state)
+    assert torch.equal(again, first)
 
 def test_predictions_of_every_prefix_are_those_of_the_training_pass():
     "Down every item's path, all items as beams of one user; each row sums to one"
@@ -659,3 +680,51 @@ def test_smollm2_finds_what_generate_finds():
     nodes, scores = by_generate(model, history, 3, None, 0., length_penalty=0., early_stopping='never')
     assert ours.nodes.tolist() == nodes.tolist()
     np.testing.assert_allclose(ours.scores, scores, atol=TOL)
+
+
+# ---- grounding ------------------------------------------------------------------------------------------------------
+
+def slow_ground(written, items, counts, gamma, seen):
+    out = []
+    for w, s in zip(written, seen):
+        d = np.array([np.sqrt(((w - i)**2).sum()) for i in items])
+        d = (d - d.min())/(d.max() - d.min())
+        p = (counts - counts.min())/(counts.max() - counts.min())
+        d = d/(1 + p)**gamma
+        out.append([i for i in np.argsort(d, kind='stable') if i not in s])
+    return out
+
+@pytest.mark.parametrize('gamma', [0., 1., 3.])
+def test_grounding_against_a_loop(gamma):
+    rng = np.random.default_rng(0)
+    written, items, counts = rng.normal(size=(4, 6)), rng.normal(size=(30, 6)), rng.integers(1, 50, 30)
+    seen = [[1, 2], [], [29], [0, 5, 7]]
+    rows = torch.tensor([s + [-1]*(3 - len(s)) for s in seen])
+    found, d = ground(torch.tensor(written), torch.tensor(items), 30, rows, counts, gamma)
+    for row, want in zip(found.tolist(), slow_ground(written, items, counts, gamma, seen)): assert [i for i in row if i >= 0] == want
+    assert (d.diff(dim=1)[torch.isfinite(d[:, 1:])] >= 0).all() and ((found < 0) == torch.isinf(d)).all()
+    assert ground(torch.tensor(written), torch.tensor(items), 40)[0].shape == (4, 40)
+
+def test_vectors_of_titles_are_those_of_a_title_alone():
+    model = make(3)
+    some = ['red saw', 'wood glue for long boards', 'x']
+    together = model.title_vectors(some)
+    for t, v in zip(some, together):
+        with torch.no_grad(): alone = model.lm(input_ids=torch.tensor([model.tokenizer(t)['input_ids']]), output_hidden_states=True).hidden_states[-1][0, -1]
+        np.testing.assert_allclose(v, alone, atol=1e-4)
+
+def test_free_titles_are_greedy_steps():
+    model = make(3)
+    history = users(40, n=3, seed=3)
+    for h, text in zip(history, model.free_titles(history, most=6)):
+        x, _ = model.prompt(h[None])
+        for _ in range(6):
+            with torch.no_grad(): nxt = model.lm(input_ids=x).logits[0, -1].argmax()
+            if nxt == model.tokenizer.eos_token_id: break
+            x = torch.cat([x, nxt.view(1, 1)], 1)
+        assert text == model.tokenizer.decode(x[0, model.prompt(h[None])[0].shape[1]:], skip_special_tokens=True).strip().split('\n')[0]
+
+def test_grounding_refusals():
+    with pytest.raises(GenrecError, match='counts='): ground(torch.zeros(1, 2), torch.ones(3, 2), gamma=1.)
+    with pytest.raises(GenrecError, match='2 and 3 dimensions'): ground(torch.zeros(1, 2), torch.ones(3, 3))
+    with pytest.raises(GenrecError, match='no title'): make(3).title_vectors([])

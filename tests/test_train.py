@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from genrec_nb.data import GenrecError, Interactions, leave_one_out
@@ -13,7 +14,7 @@ from genrec_nb.identifiers import Identifiers, EOS
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.losses import CFT, MultiTarget, WeightedLoss, igd_weights, make_weighting, token_nll, uniform_weights, weighted_mean
 from genrec_nb.tiger import LengthBatches, packed_decoder, tiger_t5
-from genrec_nb.train import FitResult, GenrecTrainer, TrainConfig, as_loss, batch_targets, case_ce, fit, last_checkpoint, plot_mixture, rank_cases, steps_per_epoch, training_arguments
+from genrec_nb.train import Drawn, FitResult, GenrecTrainer, TrainConfig, as_loss, batch_targets, case_ce, fit, last_checkpoint, plot_mixture, rank_cases, steps_per_epoch, training_arguments
 from genrec_nb.trie import ItemTrie
 from oracles import identifiers, next_logp
 
@@ -291,6 +292,41 @@ def test_rank_cases_against_scoring_every_item(make):
         got = [i for i in ranked[m].tolist() if i >= 0]
         assert sorted(got) == sorted(want) and (ranked[m, len(got):] == -1).all()
         assert all(want[a] >= want[b] - 1e-4 for a, b in zip(got, got[1:]))
+
+class Ten:
+    lengths = np.arange(10)
+    def set_epoch(self, epoch): self.epoch = epoch
+    def __len__(self): return 10
+    def __getitem__(self, i): return i
+    def collate(self, x): return x
+
+@given(st.integers(1, 14), st.integers(0, 99))
+def test_an_epoch_is_a_draw(n, seed):
+    d = Drawn(Ten(), n, seed)
+    epochs = []
+    for e in range(3):
+        d.set_epoch(e)
+        rows = [d[i] for i in range(len(d))]
+        assert d.base.epoch == e and len(set(rows)) == len(rows) == min(n, 10) and d.lengths.tolist() == rows
+        epochs.append(rows)
+    d.set_epoch(0)
+    assert [d[i] for i in range(len(d))] == epochs[0]
+    if 2 <= n <= 5: assert len({tuple(Drawn(Ten(), n, seed + k)[i] for i in range(n)) for k in range(40)}) > 5
+
+@pytest.mark.parametrize('make', [packed, t5])
+def test_few_samples_and_few_looks(make, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr('genrec_nb.train.rank_cases', lambda model, trie, cases, *args, **kwargs: seen.append(cases.users.tolist()) or rank_cases(model, trie, cases, *args, **kwargs))
+    a = run(make, tmp_path/'a', samples=20, looks=7)
+    assert {len(u) for u in seen} == {7} and len({tuple(u) for u in seen}) == 1
+    assert next(l['step'] for l in a.logs if 'loss' in l) == 2                  # 20 samples in batches of 16
+    same_end(a, run(make, tmp_path/'b', samples=20, looks=7))
+    with pytest.raises(GenrecError, match='looks is 0'): TrainConfig(looks=0)
+
+def test_resumed_draws_are_those_of_the_unbroken_run(tmp_path):
+    whole = run(packed, tmp_path/'a', samples=20)
+    with pytest.raises(KeyboardInterrupt): run(packed, tmp_path/'b', samples=20, callbacks=[Break(5)])
+    same_end(whole, run(packed, tmp_path/'b', samples=20, resume=True))
 
 def test_no_case_at_all():
     from genrec_nb.data import Cases

@@ -1,0 +1,43 @@
+"""How much of a title decides nothing? python .github/scripts/ghost_rows.py OUT.json DATA [DATA ..]
+
+Titles cut by SmolLM2's tokenizer, a line break and EOS behind them (as IGD's release has them); gains and shares from training targets alone."""
+import argparse
+from pathlib import Path
+import numpy as np
+from transformers import AutoTokenizer
+from genrec_nb.cli import quiet
+from genrec_nb.data import global_time, leave_one_out, load_dataset
+from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
+from genrec_nb.llm import SMOLLM2, smollm2_folder, title_identifiers
+from genrec_nb.quantize import write_json
+from genrec_nb.run import versions
+from genrec_nb.trie import ItemTrie
+
+
+def row(name: str, tokenizer) -> dict:
+    "One data set"
+    data = load_dataset(name)
+    ids = title_identifiers(data.catalog.titles, tokenizer)
+    trie = ItemTrie.build(ids)
+    splits = {'leave-one-out': leave_one_out(data.interactions)} | ({'global time': global_time(data.interactions)} if data.interactions.times is not None else {})
+    shares = {}
+    for how, split in splits.items():
+        counts = split.train.target_counts()
+        shares[how] = zero_gain_share(trie, information_gain(trie, item_prior(counts)), counts)
+    nodes = trie.item_nodes()
+    written = nodes >= 0
+    forced = written & (trie.n_children[trie.parent[nodes.clamp(min=0)].long().clamp(min=0)] == 1)
+    n = ids.lengths
+    return dict(data=data.name, items=len(ids), titles=len(set(data.catalog.titles)), tokens=dict(mean=float(n.mean()), median=int(np.median(n)), longest=int(n.max())),
+                forced=float(forced.sum()/written.sum()), zero_gain=shares, position=dict(choice=(written & ~forced).sum(0).tolist()[:24], forced=forced.sum(0).tolist()[:24]))
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('out', type=Path); p.add_argument('data', nargs='+')
+    a = p.parse_args()
+    quiet()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
+    rows = [row(d, tokenizer) for d in a.data]
+    write_json(a.out, dict(tokenizer=SMOLLM2, rows=rows, versions=versions()))
+    for r in rows: print(r['data'], r['tokens'], f"{r['forced']:.1%} forced", {k: f'{v:.1%}' for k, v in r['zero_gain'].items()})
