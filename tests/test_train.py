@@ -293,6 +293,15 @@ def test_rank_cases_against_scoring_every_item(make):
         assert sorted(got) == sorted(want) and (ranked[m, len(got):] == -1).all()
         assert all(want[a] >= want[b] - 1e-4 for a, b in zip(got, got[1:]))
 
+def test_an_assistant_helps_rank_cases():
+    model, trie = packed(), world(packed)[0]
+    scores = torch.randn(len(SPLIT.valid), N, generator=torch.Generator().manual_seed(0))
+    alone = rank_cases(model, trie, SPLIT.valid, DecodeConfig(beams=N, mix=1.), k=5, assistant=scores)     # the assistant alone: its own ranking
+    for m in range(len(SPLIT.valid)):
+        left = scores[m].clone(); left[torch.from_numpy(SPLIT.valid.history(m).astype(np.int64))] = -torch.inf
+        assert alone[m].tolist() == left.argsort(descending=True)[:5].tolist()
+    with pytest.raises(GenrecError, match='rows of scores'): rank_cases(model, trie, SPLIT.valid, DecodeConfig(mix=.5), assistant=scores[:-1])
+
 class Ten:
     lengths = np.arange(10)
     def set_epoch(self, epoch): self.epoch = epoch

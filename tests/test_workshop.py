@@ -182,7 +182,7 @@ def test_every_requirement_has_one_tested_version(python):
             key = r.name.lower().replace('_', '-')
             assert key not in pins, f'{r.name} is pinned twice for Python {python}'
             pins[key] = Version(str(r.specifier).removeprefix('=='))
-    for r in filter(applies, map(Requirement, (CFG['requirements']+' '+CFG['dev_requirements']).split())):
+    for r in filter(applies, map(Requirement, ' '.join(CFG[f'{extra}requirements'] for extra in ('', 'dev_', 'llm_')).split())):
         pin = pins.get(r.name.lower().replace('_', '-'))
         assert pin is not None, f'{r.name} has no tested version'
         assert r.specifier.contains(pin), f'{r.name}: {pin} is tested, {r.specifier} is asked for'
