@@ -673,7 +673,7 @@ def race_lm(
     model.eval()
     tokens, config, reads = model.prompt(history)[1].sum(1), DecodeConfig(beams, exclude_seen=False), []
     def engine(rows):
-        watched = Watched(model)
+        watched = Watched(model).eval()
         out = recommend(watched, model.trie, rows, beams, config, batch_size=size)
         reads.append(watched.read)
         return out
