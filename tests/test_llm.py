@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 from genrec_nb.data import Cases, GenrecError, Interactions
 from genrec_nb.decode import DecodeConfig, TrieProcessor, beam_search, recommend, recommend_each
 from genrec_nb.identifiers import EOS, PAD, Identifiers
@@ -11,7 +12,7 @@ from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.llm import (LMConfig, LanguageRecommender, Prompter, add_code_tokens, adapt, forced_runs, ground, language_recommender, load_lm, sees,
                            task_texts, tiny_llama, title_identifiers, TASKS)
 from genrec_nb.losses import make_weighting
-from genrec_nb.train import TrainConfig, as_loss, case_ce, fit
+from genrec_nb.train import TrainConfig, as_loss, batch_targets, case_ce, fit
 from genrec_nb.trie import ItemTrie
 
 TOL = 1e-3
@@ -681,6 +682,49 @@ def test_smollm2_finds_what_generate_finds():
     assert ours.nodes.tolist() == nodes.tolist()
     np.testing.assert_allclose(ours.scores, scores, atol=TOL)
 
+
+# ---- packed training -------------------------------------------------------------------------------------------------
+
+def packing(kind='titles', seed=0, **config):
+    "Untrained, lists as prompts"
+    if kind == 'codes': return make_codes(seed, config=LMConfig(base=None, r=4, max_tokens=256, seed=seed, packed=True, **config)).eval()
+    titles = some_titles(40, seed)
+    lm, tokenizer = base(titles, seed)
+    return LanguageRecommender(lm, tokenizer, title_identifiers(titles, tokenizer, suffix=''), LMConfig(base=None, max_tokens=400, packed=True, **config)).eval()
+
+@pytest.mark.parametrize('kind', ['titles', 'codes'])
+@pytest.mark.parametrize('tau', [1., .7])
+def test_packed_losses_are_those_of_the_samples_alone(kind, tau):
+    model = packing(kind)
+    rng = np.random.default_rng(1)
+    rows = [rng.integers(0, len(model.ids), n).tolist() for n in (6, 2, 1, 4)]
+    items = torch.tensor([r + [-1]*(6 - len(r)) for r in rows])
+    with torch.no_grad():
+        out = model(items=items, tau=tau)
+        alone = [model(torch.tensor([r[:k]]), torch.tensor([r[k]]), tau=tau) for r in rows for k in range(1, len(r))]
+    assert out.targets.tolist() == [r[k] for r in rows for k in range(1, len(r))] == batch_targets(dict(items=items)).tolist()
+    np.testing.assert_allclose(out.nll, torch.cat([a.nll for a in alone]), atol=TOL)
+
+def test_packed_training_learns_and_resumes(tmp_path):
+    x = interactions(40)
+    def run(folder, **kwargs):
+        model = language_recommender(title_identifiers(some_titles(), base(some_titles())[1], suffix=''), base(some_titles()), LMConfig(base=None, r=4, max_tokens=300, max_items=4, packed=True, dropout=0.))
+        trie = model.trie
+        return fit(model, x, valid_cases(x), trie, make_weighting('igd', beta=.3).objective(trie, model.ids, counts=x.target_counts()), TrainConfig(epochs=3, batch_size=4, lr=1e-2, eval_every=1, patience=0), folder, DecodeConfig(beams=4), **kwargs)
+    whole = run(tmp_path/'a')
+    assert whole.losses[-1][1] < whole.losses[0][1]
+    class Break(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 8: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/'b', callbacks=[Break()])
+    again = run(tmp_path/'b', resume=True)
+    assert again.curve() == whole.curve() and again.losses[-1][1] == pytest.approx(whole.losses[-1][1], rel=1e-5)
+
+def test_packed_training_refuses():
+    with pytest.raises(GenrecError, match='template must end'): LMConfig(base=None, packed=True, template='so far: {history}; next:')
+    with pytest.raises(GenrecError, match="suffix=''"): make(config=LMConfig(base=None, max_tokens=256, packed=True))(items=torch.tensor([[0, 1]]))
+    with pytest.raises(GenrecError, match='CFT blanks'): packing()(items=torch.tensor([[0, 1]]), blank=True)
+    with pytest.raises(GenrecError, match='max_items lower'): packing().samples(interactions(40), 100)
 
 # ---- grounding ------------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ def main(a):
         if folder: model = LanguageRecommender.from_pretrained(folder)
         else:
             lm, tokenizer = load_lm(SMOLLM2, 'float32')
-            model = LanguageRecommender(lm, tokenizer, title_identifiers(data.catalog.titles, tokenizer), LMConfig(max_items=5))
+            model = LanguageRecommender(lm, tokenizer, title_identifiers(data.catalog.titles, tokenizer, suffix=''), LMConfig(packed=True))
         model.lm.float()
         rec = GenerativeRecommender(data.catalog, model.ids, split.train.target_counts(), model.eval(), RecommenderConfig(backbone='llm', quantizer='title'))
         said = []

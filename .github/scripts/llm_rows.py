@@ -1,6 +1,6 @@
 """Train a language model on titles and store how it ranks: python .github/scripts/llm_rows.py DATA OUT.jsonl [--weighting ce|igd] [--seed 0]
 
-One line of OUT.jsonl per call: SmolLM2-135M with LoRA, plain cross-entropy or IGD-tuning, decoded plainly and with IGD-decoding under the
+One line of OUT.jsonl per call: SmolLM2-135M with LoRA on packed histories, plain cross-entropy or IGD-tuning, decoded plainly and with IGD-decoding under the
 settings of BIGRec (scores divided by length), of D3 in IGD's release (not divided) and of D3 proper (a SASRec advises). Nothing is tuned but
 the share of the advice, which the validation users choose. Popularity and SASRec rank the same test users. The adapters stay beside OUT.jsonl."""
 import argparse, json, time
@@ -38,17 +38,17 @@ def main(a):
         nonlocal start
         seconds[name], start = round(time.perf_counter() - start, 1), time.perf_counter()
     test, valid = some_cases(split.test, a.users, 0), some_cases(split.valid, a.looks, 0)
-    config = LMConfig(max_items=a.max_items, dtype=a.dtype, seed=a.seed)
-    train = TrainConfig(epochs=1, batch_size=8, accumulate=2, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=1, patience=0, samples=a.samples, looks=40, seed=a.seed)
+    config = LMConfig(max_items=a.max_items, dtype=a.dtype, packed=True, checkpointing=False, seed=a.seed)
+    train = TrainConfig(epochs=1, batch_size=8, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=1, patience=0, samples=a.samples, looks=40, seed=a.seed)
     lm, tokenizer = load_lm(SMOLLM2, a.dtype)
-    model = language_recommender(title_identifiers(data.catalog.titles, tokenizer), (lm, tokenizer), replace(config, base=SMOLLM2))
+    model = language_recommender(title_identifiers(data.catalog.titles, tokenizer, suffix=''), (lm, tokenizer), replace(config, base=SMOLLM2))
     counts = split.train.target_counts()
     gain = information_gain(model.trie, item_prior(counts))
     rule = make_weighting(a.weighting, **({'beta': a.beta} if a.weighting == 'igd' else {}))
     work = a.out.parent/f'{a.out.stem}-{a.weighting}-{a.seed}'
     if (work/'model'/'llm.json').is_file(): model = LanguageRecommender.from_pretrained(work/'model')
     else:
-        result = fit(model, split.train, split.valid, model.trie, rule.objective(model.trie, model.ids, counts=counts, gain=gain), train, work/'checkpoints', DecodeConfig(**BEAMS, length_penalty=1.), resume=True, logging_steps=25)
+        result = fit(model, split.train, split.valid, model.trie, rule.objective(model.trie, model.ids, counts=counts, gain=gain), train, work/'checkpoints', DecodeConfig(**BEAMS, length_penalty=1.), resume=True, logging_steps=10)
         (work/'logs.json').write_text(json.dumps(result.logs))
         model.save_pretrained(work/'model')
     clock('train')
@@ -77,7 +77,7 @@ if __name__ == '__main__':
     p.add_argument('data'); p.add_argument('out', type=Path)
     p.add_argument('--weighting', default='ce'); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--beta', type=float, default=.1); p.add_argument('--alpha', type=float, default=.2)
-    p.add_argument('--samples', type=int, default=4000); p.add_argument('--max-items', type=int, default=5); p.add_argument('--lr', type=float, default=5e-4)
+    p.add_argument('--samples', type=int, default=1200); p.add_argument('--max-items', type=int, default=10); p.add_argument('--lr', type=float, default=5e-4)
     p.add_argument('--users', type=int, default=300); p.add_argument('--looks', type=int, default=100); p.add_argument('--dtype', default='bfloat16')
     quiet()
     main(p.parse_args())
