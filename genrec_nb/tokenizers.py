@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'CODED', 'TOKENIZERS', 'KINDS', 'own_settings', 'Method', 'Sources', 'letter_config', 'make_letter',
-           'make_rqvae', 'make_rqkmeans', 'make_opq', 'make_pq', 'make_tree', 'make_random', 'make_category',
-           'named_method', 'check_option', 'check_options', 'TokenizerConfig', 'default_size', 'check_sizes',
-           'cf_vectors', 'check_cf', 'find_categories', 'text_vectors', 'Tokenized', 'vector_source', 'gather',
-           'tokenize_items', 'position_use', 'TokenizerReport', 'tokenizer_report', 'new_vectors', 'assign_items',
-           'library_versions', 'save_tokenized', 'load_tokenized', 'read_items', 'assign_file', 'compare_reports']
+           'make_rqvae', 'make_rqkmeans', 'make_opq', 'make_pq', 'make_tree', 'make_random', 'make_category', 'lm_name',
+           'lm_tokenizer', 'make_title', 'named_method', 'check_keys', 'check_option', 'check_options',
+           'TokenizerConfig', 'default_size', 'check_sizes', 'cf_vectors', 'check_cf', 'find_categories',
+           'text_vectors', 'Tokenized', 'vector_source', 'gather', 'tokenize_items', 'position_use', 'TokenizerReport',
+           'tokenizer_report', 'new_vectors', 'assign_items', 'library_versions', 'save_tokenized', 'load_tokenized',
+           'read_items', 'assign_file', 'compare_reports']
 
 # %% ../nbs/12b_tokenizers.ipynb #687c0202
-import hashlib, os, platform, shutil
+import difflib, hashlib, os, platform, shutil
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 import numpy as np
@@ -45,7 +46,7 @@ class Method:
     make: object # function (`Sources`, `TokenizerConfig`) -> a quantiser, or `Identifiers`
     uses: tuple = () # names of the shared settings that it looks at
     options: dict = field(default_factory=dict) # its own settings and their defaults
-    needs: tuple = () # of 'text', 'cf', 'histories', 'categories'
+    needs: tuple = () # of 'text', 'cf', 'histories', 'categories', 'titles'
     ragged: bool = False # paths may differ in length
 
 @dataclass
@@ -57,6 +58,7 @@ class Sources:
     cf: np.ndarray | None = None # float32 [N, d'] item vectors of a recommender
     train: Interactions | None = None # training histories
     categories: list | None = None # names for each item
+    titles: list | None = None # of the items
     device: str = 'cpu'
 
 # %% ../nbs/12b_tokenizers.ipynb #b33ac818
@@ -80,6 +82,32 @@ def make_category(s: Sources, c: 'TokenizerConfig') -> Identifiers:
     return category_ids(paths, o['missing'], c.seed)
 
 # %% ../nbs/12b_tokenizers.ipynb #25a96f80
+def lm_name(
+    base: str | Path, # 'smollm2-135m', a name on the Hub, or a folder
+) -> str: # of a folder the full path, so that it is found from everywhere
+    "What to call a language model in a configuration"
+    return str(Path(base).resolve()) if Path(base).is_dir() else str(base)
+
+def lm_tokenizer(
+    name: str, # 'smollm2-135m', a name on the Hub, or a folder
+): # its tokenizer
+    "The tokenizer of a language model, without the weights; raises `GenrecError` if there is none"
+    from transformers import AutoTokenizer
+    from genrec_nb.llm import SMOLLM2, TOKENIZER_FILES, smollm2_folder             # here: not everybody wants a language model
+    folder = Path(smollm2_folder() if name == SMOLLM2 else name)
+    if folder.is_dir() and not any(next(folder.glob(p), None) for p in TOKENIZER_FILES): raise GenrecError(f'the language model {name} holds no tokenizer (none of {", ".join(TOKENIZER_FILES)})')
+    try: found = AutoTokenizer.from_pretrained(folder if folder.is_dir() else name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, AttributeError) as e: raise GenrecError(f"the language model {name}: no tokenizer can be loaded, expected {SMOLLM2!r}, a folder, or a name on the Hub: {' '.join(str(e).split())[:200]}") from None
+    if found.eos_token_id is None: raise GenrecError(f'the tokenizer of {name} has no end-of-sequence token, and a title needs an end')
+    return found
+
+def make_title(s: Sources, c: 'TokenizerConfig') -> Identifiers:
+    "Titles in the pieces of a language model; raises `GenrecError` for titles that it cannot give back"
+    from genrec_nb.llm import title_identifiers
+    o = {**TOKENIZERS['title'].options, **c.options}
+    return title_identifiers(s.titles, lm_tokenizer(o['lm']), o['suffix'])
+
+# %% ../nbs/12b_tokenizers.ipynb #2cad4a86
 CODED = ('levels', 'size', 'policy', 'encoder')
 TOKENIZERS = dict(                                                             # name -> how
     letter = Method('a refinement, bent towards what people choose', make_letter, (*CODED, 'cf'), own_settings(LETTERConfig), ('text', 'cf')),
@@ -90,6 +118,7 @@ TOKENIZERS = dict(                                                             #
     tree = Method('a cluster inside a cluster', make_tree, (), dict(clusters=10, leaf=50, share=False), ('histories',), ragged=True),
     category = Method('a category', make_category, (), dict(field=None, separator=None, unordered=None, top=None, least=1, missing='group'), ('categories',), ragged=True),
     random = Method('nothing', make_random, ('levels', 'size')),
+    title = Method('a piece of the title', make_title, (), dict(lm='smollm2-135m', suffix='\n'), ('titles',), ragged=True),
 )
 
 def named_method(
@@ -100,6 +129,18 @@ def named_method(
     return TOKENIZERS[name]
 
 # %% ../nbs/12b_tokenizers.ipynb #02298c00
+def check_keys(
+    given: dict, # what a file or a person says
+    known, # names that mean something
+    where: str, # for the message
+) -> None: # raises `GenrecError` for a name that means nothing
+    "Refuse typing errors, and guess what was meant"
+    if not isinstance(given, dict): raise GenrecError(f'{where}: expected names with values, found {given!r}')
+    for k in given:
+        if k in known: continue
+        near = difflib.get_close_matches(str(k), list(known), 1)
+        raise GenrecError(f'{where}: {k!r} is unknown{f", did you mean {near[0]!r}?" if near else ""} Known: {", ".join(known)}')
+
 KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a word'}
 
 def check_option(
@@ -154,6 +195,7 @@ class TokenizerConfig:
         if self.cf is not None and not (isinstance(self.cf, (str, Path)) and str(self.cf)): raise GenrecError(f'cf is {self.cf!r}, expected {", ".join(map(repr, RANKERS))}, or the name of a file; vectors go to tokenize_items(cf=)')
         self.seed, self.cf = int(self.seed), None if self.cf is None else str(self.cf)  # what JSON can hold
         check_options(self.method, self.options)
+        if 'lm' in self.options: self.options = {**self.options, 'lm': lm_name(self.options['lm'])}
 
     @classmethod
     def from_dict(cls, d: dict) -> 'TokenizerConfig': # as `asdict` gave it
@@ -263,6 +305,9 @@ def gather(data: Dataset, split: Split, c: TokenizerConfig, sizes, vectors, cf, 
     "Everything the method needs: what can be wrong first, what takes long last"
     s, needs = Sources(len(data.catalog), sizes, device=device), named_method(c.method).needs
     if 'histories' in needs: s.train = split.train
+    if 'titles' in needs:
+        s.titles = data.catalog.titles
+        if s.titles == data.catalog.ids and not any(data.catalog.texts): raise GenrecError(f'{data.name}: the items have ids and no titles, which {c.method!r} identifiers are made of: add an item file, or take another tokenizer')
     if 'cf' in needs: cf = check_cf(c.cf if cf is None else cf, split, c.options)
     if 'categories' in needs:
         s.categories, options = find_categories(categories, data, c.options)

@@ -479,8 +479,89 @@ def test_given_identifiers(finished, toy, tmp_path, monkeypatch):
 
 def test_a_size_that_does_not_fit_the_catalogue_and_ragged_paths_are_refused_early(toy, tmp_path):
     with pytest.raises(GenrecError, match='ids.km: 40 items are too few for 64 codes'): dry_run(Grid(**settings(toy, ids={'km': dict(method='rqkmeans', encoder='tfidf', size=64)})), tmp_path/'o')
-    with pytest.raises(GenrecError, match="ids.tree: paths of 'tree' differ in length.*backbone = 't5'"): Grid(**settings(toy, ids=['tree']))
+    with pytest.raises(GenrecError, match="ids.tree: tree identifiers differ in length.*backbone 't5' or 'llm'"): Grid(**settings(toy, ids=['tree']))
     with pytest.raises(GenrecError, match="ids.km: rqkmeans has no setting 'levles'"): Grid(**settings(toy, ids={'km': dict(method='rqkmeans', levles=2)}))
+
+
+# ---- language models ---------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    "A tiny language model in a folder"
+    from genrec_nb.llm import tiny_llama
+    folder = tmp_path_factory.mktemp('lm')/'tiny'
+    for part in tiny_llama(['Item 1', 'Item 20'], 280): part.save_pretrained(folder)
+    return folder
+
+
+def written(toy, tiny, **changes):
+    "A grid of titles and codes by a language model, two methods"
+    return {**dict(data={'toy': dict(path=str(toy))}, ids={'title': dict(method='title'), 'random': dict(method='random', levels=2, size=8)}, weightings=['ce', 'igd'], alphas=[0, .2], seeds=[0], backbone='llm',
+                   model=dict(base=str(tiny), r=4, max_items=3, max_tokens=300), train=dict(epochs=1, samples=24, looks=6, batch_size=8, accumulate=1), decode=dict(beams=5)), **changes}
+
+
+def test_a_grid_with_a_language_model(toy, tiny, tmp_path, monkeypatch):
+    "Two methods on titles and on codes; stopped, gone on with, not repeated; what is kept is read and decoded again; rows name no folder"
+    first = Grid(**written(toy, tiny))
+    assert work(first, tmp_path/'o', say=silent, most=1) == 1
+    (one,) = cells(tmp_path/'o').values()
+    rows = run_all(Grid(**written(toy, tiny)), tmp_path/'o', say=silent)
+    assert len(rows.cells) == 4 and said(cells(tmp_path/'o')[one['cell']]) == said(one) and not any(str(tiny) in json.dumps(l) for l in lines(tmp_path/'o'))
+    assert {r['config']['model']['base'][:7] for r in cells(tmp_path/'o').values()} == {'folder:'}
+    monkeypatch.setattr(compare, 'fit', None)                                     # nothing is trained any more
+    run_all(Grid(**written(toy, tiny)), tmp_path/'o', say=silent)
+    run_all(Grid(**written(toy, tiny, alphas=[0, .2, .4])), tmp_path/'o', say=silent)     # only decoded, from the saved adapters
+    assert all('0.4' in r['decodings'] and r['decodings'].keys() == {'0.4'} for r in lines(tmp_path/'o')[-4:])
+    page = report_html(read_rows(tmp_path/'o'))
+    assert 'toy, title: results' in page and 'toy, random: results' in page
+
+
+def test_a_saved_model_of_a_cell_says_what_the_trained_one_said(toy, tiny, tmp_path):
+    "All figures are the same when a cell is decoded anew from its folder"
+    grid = Grid(**written(toy, tiny, weightings=['igd']))
+    run_all(grid, tmp_path/'o', say=silent)
+    rows = cells(tmp_path/'o')
+    for f in (tmp_path/'o').glob('*.jsonl'): f.unlink()
+    run_all(grid, tmp_path/'o', say=silent)
+    assert {k: r['decodings'] for k, r in cells(tmp_path/'o').items()} == {k: r['decodings'] for k, r in rows.items()} and len(rows) == 2
+
+
+def test_a_cell_is_named_by_the_language_model_it_holds(toy, tiny, tmp_path):
+    "The same content in another folder is the same; other weights are not; a seed or a setting makes another cell, and young settings that are not given none"
+    import shutil
+    from genrec_nb.llm import tiny_llama
+    keys = lambda grid, n: [c.key for c in grid.plan(compare.Shared(grid, tmp_path/str(n))).cells(compare.Rows())]
+    shutil.copytree(tiny, tmp_path/'copy')
+    a, b = keys(Grid(**written(toy, tiny)), 0), keys(Grid(**written(toy, tmp_path/'copy')), 1)
+    assert a == b and len(set(a)) == 4
+    tiny_llama(['Item 1', 'Item 20'], 280, seed=1)[0].save_pretrained(tmp_path/'copy')
+    assert not set(a) & set(keys(Grid(**written(toy, tmp_path/'copy')), 2)) and not set(a) & set(keys(Grid(**written(toy, tiny, seeds=[1])), 3))
+    assert not set(a) & set(keys(Grid(**written(toy, tiny, model=dict(base=str(tiny), r=4, max_items=2, max_tokens=300))), 4))
+    said = [c.config for c in Grid(**settings(toy)).plan(compare.Shared(Grid(**settings(toy)), tmp_path/'5')).cells(compare.Rows())]
+    assert not {'samples', 'looks'} & set(said[0]['train']) and 'mix' not in said[0]['decode']
+    (tmp_path/'g').mkdir(); shutil.copytree(tiny, tmp_path/'g'/'lm')
+    (tmp_path/'g'/'g.json').write_text(json.dumps(written(toy, 'lm')))            # named from the file's own folder
+    assert keys(Grid.read(tmp_path/'g'/'g.json'), 6) == a
+    by_lm = written(toy, tiny, ids={'t': dict(method='title', lm=str(tiny))}, model=dict(r=4))
+    assert Grid(**by_lm).model['base'] == str(tiny.resolve())
+
+
+@pytest.mark.parametrize('changes,what', [
+    (dict(backbone='t5', model={}), "ids.title: title identifiers are pieces of a language model.s vocabulary"),
+    (dict(model=dict(bsae='x')), "did you mean 'base'"),
+    (dict(ids={'t': dict(method='title', lm='other')}), 'one language model, found'),
+    (dict(data={'toy': dict(path='x', model=dict(base='y'))}), 'its base stands in model'),
+    (dict(model=dict(tasks=['item2index'])), 'ids.title: alignment tasks'),
+    (dict(ids=['random'], weightings=['ce', 'cft'], model=dict(tasks=['item2index'])), 'weightings.cft: cft blanks'),
+    (dict(tune=dict(seeds=[9], values=dict(igd={'model.base': ['a', 'b']}), untuned=['ce'])), "'model.base' cannot be searched"),
+    (dict(tune=dict(seeds=[9], values=dict(igd={'model.rr': [2, 4]}), untuned=['ce'])), "'rr' is unknown"),
+])
+def test_mistakes_about_language_models_in_a_grid(toy, tiny, changes, what):
+    with pytest.raises(GenrecError, match=what): Grid(**written(toy, tiny, **changes))
+
+
+def test_a_language_model_that_is_not_there_is_told_before_any_cell(toy, tmp_path):
+    with pytest.raises(GenrecError, match='no/such/model'): dry_run(Grid(**written(toy, 'no/such/model')), tmp_path/'o')
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------

@@ -248,10 +248,95 @@ def test_any_weighting_can_be_run_and_is_the_one_of_losses(finished, tmp_path, w
 def test_a_weighting_that_cannot_be_is_refused_before_anything_is_made(tmp_path):
     small_data(tmp_path/'toy'); small_data(tmp_path/'bare', text=False)
     run = lambda *a: subprocess.run([*GENREC, 'run', '--data', str(tmp_path/'toy'), '--quick', '--out', str(tmp_path/'out'), *a], capture_output=True, text=True)
-    for given, says in ((['--weighting', 'igdd'], 'expected one of uniform, igd'), (['--weighting', 'fg', '--weigh', 'beta=1'], 'no setting'), (['--weighting', 'fg', '--weigh', 'scale'], '--weigh scale: expected NAME=VALUE')):
+    for given, says in ((['--weighting', 'igdd'], "did you mean 'igd'"), (['--weighting', 'fg', '--weigh', 'beta=1'], 'no setting'), (['--weighting', 'fg', '--weigh', 'scale'], '--weigh scale: expected NAME=VALUE')):
         p = run(*given)
         assert p.returncode == 2 and says in p.stderr and len(p.stderr.strip().splitlines()) == 1 and not (tmp_path/'out').exists(), p.stderr
     with pytest.raises(GenrecError, match='a setting of its own'): RecommenderConfig(weighting_options=dict(beta=.5))
     bare = RunConfig(str(tmp_path/'bare'), recommender=replace(small_config('x').recommender, quantizer='random', size=20, weighting='fg'), ids='random')
     with pytest.raises(GenrecError, match='no item texts'): run_job(bare, tmp_path/'out')
     assert not (tmp_path/'out').exists()
+
+
+# ---- language models ---------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def lm(tmp_path_factory):
+    "A data set with titles that take more than eight tokens, times in a table, and a tiny language model in a folder"
+    from genrec_nb.llm import tiny_llama
+    base = tmp_path_factory.mktemp('lm')
+    rng, words = np.random.default_rng(0), 'red blue steel wood long short'.split()
+    titles = [f'the {rng.choice(words)} {rng.choice(words)} item number {i} of this <shop>' for i in range(30)]
+    rows = [(u, i, 1000*t + u) for u in range(30) for t, i in enumerate(rng.permutation(30)[:rng.integers(4, 9)])]
+    (base/'shop').mkdir()
+    pd.DataFrame(rows, columns=['user', 'item', 'time']).to_csv(base/'shop'/'interactions.csv', index=False)
+    pd.DataFrame(dict(item=range(30), title=titles)).to_csv(base/'shop'/'items.csv', index=False)
+    for part in tiny_llama(titles[:6], 300): part.save_pretrained(base/'tiny')
+    return base
+
+
+LLM = ['--backbone', 'llm', '--model', 'r=4', '--model', 'max-items=4', '--model', 'max_tokens=500', '--epochs', 1, '--samples', 32, '--looks', 8]
+
+
+@pytest.fixture(scope='module')
+def told(lm):
+    "A run of titles on the command line"
+    out = one_line('run', '--data', lm/'shop', '--ids', 'title', '--model', f'base={lm}/tiny', *LLM, '--out', lm/'out', ok=True)
+    return out, json.loads((lm/'out'/'metrics.json').read_text())
+
+
+def test_a_language_model_writes_titles_from_the_command_line(lm, told):
+    out, m = told
+    assert all(x in out for x in METHODS) and m['config']['recommender']['model']['base'] == str((lm/'tiny').resolve())
+    t = m['config']['recommender']['train']
+    assert (t['samples'], t['looks'], t['epochs'], t['batch_size'], t['accumulate'], t['lr']) == (32, 8, 1, 8, 4, 3e-4)
+    assert m['config']['split'] == 'leave-one-out' and 0 < m['zero_gain_share'] < 1
+    ids = load_tokenized(lm/'out'/'tokenizer').ids
+    assert ids.kind == 'titles' and ids.backbone_ids is not None and GenerativeRecommender.from_pretrained(lm/'out'/'model').ids == ids
+    page = (lm/'out'/'report.html').read_text()
+    assert page.count('class="strip"') == 5 + 14 and '<shop>' not in page and '⏎' in page
+    out = one_line('recommend', lm/'out', '--history', '3', '--history', '4', '-k', '2', '--explain', ok=True)
+    assert 'item number' in out and '⏎∎' in out
+    assert 'decide nothing' in one_line('inspect', lm/'out', ok=True) and 'decide nothing' in one_line('inspect', lm/'out'/'tokenizer', ok=True)
+
+
+def test_a_run_of_titles_is_resumed_and_repeated_by_its_folder(lm, told, tmp_path):
+    "Resumed after the second training is lost; the same from the saved tokenizer, which names the language model, and from its table"
+    _, m = told
+    shutil.copytree(lm/'out', tmp_path/'o')
+    for p in [*(tmp_path/'o'/'stages').glob('*igd*'), *(tmp_path/'o'/'stages').glob('*IGD tuning*')]: p.unlink()
+    shutil.rmtree(tmp_path/'o'/'work'/'igd'); (tmp_path/'o'/'metrics.json').unlink()
+    one_line('run', '--resume', '--out', tmp_path/'o', ok=True)
+    assert json.loads((tmp_path/'o'/'metrics.json').read_text())['methods'] == m['methods']
+    one_line('run', '--data', lm/'shop', '--ids', lm/'out'/'tokenizer', *LLM, '--weighting', 'ce', '--out', tmp_path/'f', ok=True)
+    again = json.loads((tmp_path/'f'/'metrics.json').read_text())
+    assert again['config']['recommender']['model']['base'] == str((lm/'tiny').resolve()) and again['methods']['CE'] == m['methods']['CE']
+    one_line('run', '--data', lm/'shop', '--ids', lm/'out'/'tokenizer'/'index.json', '--model', f'base={lm}/tiny', *LLM, '--weighting', 'ce', '--out', tmp_path/'i', ok=True)
+    assert json.loads((tmp_path/'i'/'metrics.json').read_text())['methods']['CE'] == m['methods']['CE']
+
+
+def test_a_language_model_writes_codes_with_tasks_and_a_split_by_time(lm, tmp_path):
+    from genrec_nb.data import global_time
+    one_line('run', '--data', lm/'shop', '--ids', 'letter', '--option', 'encoder=tfidf', '--option', 'cf=lightgcn', '--option', 'levels=2', '--option', 'size=6', '--option', 'steps=30', '--option', 'hidden=[8]', '--option', 'clusters=3',
+             '--model', f'base={lm}/tiny', '--model', 'tasks=["item2index", "index2item"]', *LLM, '--split', 'time', '--out', tmp_path/'o', ok=True)
+    m, data = json.loads((tmp_path/'o'/'metrics.json').read_text()), load_dataset(lm/'shop')
+    split = global_time(data.interactions)
+    assert m['config']['split'] == 'time' and m['users'] == len(split.test) and m['config']['recommender']['quantizer'] == 'letter'
+    rec = GenerativeRecommender.from_pretrained(tmp_path/'o'/'model')
+    assert (rec.counts == split.train.target_counts()).all() and rec.ids.kind == 'codes' and len(rec.recommend(['3'], 5)) == 5
+    page = (tmp_path/'o'/'report.html').read_text()
+    assert 'last tenth by time' in page and 'leave-one-out' not in page.split('How this was made')[0]
+
+
+def test_mistakes_about_language_models_make_no_folder(lm, told, tmp_path):
+    run = lambda *a: one_line('run', '--data', lm/'shop', '--out', tmp_path/'o', *a)
+    assert "backbone 'llm'" in run('--ids', 'title') and "'t5' cannot write them" in run('--ids', 'title', '--backbone', 't5')
+    assert "'t5' cannot write them" in run('--ids', lm/'out'/'tokenizer', '--backbone', 't5') and "backbone 'llm'" in run('--ids', lm/'out'/'tokenizer'/'index.json')
+    assert "did you mean 'max_items'" in run('--backbone', 'llm', '--model', 'max_itms=3') and '--model base: expected NAME=VALUE' in run('--backbone', 'llm', '--model', 'base')
+    assert 'no/such/model' in run('--backbone', 'llm', '--model', 'base=no/such/model') and 'name one of the two' in run('--backbone', 'llm', '--ids', 'title', '--model', f'base={lm}/tiny', '--option', 'lm=other')
+    assert "did you mean 'd_model'" in run('--model', 'dmodel=3') and 'leave-one-out, time' in run('--split', 'tim')
+    bare = small_data(tmp_path/'bare', text=False)
+    assert 'no item texts, which --ids title needs; other ways are --ids random' in one_line('run', '--data', bare, '--backbone', 'llm', '--ids', 'title', '--model', f'base={lm}/tiny', '--out', tmp_path/'o')
+    inter = tmp_path/'timeless'; inter.mkdir()
+    pd.DataFrame(dict(user=[0, 0, 0], item=[0, 1, 2])).to_csv(inter/'interactions.csv', index=False); pd.DataFrame(dict(item=range(3), title=list('abc'))).to_csv(inter/'items.csv', index=False)
+    assert 'needs times' in one_line('run', '--data', inter, '--column', 'time=', '--split', 'time', '--out', tmp_path/'o')
+    assert not (tmp_path/'o').exists()

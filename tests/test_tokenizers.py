@@ -1,5 +1,5 @@
 "Tokenizers behind one interface: what each owes its users, and the command line around them."
-import json, shutil, signal, subprocess, sys, time
+import atexit, json, shutil, signal, subprocess, sys, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -9,6 +9,7 @@ from genrec_nb.baselines import LightGCNConfig, collaborative_vectors
 from genrec_nb.cli import app, explain_error
 from genrec_nb.data import Catalog, Dataset, GenrecError, Interactions, leave_one_out
 from genrec_nb.identifiers import Identifiers
+from genrec_nb.llm import tiny_llama, title_identifiers
 from genrec_nb.quantize import residual_kmeans
 from genrec_nb.recommender import RecommenderConfig
 from genrec_nb.run import tokenize_job
@@ -32,7 +33,10 @@ def toy(seed=0, n=N, users=90):
 DATA, X, CATEGORIES = toy()
 SPLIT = leave_one_out(DATA.interactions)
 CF = collaborative_vectors(SPLIT, 'lightgcn', config=LightGCNConfig(epochs=3, patience=0))
-OWN = dict(letter=NET, rqvae=NET, tree=dict(clusters=3, leaf=6), opq=dict(n_iter=5))
+LM = tempfile.mkdtemp()                                                           # a language model's tokenizer, without the model
+atexit.register(shutil.rmtree, LM, ignore_errors=True)
+tiny_llama(DATA.catalog.titles)[1].save_pretrained(LM)
+OWN = dict(title=dict(lm=LM), letter=NET, rqvae=NET, tree=dict(clusters=3, leaf=6), opq=dict(n_iter=5))
 
 
 def config(method, **changes):
@@ -62,7 +66,7 @@ def test_every_method_gives_every_item_a_path_of_its_own(all_made, method):
 @pytest.mark.parametrize('method', TOKENIZERS)
 def test_the_same_seed_gives_the_same_and_another_does_not(all_made, method):
     assert made(method).ids == all_made[method].ids
-    if method not in ('pq', 'opq', 'rqkmeans'): assert made(method, seed=1).ids != all_made[method].ids
+    if method not in ('pq', 'opq', 'rqkmeans', 'title'): assert made(method, seed=1).ids != all_made[method].ids
 
 
 @pytest.mark.parametrize('method', TOKENIZERS)
@@ -164,6 +168,33 @@ def test_assigning_twice_goes_on_and_old_items_get_their_own_codes(all_made):
 @pytest.mark.parametrize('method', [m for m in TOKENIZERS if m not in CODED])
 def test_methods_without_a_quantiser_cannot_place_new_items(all_made, method):
     with pytest.raises(GenrecError, match='rqkmeans.*can place new items'): all_made[method].assign(X[:2])
+
+
+def test_titles_are_what_the_language_model_cuts_and_read_back(all_made, tmp_path):
+    "Against `title_identifiers`, decoded again, and as the loaded table says it; only the tokenizer has to be there"
+    from transformers import AutoTokenizer
+    tokenizer, ids = AutoTokenizer.from_pretrained(LM), all_made['title'].ids
+    assert ids == title_identifiers(DATA.catalog.titles, tokenizer) and not list(Path(LM).glob('*.safetensors'))
+    again = load_tokenized(all_made['title'].save(tmp_path/'t')).ids
+    assert (again.backbone_ids == ids.backbone_ids).all() and again.kind == 'titles'
+    for i in (0, 7, 59): assert tokenizer.decode(again.backbone_ids[again.path(i)[:-1]]) == DATA.catalog.titles[i] + '\n'
+    other = made('title', options=dict(lm=LM, suffix=' !')).ids
+    assert tokenizer.decode(other.backbone_ids[other.path(3)[:-1]]) == 'item 3 !'
+
+
+def test_titles_that_cannot_be_are_refused(tmp_path):
+    "No titles, an empty folder, a tokenizer that drops what it does not know"
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    bare = Dataset('toy', Catalog(DATA.catalog.ids, DATA.catalog.ids, ['']*N), DATA.interactions)
+    with pytest.raises(GenrecError, match='ids and no titles'): tokenize_items(bare, SPLIT, config('title'))
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(GenrecError, match='holds no tokenizer'): made('title', options=dict(lm=str(tmp_path/'empty')))
+    with pytest.raises(GenrecError, match='lm is 3, expected a word'): config('title', options=dict(lm=3))
+    lossy = Tokenizer(models.WordLevel({'?': 0, 'item': 1, '<end>': 2}, unk_token='?'))
+    lossy.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=lossy, eos_token='<end>', unk_token='?').save_pretrained(tmp_path/'lossy')
+    with pytest.raises(GenrecError, match="cannot give back 60 of 60 titles: 0: 'item 0'"): made('title', options=dict(lm=str(tmp_path/'lossy')))
 
 
 class Letters:
@@ -312,7 +343,7 @@ def genrec(*args, ok=True):
 
 SHORT = ['--option', 'steps=40', '--option', 'hidden=[16]']
 ASKED = dict(letter=['--levels', 2, '--size', 8, '--encoder', 'tfidf', '--cf', 'cf.npy', '--alpha', .1, '--beta', .001, '--clusters', 4, *SHORT], rqvae=['--levels', 2, '--size', 8, '--encoder', 'tfidf', *SHORT],
-             rqkmeans=['--encoder', 'tfidf', '--policy', 'free'], opq=['--encoder', 'tfidf', '--option', 'n-iter=4'], pq=['--encoder', 'tfidf', '--policy', 'keep'], tree=['--clusters', 3, '--option', 'leaf=8'], category=[], random=['--levels', 2, '--size', 9])
+             rqkmeans=['--encoder', 'tfidf', '--policy', 'free'], opq=['--encoder', 'tfidf', '--option', 'n-iter=4'], pq=['--encoder', 'tfidf', '--policy', 'keep'], tree=['--clusters', 3, '--option', 'leaf=8'], category=[], random=['--levels', 2, '--size', 9], title=['--option', f'lm={LM}'])
 
 @pytest.mark.parametrize('method', TOKENIZERS)
 def test_genrec_tokenize(shop, tmp_path, monkeypatch, method):
@@ -323,7 +354,7 @@ def test_genrec_tokenize(shop, tmp_path, monkeypatch, method):
     assert ('1 items without a category' in out) == (method == 'category')
     t, report, page = load_tokenized(tmp_path/'tok'), json.loads((tmp_path/'tok'/'report.json').read_text()), (tmp_path/'tok'/'report.html').read_text()
     assert report['method'] == method and report['items'] == 60 and report['after'] == t.ids.collisions() and set(report['versions']) and report['config']['seed'] == 0
-    assert page.count('<img') == (4 if method in ('letter', 'rqvae') else 3) and 'src="http' not in page and '<script' not in page and str(tmp_path) not in page.replace(report['config'].get('cf') or '\0', '')
+    assert page.count('<img') == (4 if method in ('letter', 'rqvae') else 3) and 'src="http' not in page and '<script' not in page and str(tmp_path) not in page.replace(LM, '').replace(report['config'].get('cf') or '\0', '')
     assert set(json.loads((tmp_path/'tok'/'index.json').read_text())) == {str(i) for i in range(60)}
     assert not list(tmp_path.glob('*.part'))
 

@@ -1,0 +1,193 @@
+"A language model inside the whole: titles and codes, a fresh process, settings that cannot be, the coloured strip."
+import json, os, re, subprocess, sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from genrec_nb.data import Catalog, Dataset, GenrecError, Interactions, leave_one_out
+from genrec_nb.decode import DecodeConfig
+from genrec_nb.identifiers import EOS
+from genrec_nb.llm import tiny_llama
+from genrec_nb.recommender import Explanation, GenerativeRecommender, RecommenderConfig, TokenPart, model_settings, token_strip, train_defaults
+from genrec_nb.tiger import BACKBONES
+from genrec_nb.tokenizers import TokenizerConfig, tokenize_items
+from genrec_nb.train import TrainConfig
+
+WORDS = 'red blue steel wood long short screw bolt'.split()
+QUICK = dict(epochs=1, batch_size=8, accumulate=1, samples=48, looks=12, lr=3e-3)
+
+
+def toy(n=30, users=40, seed=0):
+    "Titles of some words, two of them equal, one with letters of several bytes"
+    rng = np.random.default_rng(seed)
+    titles = [' '.join(rng.choice(WORDS, rng.integers(1, 5))) + f' {i}' for i in range(n)]
+    titles[5], titles[9] = titles[4], 'Ångström: naïve “x” <b>'
+    histories = [rng.permutation(n)[:rng.integers(4, 9)] for _ in range(users)]
+    catalog = Catalog([f'i{i:02}' for i in range(n)], titles, [f'{t}. {WORDS[i % 8]} {WORDS[i*3 % 8]}' for i, t in enumerate(titles)])
+    return Dataset('toy', catalog, Interactions(np.concatenate(histories), np.r_[0, np.cumsum([len(h) for h in histories])], [str(u) for u in range(users)], n))
+
+
+DATA = toy()
+SPLIT = leave_one_out(DATA.interactions)
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    "A tiny language model in a folder"
+    folder = tmp_path_factory.mktemp('lm')/'tiny'
+    for part in tiny_llama(DATA.catalog.titles[:8] + WORDS, 300): part.save_pretrained(folder)
+    return folder
+
+
+def settings(base, **changes):
+    model = dict(base=str(base), r=4, max_items=5, max_tokens=400) | changes.pop('model', {})
+    return RecommenderConfig(**{**dict(backbone='llm', quantizer='title', model=model, train=QUICK), **changes})
+
+
+def codes(base, **changes):
+    return settings(base, **{**dict(quantizer='random', size=8, levels=2), **changes})
+
+
+@pytest.fixture(scope='module')
+def writer(base): return GenerativeRecommender.fit(DATA, settings(base), SPLIT)
+
+
+FRESH = """
+import json, sys
+from genrec_nb.recommender import GenerativeRecommender
+for folder in sys.argv[2:]: print(json.dumps([(x.id, x.score) for x in GenerativeRecommender.from_pretrained(folder).recommend(json.loads(sys.argv[1]), 8)]))
+"""
+
+def test_a_fresh_process_recommends_the_same(base, writer, tmp_path):
+    "From another working directory; with adapters only they and the new words are saved"
+    made = {'adapters': writer, 'whole': GenerativeRecommender.fit(DATA, settings(base, model=dict(tuning='full')), SPLIT), 'codes': GenerativeRecommender.fit(DATA, codes(base), SPLIT),
+            'tasks': GenerativeRecommender.fit(DATA, codes(base, model=dict(tasks=['item2index', 'fusiontitle'], share=.5)), SPLIT)}
+    history = [DATA.catalog.titles[i] for i in (3, 11, 20)]
+    folders = [str(rec.save_pretrained(tmp_path/name)) for name, rec in made.items()]
+    p = subprocess.run([sys.executable, '-c', FRESH, json.dumps(history), *folders], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])})
+    assert p.returncode == 0, p.stderr
+    for (name, rec), line in zip(made.items(), p.stdout.splitlines()[-4:]):
+        here, there = [(x.id, x.score) for x in rec.recommend(history, 8)], json.loads(line)
+        assert [i for i, _ in there] == [i for i, _ in here] and len(here) == 8
+        np.testing.assert_allclose([s for _, s in there], [s for _, s in here], atol=1e-3)
+        assert (tmp_path/name/'model'/'lm'/'adapter_model.safetensors').is_file() == (name != 'whole') != (tmp_path/name/'model'/'lm'/'model.safetensors').is_file()
+        untrained = GenerativeRecommender(DATA.catalog, rec.ids, rec.counts, None, rec.config)
+        assert not np.allclose([s for _, s in here], [x.score for x in untrained.recommend(history, 8)], atol=1e-3)    # something was learned and kept
+
+
+def test_the_whole_is_the_parts_put_together(base, writer):
+    "The scores are those of the language model by itself, item by item, and `explain` adds up to them"
+    history, items = [3, 11, 20], [7, 9, 12]
+    x, mask = writer.model.prompt(torch.tensor([history]*3))
+    out = writer.model(torch.tensor([history]*3), torch.tensor(items)).nll.sum(1)
+    for i, nll in zip(items, out.tolist()):
+        e = writer.explain([DATA.catalog.ids[j] for j in history], DATA.catalog.ids[i], alpha=0)
+        assert abs(e.score + nll) < 1e-3
+        assert [p.token for p in e.parts][-1] == '∎' and len(e.parts) == len(writer.ids.path(i))
+    found = writer.recommend([DATA.catalog.ids[j] for j in history], 30, DecodeConfig(beams=60))
+    assert {x.item: x.score for x in found}[12] == pytest.approx(-out[2].item(), abs=1e-3)
+    assert not {x.item for x in found} & set(history)
+    assert {x.item: x.score for x in found}[4] == {x.item: x.score for x in found}[5]               # one title, two items
+    assert writer.rank(SPLIT.test, 5).shape == (len(SPLIT.test), 5)
+
+
+def test_titles_are_read_back_from_the_pieces(writer):
+    "All titles, with the pieces of a letter shown as dots"
+    from genrec_nb.recommender import path_words
+    for i, title in enumerate(DATA.catalog.titles):
+        words = path_words(writer, writer.ids.path(i))
+        text = ''.join(w for w in words if w != '·')
+        assert text == title + '⏎∎' and len(words) == len(writer.ids.path(i))
+    assert path_words(writer, writer.ids.path(9)).count('·') > 0
+
+
+class Spans(HTMLParser):
+    def __init__(self, text):
+        super().__init__(); self.text, self.styles, self.deep = [], [], 0
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        if tag == 'span': self.styles.append(dict(attrs)['style']); self.text.append(''); self.deep = 1
+    def handle_endtag(self, tag):
+        if tag == 'span': self.deep = 0
+    def handle_data(self, data):
+        if self.deep: self.text[-1] += data
+
+
+def test_the_strip_writes_the_title_and_colours_what_decides(writer):
+    e = writer.explain(DATA.catalog.ids[:2], DATA.catalog.ids[9], alpha=.3)
+    assert len(e.parts) > 8 and e._repr_html_() == e.strip() == e.strip()._repr_html_()
+    spans = Spans(e.strip())
+    assert ''.join(spans.text) == ''.join(p.token for p in e.parts)               # escaped: the title holds a tag
+    assert '<b>' not in e.strip()
+    assert [('background' in s) for s in spans.styles] == [p.gain > 0 for p in e.parts]
+    assert any(p.gain > 0 for p in e.parts) and any(p.gain == 0 for p in e.parts)
+    few = Explanation('x', e.parts[:3])
+    assert few._repr_html_().startswith('<table') and 'class="strip"' in few.strip()
+    assert token_strip([], [], []) and 'border-bottom' not in token_strip(['a'], [1.], ['t'])
+
+
+def test_one_name_for_the_language_model_is_enough(base, tmp_path, monkeypatch):
+    "As base, as lm, relative or not; two different ones are refused"
+    full = str(base.resolve())
+    assert settings(base).tokenizer_config.options['lm'] == full
+    by_lm = RecommenderConfig(backbone='llm', quantizer='title', tokenizer=dict(lm=full))
+    assert by_lm.model['base'] == full and by_lm.tokenizer_config.options['lm'] == full
+    monkeypatch.chdir(base.parent)
+    assert RecommenderConfig(backbone='llm', quantizer='title', model=dict(base='tiny')).model['base'] == full
+    assert RecommenderConfig(backbone='llm', quantizer='title', model=dict(base='tiny'), tokenizer=dict(lm=full, suffix='.')).tokenizer_config.options == dict(lm=full, suffix='.')
+    with pytest.raises(GenrecError, match='name one of the two'): RecommenderConfig(backbone='llm', quantizer='title', model=dict(base='tiny'), tokenizer=dict(lm='other'))
+    r = RecommenderConfig(backbone='llm', quantizer='title')
+    assert 'base' not in r.model and r.tokenizer_config.options == {}
+    assert RecommenderConfig.from_dict(json.loads(json.dumps(__import__('dataclasses').asdict(settings(base))))) == settings(base)
+
+
+@pytest.mark.parametrize('make,what', [
+    (lambda b: RecommenderConfig(quantizer='title'), "backbone 'llm'"),
+    (lambda b: RecommenderConfig(quantizer='title', backbone='t5'), "'t5' cannot write them"),
+    (lambda b: settings(b, model=dict(bsae='x')), "did you mean 'base'"),
+    (lambda b: settings(b, model=dict(max_items='ten')), 'max_items is \'ten\', expected a whole number'),
+    (lambda b: settings(b, model=dict(max_items=0)), 'max_items is 0'),
+    (lambda b: settings(b, model=dict(tuning='lroa')), 'tuning is'),
+    (lambda b: settings(b, model=dict(fill='x')), 'model: '),
+    (lambda b: settings(b, model=dict(seed=3)), "'seed' is unknown"),
+    (lambda b: settings(b, model=dict(tasks=['item2index'])), 'leave out tasks'),
+    (lambda b: codes(b, model=dict(tasks=['item2idx'])), "did you mean 'item2index'"),
+    (lambda b: codes(b, model=dict(tasks='item2index')), 'expected a list'),
+    (lambda b: codes(b, model=dict(share=2)), 'share is 2'),
+    (lambda b: codes(b, model=dict(tasks=['seqrec']), weighting='cft'), 'cft blanks the history'),
+    (lambda b: RecommenderConfig(model=dict(d_modle=3)), "did you mean 'd_model'"),
+    (lambda b: RecommenderConfig(backbone='t5', model=dict(d_modle=3)), "did you mean 'd_model'"),
+    (lambda b: RecommenderConfig(backbone='gpt'), 'backbone is'),
+])
+def test_settings_that_cannot_be(base, make, what):
+    with pytest.raises(GenrecError, match=what): make(base)
+
+
+def test_a_base_that_is_not_there_is_told_before_the_items_are_tokenised(base, tmp_path, monkeypatch):
+    import genrec_nb.recommender as module
+    def never(*a, **k): raise AssertionError('tokenised first')
+    monkeypatch.setattr(module, 'tokenize_items', never)
+    (tmp_path/'no').mkdir()
+    with pytest.raises(GenrecError, match='holds no tokenizer'): GenerativeRecommender.fit(DATA, codes(tmp_path/'no'))
+    with pytest.raises(GenrecError, match='no/such/model'): GenerativeRecommender.fit(DATA, codes('no/such/model'))
+    mute = replace(DATA, catalog=replace(DATA.catalog, texts=['']*len(DATA.catalog)))
+    with pytest.raises(GenrecError, match='item texts, and there are none'): GenerativeRecommender.fit(mute, codes(base, model=dict(tasks=['item2index'])))
+    titles = tokenize_items(DATA, SPLIT, TokenizerConfig('title', options=dict(lm=str(base))))
+    tiny_llama(WORDS[::-1], 290)[1].save_pretrained(tmp_path/'other')
+    with pytest.raises(GenrecError, match='cut by another tokenizer'): GenerativeRecommender.fit(DATA, settings(tmp_path/'other'), SPLIT, titles)
+    with pytest.raises(GenrecError, match="backbone 'llm'"): GenerativeRecommender.fit(DATA, RecommenderConfig(backbone='t5'), SPLIT, titles)
+
+
+def test_how_each_backbone_is_usually_trained():
+    assert RecommenderConfig().train == TrainConfig() and set(BACKBONES) == {'packed', 't5', 'llm'}
+    r = RecommenderConfig(backbone='llm', train=dict(samples=7))
+    assert (r.train.lr, r.train.samples, r.train.accumulate) == (3e-4, 7, 4) and r.train.batch_size*r.train.accumulate == 32
+    assert RecommenderConfig(backbone='t5').train.batch_size == 256 and train_defaults('packed') == {}
+    for b in BACKBONES: assert 'max_items' in model_settings(b)
+
+
+def test_the_library_is_imported_without_a_language_model():
+    code = "import sys; import genrec_nb.tokenizers, genrec_nb.recommender; sys.exit('genrec_nb.llm' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}).returncode == 0
