@@ -235,9 +235,10 @@ class GenerativeRecommender:
         cases: Cases, # histories
         k: int = 20, # items per case
         decode: DecodeConfig | None = None, # None: the configuration's
+        assistant=None, # a text-free recommender (an `ItemRanker`), needed if decode.mix > 0
     ) -> np.ndarray: # int64 [cases, k], -1 where nothing is left
         "Ranked items of many cases, for `evaluate`"
-        return rank_cases(self.model, self.trie, cases, decode or self.config.decode, self.gain, k)
+        return rank_cases(self.model, self.trie, cases, decode or self.config.decode, self.gain, k, assistant=None if assistant is None else assistant.scores(cases).detach())
 
 # %% ../nbs/14_recommender.ipynb #40dbecba
 def fit_recommender(
@@ -299,13 +300,15 @@ def recommend_items(self: GenerativeRecommender,
     history: list, # item ids or titles, oldest first
     k: int = 10, # items wanted
     decode: DecodeConfig | None = None, # None: the configuration's, with at least k beams
+    assistant=None, # a text-free recommender (an `ItemRanker`), needed if decode.mix > 0
 ) -> Recommendations: # best first; fewer than k if nothing is left
     "What next? raises `GenrecError` for an unknown item, naming the nearest titles"
     items = resolve(self, history)
     if k < 1: raise GenrecError(f'k is {k}, expected 1 or more')
     decode = decode or replace(self.config.decode, beams=max(self.config.decode.beams, k))
     seen = torch.tensor([items], device=self.model.device)
-    ranked, scores = recommend(self.model, self.trie, seen[:, -self.model.config.max_items:], k, decode, self.gain, seen)
+    advice = None if assistant is None else assistant.scores(Cases(np.zeros(1, np.int64), np.asarray(items, np.int32), np.array([0, len(items)]), np.full(1, -1))).detach().to(seen.device)
+    ranked, scores = recommend(self.model, self.trie, seen[:, -self.model.config.max_items:], k, decode, self.gain, seen, assistant=advice)
     return Recommendations(Recommendation(i, self.catalog.ids[i], self.catalog.titles[i], s) for i, s in zip(ranked[0].tolist(), scores[0].tolist()) if i >= 0)
 
 GenerativeRecommender.resolve, GenerativeRecommender.recommend = resolve, recommend_items

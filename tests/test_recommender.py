@@ -191,3 +191,19 @@ def test_how_each_backbone_is_usually_trained():
 def test_the_library_is_imported_without_a_language_model():
     code = "import sys; import genrec_nb.tokenizers, genrec_nb.recommender; sys.exit('genrec_nb.llm' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}).returncode == 0
+
+
+def test_an_assistant_advises_the_ranking_and_the_single_list(writer):
+    class Assistant:                                                           # likes items near the last one of the history
+        def scores(self, cases): return -(torch.arange(len(DATA.catalog))[None] - torch.from_numpy(cases.items[cases.offsets[1:] - 1].astype(int))[:, None]).abs().float()
+    alone = replace(writer.config.decode, beams=len(DATA.catalog), mix=1., alpha=0.)
+    ranked = writer.rank(SPLIT.test, 5, alone, Assistant())
+    for m in range(3):
+        history = SPLIT.test.history(m)
+        order = [i for i in np.argsort(np.abs(np.arange(len(DATA.catalog)) - history[-1]), kind='stable') if i not in history]
+        near = lambda items: [abs(int(i) - int(history[-1])) for i in items]
+        single = [i for i in ranked[m] if i not in (4, 5)]                         # these two share a title, and with it their probabilities
+        assert near(single) == near([i for i in order if i not in (4, 5)][:len(single)]) and len(single) >= 3
+        said = writer.recommend([DATA.catalog.ids[i] for i in history], 5, alone, Assistant())
+        assert [x.item for x in said] == ranked[m].tolist()
+    with pytest.raises(GenrecError, match='needs an assistant'): writer.rank(SPLIT.test, 5, alone)
