@@ -113,8 +113,10 @@ def named_columns(given: list[str]) -> dict: # user, item, time, title -> name i
 def plain_value(text: str): # number, true or false, list, or the text itself
     "What a value on the command line means"
     import json
-    try: return json.loads(text)
-    except json.JSONDecodeError: return text
+    for t in (text, f'[{text}]')[:1 + (',' in text)]:                             # 512,256 is a list, too
+        try: return json.loads(t)
+        except json.JSONDecodeError: pass
+    return text
 
 EXAMPLES = {'--option': 'steps=3000', '--weigh': 'scale=8', '--model': 'max_items=10'}
 
