@@ -65,7 +65,7 @@ FORMS = ('loss', 'input') # how collaboration enters
 
 @dataclass
 class LETTERConfig(RQVAEConfig):
-    "Everything that shapes a LETTER tokenizer: an `RQVAEConfig`, three more numbers, and a choice"
+    "Everything that shapes a LETTER tokenizer: an `RQVAEConfig`, three more numbers, and two choices"
     balanced: bool = True # start the codebooks from balanced k-means
     alpha: float = .02 # weight of collaboration; 0: none
     beta: float = 1e-4 # weight of the diversity loss; 0: none
@@ -78,8 +78,8 @@ class LETTERConfig(RQVAEConfig):
         if self.form not in FORMS: raise GenrecError(f"form {self.form!r} is unknown, expected 'loss' or 'input'")
         for name in ('alpha', 'beta'):
             if not 0 <= getattr(self, name) < float('inf'): raise GenrecError(f'{name} is {getattr(self, name)}, expected a weight of at least 0')
-        if self.hearing is not None and self.form != 'input': raise GenrecError("hearing says which levels look at the collaborative vector, which only form='input' gives them to see")
-        if self.hearing is not None and not 1 <= self.hearing <= self.levels: raise GenrecError(f'hearing is {self.hearing}, expected 1 to {self.levels} levels')
+        if self.hearing is not None and self.form != 'input': raise GenrecError("hearing says which levels look at the collaborative vector, which only form='input' gives them to see: add form='input'")
+        if self.hearing is not None and (type(self.hearing) is not int or not 1 <= self.hearing <= self.levels): raise GenrecError(f'hearing is {self.hearing!r}, expected 1 to {self.levels} levels, or None for all')
         if not 1 <= self.clusters <= min(self.size): raise GenrecError(f'clusters is {self.clusters}, expected 1 to {min(self.size)}: a codebook of {min(self.size)} codes cannot be divided further')
 
 def check_collaborative(
@@ -172,8 +172,10 @@ class InputLETTER(LETTER):
         x, # float [N, d] text vectors
         cf, # float [N, d_code] collaborative vectors
     ) -> Tensor: # float [N, d + d_code], what `encode` and `last_distances` take for items whose collaborative vectors are known
-        "Text and collaborative vectors side by side"
-        return torch.cat([torch.as_tensor(x), torch.as_tensor(cf)], 1)
+        "Text and collaborative vectors side by side; raises `GenrecError` if they are not those of the same items"
+        x, cf = torch.as_tensor(x), torch.as_tensor(cf)
+        if len(x) != len(cf): raise GenrecError(f'{len(x)} text vectors and {len(cf)} collaborative ones: expected one each of every item')
+        return torch.cat([x, cf], 1)
 
     def sees(self, r: Tensor, level: int) -> Tensor: # float [B, 2 d_code]
         "All of the residual, or only the text's part of it"

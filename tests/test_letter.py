@@ -265,6 +265,11 @@ def test_one_level_that_hears_is_enough_for_overlap():
     share = lambda m: code_overlap(m.encode(m.inputs(x, cf)), cf)
     assert share(joint(1., x, cf, hearing=1, steps=200)) > share(joint(0., x, cf, steps=200)) + .3
 
-@pytest.mark.parametrize('given, words', [(dict(hearing=1), "only form='input'"), (dict(form='input', hearing=0), 'expected 1 to'), (dict(form='input', hearing=9), 'expected 1 to')])
+@pytest.mark.parametrize('given, words', [(dict(hearing=1), "only form='input'"), (dict(form='input', hearing=0), 'expected 1 to'), (dict(form='input', hearing=9), 'expected 1 to'),
+                                          (dict(form='input', hearing='x'), 'expected 1 to'), (dict(form='input', hearing=1.5), 'expected 1 to'), (dict(form='input', hearing=True), 'expected 1 to')])
 def test_hearing_is_checked(given, words):
     with pytest.raises(GenrecError, match=words): LETTERConfig(16, **(SMALL | given))
+
+def test_vectors_of_other_items_are_not_put_beside_texts():
+    x, cf = toy()
+    with pytest.raises(GenrecError, match='expected one each'): joint().inputs(x, cf[:-1])
