@@ -389,7 +389,8 @@ def test_genrec_tokenize_tells_mistakes_in_one_line(shop, tmp_path):
 
 
 SLOW = '''
-import sys, time, genrec_nb.tokenizers as t
+import signal, sys, time, genrec_nb.tokenizers as t
+signal.signal(signal.SIGINT, signal.default_int_handler)    # where the tests run in the background it would be ignored
 from genrec_nb.cli import main
 def slow(*args, **kwargs):
     sys.__stdout__.write('started\\n'); sys.__stdout__.flush(); time.sleep(60)
