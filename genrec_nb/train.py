@@ -329,6 +329,7 @@ def fit(
     valid = some_cases(valid, config.looks, config.seed)
     batches = math.ceil(len(samples)/config.batch_size/int(os.environ.get('WORLD_SIZE', 1)))       # of each process
     steps = math.ceil(batches/config.accumulate)
+    if any(p.dtype == torch.bfloat16 for p in model.parameters()): more = dict(bf16=True, use_cpu=not torch.cuda.is_available()) | more   # adapters in float32 beside frozen bfloat16 are multiplied in bfloat16, too
     args = training_arguments(config, steps, folder, **more)
     stop = [EarlyStoppingCallback(config.patience)] if config.patience else []
     if isinstance(loss, MultiTarget): loss.reset()                                 # a new run, or what the checkpoint says

@@ -720,6 +720,25 @@ def test_packed_training_learns_and_resumes(tmp_path):
     again = run(tmp_path/'b', resume=True)
     assert again.curve() == whole.curve() and again.losses[-1][1] == pytest.approx(whole.losses[-1][1], rel=1e-5)
 
+def test_frozen_bfloat16_is_multiplied_in_bfloat16(tmp_path):
+    "Adapters stay in float32; the products beside them are bfloat16 unless somebody says otherwise"
+    x, seen = interactions(40), []
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs): seen.append((args.bf16, {p.dtype for p in model.parameters() if p.requires_grad}))
+    def run(dtype, **kwargs):
+        lm, tokenizer = base(some_titles())
+        ids = title_identifiers(some_titles(), tokenizer, suffix='')
+        model = language_recommender(ids, (lm.to(dtype), tokenizer), LMConfig(base=None, r=4, max_tokens=300, max_items=4, packed=True, dropout=0.))
+        products = []
+        lora = next(m for n, m in model.named_modules() if n.endswith('lora_A.default'))
+        lora.register_forward_hook(lambda m, a, out: products.append(out.dtype) if m.training else None)
+        result = fit(model, x, valid_cases(x), model.trie, None, TrainConfig(epochs=3, batch_size=4, lr=1e-2, eval_every=3, patience=0), tmp_path/str(len(seen)), DecodeConfig(beams=4), callbacks=[Look()], **kwargs)
+        return result, set(products)
+    (single, of_single), (half, of_half), (mixed, of_mixed) = run(torch.float), run(torch.bfloat16), run(torch.bfloat16, bf16=False)
+    assert seen == [(False, {torch.float}), (True, {torch.float}), (False, {torch.float})]
+    assert (of_single, of_half, of_mixed) == ({torch.float}, {torch.bfloat16}, {torch.float})
+    assert half.losses[-1][1] < half.losses[0][1] and half.losses[-1][1] == pytest.approx(single.losses[-1][1], rel=.05)
+
 def test_packed_training_refuses():
     with pytest.raises(GenrecError, match='template must end'): LMConfig(base=None, packed=True, template='so far: {history}; next:')
     with pytest.raises(GenrecError, match="suffix=''"): make(config=LMConfig(base=None, max_tokens=256, packed=True))(items=torch.tensor([[0, 1]]))

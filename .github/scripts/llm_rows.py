@@ -38,9 +38,10 @@ def main(a):
         nonlocal start
         seconds[name], start = round(time.perf_counter() - start, 1), time.perf_counter()
     test, valid = some_cases(split.test, a.users, 0), some_cases(split.valid, a.looks, 0)
-    config = LMConfig(max_items=a.max_items, dtype=a.dtype, packed=True, checkpointing=False, seed=a.seed)
-    train = TrainConfig(epochs=1, batch_size=8, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=1, patience=0, samples=a.samples, looks=40, seed=a.seed)
+    config = LMConfig(max_items=a.max_items, max_tokens=1024, dropout=0., dtype=a.dtype, packed=True, checkpointing=False, seed=a.seed)
+    train = TrainConfig(epochs=1, batch_size=a.batch, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=1, patience=0, samples=a.samples, looks=40, seed=a.seed)
     lm, tokenizer = load_lm(SMOLLM2, a.dtype)
+    lm.set_attn_implementation('eager')                                       # on a CPU in bfloat16 it trains faster than the fused one
     model = language_recommender(title_identifiers(data.catalog.titles, tokenizer, suffix=''), (lm, tokenizer), replace(config, base=SMOLLM2))
     counts = split.train.target_counts()
     gain = information_gain(model.trie, item_prior(counts))
@@ -53,6 +54,7 @@ def main(a):
         model.save_pretrained(work/'model')
     clock('train')
     model.lm.float()
+    model.merge()
     assistant = train_sasrec(split, SASRecConfig(), a.seed)
     clock('assistant')
     d3 = {g: DecodeConfig(**BEAMS, mix=g) for g in SHARES}
@@ -77,7 +79,7 @@ if __name__ == '__main__':
     p.add_argument('data'); p.add_argument('out', type=Path)
     p.add_argument('--weighting', default='ce'); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--beta', type=float, default=.1); p.add_argument('--alpha', type=float, default=.2)
-    p.add_argument('--samples', type=int, default=1200); p.add_argument('--max-items', type=int, default=10); p.add_argument('--lr', type=float, default=5e-4)
+    p.add_argument('--samples', type=int, default=2000); p.add_argument('--max-items', type=int, default=20); p.add_argument('--batch', type=int, default=4); p.add_argument('--lr', type=float, default=4e-3)
     p.add_argument('--users', type=int, default=300); p.add_argument('--looks', type=int, default=100); p.add_argument('--dtype', default='bfloat16')
     quiet()
     main(p.parse_args())
