@@ -7,8 +7,8 @@ __all__ = ['METHODS', 'top_items', 'take_cases', 'check_cases', 'ItemRanker', 's
            'Propagate', 'propagate', 'Negatives', 'bpr_loss', 'check_settings', 'LightGCNConfig', 'LightGCN',
            'bpr_epoch', 'check_split', 'train_lightgcn', 'look_at', 'CatalogueCE', 'catalogue_ce', 'SASRecConfig',
            'left_aligned', 'SASRec', 'own_random_state', 'CatalogueTrainer', 'sasrec_arguments', 'looks',
-           'train_sasrec', 'save_ranker', 'read_tensors', 'load_ranker', 'collaborative_vectors', 'check_item_vectors',
-           'load_vectors']
+           'train_sasrec', 'save_ranker', 'read_tensors', 'load_ranker', 'kept_sasrec', 'collaborative_vectors',
+           'check_item_vectors', 'load_vectors']
 
 # %% ../nbs/12_baselines.ipynb #11d99ff3
 import contextlib, math, random, tempfile, warnings
@@ -513,6 +513,15 @@ def load_ranker(
     except RuntimeError as e: raise GenrecError(f'{folder/"ranker.safetensors"}: the tensors do not fit ranker.json ({str(e).splitlines()[-1].strip()})') from None
     model.history = meta['history']
     return model.eval()
+
+def kept_sasrec(
+    split: Split, # what it learns from, unless it has
+    folder: str | Path, # where it is kept
+    seed: int = 0,
+) -> SASRec: # trained
+    "The SASRec of a folder, trained first if there is none"
+    if not (Path(folder)/'ranker.json').is_file(): save_ranker(train_sasrec(split, seed=seed), folder)
+    return load_ranker(folder)
 
 # %% ../nbs/12_baselines.ipynb #eafc303f
 METHODS = dict(sasrec=(SASRecConfig, train_sasrec), lightgcn=(LightGCNConfig, train_lightgcn)) # name -> settings and training

@@ -118,7 +118,7 @@ def plain_value(text: str): # number, true or false, list, or the text itself
         except json.JSONDecodeError: pass
     return text
 
-EXAMPLES = {'--option': 'steps=3000', '--weigh': 'scale=8', '--model': 'max_items=10'}
+EXAMPLES = {'--option': 'steps=3000', '--weigh': 'scale=8', '--model': 'max_items=10', '--train': 'lr=1e-3', '--decode': 'length_penalty=1'}
 
 def named_options(given: list[str], name: str = '--option') -> dict: # name -> value
     "Read the --option options, or others like them"
@@ -146,8 +146,12 @@ def run(
     split: Annotated[str, typer.Option(help="'leave-one-out', or 'time': the last tenth of all choices is for testing, the tenth before for validation.")] = 'leave-one-out',
     epochs: Annotated[int | None, typer.Option(help='Epochs of each training.')] = None,
     samples: Annotated[int | None, typer.Option(min=1, help='Training samples of an epoch, drawn anew for each; all if not given, but 1,024 for a language model on a CPU.')] = None,
+    learn: Annotated[list[str] | None, typer.Option('--train', help='Setting of training, as NAME=VALUE: lr, batch_size, accumulate, patience, ..; once for each.')] = None,
     looks: Annotated[int | None, typer.Option(min=1, help='Validation users that are looked at while training; all if not given, but 128 for a language model on a CPU.')] = None,
     alpha: Annotated[float, typer.Option(help='Strength of IGD-decoding, 0 to 1.')] = .2,
+    mix: Annotated[float, typer.Option(help='D3: further rows in which a SASRec, trained first, has this share in each step of decoding, 0 to 1; 0: no such rows.')] = 0.,
+    decode: Annotated[list[str] | None, typer.Option(help='Setting of decoding, as NAME=VALUE: beams=10; length_penalty=1 divides scores by length, as BIGRec does; once for each.')] = None,
+    users: Annotated[int | None, typer.Option(min=1, help='Test users, drawn once; all if not given.')] = None,
     beta: Annotated[float, typer.Option(help='IGD-tuning: weight of tokens that decide nothing, 0 to 1.')] = .1,
     weighting: Annotated[str, typer.Option(help='What is compared with plain cross-entropy: igd, pos, fg, fg-prefix, frequency, cft, ranking or multi; ce: nothing.')] = 'igd',
     weigh: Annotated[list[str] | None, typer.Option(help="Setting of the weighting, as NAME=VALUE: scale=8 for fg, lam=0.1 for cft; once for each.")] = None,
@@ -162,14 +166,21 @@ def run(
     from genrec_nb.run import RunConfig, run_job
     from genrec_nb.data import GenrecError
     from genrec_nb.recommender import train_defaults
-    from genrec_nb.tokenizers import SHARED, TOKENIZERS
-    config = (RunConfig.quick if quick else RunConfig)(data=data, columns=named_columns(column or []), alpha=alpha, split=split)
+    from genrec_nb.tokenizers import SHARED, TOKENIZERS, check_keys, check_option
+    from genrec_nb.train import TrainConfig
+    config = (RunConfig.quick if quick else RunConfig)(data=data, columns=named_columns(column or []), alpha=alpha, split=split, mix=mix, users=users)
     r, told = config.recommender, named_options(option or [])
     if told and ids != 'learned' and ids not in TOKENIZERS: raise GenrecError(f'--option {next(iter(told))}: the identifiers are given by {ids}, no tokenizer is made that could be told anything')
     shared = {n: told.pop(n) for n in [*told] if n in SHARED}
+    search, steps = named_options(decode or [], '--decode'), named_options(learn or [], '--train')
+    for given, own, make, where in ((search, ('alpha', 'mix'), DecodeConfig, '--decode'), (steps, ('epochs', 'samples', 'looks', 'seed'), TrainConfig, '--train')):
+        for name in own:
+            if name in given: raise GenrecError(f'{where} {name}: it has an option of its own, --{name}')
+        check_keys(given, make.__dataclass_fields__, where)
+        for name, value in given.items(): check_option(name, value, make.__dataclass_fields__[name].default, where)
     rehearsal = (dict(epochs=1, samples=256, looks=32) if backbone == 'llm' else dict(epochs=8, eval_every=4)) if quick else {}
-    train = train_defaults(backbone) | rehearsal | {n: v for n, v in dict(epochs=epochs, samples=samples, looks=looks).items() if v is not None}
-    r = replace(r, backbone=backbone, model=named_options(model or [], '--model'), beta=beta, weighting=weighting, weighting_options=named_options(weigh or [], '--weigh'),
+    train = train_defaults(backbone) | rehearsal | steps | {n: v for n, v in dict(epochs=epochs, samples=samples, looks=looks).items() if v is not None}
+    r = replace(r, decode=DecodeConfig(**search), backbone=backbone, model=named_options(model or [], '--model'), beta=beta, weighting=weighting, weighting_options=named_options(weigh or [], '--weigh'),
                 quantizer=ids if ids in TOKENIZERS else r.quantizer, tokenizer=told, train=train, **shared)
     config = replace(config, ids=ids, recommender=r).seeded(seed)
     said = {p for p in context.params if context.get_parameter_source(p).name == 'COMMANDLINE'} - {'out', 'resume'}

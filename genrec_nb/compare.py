@@ -33,13 +33,14 @@ from .identifiers import Identifiers
 from .infogain import information_gain, item_prior
 from .losses import SHORT, make_weighting
 from .quantize import check_vectors, quantizer_report, write_json
+from .baselines import SASRec, kept_sasrec
 from .report import Report, picture, wide
 from .run import Steps, versions
 from .statistics import (Scores, bootstrap_totals, compare_head_tail, compare_methods, decile_curve, holm, plot_comparisons,
                                   plot_critical_difference, plot_deciles, rank_methods)
 from .recommender import TRAIN, check_backbone, check_base, check_model, load_model, make_model
 from .tiger import BACKBONES
-from .train import TrainConfig, fit, rank_cases
+from .train import TrainConfig, fit, rank_each
 from .tokenizers import TOKENIZERS, TokenizerConfig, cf_vectors as train_cf, check_keys, check_sizes, lm_name, tokenize_items
 from .trie import ItemTrie
 
@@ -353,6 +354,10 @@ class Shared:
             if len(x) != len(data.catalog): raise GenrecError(f'data.{name}.vectors: {path} has {len(x)} rows, the catalogue {len(data.catalog)} items')
             return x
         return self.once(('vectors', name, encoder), make)
+
+    def assistant(self, name: str, seed: int) -> SASRec:
+        "Who advises where `decode.mix` is set: a SASRec of the same seed, trained once and kept"
+        return self.once(('assistant', name, seed), lambda: kept_sasrec(self.data(name)[1], self.cache/f'sasrec-{self.digest(name)}-{seed}', seed))
 
 # %% ../nbs/17b_compare.ipynb #5f98a0e2
 def index_file(
@@ -820,7 +825,7 @@ def train_cell(
     loss = make_weighting(kind, **w).objective(trie, ids, counts=split.train.target_counts(), gain=gain, vectors=vectors)
     model = make_model(c['backbone'], ids, data.catalog, c['seed'], shared.with_paths(c['model'], 'base'))
     start = time.perf_counter()
-    r = fit(model, split.train, split.valid, trie, loss, TrainConfig(**c['train'], seed=c['seed']), work/'checkpoints', DecodeConfig(**c['decode']), True,
+    r = fit(model, split.train, split.valid, trie, loss, TrainConfig(**c['train'], seed=c['seed']), work/'checkpoints', DecodeConfig(**c['decode'] | dict(mix=0.)), True,
             callbacks=[Steps(cell.label, progress)] if progress else None, **c['trainer'])
     model.save_pretrained(work/'model')
     result = dict(best=r.best, best_epoch=r.best_epoch, epochs=r.epochs, parameters=model.num_parameters(), curve=curve(r.logs), seconds=round(time.perf_counter() - start, 1))
@@ -841,11 +846,12 @@ def run_cell(
     model, trained = train_cell(cell, shared, work, progress)
     model.eval()
     trie, gain = trie.to(model.device), gain.to(model.device)
-    counts, start, decodings = split.train.item_counts(), time.perf_counter(), {}
-    for a in alphas:
-        decode = {**cell.config['decode'], 'alpha': a}
-        rank = lambda cases: figures(rank_cases(model, trie, cases, DecodeConfig(**decode), gain, K), cases, counts)
-        decodings[f'{a:g}'] = dict(hash=digest([cell.config, plain(decode)]), valid=rank(split.valid), test=rank(split.test))
+    counts, start, ways = split.train.item_counts(), time.perf_counter(), [{**cell.config['decode'], 'alpha': a} for a in alphas]
+    adviser = shared.assistant(cell.data, cell.seed) if cell.config['decode'].get('mix') else None
+    def rank(cases): # each history read once
+        advice = None if adviser is None else adviser.scores(cases).detach()
+        return [figures(r, cases, counts) for r in rank_each(model, trie, cases, [DecodeConfig(**w) for w in ways], gain, K, assistant=advice)]
+    decodings = {f'{a:g}': dict(hash=digest([cell.config, plain(w)]), valid=v, test=t) for a, w, v, t in zip(alphas, ways, rank(split.valid), rank(split.test))}
     v = versions()
     return dict(kind='cell', cell=cell.key, label=cell.label, data=cell.data, ids=cell.ids, method=cell.method, seed=cell.seed, values=cell.values, config=cell.config,
                 versions=v, machine=MACHINE, device=torch.cuda.get_device_name() if model.device.type == 'cuda' else model.device.type,

@@ -26,7 +26,7 @@ from .losses import Weighting, make_weighting
 from .quantize import load_quantizer, write_json
 from .tiger import BACKBONES, PackedConfig, PackedDecoder, TigerT5
 from .tokenizers import TOKENIZERS, Tokenized, TokenizerConfig, check_keys, check_option, lm_name, lm_tokenizer, tokenize_items
-from .train import FitResult, TrainConfig, fit, rank_cases
+from .train import FitResult, TrainConfig, fit, rank_each
 from .trie import ItemTrie
 
 # %% ../nbs/14_recommender.ipynb #f87155f6
@@ -238,7 +238,16 @@ class GenerativeRecommender:
         assistant=None, # a text-free recommender (an `ItemRanker`), needed if decode.mix > 0
     ) -> np.ndarray: # int64 [cases, k], -1 where nothing is left
         "Ranked items of many cases, for `evaluate`"
-        return rank_cases(self.model, self.trie, cases, decode or self.config.decode, self.gain, k, assistant=None if assistant is None else assistant.scores(cases).detach())
+        return self.rank_each(cases, [decode or self.config.decode], k, assistant)[0]
+
+    def rank_each(self,
+        cases: Cases, # histories
+        decodes: list, # `DecodeConfig`s
+        k: int = 20, # items per case
+        assistant=None, # a text-free recommender (an `ItemRanker`), needed if a mix > 0
+    ) -> list: # for each of `decodes` int64 [cases, k], -1 where nothing is left
+        "The same by several searches; a language model reads each history once for all of them"
+        return rank_each(self.model, self.trie, cases, decodes, self.gain, k, assistant=None if assistant is None else assistant.scores(cases).detach())
 
 # %% ../nbs/14_recommender.ipynb #40dbecba
 def fit_recommender(
@@ -259,7 +268,7 @@ def fit_recommender(
     train = replace(config.train, seed=config.seed)                               # one seed for all
     rec = GenerativeRecommender(data.catalog, tokenized.ids, split.train.target_counts(), None, config, tokenized.quantizer)
     scratch = None if folder else tempfile.TemporaryDirectory()
-    plain = replace(config.decode, alpha=0.)                                      # checkpoints are judged by plain beam search
+    plain = replace(config.decode, alpha=0., mix=0.)                              # checkpoints are judged by plain beam search
     try: rec.result = fit(rec.model, split.train, split.valid, rec.trie, rec.objective(tokenized.vectors), train, folder or scratch.name, plain, resume, **more)
     finally:
         if scratch: scratch.cleanup()

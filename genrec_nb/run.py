@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPLITS', 'METHODS', 'RunConfig', 'Silent', 'Stages', 'Steps', 'open_run', 'load_with_split', 'load_run_data',
            'table_ids', 'given_ids', 'follow_titles', 'item_file', 'tokenizer_stage', 'train_stage', 'as_result',
-           'run_methods', 'evaluate_stage', 'popularity_stage', 'write_report', 'commit', 'versions', 'check_run',
-           'run_job', 'plot_history', 'tokenizer_page', 'Clock', 'free_for', 'tokenize_job']
+           'run_methods', 'judged', 'evaluate_stage', 'popularity_stage', 'assistant_stage', 'write_report', 'commit',
+           'versions', 'check_run', 'run_job', 'plot_history', 'tokenizer_page', 'Clock', 'free_for', 'tokenize_job']
 
 # %% ../nbs/17_run.ipynb #fb91ad1d
 import html, json, platform, shutil, subprocess, time
@@ -25,10 +25,12 @@ from .identifiers import Identifiers, index_files
 from .infogain import information_gain, item_prior, plot_decisiveness, plot_gain_by_position, plot_gain_distribution, zero_gain_share
 from .quantize import codebook_report, plot_codebook_use, quantizer_report, write_json
 from .recommender import GenerativeRecommender, RecommenderConfig, check_backbone, check_base
+from .baselines import SASRecConfig, check_split, kept_sasrec
+from .decode import DecodeConfig
 from .report import Report, facts, gain_strips, picture, plot_learning, user_card, wide
 from .tiger import level_ranges
 from .tokenizers import TOKENIZERS, Tokenized, TokenizerConfig, TokenizerReport, load_tokenized, tokenize_items
-from .train import FitResult, TrainConfig
+from .train import FitResult, TrainConfig, some_cases
 from .trie import ItemTrie
 
 # %% ../nbs/17_run.ipynb #24bad11d
@@ -42,10 +44,15 @@ class RunConfig:
     ids: str = 'learned' # 'learned' from item texts, a name in `TOKENIZERS`, an index.json, or a folder from `genrec tokenize`
     alpha: float = .2 # strength of IGD-decoding
     split: str = 'leave-one-out' # or 'time': 80/10/10 by time, see `global_time`
+    mix: float = 0. # share of a SASRec's advice in further decodings of each model (D3); 0: no such decodings
+    users: int | None = None # test users, drawn once; None: all
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
 
     def __post_init__(self):
         if self.split not in SPLITS: raise GenrecError(f'split is {self.split!r}, expected one of {", ".join(SPLITS)}')
+        if self.users is not None and self.users < 1: raise GenrecError(f'users is {self.users}, expected 1 or more, or None for all')
+        if not 0 <= self.mix <= 1: raise GenrecError(f'mix is {self.mix}, expected a number between 0 and 1')
+        if self.recommender.decode.mix: raise GenrecError('decode: the mix of a run is a setting of its own, mix')
         if self.ids in TOKENIZERS: self.recommender = replace(self.recommender, quantizer=self.ids)
 
     @property
@@ -213,19 +220,26 @@ def run_methods(weighting: str) -> dict: # name -> (training, IGD decoding?)
     if weighting == 'igd': return METHODS
     return {**{k: v for k, v in METHODS.items() if v[0] == 'ce'}, **({} if weighting == 'ce' else {weighting: (weighting, False), f'{weighting} + IGD decoding': (weighting, True)})}
 
-def evaluate_stage(rec: GenerativeRecommender, split: Split, name: str, alpha: float) -> dict: # test evaluation and validation NDCG
-    "Rank the test users and the validation users"
-    decode = replace(rec.config.decode, alpha=alpha)
-    test, valid = rec.rank(split.test, 20, decode), rec.rank(split.valid, 20, decode)
-    return dict(test=evaluate_ranking(test, split.test, split.train, name=name).to_dict(ranks=True), alpha=alpha,
+def judged(split: Split, name: str, test, valid, decode: DecodeConfig = DecodeConfig()) -> dict: # test evaluation and validation NDCG
+    "What the lists of a method are worth"
+    return dict(test=evaluate_ranking(test, split.test, split.train, name=name).to_dict(ranks=True), alpha=decode.alpha, mix=decode.mix,
                 valid=ranking_metrics(valid, split.valid.targets, (10,))['ndcg@10'])
+
+def evaluate_stage(rec: GenerativeRecommender, split: Split, methods: dict, assistant=None, mix: float = 0.) -> dict: # name -> what `judged` gives
+    "Rank the test users and the validation users in every way, each history read once; `methods`: name -> alpha"
+    ways = {name: replace(rec.config.decode, alpha=a) for name, a in methods.items()}
+    if mix: ways |= {f'{name} + SASRec': replace(d, mix=mix) for name, d in ways.items()}
+    test, valid = (rec.rank_each(c, list(ways.values()), 20, assistant) for c in (split.test, split.valid))
+    return {name: judged(split, name, t, v, d) for (name, d), t, v in zip(ways.items(), test, valid)}
 
 def popularity_stage(split: Split) -> dict: # the floor
     "Rank by training counts"
-    counts = split.train.item_counts()
-    test, valid = (popularity_ranking(counts, c, 20) for c in (split.test, split.valid))
-    return dict(test=evaluate_ranking(test, split.test, split.train, name='popularity').to_dict(ranks=True), alpha=0.,
-                valid=ranking_metrics(valid, split.valid.targets, (10,))['ndcg@10'])
+    return judged(split, 'popularity', *(popularity_ranking(split.train.item_counts(), c, 20) for c in (split.test, split.valid)))
+
+def assistant_stage(split: Split, folder: Path, seed: int) -> dict: # what it is worth alone
+    "Train the adviser of `mix` and keep it"
+    model = kept_sasrec(split, folder, seed)
+    return judged(split, 'SASRec', *(model.rank(c, 20) for c in (split.test, split.valid)))
 
 # %% ../nbs/17_run.ipynb #81a034d7
 def write_report(
@@ -240,14 +254,14 @@ def write_report(
     "The page of a run"
     counts, m = split.train.target_counts(), metrics
     by_time = m['config']['split'] == 'time'
-    page = Report(f'genrec run: {data.name}', f'{len(split.test):,} {"test cases, the last tenth by time" if by_time else "users, leave-one-out"}, {len(data.catalog):,} items, full catalogue, seen items excluded. '
+    page = Report(f'genrec run: {data.name}', f'{len(split.test):,} {"test cases, " + ("drawn from " if m["config"]["users"] else "") + "the last tenth by time" if by_time else ("test users, drawn once" if m["config"]["users"] else "users") + ", leave-one-out"}, {len(data.catalog):,} items, full catalogue, seen items excluded. '
                   f'Seed {m["seed"]}. {split.skipped:,} users with fewer than {2 if by_time else 3} items were {"left out" if by_time else "kept for training and not evaluated"}.')
     best = next(e for e in evaluations if e.name == m['chosen'])
     page.add('What came out', facts(Recall_at_10_of_popularity=f'{evaluations[0]["recall@10"]:.4f}', **{f'Recall_at_10_of_{best.name}': f'{best["recall@10"]:.4f}'},
              tokens_that_decide_nothing=f'{m["zero_gain_share"]:.1%}', collisions_before_repair=f'{m["collisions_before"]["rate"]:.2%}', minutes=f'{sum(m["seconds"].values())/60:.1f}'))
     page.add('All methods', wide(metrics_table(evaluations)), wide(metrics_table(evaluations, [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)], intervals=False)),
              note='Means over test cases with 95 % bootstrap intervals; each has one target, so Recall@k is the hit rate HR@k. Intervals that overlap do not settle which method is better; a best mark is not a significance test. '
-                  f'The saved model is the one with the best validation NDCG@10: {m["chosen"]}.')
+                  f'The saved model is the one with the best validation NDCG@10: {m["chosen"]}.' + (f' Rows with SASRec take {m["config"]["mix"]:.0%} of each step from a SASRec, as D3 does; they are not saved.' if m['config']['mix'] else ''))
     page.add('Learning', picture(plot_learning(trainings, m['methods']['popularity']['valid_ndcg@10']), 'loss and validation NDCG by epoch'))
     if tokenizer['codes'] is not None:
         size = [len(c) for c in tokenizer['codebooks']['counts']] if 'counts' in tokenizer['codebooks'] else None
@@ -285,7 +299,8 @@ def check_run(config: RunConfig) -> tuple[Dataset, Split]: # the data and its sp
     if config.recommender.backbone == 'llm': check_base(config.recommender.model, data.catalog)
     if not split.train.target_counts().sum(): raise GenrecError(f'{config.data}: nothing is left to train on once the last two items of each user are held back; longer histories are needed')
     if config.given: given_ids(config, data)
-    return data, split
+    if config.mix: check_split(split, SASRecConfig().patience)
+    return data, replace(split, test=some_cases(split.test, config.users, config.recommender.seed))
 
 def run_job(
     config: RunConfig = RunConfig(),
@@ -300,21 +315,24 @@ def run_job(
     stage = Stages(folder, progress or Silent())
     tokenizer = stage('tokenizer', lambda: tokenizer_stage(folder, data, split, config, stage.progress))
     found = {'popularity': stage('popularity', lambda: popularity_stage(split))}
-    r, trained = config.recommender, {}
+    r, trained, adviser = config.recommender, {}, None
+    if config.mix:
+        found['SASRec'] = stage('SASRec', lambda: assistant_stage(split, folder/'work'/'SASRec', r.seed))
+        adviser = kept_sasrec(split, folder/'work'/'SASRec', r.seed)
     methods = run_methods(r.weighting)
     for name in dict.fromkeys(training for training, _ in methods.values()):
         how = r if name == r.weighting else replace(r, weighting=name, weighting_options={})
         trained[name] = stage(f'train {name}', lambda: train_stage(folder, name, data, split, how, stage.progress))
         rec = GenerativeRecommender.from_pretrained(folder/'work'/name/'model')
-        for method, (training, igd) in methods.items():
-            if training == name: found[method] = stage(f'evaluate {method}', lambda: evaluate_stage(rec, split, method, config.alpha if igd else 0.))
+        mine = {method: config.alpha if igd else 0. for method, (training, igd) in methods.items() if training == name}
+        found |= stage(f'evaluate {name}', lambda: evaluate_stage(rec, split, mine, adviser, config.mix))
     chosen = max(methods, key=lambda k: found[k]['valid'])
     rec = GenerativeRecommender.from_pretrained(folder/'work'/methods[chosen][0]/'model')
     rec.config = replace(rec.config, decode=replace(rec.config.decode, alpha=found[chosen]['alpha']))
     rec.save_pretrained(folder/'model')
     evaluations = [Evaluation.from_dict(f['test']) for f in found.values()]
     metrics = dict(data=data.name, users=len(split.test), items=len(data.catalog), interactions=len(data.interactions.items), skipped_users=split.skipped, seed=r.seed,
-                   methods={name: {**f['test']['metrics'], 'intervals': f['test']['intervals'], 'valid_ndcg@10': f['valid'], 'alpha': f['alpha']} for name, f in found.items()},
+                   methods={name: {**f['test']['metrics'], 'intervals': f['test']['intervals'], 'valid_ndcg@10': f['valid'], 'alpha': f['alpha'], 'mix': f.get('mix', 0.)} for name, f in found.items()},
                    chosen=chosen, zero_gain_share=zero_gain_share(rec.trie, rec.gain, split.train.target_counts()), collisions_before=tokenizer['collisions_before'], collisions=tokenizer['collisions'],
                    parameters=trained['ce']['parameters'], epochs={k: t['epochs'] for k, t in trained.items()}, seconds=stage.seconds, config=asdict(config), versions=versions())
     stage.progress.stage('report')

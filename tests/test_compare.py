@@ -16,7 +16,12 @@ from test_run import one_line, small_data
 import genrec_nb.compare as compare
 from genrec_nb.compare import (Block, Claim, Grid, MACHINE, Writer, compare_table, decoding_table, digest, dry_run, last_plan, pack, plain, plot_alphas, plot_curves,
                                plot_mixtures, plot_ranks, read_rows, report_html, run_all, trial_table, two_by_two, unpack, work, write_report)
-from genrec_nb.data import GenrecError
+from genrec_nb.baselines import load_ranker
+from genrec_nb.data import GenrecError, leave_one_out, load_dataset
+from genrec_nb.decode import DecodeConfig
+from genrec_nb.evaluate import ranking_metrics
+from genrec_nb.recommender import load_model
+from genrec_nb.train import rank_cases
 
 SMALL = dict(ids={'km': dict(method='rqkmeans', encoder='tfidf', levels=2, size=6)}, encoder='tfidf', model=dict(d_model=16, num_heads=2, num_layers=1), train=dict(epochs=3, batch_size=16, eval_every=1))
 silent = lambda text: None
@@ -55,6 +60,25 @@ def searched(toy, tmp_path_factory):
     tune = dict(seeds=[7, 8], values=dict(igd=dict(beta=[.1, .6]), pos=dict(beta=[.2, .7]), multi=dict(half_life=[1, 20])), untuned=['ce'])
     run_all(Grid(**settings(toy, weightings=['ce', 'igd', 'pos', 'multi'], tune=tune)), folder, say=silent)
     return folder
+
+
+def test_an_adviser_in_a_grid(finished, toy, tmp_path):
+    "Decoding with a SASRec of the same seed: by hand from what is kept; training does not hear of it"
+    grid = Grid(**settings(toy, weightings=['igd'], seeds=[1], decode=dict(mix=.5)))
+    run_all(grid, tmp_path/'o', say=silent)
+    (row,) = cells(tmp_path/'o').values()
+    plain = next(r for r in cells(finished).values() if (r['method'], r['seed']) == ('igd', 1))
+    assert row['curve'] == plain['curve'] and row['decodings']['0'] != plain['decodings']['0']
+    data = load_dataset(toy)
+    split = leave_one_out(data.interactions)
+    (kept,) = (tmp_path/'o'/'cache').glob('sasrec-*-1')
+    shared = compare.Shared(grid, tmp_path/'o'/'cache')
+    (cell,) = grid.plan(shared).cells(compare.Rows(tmp_path/'o').refresh())
+    ids, trie, gain = shared.structure(cell)
+    model, scores = load_model('packed', tmp_path/'o'/'work'/row['cell']/'model', ids), load_ranker(kept).scores(split.test)
+    for a in (0., .2):
+        ranked = rank_cases(model, trie, split.test, DecodeConfig(mix=.5, alpha=a), gain, 20, assistant=scores)
+        assert row['decodings'][f'{a:g}']['test']['metrics']['ndcg@10'] == pytest.approx(ranking_metrics(ranked, split.test.targets, (10,))['ndcg@10'])
 
 
 # ---- small parts ---------------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 from genrec_nb.cli import app, explain_error
+from genrec_nb.baselines import load_ranker
 from genrec_nb.data import GenrecError, load_dataset
+from genrec_nb.evaluate import evaluate_ranking, ranking_metrics
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 from genrec_nb.run import METHODS, RunConfig, load_run_data, run_job
 from genrec_nb.tokenizers import load_tokenized, tokenize_items
-from genrec_nb.train import TrainConfig
+from genrec_nb.train import TrainConfig, some_cases
 
 GENREC = [sys.executable, '-c', 'from genrec_nb.cli import main; main()']
 
@@ -59,13 +61,36 @@ def test_a_run_leaves_what_it_promises(finished):
     assert GenerativeRecommender.from_pretrained(folder/'model').config.decode.alpha == stored['methods'][best]['alpha']
 
 
+def test_a_sasrec_advises_and_some_users_are_tested(finished, tmp_path):
+    "Rows of D3: by hand from the saved model and the saved adviser; what is saved recommends alone"
+    data, before, metrics = finished
+    config, out = small_config(data, mix=.5, users=20), tmp_path/'out'
+    got = run_job(config, out)
+    ways = lambda t: [n for n, (training, _) in METHODS.items() if training == t]
+    assert list(got['methods']) == ['popularity', 'SASRec', *(x for t in ('ce', 'igd') for x in (*ways(t), *(f'{n} + SASRec' for n in ways(t))))]
+    assert got['users'] == 20 and got['chosen'] in METHODS and {n for n, m in got['methods'].items() if m['mix']} == {f'{n} + SASRec' for n in METHODS}
+    _, split = load_run_data(config)
+    cases, rec, adviser = some_cases(split.test, 20, 0), GenerativeRecommender.from_pretrained(out/'work'/'igd'/'model'), load_ranker(out/'work'/'SASRec')
+    for name, mix, alpha in (('IGD tuning + decoding + SASRec', .5, .2), ('IGD tuning', 0., 0.)):
+        ranked = rec.rank(cases, 20, replace(rec.config.decode, alpha=alpha, mix=mix), adviser)
+        assert got['methods'][name]['ndcg@10'] == pytest.approx(evaluate_ranking(ranked, cases, split.train)['ndcg@10'])
+        assert got['methods'][name]['valid_ndcg@10'] == pytest.approx(ranking_metrics(rec.rank(split.valid, 20, replace(rec.config.decode, alpha=alpha, mix=mix), adviser), split.valid.targets, (10,))['ndcg@10'])
+    assert {n: got['methods'][n]['valid_ndcg@10'] for n in METHODS} == {n: metrics['methods'][n]['valid_ndcg@10'] for n in METHODS}     # the same models
+    assert GenerativeRecommender.from_pretrained(out/'model').config.decode.mix == 0
+    page = (out/'report.html').read_text()
+    assert '20 test users, drawn once' in page and '50% of each step from a SASRec' in page and 'SASRec' not in (before/'report.html').read_text()
+    for name in ('SASRec', 'evaluate igd'): (out/'stages'/f'{name}.json').unlink()
+    assert run_job(config, out, resume=True)['methods'] == got['methods']
+    with pytest.raises(GenrecError, match=r'other settings \(mix\)'): run_job(replace(config, mix=.3), out, resume=True)
+
+
 def test_the_same_seed_gives_the_same_figures_and_another_does_not(finished, tmp_path):
     data, _, metrics = finished
     assert run_job(small_config(data), tmp_path/'again')['methods'] == metrics['methods']
     assert run_job(small_config(data).seeded(1), tmp_path/'other')['methods'] != metrics['methods']
 
 
-@pytest.mark.parametrize('stage', ['tokenizer', 'train ce', 'evaluate CE', 'train igd', 'evaluate IGD tuning + decoding'])
+@pytest.mark.parametrize('stage', ['tokenizer', 'train ce', 'evaluate ce', 'train igd', 'evaluate igd'])
 def test_a_full_disk_is_told_in_one_line_and_resume_ends_alike(finished, tmp_path, monkeypatch, stage):
     import genrec_nb.run as module
     data, _, metrics = finished
@@ -317,14 +342,16 @@ def test_a_run_of_titles_is_resumed_and_repeated_by_its_folder(lm, told, tmp_pat
 def test_a_language_model_writes_codes_with_tasks_and_a_split_by_time(lm, tmp_path):
     from genrec_nb.data import global_time
     one_line('run', '--data', lm/'shop', '--ids', 'letter', '--option', 'encoder=tfidf', '--option', 'cf=lightgcn', '--option', 'levels=2', '--option', 'size=6', '--option', 'steps=30', '--option', 'hidden=[8]', '--option', 'clusters=3',
-             '--model', f'base={lm}/tiny', '--model', 'tasks=["item2index", "index2item"]', *LLM, '--split', 'time', '--out', tmp_path/'o', ok=True)
+             '--model', f'base={lm}/tiny', '--model', 'tasks=["item2index", "index2item"]', *LLM, '--split', 'time', '--mix', .5, '--decode', 'length_penalty=1', '--decode', 'beams=5', '--train', 'lr=1e-3', '--train', 'batch_size=4', '--users', 12, '--out', tmp_path/'o', ok=True)
     m, data = json.loads((tmp_path/'o'/'metrics.json').read_text()), load_dataset(lm/'shop')
     split = global_time(data.interactions)
-    assert m['config']['split'] == 'time' and m['users'] == len(split.test) and m['config']['recommender']['quantizer'] == 'letter'
+    assert m['config']['split'] == 'time' and m['users'] == 12 < len(split.test) and m['config']['recommender']['quantizer'] == 'letter'
     rec = GenerativeRecommender.from_pretrained(tmp_path/'o'/'model')
+    assert (m['config']['recommender']['train']['lr'], m['config']['recommender']['train']['batch_size']) == (1e-3, 4)
+    assert (rec.config.decode.length_penalty, rec.config.decode.beams, rec.config.decode.mix) == (1, 5, 0) and 'CE + SASRec' in m['methods']
     assert (rec.counts == split.train.target_counts()).all() and rec.ids.kind == 'codes' and len(rec.recommend(['3'], 5)) == 5
     page = (tmp_path/'o'/'report.html').read_text()
-    assert 'last tenth by time' in page and 'leave-one-out' not in page.split('How this was made')[0]
+    assert '12 test cases, drawn from the last tenth by time' in page and 'leave-one-out' not in page.split('How this was made')[0]
 
 
 def test_mistakes_about_language_models_make_no_folder(lm, told, tmp_path):
@@ -333,6 +360,7 @@ def test_mistakes_about_language_models_make_no_folder(lm, told, tmp_path):
     assert "'t5' cannot write them" in run('--ids', lm/'out'/'tokenizer', '--backbone', 't5') and "backbone 'llm'" in run('--ids', lm/'out'/'tokenizer'/'index.json')
     assert "did you mean 'max_items'" in run('--backbone', 'llm', '--model', 'max_itms=3') and '--model base: expected NAME=VALUE' in run('--backbone', 'llm', '--model', 'base')
     assert 'no/such/model' in run('--backbone', 'llm', '--model', 'base=no/such/model') and 'name one of the two' in run('--backbone', 'llm', '--ids', 'title', '--model', f'base={lm}/tiny', '--option', 'lm=other')
+    assert "did you mean 'length_penalty'" in run('--decode', 'length_penalt=1') and '--train epochs: it has an option of its own' in run('--train', 'epochs=3') and "did you mean 'lr'" in run('--train', 'lrr=1') and 'lr is' in run('--train', 'lr=abc') and 'beams is' in run('--decode', 'beams=many') and '--decode mix: it has an option of its own, --mix' in run('--decode', 'mix=.5') and 'between 0 and 1' in run('--mix', 2)
     assert "did you mean 'd_model'" in run('--model', 'dmodel=3') and 'leave-one-out, time' in run('--split', 'tim')
     bare = small_data(tmp_path/'bare', text=False)
     assert 'no item texts, which --ids title needs; other ways are --ids random' in one_line('run', '--data', bare, '--backbone', 'llm', '--ids', 'title', '--model', f'base={lm}/tiny', '--out', tmp_path/'o')

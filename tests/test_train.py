@@ -14,7 +14,7 @@ from genrec_nb.identifiers import Identifiers, EOS
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.losses import CFT, MultiTarget, WeightedLoss, igd_weights, make_weighting, token_nll, uniform_weights, weighted_mean
 from genrec_nb.tiger import LengthBatches, packed_decoder, tiger_t5
-from genrec_nb.train import Drawn, FitResult, GenrecTrainer, TrainConfig, as_loss, batch_targets, case_ce, fit, last_checkpoint, plot_mixture, rank_cases, steps_per_epoch, training_arguments
+from genrec_nb.train import Drawn, FitResult, GenrecTrainer, TrainConfig, as_loss, batch_targets, case_ce, fit, last_checkpoint, plot_mixture, rank_cases, rank_each, steps_per_epoch, training_arguments
 from genrec_nb.trie import ItemTrie
 from oracles import identifiers, next_logp
 
@@ -292,6 +292,15 @@ def test_rank_cases_against_scoring_every_item(make):
         got = [i for i in ranked[m].tolist() if i >= 0]
         assert sorted(got) == sorted(want) and (ranked[m, len(got):] == -1).all()
         assert all(want[a] >= want[b] - 1e-4 for a, b in zip(got, got[1:]))
+
+def test_rank_each_is_every_search_by_itself():
+    model, (trie, _) = packed(seed=2), world(packed)
+    gain = information_gain(trie, item_prior(SPLIT.train.target_counts()))
+    scores = torch.randn(len(SPLIT.valid), N, generator=torch.Generator().manual_seed(1))
+    configs = [DecodeConfig(beams=4), DecodeConfig(beams=6, alpha=.4), DecodeConfig(beams=4, mix=.5, length_penalty=1.)]
+    together = rank_each(model, trie, SPLIT.valid, configs, gain, 5, assistant=scores)
+    assert len(together) == 3 and not (together[0] == together[2]).all()
+    for c, ranked in zip(configs, together): assert (ranked == rank_cases(model, trie, SPLIT.valid, c, gain, 5, assistant=scores)).all()
 
 def test_an_assistant_helps_rank_cases():
     model, trie = packed(), world(packed)[0]
