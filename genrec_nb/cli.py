@@ -151,7 +151,7 @@ def run(
     alpha: Annotated[float, typer.Option(help='Strength of IGD-decoding, 0 to 1.')] = .2,
     mix: Annotated[float, typer.Option(help='D3: further rows in which a SASRec, trained first, has this share in each step of decoding, 0 to 1; 0: no such rows.')] = 0.,
     decode: Annotated[list[str] | None, typer.Option(help='Setting of decoding, as NAME=VALUE: beams=10; length_penalty=1 divides scores by length, as BIGRec does; once for each.')] = None,
-    users: Annotated[int | None, typer.Option(min=1, help='Test users, drawn once; all if not given.')] = None,
+    users: Annotated[int | None, typer.Option(min=1, help='Test users, drawn once, and as many validation users; all if not given.')] = None,
     beta: Annotated[float, typer.Option(help='IGD-tuning: weight of tokens that decide nothing, 0 to 1.')] = .1,
     weighting: Annotated[str, typer.Option(help='What is compared with plain cross-entropy: igd, pos, fg, fg-prefix, frequency, cft, ranking or multi; ce: nothing.')] = 'igd',
     weigh: Annotated[list[str] | None, typer.Option(help="Setting of the weighting, as NAME=VALUE: scale=8 for fg, lam=0.1 for cft; once for each.")] = None,

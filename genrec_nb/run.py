@@ -45,7 +45,7 @@ class RunConfig:
     alpha: float = .2 # strength of IGD-decoding
     split: str = 'leave-one-out' # or 'time': 80/10/10 by time, see `global_time`
     mix: float = 0. # share of a SASRec's advice in further decodings of each model (D3); 0: no such decodings
-    users: int | None = None # test users, drawn once; None: all
+    users: int | None = None # test users, drawn once, and as many validation users; None: all
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
 
     def __post_init__(self):
@@ -236,9 +236,9 @@ def popularity_stage(split: Split) -> dict: # the floor
     "Rank by training counts"
     return judged(split, 'popularity', *(popularity_ranking(split.train.item_counts(), c, 20) for c in (split.test, split.valid)))
 
-def assistant_stage(split: Split, folder: Path, seed: int) -> dict: # what it is worth alone
-    "Train the adviser of `mix` and keep it"
-    model = kept_sasrec(split, folder, seed)
+def assistant_stage(whole: Split, split: Split, folder: Path, seed: int) -> dict: # what it is worth alone
+    "Train the adviser of `mix` on the whole and keep it; `split` has the users who judge"
+    model = kept_sasrec(whole, folder, seed)
     return judged(split, 'SASRec', *(model.rank(c, 20) for c in (split.test, split.valid)))
 
 # %% ../nbs/17_run.ipynb #81a034d7
@@ -300,7 +300,7 @@ def check_run(config: RunConfig) -> tuple[Dataset, Split]: # the data and its sp
     if not split.train.target_counts().sum(): raise GenrecError(f'{config.data}: nothing is left to train on once the last two items of each user are held back; longer histories are needed')
     if config.given: given_ids(config, data)
     if config.mix: check_split(split, SASRecConfig().patience)
-    return data, replace(split, test=some_cases(split.test, config.users, config.recommender.seed))
+    return data, split
 
 def run_job(
     config: RunConfig = RunConfig(),
@@ -311,14 +311,15 @@ def run_job(
     "Run all methods; leaves metrics.json, report.html and model/ in the folder"
     config = follow_titles(config)
     data, split = check_run(config)
-    folder = open_run(folder, config, resume)
+    folder, whole = open_run(folder, config, resume), split
+    split = replace(whole, **{part: some_cases(getattr(whole, part), config.users, config.recommender.seed) for part in ('valid', 'test')})
     stage = Stages(folder, progress or Silent())
     tokenizer = stage('tokenizer', lambda: tokenizer_stage(folder, data, split, config, stage.progress))
     found = {'popularity': stage('popularity', lambda: popularity_stage(split))}
     r, trained, adviser = config.recommender, {}, None
     if config.mix:
-        found['SASRec'] = stage('SASRec', lambda: assistant_stage(split, folder/'work'/'SASRec', r.seed))
-        adviser = kept_sasrec(split, folder/'work'/'SASRec', r.seed)
+        found['SASRec'] = stage('SASRec', lambda: assistant_stage(whole, split, folder/'work'/'SASRec', r.seed))
+        adviser = kept_sasrec(whole, folder/'work'/'SASRec', r.seed)
     methods = run_methods(r.weighting)
     for name in dict.fromkeys(training for training, _ in methods.values()):
         how = r if name == r.weighting else replace(r, weighting=name, weighting_options={})
