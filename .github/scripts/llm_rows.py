@@ -3,7 +3,7 @@
 One line of OUT.jsonl per call: SmolLM2-135M with LoRA on packed histories, plain cross-entropy or IGD-tuning, decoded plainly and with IGD-decoding under the
 settings of BIGRec (scores divided by length), of D3 in IGD's release (not divided) and of D3 proper (a SASRec advises). Nothing is tuned but
 the share of the advice, which the validation users choose. Popularity and SASRec rank the same test users. The adapters stay beside OUT.jsonl."""
-import argparse, json, time
+import argparse, json, re, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
@@ -41,8 +41,9 @@ def main(a):
     config = LMConfig(max_items=a.max_items, max_tokens=1024, dropout=0., dtype=a.dtype, packed=True, checkpointing=False, seed=a.seed)
     train = TrainConfig(epochs=1, batch_size=a.batch, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=1, patience=0, samples=a.samples, looks=40, seed=a.seed)
     lm, tokenizer = load_lm(SMOLLM2, a.dtype)
+    titles = [re.sub(a.strip, '', t) for t in data.catalog.titles]
     lm.set_attn_implementation('eager')                                       # on a CPU in bfloat16 it trains faster than the fused one
-    model = language_recommender(title_identifiers(data.catalog.titles, tokenizer, suffix=''), (lm, tokenizer), replace(config, base=SMOLLM2))
+    model = language_recommender(title_identifiers(titles, tokenizer, suffix=''), (lm, tokenizer), replace(config, base=SMOLLM2))
     counts = split.train.target_counts()
     gain = information_gain(model.trie, item_prior(counts))
     rule = make_weighting(a.weighting, **({'beta': a.beta} if a.weighting == 'igd' else {}))
@@ -68,7 +69,7 @@ def main(a):
     page = lambda items, name: evaluate_ranking(items, test, split.train, (1, 5, 10), name).to_dict(ranks=True)
     row = dict(data=data.name, method=a.weighting, seed=a.seed, share=share, looked=looked, rows=[dict(decoding=n, alpha=al, test=page(r, f'{n}, {al:g}')) for (n, al), r in found.items()],
                popularity=page(popularity_ranking(split.train.item_counts(), test, 10), 'popularity'), sasrec=page(assistant.rank(test, 10), 'SASRec'),
-               logs=json.loads((work/'logs.json').read_text()), cut=model.prompt.cut, config=dict(lm=asdict(config), train=asdict(train), weighting=asdict(rule), users=a.users, looks=a.looks, alpha=a.alpha), seconds=seconds, versions=versions())
+               logs=json.loads((work/'logs.json').read_text()), cut=model.prompt.cut, config=dict(lm=asdict(config), train=asdict(train), weighting=asdict(rule), strip=a.strip, users=a.users, looks=a.looks, alpha=a.alpha), seconds=seconds, versions=versions())
     with open(a.out, 'a', encoding='utf-8') as f: f.write(json.dumps(row, default=str) + '\n')
     for r in row['rows']: print(a.weighting, a.seed, r['decoding'], r['alpha'], f"{r['test']['metrics']['recall@10']:.4f} {r['test']['metrics']['ndcg@10']:.4f}")
     for n in ('popularity', 'sasrec'): print(n, f"{row[n]['metrics']['recall@10']:.4f} {row[n]['metrics']['ndcg@10']:.4f}")
@@ -79,7 +80,8 @@ if __name__ == '__main__':
     p.add_argument('data'); p.add_argument('out', type=Path)
     p.add_argument('--weighting', default='ce'); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--beta', type=float, default=.1); p.add_argument('--alpha', type=float, default=.2)
-    p.add_argument('--samples', type=int, default=1800); p.add_argument('--max-items', type=int, default=20); p.add_argument('--batch', type=int, default=2); p.add_argument('--lr', type=float, default=3e-3)
-    p.add_argument('--users', type=int, default=500); p.add_argument('--looks', type=int, default=100); p.add_argument('--dtype', default='bfloat16')
+    p.add_argument('--samples', type=int, default=2700); p.add_argument('--max-items', type=int, default=20); p.add_argument('--batch', type=int, default=2); p.add_argument('--lr', type=float, default=3e-3)
+    p.add_argument('--users', type=int, default=300); p.add_argument('--looks', type=int, default=60); p.add_argument('--dtype', default='bfloat16')
+    p.add_argument('--strip', default=r'\s*\(\d{4}\)$', help='what is left out of titles: the year of a film')
     quiet()
     main(p.parse_args())
