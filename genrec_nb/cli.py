@@ -123,7 +123,7 @@ EXAMPLES = {'--option': 'steps=3000', '--weigh': 'scale=8', '--model': 'max_item
 def named_options(given: list[str], name: str = '--option') -> dict: # name -> value
     "Read the --option options, or others like them"
     from genrec_nb.data import GenrecError
-    wrong = next((g for g in given if not all(g.partition('='))), None)
+    wrong = next((g for g in given if not all(g.partition('=')[:2])), None)
     if wrong is not None: raise GenrecError(f'{name} {wrong}: expected NAME=VALUE, for example {EXAMPLES.get(name, "steps=3000")}')
     pairs = [g.partition('=')[::2] for g in given]
     twice = next((n for n, _ in pairs if [m for m, _ in pairs].count(n) > 1), None)
@@ -138,7 +138,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help='Folder for the results, runs/NAME if none is given.')] = None,
     quick: Annotated[bool, typer.Option('--quick', help='A rehearsal: few epochs, nothing downloaded but the data.')] = False,
     seed: Annotated[int, typer.Option(min=0, help='Of everything that is drawn.')] = 0,
-    resume: Annotated[bool, typer.Option('--resume', help='Go on with an interrupted run; settings that are not repeated are those of the run.')] = False,
+    resume: Annotated[bool, typer.Option('--resume', help='Go on with an interrupted run, the newest or that of --out. Give no setting, and those of the run hold; or give all of them again.')] = False,
     ids: Annotated[str, typer.Option(help="Identifiers: 'learned' from item texts (rqvae), another tokenizer (letter, rqkmeans, opq, pq, tree, category, random; title, for --backbone llm), an index.json, or a folder from `genrec tokenize`.")] = 'learned',
     option: Annotated[list[str] | None, typer.Option(help='Setting of the tokenizer, as NAME=VALUE: levels, size, policy, encoder, cf, or one of its own; once for each.')] = None,
     backbone: Annotated[str, typer.Option(help="'packed' decoder, 't5' (TIGER) or 'llm', a language model that writes titles or codes.")] = 'packed',
@@ -149,7 +149,7 @@ def run(
     learn: Annotated[list[str] | None, typer.Option('--train', help='Setting of training, as NAME=VALUE: lr, batch_size, accumulate, patience, ..; once for each.')] = None,
     looks: Annotated[int | None, typer.Option(min=1, help='Validation users that are looked at while training; all if not given, but 128 for a language model on a CPU.')] = None,
     alpha: Annotated[float, typer.Option(help='Strength of IGD-decoding, 0 to 1.')] = .2,
-    mix: Annotated[float, typer.Option(help='D3: further rows in which a SASRec, trained first, has this share in each step of decoding, 0 to 1; 0: no such rows.')] = 0.,
+    mix: Annotated[float, typer.Option(help='D3: further rows in which a SASRec, trained first, has this share in each step of decoding, 0 to 1; 0: no such rows. What is saved recommends without it.')] = 0.,
     decode: Annotated[list[str] | None, typer.Option(help='Setting of decoding, as NAME=VALUE: beams=10; length_penalty=1 divides scores by length, as BIGRec does; once for each.')] = None,
     users: Annotated[int | None, typer.Option(min=1, help='Test users, drawn once, and as many validation users; all if not given.')] = None,
     beta: Annotated[float, typer.Option(help='IGD-tuning: weight of tokens that decide nothing, 0 to 1.')] = .1,
@@ -204,7 +204,7 @@ def show_metrics(
     table = Table(title=f'{metrics["data"]}: {metrics["users"]:,} users, {metrics["items"]:,} items, seed {metrics["seed"]}', box=SIMPLE_HEAD, pad_edge=False)
     columns = {'R@10': 'recall@10', '95 %': None, 'N@10': 'ndcg@10', 'tail R@10': 'tail/recall@10', 'coverage': 'coverage@10'}
     table.add_column('')
-    table.add_column('method', no_wrap=True)
+    table.add_column('method', overflow='fold')
     for c in columns: table.add_column(c, justify='right', no_wrap=True)
     number = lambda x, digits=4: '–' if x is None else f'{x:.{digits}f}'.removeprefix('0')
     for name, m in metrics['methods'].items():
@@ -329,6 +329,7 @@ def recommend(
     table = Table('token', 'choices', 'probability', escape('gain [nats]'), 'weight', 'adds', title=f'Why {escape(e.title)}?')
     for token, choices, p, gain, weight, adds in explanation_rows(e): table.add_row(escape(token), str(choices), f'{p:.4f}', f'{gain:.4f}', f'{weight:.2f}', f'{adds:.3f}')
     console.print(table)
+    console.print(f'score {e.score:.3f}: {sum(p.part for p in e.parts):.3f} in all, {e.settings}', style='dim', highlight=False)
 
 # %% ../nbs/18_cli.ipynb #1a88b683
 @app.command()

@@ -152,6 +152,7 @@ class Tune:
 def one_language_model(grid: 'Grid') -> None: # changed in place
     "The model that writes the titles cuts them; raises `GenrecError` if two are named"
     titles = [s for s in grid.ids.values() if s.get('method') == 'title']
+    for s in titles if grid.model.get('packed') else (): s['options'] = {'suffix': '', **s.get('options', {})}         # the list goes on behind a title
     found = [x for x in (grid.model.get('base'), *(s.get('lm') or s.get('options', {}).get('lm') for s in titles)) if x]
     if len(set(map(lm_name, found))) > 1: raise GenrecError(f'model.base: a grid has one language model, found {" and ".join(map(repr, dict.fromkeys(found)))}')
     if not found: return
@@ -1314,10 +1315,11 @@ def provenance(rows: Rows, found: list) -> PlainTable:
 def rules(plan: Plan) -> str:
     "How the settings were chosen, in words"
     g, t = plan.grid, plan.grid.search
-    if not t: return f'No search: hyper-parameters were fixed in the grid. α was chosen for each method on the validation users (mean {g.metric} over the reported seeds); test figures are those at the chosen α.'
+    advice = f'In decoding a SASRec of the same seed has a share of {g.decode["mix"]:.0%} in each step (D3), so no figure is that of the method alone. ' if g.decode.get('mix') else ''
+    if not t: return advice + f'No search: hyper-parameters were fixed in the grid. α was chosen for each method on the validation users (mean {g.metric} over the reported seeds); test figures are those at the chosen α.'
     n = len(t.trials(next(m for m in g.weightings if m not in t.untuned)))
     both = sorted(set(t.seeds) & set(g.seeds))
-    return (f'Each method had {n} trials of its own hyper-parameters with {len(t.seeds)} tuning seed{"s"*(len(t.seeds) > 1)} ({", ".join(map(str, t.seeds))}) and {len(g.alphas)} α each; the best mean {g.metric} on the validation users was taken to the reported seeds. '
+    return (advice + f'Each method had {n} trials of its own hyper-parameters with {len(t.seeds)} tuning seed{"s"*(len(t.seeds) > 1)} ({", ".join(map(str, t.seeds))}) and {len(g.alphas)} α each; the best mean {g.metric} on the validation users was taken to the reported seeds. '
             + (f'Seeds {both} were used for the search and are reported too. ' if both else 'No tuning seed is reported. ') + (f'Nothing of its own to search for: {", ".join(t.untuned)}.' if t.untuned else ''))
 
 def report_html(

@@ -828,6 +828,7 @@ def set_tasks(self: LanguageRecommender,
     unknown = sorted(set(names) - set(TASKS))
     if unknown: raise GenrecError(f'task {unknown[0]!r} is unknown, expected some of {", ".join(TASKS)}')
     if not 0 < share <= 1: raise GenrecError(f'share is {share}, expected a number in (0, 1]')
+    if self.config.packed: raise GenrecError('packed training reads lists of items, and alignment tasks are no lists: take one of the two')
     if len(catalog) != len(self.ids): raise GenrecError(f'a catalogue of {len(catalog)} items for identifiers of {len(self.ids)}')
     if not any(catalog.texts): raise GenrecError('the catalogue has no text, which the alignment tasks are made of: load it with text, or train on seqrec alone')
     cut = lambda texts: [w[:text_tokens] for w in self.tokenizer(texts, add_special_tokens=False)['input_ids']]

@@ -66,6 +66,7 @@ def check_model(
     if backbone != 'llm': return
     from genrec_nb.llm import TASKS, LMConfig
     tasks = settings.get('tasks') or []
+    if tasks and settings.get('packed'): raise GenrecError(f'{where}: packed training reads lists of items, and alignment tasks are no lists: take one of the two')
     if not isinstance(tasks, (list, tuple)): raise GenrecError(f'{where}: tasks is {tasks!r}, expected a list of names of {", ".join(TASKS)}')
     check_keys(dict.fromkeys(tasks), TASKS, f'{where}.tasks')
     if not 0 < settings.get('share', .2) <= 1: raise GenrecError(f'{where}: share is {settings["share"]}, expected a number in (0, 1]')
@@ -162,7 +163,7 @@ class RecommenderConfig:
             if getattr(self, name) not in known: raise GenrecError(f'{name} is {getattr(self, name)!r}, expected one of {known}')
         check_backbone(self.backbone, self.quantizer == 'title', TOKENIZERS[self.quantizer].ragged, self.quantizer)
         if not isinstance(self.train, TrainConfig): self.train = TrainConfig(**{**train_defaults(self.backbone), **(self.train or {})})
-        if self.backbone == 'llm': self.name_language_model()
+        if self.backbone == 'llm': self.name_language_model(); self.name_tasks()
         check_model(self.backbone, self.model)
         self.tokenizer_config                                                     # refuses what does not fit
         if not 0 <= self.beta <= 1: raise GenrecError(f'beta is {self.beta}, expected a number between 0 and 1')
@@ -177,6 +178,12 @@ class RecommenderConfig:
         if base or lm: self.model = {**self.model, 'base': lm_name(base or lm)}
         if self.model.get('tasks') and self.quantizer == 'title': raise GenrecError('alignment tasks teach what codes mean, and titles mean what they say: leave out tasks, or take identifiers of codes')
 
+    def name_tasks(self) -> None:
+        "'all', or names with commas between them, are a list, too"
+        from genrec_nb.llm import TASKS
+        tasks = self.model.get('tasks')
+        if isinstance(tasks, str): self.model = {**self.model, 'tasks': list(TASKS) if tasks == 'all' else [t.strip() for t in tasks.split(',')]}
+
     @property
     def rule(self) -> Weighting: # what each token weighs in training
         "The weighting; raises `GenrecError` for an unknown name or setting"
@@ -186,6 +193,7 @@ class RecommenderConfig:
     def tokenizer_config(self) -> TokenizerConfig: # for `tokenize_items`
         "What the tokenizer needs of these choices"
         follow = dict(lm=self.model['base']) if self.quantizer == 'title' and 'base' in self.model else {}
+        if self.quantizer == 'title' and self.model.get('packed') and 'suffix' not in self.tokenizer: follow['suffix'] = ''   # the list goes on behind a title
         return TokenizerConfig(self.quantizer, **{name: getattr(self, name) for name in TOKENIZERS[self.quantizer].uses}, options=self.tokenizer | follow, seed=self.seed)
 
     @classmethod
@@ -310,7 +318,7 @@ def recommend_items(self: GenerativeRecommender,
     k: int = 10, # items wanted
     decode: DecodeConfig | None = None, # None: the configuration's, with at least k beams
     assistant=None, # a text-free recommender (an `ItemRanker`), needed if decode.mix > 0
-) -> Recommendations: # best first; fewer than k if nothing is left
+) -> Recommendations: # best first; fewer than k if nothing is left, or the beams of `decode` found fewer
     "What next? raises `GenrecError` for an unknown item, naming the nearest titles"
     items = resolve(self, history)
     if k < 1: raise GenrecError(f'k is {k}, expected 1 or more')
@@ -361,22 +369,25 @@ class Explanation:
     title: str
     parts: list[TokenPart]
     alpha: float = 0. # strength of IGD-decoding in the weights
+    length_penalty: float = 0. # the sum is divided by the number of tokens to this power
     @property
-    def score(self) -> float: return sum(p.part for p in self.parts)
+    def score(self) -> float: return sum(p.part for p in self.parts)/max(len(self.parts), 1)**self.length_penalty
+    @property
+    def settings(self) -> str: return f'α = {self.alpha:g}' + (f', divided by {len(self.parts)} tokens' + f' to the power of {self.length_penalty:g}'*(self.length_penalty != 1) if self.length_penalty else '')
     def __repr__(self):
-        head = f'{self.title}: {self.score:.3f} (α = {self.alpha:g})\n{"token":<12}{"choices":>8}{"prob":>9}{"gain":>9}{"weight":>8}{"adds":>9}'
+        head = f'{self.title}: {self.score:.3f} ({self.settings})\n{"token":<12}{"choices":>8}{"prob":>9}{"gain":>9}{"weight":>8}{"adds":>9}'
         return '\n'.join([head] + [f'{p.token[:11]:<12}{p.choices:>8}{p.probability:>9.4f}{p.gain:>9.4f}{p.weight:>8.2f}{p.part:>9.3f}' for p in self.parts])
     def strip(self) -> Strip:
         "The item written out token by token"
         tips = [f'p = {p.probability:.4f}, gain {p.gain:.4f} nats, weight {p.weight:.2f}, adds {p.part:.3f}; {p.choices} choice{"s"*(p.choices != 1)}' for p in self.parts]
         line = token_strip([p.token for p in self.parts], [p.gain for p in self.parts], tips, [p.probability for p in self.parts])
-        return Strip(f'<div class="explain">{html.escape(self.title)} <small>score {self.score:.3f}, α = {self.alpha:g}; blue: gain, orange line: unlikely</small>{line}</div>')
+        return Strip(f'<div class="explain">{html.escape(self.title)} <small>score {self.score:.3f}, {self.settings}; blue: gain, orange line: unlikely</small>{line}</div>')
     def _repr_html_(self):
         if len(self.parts) > 8: return self.strip()
         top = max((p.gain for p in self.parts), default=0) or 1
-        cell = lambda p: (f'<td style="background:rgba(0,114,178,{.04 + .66*(p.gain/top)**.35:.2f});padding:.35rem .6rem;border:2px solid white;text-align:center" '
+        cell = lambda p: (f'<td style="background:rgba(0,114,178,{(.04 + .66*(p.gain/top)**.35)*(p.gain > 0):.2f});padding:.35rem .6rem;border:2px solid white;text-align:center" '
                           f'title="gain {p.gain:.4f} nats, {p.choices} choices"><b>{html.escape(p.token)}</b><br><small>p = {p.probability:.3f}<br>gain {p.gain:.3f}<br>weight {p.weight:.2f}</small></td>')
-        return f'<table class="explain"><tr><td style="padding-right:.8rem">{html.escape(self.title)}<br><small>score {self.score:.3f}, α = {self.alpha:g}</small></td>{"".join(map(cell, self.parts))}</tr></table>'
+        return f'<table class="explain"><tr><td style="padding-right:.8rem">{html.escape(self.title)}<br><small>score {self.score:.3f}, {self.settings}</small></td>{"".join(map(cell, self.parts))}</tr></table>'
 
 # %% ../nbs/14_recommender.ipynb #2a8c8cd9
 def path_words(self: GenerativeRecommender,
@@ -400,7 +411,7 @@ def explain(self: GenerativeRecommender,
     item: str | int, # id or title of the item to explain
     alpha: float | None = None, # None: the configuration's
 ) -> Explanation: # one line a token
-    "Probability, gain and weight of every token of an item's identifier, given a history"
+    "Probability, gain and weight of every token of an item's identifier, given a history; by the model alone, without the advice of `mix`"
     items, target = resolve(self, history), resolve(self, [item])[0]
     alpha = self.config.decode.alpha if alpha is None else alpha
     self.model.eval()
@@ -415,7 +426,7 @@ def explain(self: GenerativeRecommender,
         p = logits[0, 0].float().softmax(0)[token].item()
         parts.append(TokenPart(words[t], choices[t], p, self.gain[nodes[t]].item(), weight[t]))
         if t + 1 < len(path): logits = self.model.advance(state, token.view(1, 1), here)
-    return Explanation(self.catalog.titles[target], parts, alpha)
+    return Explanation(self.catalog.titles[target], parts, alpha, self.config.decode.length_penalty)
 
 GenerativeRecommender.explain = explain
 

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SPLITS', 'METHODS', 'RunConfig', 'Silent', 'Stages', 'Steps', 'open_run', 'load_with_split', 'load_run_data',
            'table_ids', 'given_ids', 'follow_titles', 'item_file', 'tokenizer_stage', 'train_stage', 'as_result',
-           'run_methods', 'judged', 'evaluate_stage', 'popularity_stage', 'assistant_stage', 'write_report', 'commit',
-           'versions', 'check_run', 'run_job', 'plot_history', 'tokenizer_page', 'Clock', 'free_for', 'tokenize_job']
+           'run_methods', 'judged', 'evaluate_stage', 'popularity_stage', 'assistant_stage', 'recipe', 'write_report',
+           'commit', 'versions', 'check_run', 'run_job', 'plot_history', 'tokenizer_page', 'Clock', 'free_for',
+           'tokenize_job']
 
 # %% ../nbs/17_run.ipynb #fb91ad1d
-import html, json, platform, shutil, subprocess, time
+import html, json, platform, re, shutil, subprocess, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -140,6 +141,7 @@ def load_with_split(
     try: found = load_dataset(data, **columns)
     except GenrecError as e:
         if 'text=False' not in str(e): raise
+        if text and 'such items' in str(e): raise GenrecError(re.sub(r',? or do without any( text)? \(text=False\)', '', str(e))) from None
         ways = [f'{text.split()[0]} {m}' for m, how in reversed(TOKENIZERS.items()) if not {'text', 'categories', 'titles'} & set(how.needs)] if text else []
         if ways: raise GenrecError(f'{data}: there are no item texts, which {text} needs; other ways are {", ".join(ways)}' + (', or --ids FILE with an index.json' if '--ids' in text else '')) from None
         found = load_dataset(data, text=False, **columns)
@@ -242,6 +244,16 @@ def assistant_stage(whole: Split, split: Split, folder: Path, seed: int) -> dict
     return judged(split, 'SASRec', *(model.rank(c, 20) for c in (split.test, split.valid)))
 
 # %% ../nbs/17_run.ipynb #81a034d7
+def recipe(
+    config: RecommenderConfig,
+    trainings: dict, # name -> `FitResult`
+) -> str: # a sentence or two
+    "Who recommends, how long was it trained, how is it read?"
+    t, d = config.train, config.decode
+    who = f'{config.model.get("base", "smollm2-135m")}, {config.model.get("tuning", "lora")}' if config.backbone == 'llm' else {'packed': 'a packed decoder', 't5': 'TIGER\'s T5'}[config.backbone]
+    return (f'The recommender is {who}, trained on {f"{t.samples:,} drawn" if t.samples else "all"} samples an epoch ({", ".join(f"{n}: {f.epochs:g} epoch" + "s"*(f.epochs != 1) for n, f in trainings.items())}; learning rate {t.lr:g}) '
+            f'and read with {d.beams} beams' + (f'; scores are divided by length{f" to the power of {d.length_penalty:g}" if d.length_penalty != 1 else ""}' if d.length_penalty else '') + '.')
+
 def write_report(
     folder: Path, # of the run
     metrics: dict, # as in metrics.json
@@ -255,12 +267,13 @@ def write_report(
     counts, m = split.train.target_counts(), metrics
     by_time = m['config']['split'] == 'time'
     page = Report(f'genrec run: {data.name}', f'{len(split.test):,} {"test cases, " + ("drawn from " if m["config"]["users"] else "") + "the last tenth by time" if by_time else ("test users, drawn once" if m["config"]["users"] else "users") + ", leave-one-out"}, {len(data.catalog):,} items, full catalogue, seen items excluded. '
-                  f'Seed {m["seed"]}. {split.skipped:,} users with fewer than {2 if by_time else 3} items were {"left out" if by_time else "kept for training and not evaluated"}.')
+                  f'Seed {m["seed"]}. {split.skipped:,} users with fewer than {2 if by_time else 3} items were {"left out" if by_time else "kept for training and not evaluated"}. ' + recipe(rec.config, trainings))
     best = next(e for e in evaluations if e.name == m['chosen'])
     page.add('What came out', facts(Recall_at_10_of_popularity=f'{evaluations[0]["recall@10"]:.4f}', **{f'Recall_at_10_of_{best.name}': f'{best["recall@10"]:.4f}'},
              tokens_that_decide_nothing=f'{m["zero_gain_share"]:.1%}', collisions_before_repair=f'{m["collisions_before"]["rate"]:.2%}', minutes=f'{sum(m["seconds"].values())/60:.1f}'))
     page.add('All methods', wide(metrics_table(evaluations)), wide(metrics_table(evaluations, [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)], intervals=False)),
              note='Means over test cases with 95 % bootstrap intervals; each has one target, so Recall@k is the hit rate HR@k. Intervals that overlap do not settle which method is better; a best mark is not a significance test. '
+                  f'CE is plain cross-entropy; IGD tuning gives tokens without gain the weight {m["config"]["recommender"]["beta"]:g}; IGD decoding lifts tokens with gain, α = {m["config"]["alpha"]:g}. '
                   f'The saved model is the one with the best validation NDCG@10: {m["chosen"]}.' + (f' Rows with SASRec take {m["config"]["mix"]:.0%} of each step from a SASRec, as D3 does; they are not saved.' if m['config']['mix'] else ''))
     page.add('Learning', picture(plot_learning(trainings, m['methods']['popularity']['valid_ndcg@10']), 'loss and validation NDCG by epoch'))
     if tokenizer['codes'] is not None:

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SHARED', 'CODED', 'TOKENIZERS', 'KINDS', 'own_settings', 'Method', 'Sources', 'letter_config', 'make_letter',
            'make_rqvae', 'make_rqkmeans', 'make_opq', 'make_pq', 'make_tree', 'make_random', 'make_category', 'lm_name',
-           'lm_tokenizer', 'make_title', 'named_method', 'check_keys', 'check_option', 'check_options',
+           'lm_tokenizer', 'make_title', 'short_titles', 'named_method', 'check_keys', 'check_option', 'check_options',
            'TokenizerConfig', 'default_size', 'check_sizes', 'cf_vectors', 'check_cf', 'find_categories',
            'text_vectors', 'Tokenized', 'vector_source', 'gather', 'tokenize_items', 'position_use', 'TokenizerReport',
            'tokenizer_report', 'new_vectors', 'assign_items', 'library_versions', 'save_tokenized', 'load_tokenized',
            'read_items', 'assign_file', 'compare_reports']
 
 # %% ../nbs/12b_tokenizers.ipynb #687c0202
-import difflib, hashlib, os, platform, shutil
+import difflib, hashlib, os, platform, re, shutil
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 import numpy as np
@@ -105,7 +105,18 @@ def make_title(s: Sources, c: 'TokenizerConfig') -> Identifiers:
     "Titles in the pieces of a language model; raises `GenrecError` for titles that it cannot give back"
     from genrec_nb.llm import title_identifiers
     o = {**TOKENIZERS['title'].options, **c.options}
-    return title_identifiers(s.titles, lm_tokenizer(o['lm']), o['suffix'])
+    return title_identifiers(short_titles(s.titles, o['drop']), lm_tokenizer(o['lm']), o['suffix'])
+
+def short_titles(
+    titles: list[str], # N titles
+    drop: str, # regular expression; empty: nothing
+) -> list[str]:
+    "Titles without what the pattern finds; raises `GenrecError` for a pattern that is none, and for titles of which nothing is left"
+    try: short = [re.sub(drop, '', t).strip() for t in titles] if drop else list(titles)
+    except re.error as e: raise GenrecError(f'drop={drop!r} is no regular expression: {e}') from None
+    gone = [t for t, s in zip(titles, short) if drop and not s]
+    if gone: raise GenrecError(f'drop={drop!r} leaves nothing of {len(gone)} titles: {"; ".join(map(repr, gone[:5]))}')
+    return short
 
 # %% ../nbs/12b_tokenizers.ipynb #2cad4a86
 CODED = ('levels', 'size', 'policy', 'encoder')
@@ -118,7 +129,7 @@ TOKENIZERS = dict(                                                             #
     tree = Method('a cluster inside a cluster', make_tree, (), dict(clusters=10, leaf=50, share=False), ('histories',), ragged=True),
     category = Method('a category', make_category, (), dict(field=None, separator=None, unordered=None, top=None, least=1, missing='group'), ('categories',), ragged=True),
     random = Method('nothing', make_random, ('levels', 'size')),
-    title = Method('a piece of the title', make_title, (), dict(lm='smollm2-135m', suffix='\n'), ('titles',), ragged=True),
+    title = Method('a piece of the title', make_title, (), dict(lm='smollm2-135m', suffix='\n', drop=''), ('titles',), ragged=True),
 )
 
 def named_method(
@@ -139,7 +150,7 @@ def check_keys(
     for k in given:
         if k in known: continue
         near = difflib.get_close_matches(str(k), list(known), 1)
-        raise GenrecError(f'{where}: {k!r} is unknown{f", did you mean {near[0]!r}?" if near else ""} Known: {", ".join(known)}')
+        raise GenrecError(f'{where}: {k!r} is unknown{f", did you mean {near[0]!r}?" if near else "."} Known: {", ".join(known)}')
 
 KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a word'}
 

@@ -318,7 +318,7 @@ def training_arguments(
     epochs, every = config.epochs, min(config.eval_every, config.epochs)
     return TrainingArguments(**{**dict(
         output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=config.batch_size, gradient_accumulation_steps=config.accumulate,
-        learning_rate=config.lr, weight_decay=config.weight_decay, adam_beta2=.98, lr_scheduler_type='cosine', warmup_steps=math.ceil(config.warmup*steps*epochs),
+        learning_rate=config.lr, weight_decay=config.weight_decay, adam_beta2=.98, lr_scheduler_type='cosine', warmup_steps=min(math.ceil(config.warmup*steps*epochs), steps*epochs - 1),
         eval_strategy='steps', eval_steps=every*steps, save_strategy='steps', save_steps=every*steps, save_total_limit=1, logging_strategy='steps', logging_steps=steps,
         load_best_model_at_end=True, restore_callback_states_from_checkpoint=True, metric_for_best_model=f'eval_{config.metric}', greater_is_better=config.metric != 'ce',
         seed=config.seed, disable_tqdm=True, report_to='none', remove_unused_columns=False, dataloader_pin_memory=False), **more})

@@ -9,7 +9,7 @@ import torch
 from genrec_nb.data import Catalog, Dataset, GenrecError, Interactions, leave_one_out
 from genrec_nb.decode import DecodeConfig
 from genrec_nb.identifiers import EOS
-from genrec_nb.llm import tiny_llama
+from genrec_nb.llm import TASKS, tiny_llama
 from genrec_nb.recommender import Explanation, GenerativeRecommender, RecommenderConfig, TokenPart, model_settings, token_strip, train_defaults
 from genrec_nb.tiger import BACKBONES
 from genrec_nb.tokenizers import TokenizerConfig, tokenize_items
@@ -93,6 +93,18 @@ def test_the_whole_is_the_parts_put_together(base, writer):
     assert writer.rank(SPLIT.test, 5).shape == (len(SPLIT.test), 5)
 
 
+def test_an_explanation_gives_the_score_that_ranks(writer):
+    "Also where IGD-decoding weighs steps and scores are divided by length"
+    history, usual = [DATA.catalog.ids[j] for j in (3, 11, 20)], writer.config
+    for decode in (DecodeConfig(beams=40), DecodeConfig(beams=40, alpha=.3, length_penalty=1.), DecodeConfig(beams=40, length_penalty=.5)):
+        writer.config = replace(usual, decode=decode)
+        try:
+            for x in writer.recommend(history, 3):
+                e = writer.explain(history, x.id)
+                assert e.score == pytest.approx(x.score, abs=1e-3) and ('divided by' in repr(e)) == ('divided by' in e._repr_html_()) == bool(decode.length_penalty)
+        finally: writer.config = usual
+
+
 def test_titles_are_read_back_from_the_pieces(writer):
     "All titles, with the pieces of a letter shown as dots"
     from genrec_nb.recommender import path_words
@@ -140,6 +152,9 @@ def test_one_name_for_the_language_model_is_enough(base, tmp_path, monkeypatch):
     with pytest.raises(GenrecError, match='name one of the two'): RecommenderConfig(backbone='llm', quantizer='title', model=dict(base='tiny'), tokenizer=dict(lm='other'))
     r = RecommenderConfig(backbone='llm', quantizer='title')
     assert 'base' not in r.model and r.tokenizer_config.options == {}
+    packed = RecommenderConfig(backbone='llm', quantizer='title', model=dict(packed=True))
+    assert packed.tokenizer_config.options == dict(suffix='') and replace(packed, tokenizer=dict(suffix='.')).tokenizer_config.options == dict(suffix='.')
+    assert codes(base, model=dict(tasks='item2index, fusiontitle')).model['tasks'] == ['item2index', 'fusiontitle'] and codes(base, model=dict(tasks='all')).model['tasks'] == list(TASKS)
     assert RecommenderConfig.from_dict(json.loads(json.dumps(__import__('dataclasses').asdict(settings(base))))) == settings(base)
 
 
@@ -154,7 +169,9 @@ def test_one_name_for_the_language_model_is_enough(base, tmp_path, monkeypatch):
     (lambda b: settings(b, model=dict(seed=3)), "'seed' is unknown"),
     (lambda b: settings(b, model=dict(tasks=['item2index'])), 'leave out tasks'),
     (lambda b: codes(b, model=dict(tasks=['item2idx'])), "did you mean 'item2index'"),
-    (lambda b: codes(b, model=dict(tasks='item2index')), 'expected a list'),
+    (lambda b: codes(b, model=dict(tasks=3)), 'expected a list'),
+    (lambda b: codes(b, model=dict(tasks='item2index,seqrek')), "did you mean 'seqrec'"),
+    (lambda b: codes(b, model=dict(tasks='all', packed=True)), 'no lists: take one of the two'),
     (lambda b: codes(b, model=dict(share=2)), 'share is 2'),
     (lambda b: codes(b, model=dict(tasks=['seqrec']), weighting='cft'), 'cft blanks the history'),
     (lambda b: RecommenderConfig(model=dict(d_modle=3)), "did you mean 'd_model'"),

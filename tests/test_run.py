@@ -317,10 +317,21 @@ def test_a_language_model_writes_titles_from_the_command_line(lm, told):
     ids = load_tokenized(lm/'out'/'tokenizer').ids
     assert ids.kind == 'titles' and ids.backbone_ids is not None and GenerativeRecommender.from_pretrained(lm/'out'/'model').ids == ids
     page = (lm/'out'/'report.html').read_text()
+    assert f'The recommender is {lm.resolve()}/tiny, lora, trained on 32 drawn samples an epoch' in page and 'read with 20 beams.' in page
     assert page.count('class="strip"') == 5 + 14 and '<shop>' not in page and '⏎' in page
     out = one_line('recommend', lm/'out', '--history', '3', '--history', '4', '-k', '2', '--explain', ok=True)
     assert 'item number' in out and '⏎∎' in out
     assert 'decide nothing' in one_line('inspect', lm/'out', ok=True) and 'decide nothing' in one_line('inspect', lm/'out'/'tokenizer', ok=True)
+
+
+def test_packed_titles_without_their_tails_from_the_command_line(lm, tmp_path):
+    "The list goes on behind a title, so that nothing but the end stands there"
+    from transformers import AutoTokenizer
+    one_line('run', '--data', lm/'shop', '--ids', 'title', '--option', 'drop= of this <shop>$', '--model', f'base={lm}/tiny', '--model', 'packed=true', *LLM, '--weighting', 'ce', '--out', tmp_path/'o', ok=True)
+    ids, tokenizer, titles = load_tokenized(tmp_path/'o'/'tokenizer').ids, AutoTokenizer.from_pretrained(lm/'tiny'), load_dataset(lm/'shop').catalog.titles
+    for i in (0, 7, 29): assert tokenizer.decode(ids.backbone_ids[ids.path(i)[:-1]]) + ' of this <shop>' == titles[i]
+    rec = GenerativeRecommender.from_pretrained(tmp_path/'o'/'model')
+    assert rec.model.config.packed and rec.recommend([titles[3]], 2)[0].title in titles
 
 
 def test_a_run_of_titles_is_resumed_and_repeated_by_its_folder(lm, told, tmp_path):
@@ -363,6 +374,10 @@ def test_mistakes_about_language_models_make_no_folder(lm, told, tmp_path):
     assert "did you mean 'd_model'" in run('--model', 'dmodel=3') and 'leave-one-out, time' in run('--split', 'tim')
     bare = small_data(tmp_path/'bare', text=False)
     assert 'no item texts, which --ids title needs; other ways are --ids random' in one_line('run', '--data', bare, '--backbone', 'llm', '--ids', 'title', '--model', f'base={lm}/tiny', '--out', tmp_path/'o')
+    some = tmp_path/'some'; shutil.copytree(lm/'shop', some)
+    (some/'items.csv').write_text((some/'items.csv').read_text().replace((some/'items.csv').read_text().splitlines()[4], '3,'))
+    line = one_line('run', '--data', some, '--backbone', 'llm', '--ids', 'title', '--model', f'base={lm}/tiny', '--out', tmp_path/'o')
+    assert "item '3' has neither title nor other text (1 such items)" in line and 'text=False' not in line
     inter = tmp_path/'timeless'; inter.mkdir()
     pd.DataFrame(dict(user=[0, 0, 0], item=[0, 1, 2])).to_csv(inter/'interactions.csv', index=False); pd.DataFrame(dict(item=range(3), title=list('abc'))).to_csv(inter/'items.csv', index=False)
     assert 'needs times' in one_line('run', '--data', inter, '--column', 'time=', '--split', 'time', '--out', tmp_path/'o')

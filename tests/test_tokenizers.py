@@ -180,6 +180,8 @@ def test_titles_are_what_the_language_model_cuts_and_read_back(all_made, tmp_pat
     for i in (0, 7, 59): assert tokenizer.decode(again.backbone_ids[again.path(i)[:-1]]) == DATA.catalog.titles[i] + '\n'
     other = made('title', options=dict(lm=LM, suffix=' !')).ids
     assert tokenizer.decode(other.backbone_ids[other.path(3)[:-1]]) == 'item 3 !'
+    short = made('title', options=dict(lm=LM, drop='^item')).ids
+    assert [tokenizer.decode(short.backbone_ids[short.path(i)[:-1]]) for i in (0, 59)] == ['0\n', '59\n']
 
 
 def test_titles_that_cannot_be_are_refused(tmp_path):
@@ -190,6 +192,8 @@ def test_titles_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(GenrecError, match='ids and no titles'): tokenize_items(bare, SPLIT, config('title'))
     (tmp_path/'empty').mkdir()
     with pytest.raises(GenrecError, match='holds no tokenizer'): made('title', options=dict(lm=str(tmp_path/'empty')))
+    with pytest.raises(GenrecError, match=r"leaves nothing of 60 titles: 'item 0'"): made('title', options=dict(lm=LM, drop='.*'))
+    with pytest.raises(GenrecError, match='no regular expression'): made('title', options=dict(lm=LM, drop='('))
     with pytest.raises(GenrecError, match='lm is 3, expected a word'): config('title', options=dict(lm=3))
     lossy = Tokenizer(models.WordLevel({'?': 0, 'item': 1, '<end>': 2}, unk_token='?'))
     lossy.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -258,6 +258,14 @@ def test_another_metric_chooses(tmp_path):
 
 # ---- early stopping -----------------------------------------------------------------------------------------------
 
+def test_the_warm_up_leaves_a_step(tmp_path):
+    "A training of one step moves"
+    warmup = lambda epochs, steps: training_arguments(TrainConfig(epochs=epochs, warmup=.1), steps, tmp_path).warmup_steps
+    assert (warmup(1, 1), warmup(1, 2), warmup(2, 30)) == (0, 1, 6)
+    before = flat(packed())
+    after = flat(run(packed, tmp_path, epochs=1, samples=4, warmup=.02).model)
+    assert (before != after).any()
+
 def test_patience(tmp_path):
     "A learning rate that moves nothing: the first look is the best, two more are granted"
     result = run(packed, tmp_path, epochs=9, lr=1e-12, patience=2)

@@ -1,8 +1,8 @@
 """What trained language models say to a few users: python .github/scripts/llm_examples.py DATA OUT.json NAME=FOLDER [NAME=FOLDER ..]
 
-FOLDER is the model/ that llm_rows.py left; the name `untrained` without folder is SmolLM2 as it is. For validation users: the loss of tokens with and
+FOLDER is the model/ that llm_rows.py left; a NAME without folder is SmolLM2 as it is. For validation users: the loss of tokens with and
 without information gain. For three test users, drawn by seed: five titles each, and the target token by token."""
-import argparse
+import argparse, re
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -43,7 +43,7 @@ def main(a):
         if folder: model = LanguageRecommender.from_pretrained(folder)
         else:
             lm, tokenizer = load_lm(SMOLLM2, 'float32')
-            model = LanguageRecommender(lm, tokenizer, title_identifiers(data.catalog.titles, tokenizer, suffix=''), LMConfig(packed=True))
+            model = LanguageRecommender(lm, tokenizer, title_identifiers([re.sub(a.strip, '', t) for t in data.catalog.titles], tokenizer, suffix=''), LMConfig(packed=True, max_items=20, max_tokens=1024))
         model.lm.float()
         rec = GenerativeRecommender(data.catalog, model.ids, split.train.target_counts(), model.eval(), RecommenderConfig(backbone='llm', quantizer='title'))
         said = []
@@ -60,6 +60,7 @@ def main(a):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('data'); p.add_argument('out', type=Path); p.add_argument('models', nargs='+')
+    p.add_argument('--strip', default=r'\s*\(\d{4}\)$', help='what is left out of titles, as in llm_rows.py')
     p.add_argument('--seed', type=int, default=0); p.add_argument('--cases', type=int, default=200)
     quiet()
     main(p.parse_args())
