@@ -421,7 +421,7 @@ def sweep(
 # %% ../nbs/18_cli.ipynb #6bce68fe
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="Which: 'trie', 'decode', 'tokenizers', 'backbones', 'weightings'; trie and decode if none is named.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Which: 'trie', 'decode', 'tokenizers', 'backbones', 'weightings', 'llm'; trie and decode if none is named.")] = None,
     out: Annotated[Path | None, typer.Option(help='Also write the figures to this JSON file.')] = None,
     quick: Annotated[bool, typer.Option('--quick', help='Smaller sizes.')] = False,
 ):
