@@ -2,7 +2,7 @@
 
 Titles cut by SmolLM2's tokenizer, a line break and EOS behind them (as IGD's release has them); gains and shares from training targets alone.
 A data set in which half of the titles end as --drop says (films: the year) gets a second row without these ends."""
-import argparse, re
+import argparse
 from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
@@ -12,13 +12,14 @@ from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
 from genrec_nb.llm import SMOLLM2, smollm2_folder, title_identifiers
 from genrec_nb.quantize import write_json
 from genrec_nb.run import versions
+from genrec_nb.tokenizers import short_titles
 from genrec_nb.trie import ItemTrie
 
 
 def row(name: str, tokenizer, drop: str = '') -> dict:
     "One data set"
     data = load_dataset(name)
-    titles = [re.sub(drop, '', t) for t in data.catalog.titles] if drop else data.catalog.titles
+    titles = short_titles(data.catalog.titles, drop)
     if drop and 2*sum(a != b for a, b in zip(titles, data.catalog.titles)) < len(titles): return None
     ids = title_identifiers(titles, tokenizer)
     trie = ItemTrie.build(ids)

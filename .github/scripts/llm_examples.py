@@ -2,7 +2,7 @@
 
 FOLDER is the model/ that llm_rows.py left; a NAME without folder is SmolLM2 as it is. For validation users: the loss of tokens with and
 without information gain. For three test users, drawn by seed: five titles each, and the target token by token."""
-import argparse, re
+import argparse
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -14,6 +14,7 @@ from genrec_nb.llm import SMOLLM2, LanguageRecommender, LMConfig, load_lm, title
 from genrec_nb.quantize import write_json
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 from genrec_nb.run import versions
+from genrec_nb.tokenizers import short_titles
 from genrec_nb.train import some_cases
 
 
@@ -43,7 +44,7 @@ def main(a):
         if folder: model = LanguageRecommender.from_pretrained(folder)
         else:
             lm, tokenizer = load_lm(SMOLLM2, 'float32')
-            model = LanguageRecommender(lm, tokenizer, title_identifiers([re.sub(a.strip, '', t) for t in data.catalog.titles], tokenizer, suffix=''), LMConfig(packed=True, max_items=20, max_tokens=1024))
+            model = LanguageRecommender(lm, tokenizer, title_identifiers(short_titles(data.catalog.titles, a.strip), tokenizer, suffix=''), LMConfig(packed=True, max_items=20, max_tokens=1024))
         model.lm.float()
         rec = GenerativeRecommender(data.catalog, model.ids, split.train.target_counts(), model.eval(), RecommenderConfig(backbone='llm', quantizer='title'))
         said = []

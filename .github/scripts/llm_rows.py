@@ -3,7 +3,7 @@
 One line of OUT.jsonl per call: SmolLM2-135M with LoRA on packed histories, plain cross-entropy or IGD-tuning, decoded plainly and with IGD-decoding under the
 settings of BIGRec (scores divided by length), of D3 in IGD's release (not divided) and of D3 proper (a SASRec advises). Nothing is tuned but
 the share of the advice, which the validation users choose. Popularity and SASRec rank the same test users. The adapters stay beside OUT.jsonl."""
-import argparse, json, re, time
+import argparse, json, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
@@ -17,6 +17,7 @@ from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.llm import SMOLLM2, LanguageRecommender, LMConfig, language_recommender, load_lm, title_identifiers
 from genrec_nb.losses import make_weighting
 from genrec_nb.run import versions
+from genrec_nb.tokenizers import short_titles
 from genrec_nb.train import TrainConfig, fit, some_cases
 
 SHARES = (.25, .5, .75) # of the assistant
@@ -41,7 +42,7 @@ def main(a):
     config = LMConfig(max_items=a.max_items, max_tokens=1024, dropout=0., dtype=a.dtype, packed=True, checkpointing=False, seed=a.seed)
     train = TrainConfig(epochs=1, batch_size=a.batch, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=1, patience=0, samples=a.samples, looks=40, seed=a.seed)
     lm, tokenizer = load_lm(SMOLLM2, a.dtype)
-    titles = [re.sub(a.strip, '', t) for t in data.catalog.titles]
+    titles = short_titles(data.catalog.titles, a.strip)
     lm.set_attn_implementation('eager')                                       # on a CPU in bfloat16 it trains faster than the fused one
     model = language_recommender(title_identifiers(titles, tokenizer, suffix=''), (lm, tokenizer), replace(config, base=SMOLLM2))
     counts = split.train.target_counts()
