@@ -1,8 +1,9 @@
-"""Train a language model on titles and store how it ranks: python .github/scripts/llm_rows.py DATA OUT.jsonl [--weighting ce|igd] [--seed 0]
+"""Train a language model on titles and store how it ranks: python .github/scripts/llm_rows.py DATA OUT.jsonl [--weighting ce|igd] [--seed 0] [--split time]
 
 One line of OUT.jsonl per call: SmolLM2-135M with LoRA on packed histories, plain cross-entropy or IGD-tuning, decoded plainly and with IGD-decoding under the
 settings of BIGRec (scores divided by length), of D3 in IGD's release (not divided) and of D3 proper (a SASRec advises). Nothing is tuned but
-the share of the advice, which the validation users choose. Popularity and SASRec rank the same test users. The adapters stay beside OUT.jsonl."""
+the share of the advice, which the validation users choose. Popularity and SASRec rank the same test users. The adapters stay beside OUT.jsonl,
+with the time that their training took; a second call ranks by them."""
 import argparse, json, time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,13 +11,13 @@ import numpy as np
 import torch
 from genrec_nb.baselines import SASRecConfig, train_sasrec
 from genrec_nb.cli import quiet
-from genrec_nb.data import leave_one_out, load_dataset
+from genrec_nb.data import load_dataset
 from genrec_nb.decode import DecodeConfig, recommend_each
 from genrec_nb.evaluate import evaluate_ranking, popularity_ranking, ranking_metrics
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.llm import SMOLLM2, LanguageRecommender, LMConfig, language_recommender, load_lm, title_identifiers
 from genrec_nb.losses import make_weighting
-from genrec_nb.run import versions
+from genrec_nb.run import SPLITS, versions
 from genrec_nb.tokenizers import short_titles
 from genrec_nb.train import TrainConfig, fit, some_cases
 
@@ -34,7 +35,7 @@ def ranked(model, cases, configs: list, gain, assistant) -> list:
 
 def main(a):
     data, start = load_dataset(a.data), time.perf_counter()
-    split, seconds = leave_one_out(data.interactions), {}
+    split, seconds = SPLITS[a.split](data.interactions), {}
     def clock(name):
         nonlocal start
         seconds[name], start = round(time.perf_counter() - start, 1), time.perf_counter()
@@ -52,9 +53,10 @@ def main(a):
     if (work/'model'/'llm.json').is_file(): model = LanguageRecommender.from_pretrained(work/'model')
     else:
         result = fit(model, split.train, split.valid, model.trie, rule.objective(model.trie, model.ids, counts=counts, gain=gain), train, work/'checkpoints', DecodeConfig(**BEAMS, length_penalty=1.), resume=True, logging_steps=10)
-        (work/'logs.json').write_text(json.dumps(result.logs))
+        (work/'trained.json').write_text(json.dumps(dict(seconds=round(time.perf_counter() - start, 1), versions=versions(), logs=result.logs)))
         model.save_pretrained(work/'model')
-    clock('train')
+    trained, start = json.loads((work/'trained.json').read_text()), time.perf_counter()
+    seconds['train'] = trained['seconds']
     model.lm.float()
     model.merge()
     assistant = train_sasrec(split, SASRecConfig(), a.seed)
@@ -70,7 +72,7 @@ def main(a):
     page = lambda items, name: evaluate_ranking(items, test, split.train, (1, 5, 10), name).to_dict(ranks=True)
     row = dict(data=data.name, method=a.weighting, seed=a.seed, share=share, looked=looked, rows=[dict(decoding=n, alpha=al, test=page(r, f'{n}, {al:g}')) for (n, al), r in found.items()],
                popularity=page(popularity_ranking(split.train.item_counts(), test, 10), 'popularity'), sasrec=page(assistant.rank(test, 10), 'SASRec'),
-               logs=json.loads((work/'logs.json').read_text()), cut=model.prompt.cut, config=dict(lm=asdict(config), train=asdict(train), weighting=asdict(rule), strip=a.strip, users=a.users, looks=a.looks, alpha=a.alpha), seconds=seconds, versions=versions())
+               logs=trained['logs'], cut=model.prompt.cut, config=dict(lm=asdict(config), train=asdict(train), weighting=asdict(rule), strip=a.strip, split=a.split, users=a.users, looks=a.looks, alpha=a.alpha), seconds=seconds, trained=trained['versions'], versions=versions())
     with open(a.out, 'a', encoding='utf-8') as f: f.write(json.dumps(row, default=str) + '\n')
     for r in row['rows']: print(a.weighting, a.seed, r['decoding'], r['alpha'], f"{r['test']['metrics']['recall@10']:.4f} {r['test']['metrics']['ndcg@10']:.4f}")
     for n in ('popularity', 'sasrec'): print(n, f"{row[n]['metrics']['recall@10']:.4f} {row[n]['metrics']['ndcg@10']:.4f}")
@@ -79,10 +81,10 @@ def main(a):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('data'); p.add_argument('out', type=Path)
-    p.add_argument('--weighting', default='ce'); p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--split', choices=SPLITS, default='leave-one-out'); p.add_argument('--weighting', default='ce'); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--beta', type=float, default=.1); p.add_argument('--alpha', type=float, default=.2)
     p.add_argument('--samples', type=int, default=2700); p.add_argument('--max-items', type=int, default=20); p.add_argument('--batch', type=int, default=2); p.add_argument('--lr', type=float, default=3e-3)
-    p.add_argument('--users', type=int, default=300); p.add_argument('--looks', type=int, default=60); p.add_argument('--dtype', default='bfloat16')
+    p.add_argument('--users', type=int, default=None, help='test cases, drawn; all unless told'); p.add_argument('--looks', type=int, default=60); p.add_argument('--dtype', default='bfloat16')
     p.add_argument('--strip', default=r'\s*\(\d{4}\)$', help='what is left out of titles: the year of a film')
     quiet()
     main(p.parse_args())
