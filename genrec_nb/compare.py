@@ -6,10 +6,10 @@
 __all__ = ['DATA_KEYS', 'YOUNG', 'MACHINE', 'STALE', 'METRICS', 'K', 'CHILD', 'MARKS', 'plain', 'digest', 'pack', 'unpack',
            'read_spec', 'weighting_config', 'ids_config', 'named', 'Tune', 'one_language_model', 'Grid', 'check_list',
            'is_seed', 'split_values', 'check_settings', 'check_tune', 'check_grid', 'method_config', 'data_digest',
-           'open_data', 'Shared', 'index_file', 'lm_digest', 'cf_name', 'looks_at_vectors', 'fitting', 'resolve',
-           'Cell', 'Plan', 'trial_cells', 'choose', 'cells', 'size', 'same_figures', 'Rows', 'merge', 'add', 'done',
-           'find', 'decoding', 'read_rows', 'alive', 'claimed_by', 'Claim', 'Writer', 'figures', 'data_row', 'curve',
-           'cf_vectors', 'make_identifiers', 'token_facts', 'identifiers', 'cached', 'structure', 'train_cell',
+           'open_data', 'by_time', 'Shared', 'index_file', 'lm_digest', 'cf_name', 'looks_at_vectors', 'fitting',
+           'resolve', 'Cell', 'Plan', 'trial_cells', 'choose', 'cells', 'size', 'same_figures', 'Rows', 'merge', 'add',
+           'done', 'find', 'decoding', 'read_rows', 'alive', 'claimed_by', 'Claim', 'Writer', 'figures', 'data_row',
+           'curve', 'cf_vectors', 'make_identifiers', 'token_facts', 'identifiers', 'cached', 'structure', 'train_cell',
            'run_cell', 'open_folder', 'grid_plan', 'plan_done', 'plan_run', 'plan_say', 'newest', 'describe',
            'to_stderr', 'take_one', 'work', 'run_all', 'run_grid', 'in_parallel', 'dry_run', 'last_record', 'last_plan',
            'Block', 'as_evaluation', 'runs', 'scores', 'setting', 'blocks', 'mean_intervals', 'PlainTable',
@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
-from .data import Cases, Dataset, GenrecError, Split, leave_one_out, load_dataset, read_json, whole_file
+from .data import Cases, Dataset, GenrecError, Split, load_dataset, read_json, whole_file
 from .decode import DecodeConfig
 from .embed import embed_texts
 from .evaluate import Evaluation, average_popularity, coverage, gini, metric_values, popularity_ranking, rank_of, target_groups
@@ -35,7 +35,7 @@ from .losses import SHORT, make_weighting
 from .quantize import check_vectors, quantizer_report, write_json
 from .baselines import SASRec, kept_sasrec
 from .report import Report, picture, wide
-from .run import Steps, versions
+from .run import SPLITS, Steps, versions
 from .statistics import (Scores, bootstrap_totals, compare_head_tail, compare_methods, decile_curve, holm, plot_comparisons,
                                   plot_critical_difference, plot_deciles, rank_methods)
 from .recommender import TRAIN, check_backbone, check_base, check_model, load_model, make_model
@@ -91,7 +91,7 @@ def read_spec(
     except tomllib.TOMLDecodeError as e: raise GenrecError(f'{path}: {e}') from None
 
 # %% ../nbs/17b_compare.ipynb #c9897283
-DATA_KEYS = ('path', 'columns', 'vectors', 'train', 'model', 'trainer')
+DATA_KEYS = ('path', 'columns', 'split', 'vectors', 'train', 'model', 'trainer')
 
 def weighting_config(
     name: str, # of the method
@@ -255,6 +255,7 @@ def check_grid(grid: Grid) -> None:
     check_keys({grid.backbone: 1}, BACKBONES, 'backbone')
     for name, d in grid.data.items():
         check_keys(d, DATA_KEYS, f'data.{name}')
+        check_keys({d.get('split', 'leave-one-out'): 1}, SPLITS, f'data.{name}.split')
         if 'base' in d.get('model', {}): raise GenrecError(f'data.{name}.model: a grid has one language model, its base stands in model')
         check_model(grid.backbone, {**grid.model, **d.get('model', {})}, f'data.{name}.model')
         for part in ('train', 'model', 'trainer'): check_keys(d.get(part, {}), d.get(part, {}), f'data.{name}.{part}')
@@ -310,6 +311,10 @@ def open_data(
         return load_dataset(name, text=False, **(columns or {}))
 
 # %% ../nbs/17b_compare.ipynb #afb2c46d
+def by_time(settings: dict) -> bool: # of a data set
+    "Is it split by time?"
+    return settings.get('split') == 'time'
+
 class Shared:
     "What cells have in common, made once: data, vectors, identifiers, tries"
     def __init__(self,
@@ -323,15 +328,18 @@ class Shared:
         return self.memo[key]
 
     def data(self, name: str) -> tuple[Dataset, Split]:
-        "A data set and its leave-one-out split"
+        "A data set and its split, leave-one-out unless the grid says 'time'"
         def load():
             d = self.grid.data[name]
             data = open_data(d.get('path', name), d.get('columns'))
-            split = leave_one_out(data.interactions)
-            if not len(split.test): raise GenrecError(f'data.{name}: every user has fewer than 3 items, there is nobody to evaluate')
+            try: split = SPLITS[d.get('split', 'leave-one-out')](data.interactions)
+            except GenrecError as e: raise GenrecError(f'data.{name}: {e}') from None
+            if not len(split.test) or not len(split.valid): raise GenrecError(f'data.{name}: {"too few interactions to split by time" if by_time(d) else "every user has fewer than 3 items"}, there is nobody to evaluate')
             return data, split
         return self.once(('data', name), load)
-    def digest(self, name: str) -> str: return self.once(('digest', name), lambda: data_digest(self.data(name)[0]))
+    def digest(self, name: str) -> str: # of the data, and of how they are split if that is not leave-one-out
+        "What rows and files call the data"
+        return self.once(('digest', name), lambda: data_digest(self.data(name)[0]) + '-time'*by_time(self.grid.data[name]))
     def has_text(self, name: str) -> bool: return any(self.data(name)[0].catalog.texts)
 
     def without_paths(self, record: dict) -> dict: # of a grid with a language model
@@ -424,7 +432,7 @@ def resolve(
             if not text and 'file' not in s and ids[i]['encoder'] is not None: raise GenrecError(f'data.{name}: there are no item texts to learn identifiers {i!r} from: give a file, or random ones')
         if grid.backbone == 'llm': check_base({**grid.model, **d.get('model', {})}, x.catalog)
         vectors = dict(vectors=digest(Path(d['vectors']).read_bytes())) if 'vectors' in d else {}
-        data[name] = {k: v for k, v in d.items() if k in ('train', 'model', 'trainer')} | dict(digest=shared.digest(name), files=given) | vectors
+        data[name] = {k: v for k, v in d.items() if k in ('train', 'model', 'trainer') or (k == 'split' and by_time(d))} | dict(digest=shared.digest(name), files=given) | vectors
     keep = ('weightings', 'alphas', 'seeds', 'tune', 'reference', 'metric', 'title', 'backbone', 'model', 'train', 'decode', 'gain', 'encoder', 'trainer')
     record = plain(dict(data=data, ids=ids, **{k: getattr(grid, k) for k in keep}))
     return shared.without_paths(record) if 'base' in grid.model else record
@@ -716,11 +724,12 @@ def figures(
 def data_row(
     name: str,
     data: Dataset, split: Split,
+    key: str, # as rows name the data
 ) -> dict:
     "What is the same for all rows of a data set: users, targets, popularity"
     counts = split.train.item_counts()
     part = lambda c: dict(users=pack(c.users), targets=pack(c.targets), popularity=pack(rank_of(popularity_ranking(counts, c, K), c.targets)))
-    return dict(kind='data', data=name, digest=data_digest(data), items=len(data.catalog), interactions=len(data.interactions.items), skipped=split.skipped,
+    return dict(kind='data', data=name, digest=key, items=len(data.catalog), interactions=len(data.interactions.items), skipped=split.skipped,
                 counts=pack(counts), valid=part(split.valid), test=part(split.test))
 
 def curve(
@@ -892,7 +901,7 @@ def newest(rows: Rows, kind: str) -> dict | None: return max((g for g in rows.gr
 def describe(writer: Writer, shared: Shared, plan, rows: Rows) -> None:
     "Write the plan and the data sets into the rows, unless they are there"
     for name in shared.grid.data:
-        if shared.digest(name) not in rows.data: writer.append(data_row(name, *shared.data(name)))
+        if shared.digest(name) not in rows.data: writer.append(data_row(name, *shared.data(name), shared.digest(name)))
     last = newest(rows, plan.kind)
     if last is None or last['digest'] != digest(plan.record): writer.append(dict(kind=plan.kind, n=last['n'] + 1 if last else 0, digest=digest(plan.record), record=plan.record))
 
@@ -1182,7 +1191,7 @@ def compare_table(
         out.append(row)
     out.sort(key=lambda r: r['method'] != reference)
     return CompareTable(f'{block.data}, {block.ids} identifiers', metric, reference, out,
-                        f'Against {reference}; {s.n_seeds} seed{"s"*(s.n_seeds > 1)}, {s.n_users:,} users; ' + ('would other users and other seeds say the same? ' if s.n_seeds > 1 else 'one seed: would other users say the same of these models? ')
+                        f'Against {reference}; {s.n_seeds} seed{"s"*(s.n_seeds > 1)}, {s.n_users:,} users' + (f' with {len(s.users):,} cases' if len(s.users) > s.n_users else '') + '; ' + ('would other users and other seeds say the same? ' if s.n_seeds > 1 else 'one seed: would other users say the same of these models? ')
                         + 'Holm: over all methods; for head and tail over both together.')
 
 # %% ../nbs/17b_compare.ipynb #74149aa7
@@ -1349,9 +1358,9 @@ def add_block(page: Report, b: Block) -> None:
     "The sections of one data set and one kind of identifiers"
     several = len(b.methods) > 1
     page.add(f'{b.data}, {b.ids}: results', wide(compare_table(b)), picture(plot_comparisons(compare_methods(b.scores(), b.reference)), 'differences from the reference with intervals') if several else '',
-             wide(compare_table(b, 'recall@10')), note='Test users, at the setting that validation chose.')
+             wide(compare_table(b, 'recall@10')), note=('Test cases, the last tenth of all samples by time' if by_time(b.plan.record['data'][b.data]) else 'Test users') + ', at the setting that validation chose.')
     page.add(f'{b.data}, {b.ids}: decoding', wide(decoding_table(b)._repr_html_()), picture(plot_alphas(b), 'metric against alpha'), note='★: α chosen on validation; only these are results. In brackets: what decoding adds to the same models, and its p-value after Holm over this table.')
-    if 'igd' in b.methods and len(b.plan.grid.alphas) > 1: page.add(f'{b.data}, {b.ids}: training and decoding apart', wide(two_by_two(b)._repr_html_()), picture(plot_comparisons(two_by_two(b)), 'differences from plain training, plainly read'), note='Either training, read plainly and with the α that validation chose for it; Holm over these rows.')
+    if 'igd' in b.methods and b.reference != 'igd' and len(b.plan.grid.alphas) > 1: page.add(f'{b.data}, {b.ids}: training and decoding apart', wide(two_by_two(b)._repr_html_()), picture(plot_comparisons(two_by_two(b)), 'differences from plain training, plainly read'), note='Either training, read plainly and with the α that validation chose for it; Holm over these rows.')
     page.add(f'{b.data}, {b.ids}: whom does each method serve?', picture(plot_deciles(decile_curve(leaders(b), b.counts))[0], 'metric by popularity of the target'), note='The reference, and the three others that validation puts first.')
     if b.plan.grid.search: page.add(f'{b.data}, {b.ids}: search', wide(trial_table(b)._repr_html_()), note='Validation users, tuning seeds. ★: chosen.')
     mix = plot_mixtures(b)

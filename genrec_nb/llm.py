@@ -181,11 +181,12 @@ def title_identifiers(
     tokenizer, # of the language model
     suffix: str = '\n', # text between title and EOS
 ) -> Identifiers: # ragged paths over the tokens that occur; equal titles share a path
-    "Titles as token paths; raises `GenrecError` listing the titles that the tokenizer cannot give back"
+    "Titles as token paths; raises `GenrecError` listing the titles that the tokenizer cannot give back, or that spell one of its special tokens"
+    some = lambda bad: '; '.join(f'{i}: {titles[i]!r}' for i in bad[:10]) + '; …'*(len(bad) > 10)
+    spelt = [i for i, t in enumerate(titles) if any(s in t for s in tokenizer.all_special_tokens)]
+    if spelt: raise GenrecError(f'{len(spelt)} of {len(titles)} titles spell a special token of the model ({", ".join(tokenizer.all_special_tokens)}), which would end or damage what it writes: {some(spelt)}; leave it out of the titles')
     damaged = tokenize_titles(titles, tokenizer, suffix, 'keep')[2]
-    if len(damaged):
-        some = '; '.join(f'{i}: {titles[i]!r}' for i in damaged[:10])
-        raise GenrecError(f'the tokenizer cannot give back {len(damaged)} of {len(titles)} titles: {some}{"; …" if len(damaged) > 10 else ""}; take another model, or other titles')
+    if len(damaged): raise GenrecError(f'the tokenizer cannot give back {len(damaged)} of {len(titles)} titles: {some(damaged)}; take another model, or other titles')
     return Identifiers.from_titles(titles, tokenizer, suffix=suffix)
 
 # %% ../nbs/09_llm.ipynb #81602aca
@@ -339,7 +340,7 @@ def make_prompter(
     begin = tokenizer('')['input_ids'][:1]                                     # what the tokenizer puts before every text, if anything
     head, tail = [t for t in begin if t == tokenizer.bos_token_id] + cut(before), cut(after)
     room = config.max_tokens - len(head) - len(tail) - answer
-    if room < min(map(len, words)): raise GenrecError(f'max_tokens is {config.max_tokens}: the template needs {len(head) + len(tail)}, the longest answer {answer}, which leaves no room for an item of the history')
+    if room < min(map(len, words)): raise GenrecError(f'max_tokens is {config.max_tokens}: the template needs {len(head) + len(tail)}, the longest answer (a title or codes) {answer}, which leaves no room for an item of the history')
     return Prompter(words, head, tail, cut(config.separator), room)
 
 # %% ../nbs/09_llm.ipynb #4097dbaa

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
 from oracles import quick
@@ -17,7 +18,7 @@ import genrec_nb.compare as compare
 from genrec_nb.compare import (Block, Claim, Grid, MACHINE, Writer, compare_table, decoding_table, digest, dry_run, last_plan, pack, plain, plot_alphas, plot_curves,
                                plot_mixtures, plot_ranks, read_rows, report_html, run_all, trial_table, two_by_two, unpack, work, write_report)
 from genrec_nb.baselines import load_ranker
-from genrec_nb.data import GenrecError, leave_one_out, load_dataset
+from genrec_nb.data import GenrecError, global_time, leave_one_out, load_dataset
 from genrec_nb.decode import DecodeConfig
 from genrec_nb.evaluate import ranking_metrics
 from genrec_nb.recommender import load_model
@@ -60,6 +61,45 @@ def searched(toy, tmp_path_factory):
     tune = dict(seeds=[7, 8], values=dict(igd=dict(beta=[.1, .6]), pos=dict(beta=[.2, .7]), multi=dict(half_life=[1, 20])), untuned=['ce'])
     run_all(Grid(**settings(toy, weightings=['ce', 'igd', 'pos', 'multi'], tune=tune)), folder, say=silent)
     return folder
+
+
+def timed(toy, folder):
+    "The toy data as a table: the n-th item of every user is picked on day n, one user after the other"
+    found = load_dataset(toy)
+    x, n = found.interactions, found.interactions.lengths
+    place = np.arange(len(x.items)) - np.repeat(x.offsets[:-1], n)
+    folder.mkdir()
+    pd.DataFrame(dict(user=np.repeat(np.array(x.user_ids), n), item=np.array(found.catalog.ids)[x.items], time=place*86400 + np.repeat(np.arange(len(n)), n))).to_csv(folder/'interactions.csv', index=False)
+    pd.DataFrame(dict(item=found.catalog.ids, title=found.catalog.texts)).to_csv(folder/'items.csv', index=False)
+    return folder
+
+
+def test_two_protocols_side_by_side(toy, tmp_path):
+    "One folder split twice: leave-one-out is the cell that stood there, by time the model ranks the last tenth and learns from nothing later than its first eight"
+    folder = timed(toy, tmp_path/'shop')
+    one = dict(weightings=['igd'], seeds=[1])
+    run_all(Grid(**settings(folder, **one)), tmp_path/'p', say=silent)
+    twice = Grid(**settings(toy, data={'users': dict(path=str(folder), split='leave-one-out'), 'clock': dict(path=str(folder), split='time')}, **one))
+    run_all(twice, tmp_path/'o', say=silent)
+    by = {r['data']: r for r in cells(tmp_path/'o').values()}
+    (old,) = cells(tmp_path/'p').values()
+    assert by['users']['cell'] == old['cell'] != by['clock']['cell'] and by['users']['decodings'] == old['decodings']
+    split = global_time(load_dataset(folder).interactions)
+    about = {l['digest']: l for l in lines(tmp_path/'o') if l['kind'] == 'data'}[by['clock']['config']['data']]
+    for part, cases in (('valid', split.valid), ('test', split.test)):
+        np.testing.assert_array_equal(unpack(about[part]['targets']), cases.targets)
+        np.testing.assert_array_equal(unpack(about[part]['users']), cases.users)
+    np.testing.assert_array_equal(unpack(about['counts']), split.train.item_counts())
+    shared = compare.Shared(twice, tmp_path/'o'/'cache')
+    cell = next(c for c in twice.plan(shared).cells(compare.Rows(tmp_path/'o').refresh()) if c.data == 'clock')
+    ids, trie, gain = shared.structure(cell)
+    model = load_model('packed', tmp_path/'o'/'work'/by['clock']['cell']/'model', ids)
+    ranked = rank_cases(model, trie, split.test, DecodeConfig(alpha=.2), gain, 20)
+    assert ranking_metrics(ranked, split.test.targets, (10,))['ndcg@10'] == pytest.approx(by['clock']['decodings']['0.2']['test']['metrics']['ndcg@10'])
+    page = report_html(read_rows(tmp_path/'o'))
+    assert 'Test cases, the last tenth of all samples by time' in page and 'Test users, at the setting' in page
+    with pytest.raises(GenrecError, match=r"data.toy.split.*'tiem'.*time"): Grid(**settings(toy, data={'toy': dict(path=str(toy), split='tiem')}))
+    with pytest.raises(GenrecError, match='data.toy: global_time needs times'): run_all(Grid(**settings(toy, data={'toy': dict(path=str(toy), split='time')})), tmp_path/'q', say=silent)
 
 
 def test_an_adviser_in_a_grid(finished, toy, tmp_path):

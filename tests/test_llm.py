@@ -557,7 +557,8 @@ def test_identifiers_of_another_tokenizer():
 def test_a_title_that_spells_the_end_token():
     titles = ['red saw', 'the <end> of it']
     lm, tokenizer = base(titles)
-    with pytest.raises(GenrecError, match='end-of-sequence token as a word'): LanguageRecommender(lm, tokenizer, title_identifiers(titles, tokenizer), LMConfig(base=None))
+    with pytest.raises(GenrecError, match=r"1 of 2 titles spell a special token .*<end>.*: 1: 'the <end> of it'"): title_identifiers(titles, tokenizer)
+    with pytest.raises(GenrecError, match='end-of-sequence token as a word'): LanguageRecommender(lm, tokenizer, Identifiers.from_titles(titles, tokenizer), LMConfig(base=None))
 
 def test_no_room_for_a_history():
     with pytest.raises(GenrecError, match='no room'): make(0, config=LMConfig(base=None, max_tokens=90))
