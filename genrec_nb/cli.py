@@ -37,11 +37,12 @@ class Bars:
     "Progress of a run as `rich` bars"
     def __init__(self, console: Console):
         self.console, self.task = console, None
-        self.bars = Progress(SpinnerColumn(), TextColumn('{task.description:<28}'), BarColumn(), TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), console=console)
+        self.bars = Progress(SpinnerColumn(), TextColumn('{task.description:<28}'), BarColumn(), TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     def stage(self, name: str, total: int = 0) -> None:
         if self.task is not None and name == self.bars.tasks[self.task].description:
             return self.bars.update(self.task, total=total or None)               # the same stage, now with its number of steps
         self.finish()
+        if not self.console.is_terminal: self.console.print(name)                 # a log file gets its lines when they happen
         self.task = self.bars.add_task(name, total=total or None)
     def advance(self, done: int) -> None: self.bars.update(self.task, completed=done)
     def finish(self) -> None:
@@ -55,9 +56,12 @@ def quiet() -> None:
     "No progress bars and no chatter from the libraries below"
     import logging, warnings
     from transformers.utils import logging as hf
+    from genrec_nb.data import GenrecWarning
     hf.set_verbosity_error(); hf.disable_progress_bar()
     logging.getLogger('torch').setLevel(logging.ERROR)
     warnings.filterwarnings('ignore')
+    warnings.filterwarnings('always', category=GenrecWarning)                     # ours are meant for the person
+    warnings.showwarning = lambda text, *where: Console(stderr=True, highlight=False, soft_wrap=True).print(f'[bold]genrec:[/] {escape(str(text))}')
     os.environ['TQDM_DISABLE'] = '1'
 
 # %% ../nbs/18_cli.ipynb #58fdb0c5

@@ -19,7 +19,7 @@ __all__ = ['DATA_KEYS', 'YOUNG', 'MACHINE', 'STALE', 'METRICS', 'K', 'CHILD', 'M
 
 # %% ../nbs/17b_compare.ipynb #bea75675
 import base64, hashlib, html, itertools, json, math, os, shutil, socket, subprocess, sys, threading, time, uuid, zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
@@ -40,7 +40,7 @@ from .statistics import (Scores, bootstrap_totals, compare_head_tail, compare_me
                                   plot_critical_difference, plot_deciles, rank_methods)
 from .recommender import TRAIN, check_backbone, check_base, check_model, load_model, make_model
 from .tiger import BACKBONES
-from .train import TrainConfig, fit, rank_each
+from .train import TrainConfig, fit, rank_each, some_cases
 from .tokenizers import TOKENIZERS, TokenizerConfig, cf_vectors as train_cf, check_keys, check_sizes, lm_name, tokenize_items
 from .trie import ItemTrie
 
@@ -91,7 +91,7 @@ def read_spec(
     except tomllib.TOMLDecodeError as e: raise GenrecError(f'{path}: {e}') from None
 
 # %% ../nbs/17b_compare.ipynb #c9897283
-DATA_KEYS = ('path', 'columns', 'split', 'vectors', 'train', 'model', 'trainer')
+DATA_KEYS = ('path', 'columns', 'split', 'users', 'vectors', 'train', 'model', 'trainer')
 
 def weighting_config(
     name: str, # of the method
@@ -256,6 +256,7 @@ def check_grid(grid: Grid) -> None:
     for name, d in grid.data.items():
         check_keys(d, DATA_KEYS, f'data.{name}')
         check_keys({d.get('split', 'leave-one-out'): 1}, SPLITS, f'data.{name}.split')
+        if 'users' in d and (not is_seed(d['users']) or not d['users']): raise GenrecError(f'data.{name}.users is {d["users"]!r}, expected a whole number, 1 or more')
         if 'base' in d.get('model', {}): raise GenrecError(f'data.{name}.model: a grid has one language model, its base stands in model')
         check_model(grid.backbone, {**grid.model, **d.get('model', {})}, f'data.{name}.model')
         for part in ('train', 'model', 'trainer'): check_keys(d.get(part, {}), d.get(part, {}), f'data.{name}.{part}')
@@ -287,6 +288,7 @@ def method_config(grid: Grid, method: str, values: dict) -> dict: # weighting in
     check_settings({**grid.train, **part['train']}, TrainConfig, where)
     if 'base' in part['model']: raise GenrecError("tune: 'model.base' cannot be searched: a grid has one language model")
     check_model(grid.backbone, {**grid.model, **part['model']}, f'{where}.model')
+    if w['kind'] == 'cft' and grid.backbone == 'llm' and {**grid.model, **part['model']}.get('packed'): raise GenrecError(f'{where}: cft blanks the history of one sample, and packed samples share theirs: leave out model.packed')
     if w['kind'] == 'cft' and {**grid.model, **part['model']}.get('tasks'): raise GenrecError(f'{where}: cft blanks the history, which half of the alignment tasks do not show: leave out model.tasks')
     return dict(weighting=w, train=part['train'], model=part['model'])
 
@@ -335,11 +337,11 @@ class Shared:
             try: split = SPLITS[d.get('split', 'leave-one-out')](data.interactions)
             except GenrecError as e: raise GenrecError(f'data.{name}: {e}') from None
             if not len(split.test) or not len(split.valid): raise GenrecError(f'data.{name}: {"too few interactions to split by time" if by_time(d) else "every user has fewer than 3 items"}, there is nobody to evaluate')
-            return data, split
+            return data, replace(split, **{part: some_cases(getattr(split, part), d.get('users')) for part in ('valid', 'test')})
         return self.once(('data', name), load)
     def digest(self, name: str) -> str: # of the data, and of how they are split if that is not leave-one-out
         "What rows and files call the data"
-        return self.once(('digest', name), lambda: data_digest(self.data(name)[0]) + '-time'*by_time(self.grid.data[name]))
+        return self.once(('digest', name), lambda: data_digest(self.data(name)[0]) + '-time'*by_time(self.grid.data[name]) + (f'-{self.grid.data[name]["users"]}' if 'users' in self.grid.data[name] else ''))
     def has_text(self, name: str) -> bool: return any(self.data(name)[0].catalog.texts)
 
     def without_paths(self, record: dict) -> dict: # of a grid with a language model
@@ -430,9 +432,10 @@ def resolve(
             else: ids[i] = fitting(ids_config(s, ''), len(x.catalog), f'ids.{i}')
             if ids[i].get('method') == 'title' and x.catalog.titles == x.catalog.ids: raise GenrecError(f'data.{name}: the items have ids and no titles, which identifiers {i!r} are made of')
             if not text and 'file' not in s and ids[i]['encoder'] is not None: raise GenrecError(f'data.{name}: there are no item texts to learn identifiers {i!r} from: give a file, or random ones')
-        if grid.backbone == 'llm': check_base({**grid.model, **d.get('model', {})}, x.catalog)
+        if grid.backbone == 'llm':
+            for how in [s for s in ids.values() if s.get('method') == 'title'] or [None]: check_base({**grid.model, **d.get('model', {})}, x.catalog, how=how and TokenizerConfig.from_dict(how | dict(seed=0)))
         vectors = dict(vectors=digest(Path(d['vectors']).read_bytes())) if 'vectors' in d else {}
-        data[name] = {k: v for k, v in d.items() if k in ('train', 'model', 'trainer') or (k == 'split' and by_time(d))} | dict(digest=shared.digest(name), files=given) | vectors
+        data[name] = {k: v for k, v in d.items() if k in ('train', 'model', 'trainer') or k == 'users' or (k == 'split' and by_time(d))} | dict(digest=shared.digest(name), files=given) | vectors
     keep = ('weightings', 'alphas', 'seeds', 'tune', 'reference', 'metric', 'title', 'backbone', 'model', 'train', 'decode', 'gain', 'encoder', 'trainer')
     record = plain(dict(data=data, ids=ids, **{k: getattr(grid, k) for k in keep}))
     return shared.without_paths(record) if 'base' in grid.model else record
@@ -1358,7 +1361,7 @@ def add_block(page: Report, b: Block) -> None:
     "The sections of one data set and one kind of identifiers"
     several = len(b.methods) > 1
     page.add(f'{b.data}, {b.ids}: results', wide(compare_table(b)), picture(plot_comparisons(compare_methods(b.scores(), b.reference)), 'differences from the reference with intervals') if several else '',
-             wide(compare_table(b, 'recall@10')), note=('Test cases, the last tenth of all samples by time' if by_time(b.plan.record['data'][b.data]) else 'Test users') + ', at the setting that validation chose.')
+             wide(compare_table(b, 'recall@10')), note=('Test cases, the last tenth of all samples by time' if by_time(b.plan.record['data'][b.data]) else 'Test users') + ' (drawn once)'*('users' in b.plan.record['data'][b.data]) + ', at the setting that validation chose.')
     page.add(f'{b.data}, {b.ids}: decoding', wide(decoding_table(b)._repr_html_()), picture(plot_alphas(b), 'metric against alpha'), note='★: α chosen on validation; only these are results. In brackets: what decoding adds to the same models, and its p-value after Holm over this table.')
     if 'igd' in b.methods and b.reference != 'igd' and len(b.plan.grid.alphas) > 1: page.add(f'{b.data}, {b.ids}: training and decoding apart', wide(two_by_two(b)._repr_html_()), picture(plot_comparisons(two_by_two(b)), 'differences from plain training, plainly read'), note='Either training, read plainly and with the α that validation chose for it; Holm over these rows.')
     page.add(f'{b.data}, {b.ids}: whom does each method serve?', picture(plot_deciles(decile_curve(leaders(b), b.counts))[0], 'metric by popularity of the target'), note='The reference, and the three others that validation puts first.')

@@ -170,6 +170,7 @@ class LMConfig:
         if self.tuning == 'full' and self.four_bit: raise GenrecError("4-bit weights cannot be trained: tuning='lora', or four_bit=False")
         for name, least in (('r', 1), ('max_items', 1), ('max_tokens', 1), ('fill', 0)):
             if getattr(self, name) is not None and getattr(self, name) < least: raise GenrecError(f'{name} is {getattr(self, name)}, expected {least} or more')
+        if self.dtype != 'auto' and not getattr(getattr(torch, str(self.dtype), None), 'is_floating_point', False): raise GenrecError(f'dtype is {self.dtype!r}, expected auto, float32, bfloat16 or float16')
         if not 0 <= self.dropout < 1: raise GenrecError(f'dropout is {self.dropout}, expected a number in [0, 1)')
         if self.packed and self.template == TEMPLATE: self.template = LIST_TEMPLATE
         if self.packed and not self.template.endswith('{history}' + self.separator): raise GenrecError(f'packed training goes on with the list, so the template must end with {{history}} and the separator {self.separator!r}; found {self.template[-20:]!r}')
@@ -340,7 +341,8 @@ def make_prompter(
     begin = tokenizer('')['input_ids'][:1]                                     # what the tokenizer puts before every text, if anything
     head, tail = [t for t in begin if t == tokenizer.bos_token_id] + cut(before), cut(after)
     room = config.max_tokens - len(head) - len(tail) - answer
-    if room < min(map(len, words)): raise GenrecError(f'max_tokens is {config.max_tokens}: the template needs {len(head) + len(tail)}, the longest answer (a title or codes) {answer}, which leaves no room for an item of the history')
+    longest = max(map(len, words))
+    if room < longest: raise GenrecError(f'max_tokens is {config.max_tokens}: the template needs {len(head) + len(tail)}, the longest answer (a title or codes) {answer}, an item of the history up to {longest}, so there is no room for one; {config.max_tokens + longest - room} would do')
     return Prompter(words, head, tail, cut(config.separator), room)
 
 # %% ../nbs/09_llm.ipynb #4097dbaa

@@ -329,6 +329,8 @@ def make_weighting(
     known = [f.name for f in fields(cls) if f.init]
     unknown = sorted(set(settings) - set(known))
     if unknown: raise GenrecError(f'weighting {name!r} has no setting {unknown[0]!r}, expected one of {", ".join(known)}')
+    wrong = [(k, v) for k, v in settings.items() if isinstance(v, str) and not isinstance(next(f.default for f in fields(cls) if f.name == k), str)]
+    if wrong: raise GenrecError(f'weighting {name!r}: {wrong[0][0]} is {wrong[0][1]!r}, expected a number')
     return cls(**{**given, **settings})
 
 # %% ../nbs/07_losses.ipynb #61c9d266

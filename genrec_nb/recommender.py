@@ -25,7 +25,7 @@ from .infogain import information_gain, item_prior
 from .losses import Weighting, make_weighting
 from .quantize import load_quantizer, write_json
 from .tiger import BACKBONES, PackedConfig, PackedDecoder, TigerT5
-from .tokenizers import TOKENIZERS, Tokenized, TokenizerConfig, check_keys, check_option, lm_name, lm_tokenizer, tokenize_items
+from .tokenizers import Sources, TOKENIZERS, Tokenized, TokenizerConfig, check_keys, check_option, lm_name, lm_tokenizer, make_title, tokenize_items
 from .train import FitResult, TrainConfig, fit, rank_each
 from .trie import ItemTrie
 
@@ -118,23 +118,34 @@ def train_defaults(
     backbone: str, # a name in `BACKBONES`
 ) -> dict: # changes to `TrainConfig`
     "How a generator is usually trained on this machine"
+    if backbone not in TRAIN: raise GenrecError(f'backbone is {backbone!r}, expected one of {", ".join(TRAIN)}')
     return TRAIN[backbone] | (dict(samples=1024, looks=128) if backbone == 'llm' and not torch.cuda.is_available() else {})
 
 def check_base(
     model: dict, # settings of backbone 'llm'
     catalog: Catalog, # the items
     ids: Identifiers | None = None, # their paths, if they were made before
+    how: TokenizerConfig | None = None, # how they will be made
 ) -> None: # raises `GenrecError` if it cannot be the base
-    "Is the language model there, with its tokenizer? Looked at before long work; the weights are not loaded"
-    from transformers import AutoConfig
-    from genrec_nb.llm import SMOLLM2, check_four_bit, lm_tokens, smollm2_folder
+    "Is the language model there, with its tokenizer, and do the settings fit it and the titles? Looked at before long work; the weights are not loaded"
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from genrec_nb.llm import LMConfig, SMOLLM2, adapt, check_four_bit, item_words, lm_tokens, make_prompter, smollm2_folder
     if model.get('four_bit'): check_four_bit()
     if model.get('tasks') and not any(catalog.texts): raise GenrecError('alignment tasks are made of the item texts, and there are none: leave out tasks')
     base = model.get('base', SMOLLM2)
     tokenizer = lm_tokenizer(base)
-    if ids is not None and ids.backbone_ids is not None: lm_tokens(ids, tokenizer)  # refuses titles that another tokenizer has cut
-    try: AutoConfig.from_pretrained(smollm2_folder() if base == SMOLLM2 else base, trust_remote_code=False)
+    if ids is None and how is not None and how.method == 'title': ids = make_title(Sources(len(catalog), titles=catalog.titles), how)
+    own = lm_tokens(ids, tokenizer) if ids is not None and ids.backbone_ids is not None else None # refuses titles that another tokenizer has cut
+    folder, config = Path(smollm2_folder() if base == SMOLLM2 else base), LMConfig(**{n: v for n, v in model.items() if n not in ('tasks', 'share')})
+    if folder.is_dir() and not any(next(folder.glob(p), None) for p in ('*.safetensors', '*.bin')): raise GenrecError(f'base: {base}: holds no weights (none of *.safetensors, *.bin)')
+    try:
+        found = AutoConfig.from_pretrained(folder if folder.is_dir() else base, trust_remote_code=False)
+        with torch.device('meta'): bare = AutoModelForCausalLM.from_config(found, trust_remote_code=False) # its shape, without a number in it
     except (OSError, ValueError, KeyError, AttributeError) as e: raise GenrecError(f"base: {base}: {' '.join(str(e).split())[:200]}") from None
+    context = getattr(found, 'max_position_embeddings', config.max_tokens)
+    if config.max_tokens > context: raise GenrecError(f'max_tokens is {config.max_tokens}, but the model reads {context} tokens at most')
+    if own is not None: make_prompter(config.template, item_words(ids, own, tokenizer), tokenizer, config, ids.max_len) # refuses prompts without room
+    if config.targets != 'all-linear': adapt(bare, replace(config, four_bit=False))
 
 # %% ../nbs/14_recommender.ipynb #f371a6d0
 @dataclass
@@ -168,6 +179,7 @@ class RecommenderConfig:
         self.tokenizer_config                                                     # refuses what does not fit
         if not 0 <= self.beta <= 1: raise GenrecError(f'beta is {self.beta}, expected a number between 0 and 1')
         if self.weighting == 'igd' and 'beta' in self.weighting_options: raise GenrecError('weighting_options: the beta of igd is a setting of its own, beta')
+        if self.model.get('packed') and self.weighting == 'cft' and self.backbone == 'llm': raise GenrecError('weighting cft blanks the history of one sample, and packed samples share theirs: leave out packed, or take another weighting')
         if self.model.get('tasks') and self.weighting == 'cft': raise GenrecError('weighting cft blanks the history, which half of the alignment tasks do not show: leave out tasks, or take another weighting')
         self.rule                                                                 # refuses what it does not know
 
@@ -271,7 +283,7 @@ def fit_recommender(
     config = config or RecommenderConfig()
     if not isinstance(data, Dataset) or not isinstance(config, RecommenderConfig): raise GenrecError('fit takes a Dataset (see `Dataset.from_frame`) and a RecommenderConfig')
     split = leave_one_out(data.interactions) if split is None else split
-    if config.backbone == 'llm': check_base(config.model, data.catalog, tokenized and tokenized.ids)
+    if config.backbone == 'llm': check_base(config.model, data.catalog, tokenized and tokenized.ids, config.tokenizer_config)
     tokenized = tokenize_items(data, split, config.tokenizer_config) if tokenized is None else tokenized
     train = replace(config.train, seed=config.seed)                               # one seed for all
     rec = GenerativeRecommender(data.catalog, tokenized.ids, split.train.target_counts(), None, config, tokenized.quantizer)

@@ -10,7 +10,7 @@ __all__ = ['SPLITS', 'METHODS', 'RunConfig', 'Silent', 'Stages', 'Steps', 'open_
            'tokenize_job']
 
 # %% ../nbs/17_run.ipynb #fb91ad1d
-import html, json, platform, re, shutil, subprocess, time
+import html, importlib.metadata, json, platform, re, shutil, subprocess, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -124,7 +124,8 @@ def open_run(
         theirs = plain(RunConfig.from_dict(read_json(folder/'run.json')))           # settings that are younger than the run have their defaults
         if not resume: raise GenrecError(f'{folder}: holds a run already; --resume goes on with it, another --out keeps both')
         flat = lambda d, p='': {k: v for key, x in d.items() for k, v in (flat(x, f'{p}{key}.') if isinstance(x, dict) else {p + key: x}).items()}
-        other = [k for k, v in flat(mine).items() if v != flat(theirs).get(k)]
+        a, b = flat(mine), flat(theirs)
+        other = [k for k in {**b, **a} if (k in a, a.get(k)) != (k in b, b.get(k))]              # a setting that only one of the two names counts, too
         if other: raise GenrecError(f'{folder}: was started with other settings ({", ".join(other)}); resume with the same ones, or name another --out')
     elif folder.exists() and any(folder.iterdir()): raise GenrecError(f'{folder}: exists and is no run; name another folder with --out')
     else: write_json(folder/'run.json', mine)
@@ -302,14 +303,14 @@ def commit() -> str | None: # the commit, with '+' if files have changed since; 
 
 def versions() -> dict: # of what the figures depend on
     "Versions of the library and its main dependencies, and the commit if the library runs from a checkout"
-    return dict(genrec_nb=genrec_nb.__version__, commit=commit(), threads=torch.get_num_threads(), torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__, python=platform.python_version())
+    return dict(genrec_nb=genrec_nb.__version__, commit=commit(), threads=torch.get_num_threads(), torch=torch.__version__, transformers=transformers.__version__, peft=importlib.metadata.version('peft'), numpy=np.__version__, python=platform.python_version())
 
 def check_run(config: RunConfig) -> tuple[Dataset, Split]: # the data and its split
     "Find what is wrong before a folder is made and long work starts"
     if config.given and not Path(config.ids).exists(): given_ids(config, None)
     data, split = load_run_data(config)
     if not len(split.test): raise GenrecError(f'{config.data}: ' + ('too few interactions to split by time' if config.split == 'time' else 'every user has fewer than 3 items') + ', there is nobody to evaluate')
-    if config.recommender.backbone == 'llm': check_base(config.recommender.model, data.catalog)
+    if config.recommender.backbone == 'llm': check_base(config.recommender.model, data.catalog, how=None if config.given else config.recommender.tokenizer_config)
     if not split.train.target_counts().sum(): raise GenrecError(f'{config.data}: nothing is left to train on once the last two items of each user are held back; longer histories are needed')
     if config.given: given_ids(config, data)
     if config.mix: check_split(split, SASRecConfig().patience)
@@ -324,10 +325,14 @@ def run_job(
     "Run all methods; leaves metrics.json, report.html and model/ in the folder"
     config = follow_titles(config)
     data, split = check_run(config)
-    folder, whole = open_run(folder, config, resume), split
+    fresh, whole = not resume and not (Path(folder)/'run.json').is_file(), split
+    folder = open_run(folder, config, resume)
     split = replace(whole, **{part: some_cases(getattr(whole, part), config.users, config.recommender.seed) for part in ('valid', 'test')})
     stage = Stages(folder, progress or Silent())
-    tokenizer = stage('tokenizer', lambda: tokenizer_stage(folder, data, split, config, stage.progress))
+    try: tokenizer = stage('tokenizer', lambda: tokenizer_stage(folder, data, split, config, stage.progress))
+    except GenrecError:
+        if fresh: shutil.rmtree(folder)                                           # nothing is in it, and the corrected command may have its name
+        raise
     found = {'popularity': stage('popularity', lambda: popularity_stage(split))}
     r, trained, adviser = config.recommender, {}, None
     if config.mix:

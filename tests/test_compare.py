@@ -102,6 +102,22 @@ def test_two_protocols_side_by_side(toy, tmp_path):
     with pytest.raises(GenrecError, match='data.toy: global_time needs times'): run_all(Grid(**settings(toy, data={'toy': dict(path=str(toy), split='time')})), tmp_path/'q', say=silent)
 
 
+def test_a_draw_of_users(toy, tmp_path):
+    "The same users of all cells, other rows than those of all users, and fewer than those"
+    grid = lambda **d: Grid(**settings(toy, data={'toy': dict(path=str(toy), **d)}, weightings=['ce'], seeds=[0, 1]))
+    run_all(grid(users=20), tmp_path/'o', say=silent)
+    (about,) = [l for l in lines(tmp_path/'o') if l['kind'] == 'data']
+    whole = leave_one_out(load_dataset(toy).interactions)
+    for part, cases in (('valid', whole.valid), ('test', whole.test)):
+        users = unpack(about[part]['users'])
+        assert len(users) == 20 < len(cases) and set(users) < set(cases.users) and dict(zip(users, unpack(about[part]['targets']))).items() <= dict(zip(cases.users, cases.targets)).items()
+    assert {len(unpack(r['decodings']['0']['test']['ranks'])) for r in cells(tmp_path/'o').values()} == {20}
+    run_all(grid(), tmp_path/'o', say=silent)
+    assert len(cells(tmp_path/'o')) == 4 and 'Test users (drawn once)' not in report_html(read_rows(tmp_path/'o'))
+    for bad in (0, -1, 'all', True):
+        with pytest.raises(GenrecError, match='data.toy.users is'): grid(users=bad)
+
+
 def test_an_adviser_in_a_grid(finished, toy, tmp_path):
     "Decoding with a SASRec of the same seed: by hand from what is kept; training does not hear of it"
     grid = Grid(**settings(toy, weightings=['igd'], seeds=[1], decode=dict(mix=.5)))

@@ -1,6 +1,7 @@
 """Language models as recommenders, on a tiny random Llama: the engine against `transformers`' generate and against scoring every item,
 losses against loops, new words, saving, bad input."""
 import json
+import re
 import numpy as np
 import pytest
 import torch
@@ -564,8 +565,20 @@ def test_no_room_for_a_history():
     with pytest.raises(GenrecError, match='no room'): make(0, config=LMConfig(base=None, max_tokens=90))
     with pytest.raises(GenrecError, match='reads 1024 tokens at most'): make(0, config=LMConfig(base=None, max_tokens=2000))
 
+def test_no_prompt_comes_out_empty():
+    "Just room for the longest title: every item fits alone; with one token less it is refused, and the message names what would do"
+    titles = some_titles(20) + ['red saw of the long and very blue steel that no prompt can hold']
+    lm, tokenizer = base(titles)
+    ids = title_identifiers(titles, tokenizer)
+    with pytest.raises(GenrecError, match='no room') as e: LanguageRecommender(lm, tokenizer, ids, LMConfig(base=None, max_tokens=80))
+    enough = int(re.search(r'; (\d+) would do', str(e.value))[1])
+    with pytest.raises(GenrecError, match=f'; {enough} would do'): LanguageRecommender(lm, tokenizer, ids, LMConfig(base=None, max_tokens=enough - 1))
+    prompt = LanguageRecommender(lm, tokenizer, ids, LMConfig(base=None, max_tokens=enough)).prompt
+    history = torch.tensor([[0, i] for i in range(len(titles))])
+    assert (prompt.fits(history)[:, 1] == prompt.length).all() and prompt.cut['items'] >= 1
+
 @pytest.mark.parametrize('setting, message', [(dict(tuning='prompt'), 'lora, full'), (dict(template='Next?'), 'once'), (dict(template='{history} {history}'), 'once'), (dict(r=0), 'r is 0'),
-                                              (dict(max_items=0), 'max_items'), (dict(dropout=1.), 'dropout'), (dict(tuning='full', four_bit=True), '4-bit')])
+                                              (dict(max_items=0), 'max_items'), (dict(dtype='float99'), 'float99'), (dict(dtype='int8'), 'bfloat16'), (dict(dropout=1.), 'dropout'), (dict(tuning='full', four_bit=True), '4-bit')])
 def test_settings_that_cannot_be(setting, message):
     with pytest.raises(GenrecError, match=message): LMConfig(**setting)
 

@@ -11,7 +11,8 @@ from genrec_nb.baselines import load_ranker
 from genrec_nb.data import GenrecError, load_dataset
 from genrec_nb.evaluate import evaluate_ranking, ranking_metrics
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
-from genrec_nb.run import METHODS, RunConfig, load_run_data, run_job
+import genrec_nb.run as run_module
+from genrec_nb.run import METHODS, RunConfig, load_run_data, open_run, run_job
 from genrec_nb.tokenizers import load_tokenized, tokenize_items
 from genrec_nb.train import TrainConfig, some_cases
 
@@ -364,8 +365,62 @@ def test_a_language_model_writes_codes_with_tasks_and_a_split_by_time(lm, tmp_pa
     assert '12 test cases, drawn from the last tenth by time' in page and 'leave-one-out' not in page.split('How this was made')[0]
 
 
+def test_a_setting_left_out_is_another_setting(lm, told):
+    "Of the names and values of a free table, too: the run was told max-items"
+    less = [x for i, x in enumerate(LLM) if x != 'max-items=4' and LLM[i + 1:i + 2] != ['max-items=4']]
+    line = one_line('run', '--data', lm/'shop', '--ids', 'title', '--model', f'base={lm}/tiny', *less, '--resume', '--out', lm/'out')
+    assert 'was started with other settings (recommender.model.max_items); resume with the same ones' in line
+
+
+def test_a_first_stage_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    "So that the corrected command may have its name"
+    def fails(*a): raise GenrecError('no codes today')
+    data = small_data(tmp_path/'toy')
+    with monkeypatch.context() as m:
+        m.setattr(run_module, 'tokenizer_stage', fails)
+        with pytest.raises(GenrecError, match='no codes today'): run_job(small_config(data), tmp_path/'out')
+        assert not (tmp_path/'out').exists()
+    open_run(tmp_path/'out', small_config(data), False)
+    with monkeypatch.context() as m:
+        m.setattr(run_module, 'tokenizer_stage', fails)
+        with pytest.raises(GenrecError, match='no codes today'): run_job(small_config(data), tmp_path/'out', resume=True)
+    assert (tmp_path/'out'/'run.json').is_file()                               # it was there before
+
+
+def test_stages_are_lines_where_there_is_no_terminal(tmp_path):
+    import io
+    from rich.console import Console
+    from genrec_nb.cli import Bars
+    text, page = io.StringIO(), io.StringIO()
+    with Bars(Console(file=text)) as bars:
+        bars.stage('first'); bars.stage('first', 3); bars.advance(2)
+        assert text.getvalue() == 'first\n'                                    # as it happens
+        bars.stage('second')
+    assert text.getvalue() == 'first\nsecond\n'
+    with Bars(Console(file=page, force_terminal=True)) as bars: bars.stage('first', 3)
+    assert '━' in page.getvalue()
+
+
+def test_what_was_mended_is_said(tmp_path):
+    "An item without a title gets a name, and its owner is told, on the command line too"
+    data = small_data(tmp_path/'toy')
+    items = json.loads((data/'toy.item.json').read_text())
+    items['3']['title'] = ''
+    (data/'toy.item.json').write_text(json.dumps(items))
+    r = subprocess.run(GENREC + ['tokenize', str(data), '--method', 'random', '--size', '8', '--out', str(tmp_path/'o')], capture_output=True, text=True, env={**os.environ, 'COLUMNS': '200'})
+    assert r.returncode == 0, r.stderr
+    assert "1 items have an empty title, the first is '3'" in r.stderr
+
+
 def test_mistakes_about_language_models_make_no_folder(lm, told, tmp_path):
     run = lambda *a: one_line('run', '--data', lm/'shop', '--out', tmp_path/'o', *a)
+    assert "backbone is 'lmm', expected one of packed, t5, llm" in run('--backbone', 'lmm') and "lam is 'foo', expected a number" in run('--weighting', 'cft', '--weigh', 'lam=foo')
+    title = ['--backbone', 'llm', '--ids', 'title', '--model', f'base={lm}/tiny']
+    for told, *wrong in (('packed samples share theirs', 'packed=true', '--weighting', 'cft'), ('there is no room for one; ', 'max_tokens=60'), ('reads 1024 tokens at most', 'max_tokens=5000'), ("dtype is 'float99'", 'dtype=float99'), ("targets='foo'", 'targets=foo')):
+        assert told in run(*title, '--model', *wrong)
+    shutil.copytree(lm/'tiny', tmp_path/'light', ignore=shutil.ignore_patterns('*.safetensors'))
+    assert 'holds no weights' in run('--backbone', 'llm', '--ids', 'title', '--model', f'base={tmp_path}/light')
+    assert 'is no regular expression' in run(*title, '--option', 'drop=(') and 'leaves nothing of 30 titles' in run(*title, '--option', 'drop=.*')
     assert "backbone 'llm'" in run('--ids', 'title') and "'t5' cannot write them" in run('--ids', 'title', '--backbone', 't5')
     assert "'t5' cannot write them" in run('--ids', lm/'out'/'tokenizer', '--backbone', 't5') and "backbone 'llm'" in run('--ids', lm/'out'/'tokenizer'/'index.json')
     assert "did you mean 'max_items'" in run('--backbone', 'llm', '--model', 'max_itms=3') and '--model base: expected NAME=VALUE' in run('--backbone', 'llm', '--model', 'base')

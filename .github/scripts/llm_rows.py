@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from genrec_nb.baselines import SASRecConfig, train_sasrec
 from genrec_nb.cli import quiet
-from genrec_nb.data import load_dataset
+from genrec_nb.data import GenrecError, load_dataset
 from genrec_nb.decode import DecodeConfig, recommend_each
 from genrec_nb.evaluate import evaluate_ranking, popularity_ranking, ranking_metrics
 from genrec_nb.infogain import information_gain, item_prior
@@ -34,6 +34,8 @@ def ranked(model, cases, configs: list, gain, assistant) -> list:
 
 
 def main(a):
+    same = [r for r in map(json.loads, a.out.read_text().splitlines()) if (r['method'], r['seed']) == (a.weighting, a.seed)] if a.out.is_file() else []
+    if same: raise GenrecError(f'{a.out}: holds a row of {a.weighting} with seed {a.seed} already; name another file')
     data, start = load_dataset(a.data), time.perf_counter()
     split, seconds = SPLITS[a.split](data.interactions), {}
     def clock(name):
