@@ -467,11 +467,12 @@ def save_pretrained(self: GenerativeRecommender,
 
 # %% ../nbs/14_recommender.ipynb #cc35606c
 def from_pretrained(
-    folder: str | Path, # that `save_pretrained` wrote
+    folder: str | Path, # that `save_pretrained` wrote, or of a run, with the recommender in its model/
     device='cpu', # where the model goes
 ) -> GenerativeRecommender: # ready to recommend
     "Read a saved recommender; raises `GenrecError` if a part is missing"
     folder = Path(folder)
+    if not (folder/'genrec.json').is_file() and (folder/'model'/'genrec.json').is_file(): folder = folder/'model'
     part = lambda name: None if (folder/name).is_file() else name
     lacking = next(filter(None, map(part, ('genrec.json', 'catalog.json', 'index.json', 'counts.safetensors'))), None)
     if lacking is None: lacking = part('model/llm.json') and part('model/config.json')

@@ -233,7 +233,8 @@ def evaluate_stage(rec: GenerativeRecommender, split: Split, methods: dict, assi
     ways = {name: replace(rec.config.decode, alpha=a) for name, a in methods.items()}
     if mix: ways |= {f'{name} + SASRec': replace(d, mix=mix) for name, d in ways.items()}
     test, valid = (rec.rank_each(c, list(ways.values()), 20, assistant) for c in (split.test, split.valid))
-    return {name: judged(split, name, t, v, d) for (name, d), t, v in zip(ways.items(), test, valid)}
+    cut = getattr(getattr(rec.model, 'prompt', None), 'cut', None)              # of a language model's prompts
+    return {name: judged(split, name, t, v, d) | dict(cut=cut) for (name, d), t, v in zip(ways.items(), test, valid)}
 
 def popularity_stage(split: Split) -> dict: # the floor
     "Rank by training counts"
@@ -268,7 +269,8 @@ def write_report(
     counts, m = split.train.target_counts(), metrics
     by_time = m['config']['split'] == 'time'
     page = Report(f'genrec run: {data.name}', f'{len(split.test):,} {"test cases, " + ("drawn from " if m["config"]["users"] else "") + "the last tenth by time" if by_time else ("test users, drawn once" if m["config"]["users"] else "users") + ", leave-one-out"}, {len(data.catalog):,} items, full catalogue, seen items excluded. '
-                  f'Seed {m["seed"]}. {split.skipped:,} users with fewer than {2 if by_time else 3} items were {"left out" if by_time else "kept for training and not evaluated"}. ' + recipe(rec.config, trainings))
+                  f'Seed {m["seed"]}. {split.skipped:,} users with fewer than {2 if by_time else 3} items were {"left out" if by_time else "kept for training and not evaluated"}. ' + recipe(rec.config, trainings)
+                  + (f' In {m["prompts"]["shortened"]:,} of {m["prompts"]["prompts"]:,} prompts there was no room for {m["prompts"]["items"]:,} of the oldest items.' if (m.get('prompts') or {}).get('shortened') else ''))
     best = next(e for e in evaluations if e.name == m['chosen'])
     page.add('What came out', facts(Recall_at_10_of_popularity=f'{evaluations[0]["recall@10"]:.4f}', **{f'Recall_at_10_of_{best.name}': f'{best["recall@10"]:.4f}'},
              tokens_that_decide_nothing=f'{m["zero_gain_share"]:.1%}', collisions_before_repair=f'{m["collisions_before"]["rate"]:.2%}', minutes=f'{sum(m["seconds"].values())/60:.1f}'))
@@ -353,7 +355,7 @@ def run_job(
     metrics = dict(data=data.name, users=len(split.test), items=len(data.catalog), interactions=len(data.interactions.items), skipped_users=split.skipped, seed=r.seed,
                    methods={name: {**f['test']['metrics'], 'intervals': f['test']['intervals'], 'valid_ndcg@10': f['valid'], 'alpha': f['alpha'], 'mix': f.get('mix', 0.)} for name, f in found.items()},
                    chosen=chosen, zero_gain_share=zero_gain_share(rec.trie, rec.gain, split.train.target_counts()), collisions_before=tokenizer['collisions_before'], collisions=tokenizer['collisions'],
-                   parameters=trained['ce']['parameters'], epochs={k: t['epochs'] for k, t in trained.items()}, seconds=stage.seconds, config=asdict(config), versions=versions())
+                   parameters=trained['ce']['parameters'], epochs={k: t['epochs'] for k, t in trained.items()}, prompts=found[chosen].get('cut'), seconds=stage.seconds, config=asdict(config), versions=versions())
     stage.progress.stage('report')
     write_report(folder, metrics, evaluations, rec, data, split, {n: as_result(t) for n, t in trained.items()}, tokenizer)
     write_json(folder/'metrics.json', metrics)

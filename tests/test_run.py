@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 from genrec_nb.cli import app, explain_error
 from genrec_nb.baselines import load_ranker
-from genrec_nb.data import GenrecError, load_dataset
+from genrec_nb.data import GenrecError, leave_one_out, load_dataset
 from genrec_nb.evaluate import evaluate_ranking, ranking_metrics
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 import genrec_nb.run as run_module
@@ -314,7 +314,7 @@ def test_a_language_model_writes_titles_from_the_command_line(lm, told):
     assert all(x in out for x in METHODS) and m['config']['recommender']['model']['base'] == str((lm/'tiny').resolve())
     t = m['config']['recommender']['train']
     assert (t['samples'], t['looks'], t['epochs'], t['batch_size'], t['accumulate'], t['lr']) == (32, 8, 1, 8, 4, 3e-4)
-    assert m['config']['split'] == 'leave-one-out' and 0 < m['zero_gain_share'] < 1
+    assert m['config']['split'] == 'leave-one-out' and 0 < m['zero_gain_share'] < 1 and m['prompts']['prompts'] == 2*m['users'] and m['prompts']['shortened'] == 0
     ids = load_tokenized(lm/'out'/'tokenizer').ids
     assert ids.kind == 'titles' and ids.backbone_ids is not None and GenerativeRecommender.from_pretrained(lm/'out'/'model').ids == ids
     page = (lm/'out'/'report.html').read_text()
@@ -333,6 +333,7 @@ def test_packed_titles_without_their_tails_from_the_command_line(lm, tmp_path):
     for i in (0, 7, 29): assert tokenizer.decode(ids.backbone_ids[ids.path(i)[:-1]]) + ' of this <shop>' == titles[i]
     rec = GenerativeRecommender.from_pretrained(tmp_path/'o'/'model')
     assert rec.model.config.packed and rec.recommend([titles[3]], 2)[0].title in titles
+    assert GenerativeRecommender.from_pretrained(tmp_path/'o').recommend([titles[3]], 2) == rec.recommend([titles[3]], 2)   # a run's folder holds it
 
 
 def test_a_run_of_titles_is_resumed_and_repeated_by_its_folder(lm, told, tmp_path):
@@ -363,6 +364,20 @@ def test_a_language_model_writes_codes_with_tasks_and_a_split_by_time(lm, tmp_pa
     assert (rec.counts == split.train.target_counts()).all() and rec.ids.kind == 'codes' and len(rec.recommend(['3'], 5)) == 5
     page = (tmp_path/'o'/'report.html').read_text()
     assert '12 test cases, drawn from the last tenth by time' in page and 'leave-one-out' not in page.split('How this was made')[0]
+
+
+def test_prompts_without_room_for_all_are_counted(lm, tmp_path):
+    "One answer, the template and two or three titles of four fit"
+    short = [x if x != 'max_tokens=500' else 'max_tokens=150' for x in LLM]
+    one_line('run', '--data', lm/'shop', '--ids', 'title', '--model', f'base={lm}/tiny', *short, '--weighting', 'ce', '--out', tmp_path/'o', ok=True)
+    m, page = json.loads((tmp_path/'o'/'metrics.json').read_text()), (tmp_path/'o'/'report.html').read_text()
+    rec, data = GenerativeRecommender.from_pretrained(tmp_path/'o'), load_dataset(lm/'shop')
+    split, p = leave_one_out(data.interactions), rec.model.prompt
+    fits = [sum(1 for k in range(1, len(h) + 1) if sum(int(p.length[i]) for i in h[-k:]) + p.gap*(k - 1) <= p.room) for c in (split.test, split.valid) for u in range(len(c)) for h in [c.history(u)[-4:]]]
+    there = [len(c.history(u)[-4:]) for c in (split.test, split.valid) for u in range(len(c))]
+    lost = sum(a - b for a, b in zip(there, fits))
+    assert lost > 0 and m['prompts'] == dict(prompts=len(fits), shortened=sum(a > b for a, b in zip(there, fits)), items=lost)
+    assert f'there was no room for {lost} of the oldest items' in page
 
 
 def test_a_setting_left_out_is_another_setting(lm, told):
