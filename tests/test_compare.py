@@ -99,7 +99,7 @@ def test_two_protocols_side_by_side(toy, tmp_path):
     page = report_html(read_rows(tmp_path/'o'))
     assert 'Test cases, the last tenth of all samples by time' in page and 'Test users, at the setting' in page
     with pytest.raises(GenrecError, match=r"data.toy.split.*'tiem'.*time"): Grid(**settings(toy, data={'toy': dict(path=str(toy), split='tiem')}))
-    with pytest.raises(GenrecError, match='data.toy: global_time needs times'): run_all(Grid(**settings(toy, data={'toy': dict(path=str(toy), split='time')})), tmp_path/'q', say=silent)
+    with pytest.raises(GenrecError, match='data.toy: a split by time needs times'): run_all(Grid(**settings(toy, data={'toy': dict(path=str(toy), split='time')})), tmp_path/'q', say=silent)
 
 
 def test_a_draw_of_users(toy, tmp_path):
