@@ -2,7 +2,7 @@
 import math
 import numpy as np
 from hypothesis import settings, strategies as st
-from genrec_nb.identifiers import Identifiers, SPECIAL, EOS
+from genrec_nb.semantic_ids import Identifiers, SPECIAL, EOS
 
 quick = settings(max_examples=60, deadline=None)
 few = settings(max_examples=20, deadline=None)
@@ -97,7 +97,7 @@ def t5(ids, seed=0, max_items=8, sharp=3.):
 
 def packed(ids, seed=0, max_items=8, sharp=2., **config):
     "An untrained packed decoder with strong opinions"
-    from genrec_nb.tiger import packed_decoder
+    from genrec_nb.item_decoder import packed_decoder
     model = packed_decoder(ids, max_items=max_items, seed=seed, **{**dict(d_model=16, num_layers=2, num_heads=2), **config}).eval()
     for e in model.codes: e.weight.data *= 30*sharp
     return model
@@ -105,7 +105,7 @@ def packed(ids, seed=0, max_items=8, sharp=2., **config):
 def next_logp(model, history, prefix):
     "Log-probabilities of the token after `prefix`, from the training pass alone: no cache, no beams, one user; float64 [V]"
     import torch
-    from genrec_nb.tiger import history_tokens
+    from genrec_nb.batches import history_tokens
     items = torch.tensor([[i for i in history if i >= 0]])
     with torch.inference_mode():
         if hasattr(model, 'encoder'):

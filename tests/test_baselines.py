@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 from safetensors.torch import save_file
-from genrec_nb.baselines import (Negatives, LightGCN, LightGCNConfig, SASRec, SASRecConfig, bipartite, bpr_loss, catalogue_ce, check_item_vectors, collaborative_vectors,
-                                 left_aligned, load_ranker, load_vectors, normalised_graph, own_random_state, propagate, save_ranker, settle, top_items, train_lightgcn, train_sasrec)
-from genrec_nb.data import Cases, GenrecError, Interactions, Split, leave_one_out
-from genrec_nb.evaluate import evaluate_ranking, popularity_ranking, ranking_metrics
+from genrec_nb.baselines import Negatives, LightGCN, LightGCNConfig, SASRec, SASRecConfig, bipartite, bpr_loss, catalogue_ce, check_item_vectors, collaborative_vectors, left_aligned, load_ranker, load_vectors, normalised_graph, own_random_state, propagate, save_ranker, settle, top_items, train_lightgcn, train_sasrec
+from genrec_nb.data import Cases, Interactions, Split, leave_one_out
+from genrec_nb.core import GenrecError
+from genrec_nb.metrics import evaluate_ranking, popularity_ranking, ranking_metrics
 from oracles import few, quick
 
 QUICK = dict(sasrec=SASRecConfig(dim=8, epochs=4, eval_every=2, batch_size=16), lightgcn=LightGCNConfig(dim=8, epochs=10, batch_size=256))

@@ -11,17 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from genrec_nb import bench
-from genrec_nb.bench import (BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, format_bench, gain_error,
-                             generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, measure_lm_step,
-                             race, race_diversity, race_groups, race_lm, random_catalogue, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps,
-                             write_vectors, TimeLimit)
-from genrec_nb.data import GenrecError
-from genrec_nb.decode import DecodeConfig, recommend
-from genrec_nb.identifiers import Identifiers
+from genrec_nb.bench import BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, format_bench, gain_error, generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, measure_lm_step, race, race_diversity, race_groups, race_lm, random_catalogue, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit
+from genrec_nb.core import GenrecError
+from genrec_nb.beam_search import DecodeConfig, recommend
+from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.infogain import item_prior
 from genrec_nb.letter import diversity_loss, group_mates
-from genrec_nb.llm import LMConfig, language_recommender, tiny_llama, title_identifiers
-from genrec_nb.quantize import generator, residual_kmeans
+from genrec_nb.language_recommender import LMConfig, language_recommender, title_identifiers
+from genrec_nb.backbones import tiny_llama
+from genrec_nb.kmeans import generator, residual_kmeans
 from genrec_nb.tiger import tiger_t5
 from genrec_nb.trie import ItemTrie
 
@@ -329,7 +327,8 @@ def test_machine_tells_no_secrets():
 
 
 def test_training_stops_in_time_and_in_steps():
-    from genrec_nb.data import leave_one_out, load_dataset
+    from genrec_nb.data import leave_one_out
+    from genrec_nb.loaders import load_dataset
     data = load_dataset('ml-100k')
     split, ids = leave_one_out(data.interactions), Identifiers.random(1682, levels=2, size=48, seed=0)
     trie = ItemTrie.build(ids)

@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 import genrec_nb.data as D
 from genrec_nb.data import *
-from genrec_nb.data import GenrecError, Interactions, Resource
+from genrec_nb.loaders import *
+from genrec_nb.core import *
+from genrec_nb.core import GenrecError
+from genrec_nb.data import Interactions
+from genrec_nb.loaders import Resource
 
 def refused(*words):
     "The error must be one line that holds all the words"

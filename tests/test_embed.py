@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
-from genrec_nb.data import GenrecError, fetch, load_movielens
+from genrec_nb.core import GenrecError
+from genrec_nb.loaders import fetch, load_movielens
 from genrec_nb.embed import *
 from genrec_nb.embed import TfidfEncoder, HFEncoder
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from genrec_nb.data import GenrecError, Interactions, leave_one_out
-from genrec_nb.identifiers import Identifiers
+from genrec_nb.core import GenrecError
+from genrec_nb.data import Interactions, leave_one_out
+from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.infogain import gain_by_position, information_gain, item_prior, item_table, node_entropy, segment_sum, zero_gain_share
-from genrec_nb.tiger import PrefixSamples, Windows
+from genrec_nb.batches import PrefixSamples, Windows
 from genrec_nb.trie import ItemTrie
 import oracles
 from oracles import DictTrie, identifiers, quick, tables_with_counts

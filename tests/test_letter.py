@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
-from genrec_nb.data import GenrecError
+from genrec_nb.core import GenrecError
 from genrec_nb.letter import InputLETTER, LETTER, LETTERConfig, check_collaborative, cluster_codebook, code_overlap, collaborative_loss, diversity_loss, fit_letter, group_mates, nearest_items
-from genrec_nb.quantize import RQVAEConfig, load_quantizer, train_rqvae
+from genrec_nb.rqvae import RQVAEConfig, load_quantizer, train_rqvae
 
 SMALL = dict(levels=3, size=8, d_code=8, hidden=[16], steps=60, batch=64, clusters=2)
 
@@ -163,7 +163,7 @@ def test_overlap_against_a_loop(n, seed):
 
 def test_overlap_of_the_published_table(data_dir):
     "LETTER reports .2760 for Instruments; its published identifiers and vectors give .279 when any common code counts"
-    from genrec_nb.identifiers import Identifiers
+    from genrec_nb.semantic_ids import Identifiers
     folder = data_dir/'Instruments'
     ids = Identifiers.from_index(folder/'Instruments.letter.index.json')
     assert code_overlap(ids.padded(), np.load(folder/'Instruments.sasrec-32d.npy', allow_pickle=False)) == pytest.approx(.2760, abs=.005)

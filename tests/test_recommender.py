@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from genrec_nb.data import Catalog, Dataset, GenrecError, Interactions, leave_one_out
-from genrec_nb.decode import DecodeConfig
-from genrec_nb.identifiers import EOS
-from genrec_nb.llm import TASKS, tiny_llama
+from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
+from genrec_nb.core import GenrecError
+from genrec_nb.beam_search import DecodeConfig
+from genrec_nb.semantic_ids import EOS
+from genrec_nb.language_recommender import TASKS
+from genrec_nb.backbones import tiny_llama
 from genrec_nb.recommender import Explanation, GenerativeRecommender, RecommenderConfig, TokenPart, model_settings, token_strip, train_defaults
-from genrec_nb.tiger import BACKBONES
-from genrec_nb.tokenizers import TokenizerConfig, tokenize_items
+from genrec_nb.item_decoder import BACKBONES
+from genrec_nb.tokenizer import TokenizerConfig, tokenize_items
 from genrec_nb.train import TrainConfig
 
 WORDS = 'red blue steel wood long short screw bolt'.split()
@@ -206,7 +208,7 @@ def test_how_each_backbone_is_usually_trained():
 
 
 def test_the_library_is_imported_without_a_language_model():
-    code = "import sys; import genrec_nb.tokenizers, genrec_nb.recommender; sys.exit('genrec_nb.llm' in sys.modules)"
+    code = "import sys; import genrec_nb.tokenizer, genrec_nb.recommender; sys.exit('genrec_nb.language_recommender' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}).returncode == 0
 
 

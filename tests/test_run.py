@@ -8,13 +8,16 @@ import pytest
 from typer.testing import CliRunner
 from genrec_nb.cli import app, explain_error
 from genrec_nb.baselines import load_ranker
-from genrec_nb.data import GenrecError, leave_one_out, load_dataset
-from genrec_nb.evaluate import evaluate_ranking, ranking_metrics
+from genrec_nb.core import GenrecError
+from genrec_nb.data import leave_one_out
+from genrec_nb.loaders import load_dataset
+from genrec_nb.metrics import evaluate_ranking, ranking_metrics
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 import genrec_nb.run as run_module
 from genrec_nb.run import METHODS, RunConfig, load_run_data, open_run, run_job
-from genrec_nb.tokenizers import load_tokenized, tokenize_items
-from genrec_nb.train import TrainConfig, some_cases
+from genrec_nb.tokenizer import load_tokenized, tokenize_items
+from genrec_nb.train import TrainConfig
+from genrec_nb.data import some_cases
 
 GENREC = [sys.executable, '-c', 'from genrec_nb.cli import main; main()']
 
@@ -249,8 +252,8 @@ def test_recommend_and_inspect(finished, tmp_path):
 def test_any_weighting_can_be_run_and_is_the_one_of_losses(finished, tmp_path, weighting, options):
     import genrec_nb.train as training
     from genrec_nb.infogain import information_gain, item_prior
-    from genrec_nb.losses import make_weighting
-    from genrec_nb.tiger import packed_decoder
+    from genrec_nb.token_weights import make_weighting
+    from genrec_nb.item_decoder import packed_decoder
     from genrec_nb.trie import ItemTrie
     data, _, plain = finished
     config = small_config(data)
@@ -287,7 +290,7 @@ def test_a_weighting_that_cannot_be_is_refused_before_anything_is_made(tmp_path)
 @pytest.fixture(scope='module')
 def lm(tmp_path_factory):
     "A data set with titles that take more than eight tokens, times in a table, and a tiny language model in a folder"
-    from genrec_nb.llm import tiny_llama
+    from genrec_nb.backbones import tiny_llama
     base = tmp_path_factory.mktemp('lm')
     rng, words = np.random.default_rng(0), 'red blue steel wood long short'.split()
     titles = [f'the {rng.choice(words)} {rng.choice(words)} item number {i} of this <shop>' for i in range(30)]

@@ -5,12 +5,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import genrec_nb.sweep as module
+import genrec_nb.experiments.sweep as module
 from test_compare import lines, silent
 from test_run import one_line, small_data
-from genrec_nb.compare import Rows, digest, dry_run, read_rows, run_all
-from genrec_nb.data import GenrecError
-from genrec_nb.sweep import Sweep, parse_setting, plot_sweep, sweep_html, sweep_lines, sweep_points, sweep_table
+from genrec_nb.experiments.grid import Rows, dry_run, read_rows, run_all
+from genrec_nb.core import digest
+from genrec_nb.core import GenrecError
+from genrec_nb.experiments.sweep import Sweep, parse_setting, plot_sweep, sweep_html, sweep_lines, sweep_points, sweep_table
 
 
 @pytest.fixture(scope='module')
@@ -87,7 +88,7 @@ def test_lines_hold_the_others_still(finished, toy, tmp_path):
     assert {k: sorted(v) for k, v in sweep_lines(grid, 'size').items()} == {'levels 2': [4, 8], 'levels 3': [4, 8]}
     with pytest.raises(GenrecError, match="'alpha' was not varied, expected one of size, levels"): sweep_lines(rows, 'alpha')
     assert len(plot_sweep(grid, 'size').axes[0].lines) and 'size' in sweep_html(rows) and len(sweep_table(rows).rows) == 5
-    with pytest.raises(GenrecError, match='not the rows of a grid'): __import__('genrec_nb.compare', fromlist=['x']).Block(rows)
+    with pytest.raises(GenrecError, match='not the rows of a grid'): __import__('genrec_nb.experiments.grid', fromlist=['x']).Block(rows)
 
 
 def test_training_on_each_and_the_temperature(toy, tmp_path):

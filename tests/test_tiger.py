@@ -3,10 +3,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from genrec_nb.data import GenrecError, Interactions
-from genrec_nb.identifiers import Identifiers, EOS
-from genrec_nb.tiger import (LengthBatches, PackedDecoder, PrefixSamples, TigerT5, Windows, history_tokens, level_ranges,
-                             packed_decoder, tiger_t5)
+from genrec_nb.core import GenrecError
+from genrec_nb.data import Interactions
+from genrec_nb.semantic_ids import Identifiers, EOS
+from genrec_nb.batches import LengthBatches, PrefixSamples, Windows, history_tokens
+from genrec_nb.item_decoder import PackedDecoder, level_ranges, packed_decoder
+from genrec_nb.tiger import TigerT5, tiger_t5
 from genrec_nb.trie import ItemTrie
 from oracles import identifiers, next_logp, packed, quick, t5
 

@@ -7,13 +7,16 @@ import torch
 from hypothesis import given, strategies as st
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from genrec_nb.data import GenrecError, Interactions, leave_one_out
-from genrec_nb.decode import DecodeConfig
-from genrec_nb.evaluate import ranking_metrics
-from genrec_nb.identifiers import Identifiers, EOS
+from genrec_nb.core import GenrecError
+from genrec_nb.data import Interactions, leave_one_out
+from genrec_nb.beam_search import DecodeConfig
+from genrec_nb.metrics import ranking_metrics
+from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.infogain import information_gain, item_prior
-from genrec_nb.losses import CFT, MultiTarget, WeightedLoss, igd_weights, make_weighting, token_nll, uniform_weights, weighted_mean
-from genrec_nb.tiger import LengthBatches, packed_decoder, tiger_t5
+from genrec_nb.token_weights import CFT, MultiTarget, WeightedLoss, igd_weights, make_weighting, token_nll, uniform_weights, weighted_mean
+from genrec_nb.batches import LengthBatches
+from genrec_nb.item_decoder import packed_decoder
+from genrec_nb.tiger import tiger_t5
 from genrec_nb.train import Drawn, FitResult, GenrecTrainer, TrainConfig, as_loss, batch_targets, case_ce, fit, last_checkpoint, plot_mixture, rank_cases, rank_each, steps_per_epoch, training_arguments
 from genrec_nb.trie import ItemTrie
 from oracles import identifiers, next_logp

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from genrec_nb.data import GenrecError
-from genrec_nb.identifiers import Identifiers
+from genrec_nb.core import GenrecError
+from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.trie import ItemTrie
 from oracles import DictTrie, identifiers, quick, tables
 

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from genrec_nb.baselines import SASRecConfig, train_sasrec
 from genrec_nb.cli import quiet
-from genrec_nb.data import leave_one_out, load_dataset
-from genrec_nb.evaluate import evaluate_ranking
-from genrec_nb.quantize import write_json
+from genrec_nb.data import leave_one_out
+from genrec_nb.loaders import load_dataset
+from genrec_nb.metrics import evaluate_ranking
+from genrec_nb.core import write_json
 from genrec_nb.run import versions
 
 

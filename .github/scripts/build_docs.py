@@ -154,7 +154,7 @@ def heading_over_code(nb):
 def settle(stage, site_url):
     "Give notebooks the names of their pages, make links to them relative, drop Quarto keys smalldocs does not know, write the sidebar."
     import yaml
-    names = {}                                                                 # 00_data.ipynb -> data.ipynb
+    names = {}                                                                 # 10_data.ipynb -> data.ipynb
     for f in sorted(stage.rglob('*.ipynb')):
         out = front(json.loads(f.read_text())).get('output-file', f.name)
         names[f.relative_to(stage).as_posix()] = f.relative_to(stage).with_name(Path(out).stem+'.ipynb').as_posix()

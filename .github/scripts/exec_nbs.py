@@ -1,6 +1,6 @@
 """Execute notebooks in place and store their outputs.
 
-    python .github/scripts/exec_nbs.py [--slow] [--check] [nbs/05_trie.ipynb ...]      (all notebooks if none is named)
+    python .github/scripts/exec_nbs.py [--slow] [--check] [nbs/30_trie.ipynb ...]      (all notebooks if none is named)
 
 Cells are skipped by the rules the tests use: `#| eval: false`, and the flags of `tst_flags` in settings.ini (`slow`
 cells run with --slow). A skipped cell keeps the outputs it has. --check runs everything and writes nothing.

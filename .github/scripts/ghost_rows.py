@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 from genrec_nb.cli import quiet
-from genrec_nb.data import global_time, leave_one_out, load_dataset
+from genrec_nb.data import global_time, leave_one_out
+from genrec_nb.loaders import load_dataset
 from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
-from genrec_nb.llm import SMOLLM2, smollm2_folder, title_identifiers
-from genrec_nb.quantize import write_json
+from genrec_nb.backbones import SMOLLM2, smollm2_folder
+from genrec_nb.language_recommender import title_identifiers
+from genrec_nb.core import write_json
 from genrec_nb.run import versions
-from genrec_nb.tokenizers import short_titles
+from genrec_nb.tokenizer import short_titles
 from genrec_nb.trie import ItemTrie
 
 

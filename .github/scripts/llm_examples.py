@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from genrec_nb.cli import quiet
-from genrec_nb.data import leave_one_out, load_dataset
-from genrec_nb.decode import DecodeConfig
-from genrec_nb.llm import SMOLLM2, LanguageRecommender, LMConfig, load_lm, title_identifiers
-from genrec_nb.quantize import write_json
+from genrec_nb.data import leave_one_out
+from genrec_nb.loaders import load_dataset
+from genrec_nb.beam_search import DecodeConfig
+from genrec_nb.backbones import SMOLLM2, load_lm
+from genrec_nb.language_recommender import LanguageRecommender, LMConfig, title_identifiers
+from genrec_nb.core import write_json
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 from genrec_nb.run import versions
-from genrec_nb.tokenizers import short_titles
-from genrec_nb.train import some_cases
+from genrec_nb.tokenizer import short_titles
+from genrec_nb.data import some_cases
 
 
 @torch.inference_mode()

@@ -11,15 +11,18 @@ import numpy as np
 import torch
 from genrec_nb.baselines import SASRecConfig, train_sasrec
 from genrec_nb.cli import quiet
-from genrec_nb.data import GenrecError, load_dataset
-from genrec_nb.decode import DecodeConfig, recommend_each
-from genrec_nb.evaluate import evaluate_ranking, popularity_ranking, ranking_metrics
+from genrec_nb.core import GenrecError
+from genrec_nb.loaders import load_dataset
+from genrec_nb.beam_search import DecodeConfig, recommend_each
+from genrec_nb.metrics import evaluate_ranking, popularity_ranking, ranking_metrics
 from genrec_nb.infogain import information_gain, item_prior
-from genrec_nb.llm import SMOLLM2, LanguageRecommender, LMConfig, language_recommender, load_lm, title_identifiers
-from genrec_nb.losses import make_weighting
+from genrec_nb.backbones import SMOLLM2, load_lm
+from genrec_nb.language_recommender import LanguageRecommender, LMConfig, language_recommender, title_identifiers
+from genrec_nb.token_weights import make_weighting
 from genrec_nb.run import SPLITS, versions
-from genrec_nb.tokenizers import short_titles
-from genrec_nb.train import TrainConfig, fit, some_cases
+from genrec_nb.tokenizer import short_titles
+from genrec_nb.train import TrainConfig, fit
+from genrec_nb.data import some_cases
 
 SHARES = (.25, .5, .75) # of the assistant
 BEAMS = dict(beams=10)

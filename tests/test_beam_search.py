@@ -1,0 +1,466 @@
+"""The beam engine against `transformers`' generate, a slow search in loops, and scoring the whole catalogue."""
+import itertools, math
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from transformers import LogitsProcessor
+from genrec_nb.core import GenrecError
+from genrec_nb.beam_search import Beams, DecodeConfig, assistant_mass, assistant_steps, beam_search, best, contains, decoding_weights, expand_items, pool, recommend, recommend_each, used_up
+from genrec_nb.generate import TrieProcessor
+from genrec_nb.semantic_ids import Identifiers, EOS
+from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.batches import history_tokens
+from genrec_nb.trie import ItemTrie
+import oracles
+from oracles import DictTrie, few, identifiers, next_logp, packed, quick, t5, tables, tables_with_counts
+
+TOL = 2e-4
+
+def codes(n=40, sizes=(4, 3, 4), seed=0): return Identifiers.from_codes(np.random.default_rng(seed).integers(0, sizes, (n, len(sizes))), list(sizes), 'keep')
+
+def titles(n=40, seed=0):
+    "Ragged paths with EOS, some shared, some the beginning of others but for the EOS"
+    rng = np.random.default_rng(seed)
+    return identifiers([rng.integers(3, 7, rng.integers(1, 6)).tolist() + [EOS] for _ in range(n)], 7)
+
+def users(n_items, n=3, width=5, seed=0):
+    rng = np.random.default_rng([seed, 1])
+    history = torch.from_numpy(rng.integers(0, n_items, (n, width)))
+    for u in range(n): history[u, :rng.integers(0, width)] = -1
+    return history
+
+def setup(ids, seed=0, zeros=.2):
+    "Array trie, dictionary trie, gains of both kinds of reckoning"
+    rng = np.random.default_rng([seed, 2])
+    p = item_prior(rng.integers(1, 50, ids.n_items)*(rng.random(ids.n_items) > zeros))
+    trie, d = ItemTrie.build(ids), DictTrie([ids.path(i).tolist() for i in range(ids.n_items)])
+    return trie, d, information_gain(trie, p), oracles.gain(d, p.tolist(), 'global')
+
+def same_list(a, b, tol=TOL):
+    "Two ranked lists of (path, score): equal scores place by place, equal paths but inside ties"
+    assert len(a) == len(b)
+    if b and b[0][1] is None: return a[0][0] == b[0][0] or pytest.fail(f'{a[0][0]} is not {b[0][0]}')
+    np.testing.assert_allclose([s for _, s in a], [s for _, s in b], atol=tol, rtol=0)
+    for _, tie in itertools.groupby(range(len(a)), key=lambda i, g=np.cumsum([0] + [x - y > tol for (_, x), (_, y) in zip(a, a[1:])]): g[i]):
+        tie = list(tie)
+        if tie[-1] < len(a) - 1 or len(tie) == 1: assert {a[i][0] for i in tie} == {b[i][0] for i in tie}
+
+def found(d, beams):
+    "Ranked (path, score) of each user"
+    return [[(d.branches[n].prefix, s) for n, s in zip(row, score) if n >= 0] for row, score in zip(beams.nodes.tolist(), beams.scores.tolist())]
+
+
+# ---- against generate ---------------------------------------------------------------------------------------------
+
+class SlowLaw(LogitsProcessor):
+    "The trie and the IGD weights with dictionaries"
+    def __init__(self, d, prompt, gains, alpha): self.d, self.prompt, self.gains, self.alpha = d, prompt, gains, alpha
+    def __call__(self, input_ids, scores):
+        out = torch.full_like(scores, -torch.inf)
+        scores = scores.log_softmax(1)                                          # greedy search hands over logits
+        for r, prefix in enumerate(input_ids[:, self.prompt:].tolist()):
+            kids = self.d.allowed(prefix)
+            if not kids: out[r, EOS] = 0.
+            gains = [self.gains[self.d.number[(*prefix, t)]] for t in kids]
+            for t, g in zip(kids, gains):
+                wide = max(gains) - min(gains)
+                out[r, t] = (1 - self.alpha*(g - min(gains))/wide if wide > 0 else 1.)*scores[r, t]
+        return out
+
+def generate(model, ids, history, k, law, prompt_is_history=False, **kwargs):
+    "What `transformers` finds: ranked (path, score) of each user"
+    if prompt_is_history:
+        L = ids.max_len
+        here = history >= 0
+        x = torch.where(here[..., None], model.paths[history.clamp(min=0)], 0).flatten(1)
+        mask, prompt = here.long().repeat_interleave(L, 1), x.shape[1]
+        kwargs.update(use_cache=False)
+    else: (x, mask), prompt = history_tokens(model.paths, history), 1
+    law = law(prompt)
+    kwargs.update(dict(prefix_allowed_tokens_fn=law) if callable(law) and not isinstance(law, LogitsProcessor) else dict(logits_processor=[law]))
+    out = model.generate(input_ids=x, attention_mask=mask, num_beams=k, num_return_sequences=k, max_new_tokens=ids.max_len, do_sample=False,
+                         return_dict_in_generate=True, output_scores=True, **kwargs)
+    if k == 1: out.sequences_scores = torch.zeros(len(history))                 # greedy search knows no scores
+    rows = []
+    for path, score in zip(out.sequences[:, prompt:].tolist(), out.sequences_scores.tolist()):
+        path = path[:path.index(EOS) + 1] if EOS in path else path
+        rows.append((tuple(path), score))
+    return [[(p, s if k > 1 else None) for p, s in rows[u*k:(u + 1)*k] if s > -1e8] for u in range(len(history))]
+
+def only_the_trie(d):
+    "`prefix_allowed_tokens_fn` from the dictionary"
+    return lambda prompt: lambda user, tokens: d.allowed(tokens[prompt:].tolist()) or [EOS]
+
+MODELS = dict(t5=(t5, codes, False), titles=(t5, titles, False), packed=(packed, codes, True))
+models = pytest.mark.parametrize('which', MODELS)
+
+@models
+@pytest.mark.parametrize('k', [1, 2, 7, 20, 50])
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_plain_search_is_generate(which, k, seed):
+    "Same paths, order and scores; `early_stopping` and lengths make no difference without a length penalty"
+    make, table, flat = MODELS[which]
+    ids = table(seed=seed)
+    model, history = make(ids, seed), users(ids.n_items, seed=seed)
+    trie, d, gain, _ = setup(ids, seed)
+    ours = found(d, beam_search(model, trie, history, DecodeConfig(beams=k, exclude_seen=False), gain))
+    for early in ('never', False):
+        theirs = generate(model, ids, history, k, only_the_trie(d), flat, length_penalty=0., early_stopping=early)
+        for a, b in zip(ours, theirs, strict=True): same_list(a, b)
+    assert all(len(a) == min(k, len(set(d.paths))) for a in ours) or which == 'titles'
+
+@models
+@pytest.mark.parametrize('seed, k, alpha', [(0, 1, .3), (1, 10, .3), (2, 20, .3), (3, 50, .3), (4, 10, 1.), (5, 50, 1.)])
+def test_igd_decoding_is_generate_with_the_law(which, seed, k, alpha):
+    "With the processor of the library and with one of dictionaries"
+    make, table, flat = MODELS[which]
+    ids = table(seed=seed)
+    model, history = make(ids, seed), users(ids.n_items, seed=seed)
+    trie, d, gain, slow_gain = setup(ids, seed)
+    ours = found(d, beam_search(model, trie, history, DecodeConfig(beams=k, alpha=alpha, exclude_seen=False), gain))
+    for law in (lambda prompt: SlowLaw(d, prompt, slow_gain, alpha), lambda prompt: TrieProcessor(trie, prompt, gain, alpha)):
+        for a, b in zip(ours, generate(model, ids, history, k, law, flat, length_penalty=0., early_stopping='never'), strict=True): same_list(a, b)
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('k, alpha', [(2, 0.), (5, 0.), (20, 0.), (50, 0.), (10, .3)])
+def test_length_penalty_is_generate_that_never_stops_early(seed, k, alpha):
+    "early_stopping='never' bounds what may still come by the longest path, as we do; -1 favours short paths"
+    ids = titles(seed=seed)
+    model, history = t5(ids, seed), users(ids.n_items, seed=seed)
+    trie, d, gain, slow_gain = setup(ids, seed)
+    for penalty in (1., .5, -1.):
+        ours = found(d, beam_search(model, trie, history, DecodeConfig(beams=k, alpha=alpha, length_penalty=penalty, exclude_seen=False), gain))
+        theirs = generate(model, ids, history, k, lambda prompt: SlowLaw(d, prompt, slow_gain, alpha), length_penalty=penalty, early_stopping='never')
+        for a, b in zip(ours, theirs, strict=True): same_list(a, b)
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('early', [False, True])
+def test_stopping_earlier_never_finds_more(seed, early):
+    "Where `generate` stops by its heuristics, its list may be poorer than ours, place by place, never richer"
+    ids = titles(seed=seed)
+    model, history = t5(ids, seed), users(ids.n_items, seed=seed)
+    trie, d, gain, _ = setup(ids, seed)
+    for k in (2, 5):
+        ours = found(d, beam_search(model, trie, history, DecodeConfig(beams=k, length_penalty=1., exclude_seen=False), gain))
+        theirs = generate(model, ids, history, k, only_the_trie(d), length_penalty=1., early_stopping=early)
+        for a, b in zip(ours, theirs, strict=True): assert len(a) >= len(b) and all(x >= y - TOL for (_, x), (_, y) in zip(a, b))
+
+@models
+def test_children_only_probabilities_in_generate(which):
+    make, table, flat = MODELS[which]
+    ids = table()
+    model, history = make(ids), users(ids.n_items)
+    trie, d, gain, _ = setup(ids)
+    for alpha in (0., .3):
+        ours = found(d, beam_search(model, trie, history, DecodeConfig(beams=10, alpha=alpha, normalise='children', exclude_seen=False), gain))
+        theirs = generate(model, ids, history, 10, lambda prompt: TrieProcessor(trie, prompt, gain, alpha, 'children'), flat, length_penalty=0., early_stopping='never')
+        for a, b in zip(ours, theirs, strict=True): same_list(a, b)
+
+
+# ---- against a slow search ----------------------------------------------------------------------------------------
+
+def slow_search(model, d, history, seen, gains, c):
+    "The definition, one user, one prefix at a time: ranked (path, score)"
+    left = lambda b: not c.exclude_seen or any(i not in seen for i in b.items)
+    running, done, depth = [((), 0.)], [], max(map(len, d.paths))
+    for length in range(1, depth + 1):
+        candidates = []
+        for prefix, score in running:
+            logp, b = next_logp(model, history, prefix), d.branches[d.number[prefix]]
+            kids = [k for t in sorted(b.kids) if left(k := b.kids[t])]
+            if c.normalise == 'children' and kids:
+                whole = torch.logsumexp(torch.stack([logp[k.prefix[-1]] for k in kids]), 0)
+                logp = logp - whole
+            everyone = [gains[d.number[k.prefix]] for k in b.kids.values()]      # the range of a prefix knows nothing of users
+            candidates += [(k.prefix, score, float(logp[k.prefix[-1]]), gains[d.number[k.prefix]], min(everyone), max(everyone)) for k in kids]
+        if not candidates: break
+        if c.min_max == 'step': candidates = [(*x[:4], min(y[3] for y in candidates), max(y[3] for y in candidates)) for x in candidates]
+        weigh = lambda g, low, high: 1 - c.alpha*(g - low)/(high - low) if high > low else 1.
+        scored = sorted(((p, s + weigh(g, low, high)*lp) for p, s, lp, g, low, high in candidates), key=lambda x: -x[1])[:2*c.beams]
+        ends = lambda p: not d.branches[d.number[p]].kids
+        done += [(p, s/length**c.length_penalty) for r, (p, s) in enumerate(scored) if ends(p) and r < c.beams]
+        running = [(p, s) for p, s in scored if not ends(p)][:c.beams]
+        if not running: break
+    return sorted(done, key=lambda x: -x[1])[:c.beams]
+
+OPTIONS = list(itertools.product(('vocabulary', 'children'), ('prefix', 'step'), (False, True), (0., .3, 1.)))
+
+@models
+@pytest.mark.parametrize('n', range(len(OPTIONS)))
+def test_every_option_against_a_slow_search(which, n):
+    make, table, _ = MODELS[which]
+    normalise, min_max, exclude, alpha = OPTIONS[n]
+    ids = table(n=25, seed=n)
+    model, history = make(ids, n), users(ids.n_items, n=2, seed=n)
+    trie, d, gain, slow_gain = setup(ids, n)
+    seen = torch.from_numpy(np.random.default_rng(n).integers(-1, 25, (2, 12)))
+    for k, penalty in ((1, 0.), (4, 1.), (9, 0.), (40, 1.)):
+        c = DecodeConfig(beams=k, alpha=alpha, length_penalty=penalty if which == 'titles' else 0., normalise=normalise, min_max=min_max, exclude_seen=exclude)
+        ours = found(d, beam_search(model, trie, history, c, gain, seen))
+        for u in range(2): same_list(ours[u], slow_search(model, d, history[u].tolist(), set(seen[u].tolist()), slow_gain, c))
+
+@pytest.mark.parametrize('seed', range(10))
+@pytest.mark.parametrize('penalty', [2., .7, -.3, -1.])
+def test_the_search_stops_only_when_nothing_better_can_come(seed, penalty):
+    "One user, so that nobody else keeps the search alive; the slow search never stops early"
+    ids = titles(n=30, seed=seed)
+    model, history = t5(ids, seed), users(30, n=1, seed=seed)
+    trie, d, gain, slow_gain = setup(ids, seed)
+    for k in (1, 2, 3):
+        c = DecodeConfig(beams=k, length_penalty=penalty, exclude_seen=False)
+        same_list(found(d, beam_search(model, trie, history, c))[0], slow_search(model, d, history[0].tolist(), set(), slow_gain, c))
+
+class Bigrams:
+    "The next token depends on the last one; token 0 begins"
+    def __init__(self, table): self.logp = torch.tensor(table).log()
+    def begin(self, history): return self.logp[0].expand(len(history), 1, -1), None
+    def advance(self, state, tokens, parents): return self.logp[tokens]
+
+def test_a_negative_length_penalty_by_hand():
+    "k = 2: [3] ends with .3, [4 5] with .69*.2, [4 6 7] with .69*.6*.99 in thrice the length: better than ln(.138)*2, though seven tokens would not be"
+    table = np.full((9, 9), 1e-6)
+    table[0, [3, 4]], table[4, [5, 6]], table[6, [7, 8]] = (.3, .69), (.2, .6), (.99, .01)
+    ids = identifiers([[3], [4, 5], [4, 6, 7], [4, 6, 8, 8, 8, 8, 8]])
+    trie, d = ItemTrie.build(ids), DictTrie([[3], [4, 5], [4, 6, 7], [4, 6, 8, 8, 8, 8, 8]])
+    got = found(d, beam_search(Bigrams(table/table.sum(1, keepdims=True)), trie, torch.tensor([[0]]), DecodeConfig(2, length_penalty=-1., exclude_seen=False)))[0]
+    assert [p for p, _ in got] == [(3,), (4, 6, 7)]
+    p = [math.log(.3/.99), 3*math.log(.69/.99*.6/.8*.99)]
+    np.testing.assert_allclose([s for _, s in got], p, atol=1e-2)
+
+@models
+def test_alpha_zero_is_plain_beam_search(which):
+    "The gains do not matter, nor does their range"
+    make, table, _ = MODELS[which]
+    ids = table()
+    model, history = make(ids), users(ids.n_items)
+    trie, _, gain, _ = setup(ids)
+    plain = recommend(model, trie, history, 10, DecodeConfig(beams=10))
+    for min_max in ('prefix', 'step'):
+        for g in (gain, torch.rand_like(gain)):
+            for a, b in zip(recommend(model, trie, history, 10, DecodeConfig(beams=10, alpha=0., min_max=min_max), g), plain): assert torch.equal(a, b)
+
+
+# ---- against the whole catalogue ----------------------------------------------------------------------------------
+
+def score_catalogue(model, d, history, gains, alpha):
+    "Score of each item's path, from the training pass: {path: score}"
+    logp, out = {}, {}
+    for path in set(d.paths):
+        total = 0.
+        for n, t in enumerate(path):
+            prefix = path[:n]
+            if prefix not in logp: logp[prefix] = next_logp(model, history, prefix)
+            g = [gains[d.number[(*prefix, s)]] for s in d.allowed(prefix)]
+            f = (gains[d.number[path[:n + 1]]] - min(g))/(max(g) - min(g)) if max(g) > min(g) else 0.
+            total += (1 - alpha*f)*float(logp[prefix][t])
+        out[path] = total
+    return out
+
+@models
+@pytest.mark.parametrize('seed, alpha', [(0, 0.), (1, .3), (2, 0.), (3, .7)])
+def test_wide_beams_rank_the_whole_catalogue(which, seed, alpha):
+    "Every item, seen ones left out, collisions by item number"
+    make, table, _ = MODELS[which]
+    ids = table(seed=seed)
+    model, history = make(ids, seed), users(ids.n_items, seed=seed)
+    trie, d, gain, slow_gain = setup(ids, seed)
+    seen = torch.from_numpy(np.random.default_rng(seed).integers(-1, ids.n_items, (3, 25)))
+    for exclude in (False, True):
+        items, scores = recommend(model, trie, history, ids.n_items, DecodeConfig(beams=200, alpha=alpha, exclude_seen=exclude), gain, seen)
+        for u in range(3):
+            by_path = score_catalogue(model, d, history[u].tolist(), slow_gain, alpha)
+            want = sorted((-by_path[d.paths[i]], d.paths[i], i) for i in range(ids.n_items) if not exclude or i not in seen[u].tolist())
+            n = len(want)
+            assert (items[u, n:] == -1).all() and (scores[u, n:] == -torch.inf).all()
+            same_list(list(zip(items[u, :n].tolist(), scores[u, :n].tolist())), [(i, -s) for s, _, i in want])
+            for path in set(d.paths):                                           # colliding items stand together, by number
+                at = [r for r, i in enumerate(items[u, :n].tolist()) if d.paths[i] == path]
+                assert not at or (at == list(range(at[0], at[-1] + 1)) and (row := items[u, at].tolist()) == sorted(row))
+
+
+# ---- what users have seen -----------------------------------------------------------------------------------------
+
+@quick
+@given(tables(), st.data())
+def test_used_up_by_counting(paths, data):
+    t, d = ItemTrie.build(identifiers(paths)), DictTrie(paths)
+    seen = data.draw(st.lists(st.lists(st.integers(-1, len(paths) - 1), min_size=6, max_size=6), min_size=1, max_size=3))
+    want = [u*t.n_nodes + n for u, row in enumerate(seen) for n, b in enumerate(d.branches) if set(b.items) <= set(row)]
+    got = used_up(t, torch.tensor(seen))
+    assert got.tolist() == want
+    keys = torch.arange(-1, len(seen)*t.n_nodes + 1)
+    assert contains(got, keys).tolist() == [k in want for k in keys.tolist()]
+
+@models
+def test_nearly_everything_seen(which):
+    "A user with one unseen item, one with none, one with all but half a collision: a beam of 1 finds what is left"
+    make, table, _ = MODELS[which]
+    ids = table()
+    model, (trie, d, gain, _) = make(ids), setup(table())
+    twin = next(i for i, p in enumerate(d.paths) if d.paths.count(p) > 1)
+    N = ids.n_items
+    seen = torch.tensor([[i if i != 7 else -1 for i in range(N)], list(range(N)), [i if i != twin else 0 for i in range(N)]])
+    for k in (1, 20):
+        for alpha in (0., 1.):
+            for options in itertools.product(('vocabulary', 'children'), ('prefix', 'step')):
+                items, scores = recommend(model, trie, users(N), 5, DecodeConfig(k, alpha, 0., *options), gain, seen)
+                assert items.tolist() == [[7, -1, -1, -1, -1], [-1]*5, [twin, -1, -1, -1, -1]] and not scores.isnan().any()
+
+@models
+def test_no_user_gets_what_was_seen_and_no_item_comes_twice(which):
+    make, table, _ = MODELS[which]
+    ids = table(n=60)
+    model, (trie, _, gain, _) = make(ids), setup(table(n=60))
+    history = users(60, n=40)
+    for k in (1, 3, 30):
+        items, scores = recommend(model, trie, history, 10, DecodeConfig(beams=k, alpha=.3), gain, batch_size=7)
+        for row, h in zip(items.tolist(), history.tolist()):
+            real = [i for i in row if i >= 0]
+            assert len(set(real)) == len(real) and not set(real) & set(h) and row == real + [-1]*(10 - len(real))
+        assert (scores.diff(dim=1)[items[:, 1:] >= 0] <= 0).all()
+
+
+# ---- shapes and edges ---------------------------------------------------------------------------------------------
+
+@models
+def test_batches_do_not_matter(which):
+    make, table, _ = MODELS[which]
+    ids = table()
+    model, (trie, _, gain, _) = make(ids), setup(table())
+    history = users(ids.n_items, n=9)
+    whole = recommend(model, trie, history, 10, DecodeConfig(beams=12, alpha=.2), gain)
+    pieces = recommend(model, trie, history, 10, DecodeConfig(beams=12, alpha=.2), gain, batch_size=2)
+    assert torch.equal(whole[0], pieces[0])
+    torch.testing.assert_close(whole[1], pieces[1], atol=1e-5, rtol=0)
+    none = recommend(model, trie, history[:0], 10)
+    assert none[0].shape == none[1].shape == (0, 10)
+
+@pytest.mark.parametrize('paths', [[[3]], [[3, 4]], [[3, 4]]*3, [[3], [4], [5]], [[3, 5], [4, 5], [3, 6]]])
+def test_tiny_catalogues_and_more_beams_than_paths(paths):
+    ids = identifiers(paths)
+    trie = ItemTrie.build(ids)
+    gain = information_gain(trie, item_prior([1]*len(paths)))
+    for make in (t5, packed) if len(paths[0]) == 1 or paths[0][1] != paths[-1][0] else (t5,):
+        for alpha in (0., 1.):
+            items, scores = recommend(make(ids), trie, torch.tensor([[0]]), 6, DecodeConfig(beams=50, alpha=alpha, exclude_seen=False), gain)
+            assert sorted(items[0].tolist()) == [-1]*(6 - len(paths)) + list(range(len(paths))) and scores[0, :len(paths)].isfinite().all()
+            items, _ = recommend(make(ids), trie, torch.tensor([[0]]), 6, DecodeConfig(beams=50, alpha=alpha), gain)
+            assert sorted(items[0].tolist()) == [-1]*(7 - len(paths)) + list(range(1, len(paths)))
+
+def test_dropout_is_off_and_the_mode_comes_back():
+    ids = codes()
+    model, trie, history = packed(ids, dropout=.5).train(), ItemTrie.build(ids), users(40)
+    a, b = recommend(model, trie, history, 5), recommend(model, trie, history, 5)
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and model.training and model.blocks[0].training
+
+@few
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_best_sorts_and_breaks_ties_by_place(seed, k):
+    x = torch.from_numpy(np.random.default_rng(seed).integers(0, 12, (3, 10))).float()
+    values, places = best(x, k)
+    for row, v, p in zip(x.tolist(), values.tolist(), places.tolist()):
+        assert v == sorted(row, reverse=True)[:k] and v == [row[i] for i in p] and len(set(p)) == len(p)
+        assert all(a > b or i < j for a, b, i, j in zip(v, v[1:], p, p[1:]))
+
+def test_pool_keeps_the_best_of_both():
+    done = Beams(torch.tensor([[5, -1]]), torch.tensor([[-2., -torch.inf]]))
+    out = pool(done, torch.tensor([[7, 8, 9]]), torch.tensor([[-1., -torch.inf, -3.]]), 2)
+    assert out.nodes.tolist() == [[7, 5]] and out.scores.tolist() == [[-1., -2.]]
+
+@quick
+@given(tables_with_counts(), st.sampled_from([0., .25, 1.]))
+def test_decoding_weights_by_definition(case, alpha):
+    paths, counts = case
+    p = item_prior(np.array(counts))
+    t, d = ItemTrie.build(identifiers(paths)), DictTrie(paths)
+    gains, w = oracles.gain(d, p.tolist(), 'global'), decoding_weights(t, information_gain(t, p), alpha)
+    assert w.dtype == torch.float and w[0] == 1
+    for b in d.branches:
+        g = [gains[d.number[k.prefix]] for k in b.kids.values()]
+        for k, x in zip(b.kids.values(), g):
+            want = 1 - alpha*(x - min(g))/(max(g) - min(g)) if max(g) - min(g) > 1e-9 else 1.
+            assert math.isclose(float(w[d.number[k.prefix]]), want, abs_tol=1e-5)
+
+def test_bad_arguments():
+    for bad, words in ((dict(beams=0), 'beams'), (dict(alpha=1.5), 'alpha'), (dict(alpha=float('nan')), 'alpha'), (dict(normalise='all'), "'children'"), (dict(min_max='beam'), "'step'")):
+        with pytest.raises(GenrecError, match=words): DecodeConfig(**bad)
+    ids = codes()
+    trie = ItemTrie.build(ids)
+    with pytest.raises(GenrecError, match='needs the gains'): recommend(packed(ids), trie, users(40), 5, DecodeConfig(alpha=.1))
+    with pytest.raises(GenrecError, match='on this trie'): recommend(packed(ids), trie, users(40), 5, DecodeConfig(alpha=.1), torch.zeros(3))
+
+
+# ---- a second opinion ------------------------------------------------------------------------------------------------
+
+def opinion(n_items, n, seed=0): return torch.randn(n, n_items, generator=torch.Generator().manual_seed(seed))*2
+
+def slow_advice(ids, scores, seen, path):
+    "log p(token | prefix) of every token of a path, from dictionaries of Python floats"
+    p = {i: math.exp(s) for i, s in enumerate(scores.tolist()) if i not in seen}
+    total = sum(p.values())
+    below = lambda prefix: sum(v for i, v in p.items() if ids.path(i).tolist()[:len(prefix)] == list(prefix))/total
+    return [math.log(below(path[:t + 1])/below(path[:t])) for t in range(len(path))]
+
+@pytest.mark.parametrize('which', ['codes', 'titles'])
+@pytest.mark.parametrize('share, alpha, penalty', [(.3, 0., 0.), (.7, .3, 0.), (.5, .2, 1.), (1., 0., 0.)])
+def test_mixing_against_hand_computation(which, share, alpha, penalty):
+    ids = codes() if which == 'codes' else titles()
+    model = (packed if which == 'codes' else t5)(ids)
+    trie, d, gain, slow_gain = setup(ids)
+    history, scores = users(ids.n_items), opinion(ids.n_items, 3)
+    items, got = recommend(model, trie, history, 40, DecodeConfig(beams=60, mix=share, alpha=alpha, length_penalty=penalty), gain, assistant=scores)
+    weights = decoding_weights(trie, gain, alpha)
+    for u in range(3):
+        seen = {i for i in history[u].tolist() if i >= 0}
+        assert set(items[u].tolist()) - {-1} == set(range(ids.n_items)) - seen
+        for i, s in list(zip(items[u].tolist(), got[u].tolist()))[::7]:
+            if i < 0: continue
+            path = ids.path(i).tolist()
+            lm = [next_logp(model, history[u].tolist(), path[:t])[path[t]].item() for t in range(len(path))]
+            w = weights[trie.walk(torch.tensor(path))].tolist()
+            want = sum(a*((1 - share)*x + share*y) for a, x, y in zip(w, lm, slow_advice(ids, scores[u], seen, path)))
+            assert s == pytest.approx(want/len(path)**penalty, abs=TOL)
+
+def test_along_a_path_the_advice_is_the_items_own_probability():
+    "No matter how a title is cut: the assistant alone ranks as it would without tokens"
+    ids = identifiers([[3 + i % 3]*(1 + i % 5) + [4 + i // 5, EOS] for i in range(20)], 9)
+    trie, scores = ItemTrie.build(ids), opinion(20, 4, seed=3)
+    items, got = recommend(t5(ids), trie, torch.full((4, 1), -1), 20, DecodeConfig(beams=20, mix=1.), assistant=scores)
+    want = scores.double().log_softmax(1)
+    leaf = torch.tensor([[w[trie.items_below(trie.walk(torch.as_tensor(ids.path(i).astype(np.int64)))[-1:])[0]].logsumexp(0).item() for i in range(20)] for w in want], dtype=torch.float64)
+    torch.testing.assert_close(got.double(), leaf.gather(1, items), atol=TOL, rtol=0)
+    torch.testing.assert_close(got.double(), leaf.sort(descending=True).values, atol=TOL, rtol=0)
+
+@given(st.integers(0, 10**6))
+@quick
+def test_advice_sums_to_one_over_the_children(seed):
+    ids = titles(seed=seed)
+    trie = ItemTrie.build(ids)
+    mass = assistant_mass(trie, opinion(ids.n_items, 2, seed))
+    inner = torch.nonzero(trie.n_children > 0)[:, 0]
+    child = trie.children(inner[None].expand(2, -1))
+    total = assistant_steps(trie, mass, child).exp().masked_fill(child < 0, 0).sum(2)
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+
+@pytest.mark.parametrize('make', [packed, t5])
+def test_many_searches_are_each_alone(make):
+    ids = codes()
+    trie, _, gain, _ = setup(ids)
+    model, history, scores = make(ids), users(40, n=9), opinion(40, 9)
+    configs = [DecodeConfig(beams=8), DecodeConfig(beams=5, alpha=.3), DecodeConfig(beams=8, mix=.4), DecodeConfig(beams=8, exclude_seen=False)]
+    for c, (items, s) in zip(configs, recommend_each(model, trie, history, 6, configs, gain, batch_size=4, assistant=scores)):
+        alone, t = recommend(model, trie, history, 6, c, gain, batch_size=4, assistant=scores)
+        assert items.tolist() == alone.tolist() and torch.equal(s, t)
+
+@pytest.mark.parametrize('scores, words', [(None, 'needs an assistant'), (torch.zeros(3, 39), 'row of 40 items'), (torch.full((3, 40), torch.nan), 'NaN')])
+def test_an_assistant_that_cannot_help(scores, words):
+    ids = codes()
+    with pytest.raises(GenrecError, match=words): recommend(packed(ids), ItemTrie.build(ids), users(40), 5, DecodeConfig(beams=5, mix=.5), assistant=scores)
+    with pytest.raises(GenrecError, match='mix is 1.5'): DecodeConfig(mix=1.5)
+
+def test_a_user_who_has_seen_everything_gets_nothing():
+    ids = codes()
+    seen = torch.arange(40)[None]
+    items, _ = recommend(packed(ids), ItemTrie.build(ids), seen[:, -5:], 5, DecodeConfig(beams=5, mix=.5), seen=seen, assistant=opinion(40, 1))
+    assert items.tolist() == [[-1]*5]
