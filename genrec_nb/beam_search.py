@@ -45,7 +45,7 @@ class DecodeConfig:
     beams: int = 20 # k, prefixes kept at each step
     alpha: float = 0. # strength of IGD-decoding, 0 = plain
     length_penalty: float = 0. # finished scores are divided by length**this
-    normalise: str = 'vocabulary' # probabilities over the full 'vocabulary', or over the 'children' only
+    normalize: str = 'vocabulary' # probabilities over the full 'vocabulary', or over the 'children' only
     min_max: str = 'prefix' # range of the gains over the children of each 'prefix', or over all candidates of a 'step'
     exclude_seen: bool = True # items of the user's history cannot come out
     mix: float = 0. # share of an assistant's log-probability in each step (D3), 0 = none
@@ -54,7 +54,7 @@ class DecodeConfig:
         if self.beams < 1: raise GenrecError(f'beams is {self.beams}, expected 1 or more')
         for name in ('alpha', 'mix'):
             if not 0 <= getattr(self, name) <= 1: raise GenrecError(f'{name} is {getattr(self, name)}, expected a number between 0 and 1')
-        for name, known in (('normalise', ('vocabulary', 'children')), ('min_max', ('prefix', 'step'))):
+        for name, known in (('normalize', ('vocabulary', 'children')), ('min_max', ('prefix', 'step'))):
             if getattr(self, name) not in known: raise GenrecError(f'{name} is {getattr(self, name)!r}, expected one of {known}')
 
 # %% ../nbs/50_beam_search.ipynb #c921e6dd
@@ -120,7 +120,7 @@ def step_scores(
     real, at = child >= 0, child.clamp(min=0)
     logits = logits.float()
     logp = logits.gather(2, trie.token[at].long().clamp(min=0))
-    if config.normalise == 'children': logp = logp.masked_fill(~real, -torch.inf).log_softmax(2).nan_to_num(nan=-torch.inf)
+    if config.normalize == 'children': logp = logp.masked_fill(~real, -torch.inf).log_softmax(2).nan_to_num(nan=-torch.inf)
     else: logp = logp - logits.logsumexp(2, keepdim=True)
     if config.mix: logp = (1 - config.mix)*logp + config.mix*advice if config.mix < 1 else advice
     if not config.alpha: return logp.masked_fill(~real, -torch.inf)
@@ -162,7 +162,7 @@ def pool(
 # %% ../nbs/50_beam_search.ipynb #68e85a42
 @torch.inference_mode()
 def beam_search(
-    model, # anything with `begin` and `advance`
+    model, # anything with `prefill` and `decode_step`
     trie: ItemTrie,
     history: Tensor, # int64 [B, H] items, -1 where there is none
     config: DecodeConfig = DecodeConfig(),
@@ -170,7 +170,7 @@ def beam_search(
     seen: Tensor | None = None, # int64 [B, S] items to leave out, -1 where there is none; None: those of `history`
     weights: Tensor | None = None, # float [M] from `decoding_weights`, if they are at hand already
     assistant: Tensor | None = None, # float [B, N] scores of a text-free recommender, needed if mix > 0
-    begun: tuple | None = None, # what `model.begin(history)` gave, if that was done before
+    begun: tuple | None = None, # what `model.prefill(history)` gave, if that was done before
 ) -> Beams: # up to `beams` finished paths a user
     "Constrained beam search with IGD-decoding, for a batch of users"
     if config.alpha and gain is None: raise GenrecError('alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
@@ -183,7 +183,7 @@ def beam_search(
     user = torch.arange(B, device=device)[:, None, None]
     node, score = torch.zeros(B, 1, dtype=torch.long, device=device), torch.zeros(B, 1, device=device)
     done = Beams(node.new_full((B, k), -1), score.new_full((B, k), -torch.inf))
-    logits, state = begun or model.begin(history)
+    logits, state = begun or model.prefill(history)
     for length in range(1, trie.max_depth + 1):
         child = trie.children(node).masked_fill((score == -torch.inf)[..., None], -1)    # a dead beam has no children
         if gone is not None: child = torch.where(contains(gone, user*trie.n_nodes + child), -1, child)
@@ -199,7 +199,7 @@ def beam_search(
         score = score.masked_fill(ceiling <= done.scores[:, -1:], -torch.inf)
         if (score == -torch.inf).all(): break
         node, parent = node.gather(1, at), parent.gather(1, at)
-        logits = model.advance(state, torch.where(score > -torch.inf, trie.token[node].long(), PAD), parent)   # a dead beam writes PAD
+        logits = model.decode_step(state, torch.where(score > -torch.inf, trie.token[node].long(), PAD), parent)   # a dead beam writes PAD
     return done
 
 # %% ../nbs/50_beam_search.ipynb #b7f90f05
@@ -226,7 +226,7 @@ def expand_items(
 
 # %% ../nbs/50_beam_search.ipynb #2613fd7f
 def recommend_each(
-    model, # anything with `begin` and `advance`, perhaps `again`
+    model, # anything with `prefill` and `decode_step`, perhaps `restart`
     trie: ItemTrie,
     history: Tensor, # int64 [M, H] items, -1 where there is none
     k: int = 20, # items wanted
@@ -247,7 +247,7 @@ def recommend_each(
     for rows in order.split(batch_size):
         state, found = None, []
         for c, w in zip(configs, weights):
-            with torch.inference_mode(): begun = model.again(state) if state is not None and hasattr(model, 'again') else model.begin(history[rows])
+            with torch.inference_mode(): begun = model.restart(state) if state is not None and hasattr(model, 'restart') else model.prefill(history[rows])
             state = begun[1]
             beams = beam_search(model, trie, history[rows], c, gain, seen[rows], w, None if assistant is None else assistant[rows], begun)
             found.append(expand_items(trie, beams, k, seen[rows] if c.exclude_seen else None))
@@ -257,7 +257,7 @@ def recommend_each(
     return [tuple(torch.cat(x)[back] for x in zip(*of)) for of in zip(*out)]
 
 def recommend(
-    model, # anything with `begin` and `advance`
+    model, # anything with `prefill` and `decode_step`
     trie: ItemTrie,
     history: Tensor, # int64 [M, H] items, -1 where there is none
     k: int = 20, # items wanted

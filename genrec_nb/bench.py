@@ -627,10 +627,10 @@ class Watched(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model, self.read = model, dict(passes=0, tokens=0, steps=0, written=0)
-    def begin(self, history): return self.model.begin(history)
-    def advance(self, state, tokens, parents):
+    def prefill(self, history): return self.model.prefill(history)
+    def decode_step(self, state, tokens, parents):
         passes, read = state.passes, state.tokens
-        out = self.model.advance(state, tokens, parents)
+        out = self.model.decode_step(state, tokens, parents)
         new = dict(passes=state.passes - passes, tokens=state.tokens - read, steps=1, written=int((tokens != PAD).sum()))
         self.read = {k: n + new[k] for k, n in self.read.items()}
         return out

@@ -21,11 +21,11 @@ class TrieProcessor(LogitsProcessor):
         prompt: int = 1, # number of leading tokens that are not part of the path: 1 for T5, the prompt's length for decoder-only models
         gain: Tensor | None = None, # float [M], needed if alpha > 0
         alpha: float = 0., # strength of IGD-decoding
-        normalise: str = 'vocabulary', # as in `DecodeConfig`
+        normalize: str = 'vocabulary', # as in `DecodeConfig`
         end: int = EOS, # token allowed after a finished path
         vocabulary: Tensor | None = None, # int64 [V] the model's own id of each token of the trie, -1 where it has none; None: they are the same
     ):
-        self.trie, self.prompt, self.normalise = trie, prompt, normalise
+        self.trie, self.prompt, self.normalise = trie, prompt, normalize
         number = torch.arange(trie.vocab_size, device=trie.device)
         self.own = number if vocabulary is None else torch.as_tensor(vocabulary, device=trie.device)
         self.end = int(self.own[end])

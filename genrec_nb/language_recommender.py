@@ -7,10 +7,10 @@ __all__ = ['TEMPLATE', 'LIST_TEMPLATE', 'TUNINGS', 'TASKS', 'LMConfig', 'title_i
            'lm_tokens', 'old_names', 'last_name', 'adapt', 'Prompter', 'item_words', 'make_prompter',
            'LanguageRecommender', 'drop_frozen', 'forgive_frozen', 'answer_logits', 'answer_nll', 'path_answers',
            'lm_forward', 'PromptSamples', 'PackedSamples', 'lm_samples', 'packed_forward', 'check_packed', 'sees',
-           'forced_runs', 'LMState', 'find', 'learn', 'known', 'spread_nodes', 'with_chains', 'read_nodes', 'lm_begin',
-           'lm_advance', 'lm_again', 'language_recommender', 'merge_adapters', 'free_titles', 'title_vectors', 'ground',
-           'key_words', 'task_texts', 'Task', 'set_tasks', 'task_rows', 'task_forward', 'TaskSamples', 'save_lm',
-           'load_lm_recommender']
+           'forced_runs', 'LMState', 'find', 'learn', 'known', 'spread_nodes', 'with_chains', 'read_nodes',
+           'lm_prefill', 'lm_decode_step', 'lm_restart', 'language_recommender', 'merge_adapters', 'free_titles',
+           'title_vectors', 'ground', 'key_words', 'task_texts', 'Task', 'set_tasks', 'task_rows', 'task_forward',
+           'TaskSamples', 'save_lm', 'load_lm_recommender']
 
 # %% ../nbs/62_language_recommender.ipynb #a456e4aa
 import math, os, re, shutil, warnings
@@ -560,7 +560,7 @@ def read_nodes(self: LanguageRecommender,
 LanguageRecommender.with_chains, LanguageRecommender.read_nodes = with_chains, read_nodes
 
 # %% ../nbs/62_language_recommender.ipynb #16e2b287
-def lm_begin(self: LanguageRecommender,
+def lm_prefill(self: LanguageRecommender,
     history: Tensor, # int64 [B, H] items, -1 where there is none
 ) -> tuple[Tensor, LMState]: # (log-probabilities float [B, 1, V] of the first token, state)
     "Read the prompts, once a user"
@@ -571,8 +571,8 @@ def lm_begin(self: LanguageRecommender,
     self.learn(state, torch.arange(len(x), device=self.device), root[:, 0], out.logits[:, -1])
     return self.known(state), state
 
-def lm_advance(self: LanguageRecommender,
-    state: LMState, # from `begin`; changed in place
+def lm_decode_step(self: LanguageRecommender,
+    state: LMState, # from `prefill`; changed in place
     tokens: Tensor, # int64 [B, k] token that each beam has just written, PAD for dead ones
     parents: Tensor, # int64 [B, k] beam of the step before that each beam continues
 ) -> Tensor: # float [B, k, V] log-probabilities of the next token
@@ -585,14 +585,14 @@ def lm_advance(self: LanguageRecommender,
     if len(todo): self.read_nodes(state, todo//M, todo % M)
     return self.known(state)
 
-def lm_again(self: LanguageRecommender,
+def lm_restart(self: LanguageRecommender,
     state: LMState, # of a search that is over; changed in place
-) -> tuple[Tensor, LMState]: # as from `begin`
+) -> tuple[Tensor, LMState]: # as from `prefill`
     "Start another search for the same users with all that was read"
     state.at = torch.zeros(len(state.prompt), 1, dtype=torch.long, device=self.device)
     return self.known(state), state
 
-LanguageRecommender.begin, LanguageRecommender.advance, LanguageRecommender.again = lm_begin, lm_advance, lm_again
+LanguageRecommender.prefill, LanguageRecommender.decode_step, LanguageRecommender.restart = lm_prefill, lm_decode_step, lm_restart
 
 # %% ../nbs/62_language_recommender.ipynb #e28a619b
 def language_recommender(

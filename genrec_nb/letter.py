@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'collaborative_loss', 'cluster_codebook', 'group_mates', 'diversity_loss', 'LETTERConfig',
-           'check_collaborative', 'LETTER', 'regression', 'InputLETTER', 'fit_letter', 'nearest_items', 'code_overlap']
+           'check_collaborative', 'LETTER', 'regression', 'LETTERConcat', 'fit_letter', 'nearest_items', 'code_overlap']
 
 # %% ../nbs/22_letter.ipynb #546005f9
 import numpy as np
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from .core import GenrecError
 from .kmeans import CHUNK, balanced_kmeans, check_vectors, generator
-from .rqvae import QUANTIZERS, RQOutput, RQVAE, RQVAEConfig, fit_rqvae, mlp, quantise, read_rqvae
+from .rqvae import QUANTIZERS, RQOutput, RQVAE, RQVAEConfig, fit_rqvae, mlp, quantize, read_rqvae
 
 # %% ../nbs/22_letter.ipynb #9cbf2084
 def collaborative_loss(
@@ -152,7 +152,7 @@ def regression(
     return torch.linalg.solve(gram, z.T @ h.double()).float()
 
 # %% ../nbs/22_letter.ipynb #dafe008f
-class InputLETTER(LETTER):
+class LETTERConcat(LETTER):
     "LETTER that quantises text and collaborative vector together"
     kind = 'letter-input'
     def __init__(self,
@@ -211,7 +211,7 @@ class InputLETTER(LETTER):
         s = self.standardise(x)
         u = self.join(s, cf)
         if not quantised: return RQOutput(s, self.decoder(u), u, None, u.new_zeros(()))
-        u_hat, codes, quant = quantise(u, self.codebooks, self.assign, self.config.mu, self.config.variant, self.sees)
+        u_hat, codes, quant = quantize(u, self.codebooks, self.assign, self.config.mu, self.config.variant, self.sees)
         return RQOutput(s, self.decoder(u_hat), u_hat, codes, quant)
 
     def loss(self, out: RQOutput, index: Tensor) -> Tensor: # scalar
@@ -219,7 +219,7 @@ class InputLETTER(LETTER):
         loss = RQVAE.loss(self, out, index)
         return loss + self.config.beta*self.diversity(out.codes) if self.config.beta and out.codes is not None else loss
 
-QUANTIZERS[InputLETTER.kind] = lambda folder, meta, tensors, device: read_rqvae(folder, meta, tensors, device, InputLETTER, LETTERConfig)
+QUANTIZERS[LETTERConcat.kind] = lambda folder, meta, tensors, device: read_rqvae(folder, meta, tensors, device, LETTERConcat, LETTERConfig)
 
 # %% ../nbs/22_letter.ipynb #524521a9
 def fit_letter(
@@ -228,7 +228,7 @@ def fit_letter(
     config: LETTERConfig | None = None, # None: the default for these dimensions
     seed: int = 0, # of weights, batches, k-means, draws
     device='cpu', # where to train
-) -> LETTER: # trained; an `InputLETTER` with form='input'
+) -> LETTER: # trained; an `LETTERConcat` with form='input'
     "Train a LETTER tokenizer; raises `GenrecError` before training for vectors it cannot use"
     config = config or LETTERConfig(np.shape(x)[-1])
     x = check_vectors(x, max(config.size))
@@ -238,7 +238,7 @@ def fit_letter(
         model = LETTER(config, seed).to(device)
         model.cf = cf.to(device)
         return fit_rqvae(model, x, seed)
-    model = fit_rqvae(InputLETTER(config, seed).to(device), torch.cat([x, cf.to(x.device)], 1), seed)
+    model = fit_rqvae(LETTERConcat(config, seed).to(device), torch.cat([x, cf.to(x.device)], 1), seed)
     with torch.no_grad(): model.guess.copy_(regression(model.latent(x)[:, :config.d_code], model.audience(cf.to(device))))
     return model
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['block_widths', 'block_codes', 'block_join', 'lloyd', 'procrustes', 'ProductQuantizer', 'read_product', 'load_product',
-           'optimise_rotation', 'product_kmeans', 'product_codes', 'co_occurrence', 'leading_vectors',
+           'optimize_rotation', 'product_kmeans', 'product_codes', 'co_occurrence', 'leading_vectors',
            'spectral_clusters', 'split_cluster', 'grow_tree', 'shuffled_number', 'tree_paths', 'tree_ids',
            'category_ids', 'split_names', 'read_categories', 'popular_first', 'first_tokens', 'compare_identifiers',
            'plot_first_tokens']
@@ -146,7 +146,7 @@ def load_product(
     return q
 
 # %% ../nbs/25_other_tokenizers.ipynb #b17ac5ce
-def optimise_rotation(
+def optimize_rotation(
     x: Tensor, # float [N, d], mean zero
     codebooks: list[Tensor], # of plain product quantisation
     n_iter: int, # turns of rotation and codebooks
@@ -174,7 +174,7 @@ def product_kmeans(
     widths, mean = block_widths(x.shape[1], levels), x.mean(0)
     z = x - mean
     books, R = [kmeans(s, k, seed + l, n_iter)[0] for l, (s, k) in enumerate(zip(z.split(widths, 1), sizes))], None
-    if rotate: R, books = optimise_rotation(z, books, n_iter)
+    if rotate: R, books = optimize_rotation(z, books, n_iter)
     return ProductQuantizer(books, mean, R, block_codes(z if R is None else z @ R, books).cpu().numpy())
 
 def product_codes(

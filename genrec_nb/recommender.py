@@ -25,7 +25,7 @@ from .trie import ItemTrie
 from .infogain import information_gain, item_prior
 from .token_weights import Weighting, make_weighting
 from .tiger import TigerT5
-from .item_decoder import BACKBONES, PackedConfig, PackedDecoder
+from .item_decoder import BACKBONES, ItemDecoderConfig, ItemDecoder
 from .beam_search import DecodeConfig, decoding_weights, recommend
 from .train import FitResult, TrainConfig, fit, rank_each
 from .tokenizer import Sources, TOKENIZERS, Tokenized, TokenizerConfig, lm_name, lm_tokenizer, make_title, tokenize_items
@@ -51,7 +51,7 @@ def model_settings(
     "What a generator can be told"
     if backbone == 't5': return dict.fromkeys(T5_SIZES)
     if backbone == 'llm': from genrec_nb.language_recommender import LMConfig as make
-    else: make = PackedConfig
+    else: make = ItemDecoderConfig
     return {n: p.default for n, p in inspect.signature(make).parameters.items() if p.kind is not p.VAR_KEYWORD and n not in ('vocab_size', 'first', 'sizes', 'seed')} | (dict(tasks=None, share=.2) if backbone == 'llm' else {})
 
 def check_model(
@@ -109,7 +109,7 @@ def load_model(
     if backbone == 'llm':
         from genrec_nb.language_recommender import LanguageRecommender
         return LanguageRecommender.from_pretrained(folder, ids=ids, device=device).eval()
-    return dict(packed=PackedDecoder, t5=TigerT5)[backbone].from_pretrained(folder).to(device).set_items(ids).eval()
+    return dict(packed=ItemDecoder, t5=TigerT5)[backbone].from_pretrained(folder).to(device).set_items(ids).eval()
 
 # %% ../nbs/81_recommender.ipynb #22a64f74
 TRAIN = dict(packed={}, t5=dict(batch_size=256, lr=1e-3, weight_decay=.01), # changes to `TrainConfig`
@@ -248,7 +248,7 @@ class GenerativeRecommender:
     ): # for `train.fit`
         "What training minimises"
         rule = self.config.rule
-        if vectors is None and rule.looks_at_vectors:
+        if vectors is None and rule.needs_vectors:
             if not any(self.catalog.texts): raise GenrecError(f'weighting {self.config.weighting!r} looks at item vectors, and there are no item texts to make them from: give vectors, or take another weighting')
             vectors = embed_texts(self.catalog.texts, self.config.encoder)
         return rule.objective(self.trie, self.ids, counts=self.counts, gain=self.gain, vectors=vectors)
@@ -434,12 +434,12 @@ def explain(self: GenerativeRecommender,
     nodes = self.trie.walk(path)
     choices = self.trie.n_children[self.trie.parent[nodes]].tolist()
     weight = decoding_weights(self.trie, self.gain, alpha)[nodes].tolist()
-    logits, state = self.model.begin(torch.tensor([items[-self.model.config.max_items:]], device=self.model.device))
+    logits, state = self.model.prefill(torch.tensor([items[-self.model.config.max_items:]], device=self.model.device))
     parts, here = [], torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
     for t, token in enumerate(path):
         p = logits[0, 0].float().softmax(0)[token].item()
         parts.append(TokenPart(words[t], choices[t], p, self.gain[nodes[t]].item(), weight[t]))
-        if t + 1 < len(path): logits = self.model.advance(state, token.view(1, 1), here)
+        if t + 1 < len(path): logits = self.model.decode_step(state, token.view(1, 1), here)
     return Explanation(self.catalog.titles[target], parts, alpha, self.config.decode.length_penalty)
 
 GenerativeRecommender.explain = explain

@@ -109,7 +109,7 @@ class Steps(TrainerCallback):
     "Report training steps to the progress"
     def __init__(self, name, progress): self.name, self.progress = name, progress
     def on_train_begin(self, args, state, control, **kwargs): self.progress.stage(self.name, state.max_steps)
-    def on_step_end(self, args, state, control, **kwargs): self.progress.advance(state.global_step)
+    def on_step_end(self, args, state, control, **kwargs): self.progress.decode_step(state.global_step)
 
 # %% ../nbs/83_run.ipynb #401d3ea1
 def open_run(
@@ -155,7 +155,7 @@ def load_run_data(config: RunConfig) -> tuple[Dataset, Split]:
     "The data of a run and its split; item texts are needed only by some tokenizers"
     needs = not config.given and {'text', 'titles'} & set(TOKENIZERS[config.recommender.quantizer].needs)
     found, split = load_with_split(config.data, config.columns, f'--ids {config.ids}' if needs else '', config.split)
-    if config.recommender.rule.looks_at_vectors and not any(found.catalog.texts): raise GenrecError(f'{config.data}: weighting {config.recommender.weighting!r} looks at vectors of item texts, and there are no item texts: take another --weighting')
+    if config.recommender.rule.needs_vectors and not any(found.catalog.texts): raise GenrecError(f'{config.data}: weighting {config.recommender.weighting!r} looks at vectors of item texts, and there are no item texts: take another --weighting')
     return found, split
 
 def table_ids(
@@ -325,7 +325,7 @@ def run_job(
     config: RunConfig = RunConfig(),
     folder: str | Path = 'runs/ml-100k', # where everything goes
     resume: bool = False, # go on with an interrupted run
-    progress=None, # something with `stage` and `advance`
+    progress=None, # something with `stage` and `decode_step`
 ) -> dict: # what metrics.json holds
     "Run all methods; leaves metrics.json, report.html and model/ in the folder"
     config = follow_titles(config)
@@ -426,7 +426,7 @@ def tokenize_job(
     config: TokenizerConfig,
     folder: str | Path, # where everything goes; must not exist, or be empty
     columns: dict | None = None, # names of the columns of tables
-    progress=None, # something with `stage` and `advance`
+    progress=None, # something with `stage` and `decode_step`
     device: str = 'cpu', # where neural tokenizers are trained
 ) -> dict: # what report.json holds
     "Tokenise a catalogue; leaves the tokenizer, report.json and report.html in the folder, or nothing at all"

@@ -129,7 +129,7 @@ def weighting(name: str): # registers a class under a name
 @dataclass
 class Weighting:
     "A rule for what each token of each item weighs; fields are its hyper-parameters"
-    looks_at_vectors = False # does it need the items' embeddings?
+    needs_vectors = False # does it need the items' embeddings?
     _: KW_ONLY
     eos: str = 'token' # what EOS weighs: one of `EOS_POLICIES`
     tau: float = 1. # temperature of the loss, see below
@@ -238,7 +238,7 @@ def gain_weights(
 @dataclass
 class FrontGreater(Weighting):
     "Front-Greater (arXiv 2601.17787): tokens weigh by how much they narrow down the embedding"
-    looks_at_vectors = True
+    needs_vectors = True
     form: str = 'position' # 'position': one gain for each place; 'prefix': the gain of each prefix's own split
     scale: float | None = 32. # mean distance to the centre of the catalogue, before the logarithm; None: embeddings as they are
     eos: str = field(default='one', kw_only=True) # what EOS weighs
@@ -529,7 +529,7 @@ class Mixed(Weighting):
         MultiTarget({n: torch.ones(1, 1) for n in self.parts}, self.rising, self.half_life, None, self.variant)     # its checks
     def table(self, trie, ids, **facts): raise GenrecError("'multi' has a table for each of its targets: use `objective`")
     @property
-    def looks_at_vectors(self) -> bool: return any(p.looks_at_vectors for p in self.parts.values())
+    def needs_vectors(self) -> bool: return any(p.needs_vectors for p in self.parts.values())
 
     def objective(self, trie, ids, **facts): # `MultiTarget`
         "The mixture, at its beginning"

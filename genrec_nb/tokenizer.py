@@ -6,10 +6,10 @@
 __all__ = ['SHARED', 'CODED', 'TOKENIZERS', 'own_settings', 'Method', 'Sources', 'letter_config', 'make_letter', 'make_rqvae',
            'make_rqkmeans', 'make_opq', 'make_pq', 'make_tree', 'make_random', 'make_category', 'lm_name',
            'lm_tokenizer', 'make_title', 'short_titles', 'named_method', 'check_options', 'TokenizerConfig',
-           'default_size', 'check_sizes', 'cf_vectors', 'check_cf', 'find_categories', 'text_vectors', 'Tokenized',
-           'vector_source', 'gather', 'tokenize_items', 'position_use', 'TokenizerReport', 'tokenizer_report',
-           'new_vectors', 'assign_items', 'library_versions', 'save_tokenized', 'load_tokenized', 'read_items',
-           'assign_file', 'compare_reports']
+           'default_size', 'check_sizes', 'collaborative_embeddings', 'check_cf', 'find_categories', 'text_vectors',
+           'Tokenized', 'vector_source', 'gather', 'tokenize_items', 'position_use', 'TokenizerReport',
+           'tokenizer_report', 'new_vectors', 'assign_items', 'library_versions', 'save_tokenized', 'load_tokenized',
+           'read_items', 'assign_file', 'compare_reports']
 
 # %% ../nbs/80_tokenizer.ipynb #18a0711b
 import hashlib, os, platform, re, shutil
@@ -31,7 +31,7 @@ from .semantic_ids import Identifiers, check_policy
 from .other_tokenizers import category_ids, popular_first, product_kmeans, read_categories, tree_ids
 from .trie import ItemTrie
 from .infogain import gain_by_position, information_gain, item_prior
-from .baselines import METHODS as RANKERS, check_item_vectors, collaborative_vectors, load_vectors
+from .baselines import METHODS as RANKERS, check_item_vectors, train_collaborative_embeddings, load_vectors
 
 # %% ../nbs/80_tokenizer.ipynb #1cd3c1c3
 SHARED = dict(levels=3, size=None, policy='extra', encoder='minilm', cf='sasrec') # settings that several methods share, and their defaults
@@ -214,7 +214,7 @@ def check_sizes(
     return sizes
 
 # %% ../nbs/80_tokenizer.ipynb #204f4ac0
-def cf_vectors(
+def collaborative_embeddings(
     cf, # 'sasrec', 'lightgcn', a file, or float [N, d]
     split: Split, # its training part is learned, nothing else is looked at
     seed: int = 0, # of the training
@@ -223,17 +223,17 @@ def cf_vectors(
     "Item vectors of a recommender: trained on the training part alone, read from a file, or as given"
     if not isinstance(cf, (str, Path)): return check_item_vectors(np.asarray(cf), split.train.n_items, 'the collaborative vectors')
     if str(cf) not in RANKERS: return load_vectors(cf, split.train.n_items)
-    return collaborative_vectors(split, str(cf), dim, seed, RANKERS[str(cf)][0](dim=dim, patience=0))
+    return train_collaborative_embeddings(split, str(cf), dim, seed, RANKERS[str(cf)][0](dim=dim, patience=0))
 
 def check_cf(
-    cf, # as for `cf_vectors`
+    cf, # as for `collaborative_embeddings`
     split: Split,
     options: dict, # LETTER's
 ):
     "Vectors, or the name of a method; raises `GenrecError` for an unknown name, and for a file or vectors that do not fit"
     if isinstance(cf, str) and cf in RANKERS: return cf
     if isinstance(cf, str) and not Path(cf).suffix: raise GenrecError(f'cf is {cf!r}, expected {", ".join(map(repr, RANKERS))}, or a file of item vectors that ends in .npy or .safetensors')
-    v = cf_vectors(cf, split)
+    v = collaborative_embeddings(cf, split)
     if options.get('d_code', v.shape[1]) != v.shape[1]: raise GenrecError(f'd_code is {options["d_code"]}, but the collaborative vectors have {v.shape[1]} dimensions: leave d_code out')
     return v
 
@@ -306,7 +306,7 @@ def gather(data: Dataset, split: Split, c: TokenizerConfig, sizes, vectors, cf, 
         s.vectors = text_vectors(data, c.encoder, vectors)
     if 'cf' in needs:
         if isinstance(cf, str): say(f'collaborative vectors, {cf}')
-        s.cf = cf_vectors(cf, split, c.seed, c.options.get('d_code') or 32) if isinstance(cf, str) else cf
+        s.cf = collaborative_embeddings(cf, split, c.seed, c.options.get('d_code') or 32) if isinstance(cf, str) else cf
     return s, c
 
 def tokenize_items(

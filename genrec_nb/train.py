@@ -90,7 +90,7 @@ class Drawn:
 
 # %% ../nbs/55_train.ipynb #53b50fac
 def rank_each(
-    model, # anything with `begin` and `advance`, perhaps `again`
+    model, # anything with `prefill` and `decode_step`, perhaps `restart`
     trie: ItemTrie, # on the model's device
     cases: Cases, # histories and their targets
     configs: list, # `DecodeConfig`s, one after the other
@@ -116,7 +116,7 @@ def rank_each(
     return out
 
 def rank_cases(
-    model, # anything with `begin` and `advance`
+    model, # anything with `prefill` and `decode_step`
     trie: ItemTrie, # on the model's device
     cases: Cases, # histories and their targets
     config: DecodeConfig = DecodeConfig(),
@@ -132,7 +132,7 @@ def rank_cases(
 # %% ../nbs/55_train.ipynb #19164539
 @torch.inference_mode()
 def case_ce(
-    model, # anything with `begin` and `advance`, and the `paths` of its items
+    model, # anything with `prefill` and `decode_step`, and the `paths` of its items
     cases: Cases, # histories and their targets
     batch_size: int | None = None, # cases together; None: what the model wants, or 256
     accelerator=None, # shares the cases among processes; None: one process
@@ -147,9 +147,9 @@ def case_ce(
     for a in range(0, len(targets), batch_size):
         path = model.paths[targets[a:a + batch_size]]                             # [B, L]
         path = path[:, :int((path > 0).sum(1).max())]
-        logits, state = model.begin(history[a:a + batch_size])
+        logits, state = model.prefill(history[a:a + batch_size])
         for l in range(path.shape[1]):
-            if l: logits = model.advance(state, path[:, l - 1:l], torch.zeros_like(path[:, :1]))
+            if l: logits = model.decode_step(state, path[:, l - 1:l], torch.zeros_like(path[:, :1]))
             total += torch.tensor([float(token_nll(logits[:, 0], path[:, l]).double().sum()), float((path[:, l] > 0).sum())])
     model.train(training)
     total = total if world == 1 else sum(gather_object([total]))

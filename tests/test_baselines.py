@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 from safetensors.torch import save_file
-from genrec_nb.baselines import Negatives, LightGCN, LightGCNConfig, SASRec, SASRecConfig, bipartite, bpr_loss, catalogue_ce, check_item_vectors, collaborative_vectors, left_aligned, load_ranker, load_vectors, normalised_graph, own_random_state, propagate, save_ranker, settle, top_items, train_lightgcn, train_sasrec
+from genrec_nb.baselines import Negatives, LightGCN, LightGCNConfig, SASRec, SASRecConfig, bipartite, bpr_loss, catalog_ce, check_item_vectors, train_collaborative_embeddings, left_aligned, load_ranker, load_vectors, normalized_graph, own_random_state, propagate, save_ranker, settle, top_items, train_lightgcn, train_sasrec
 from genrec_nb.data import Cases, Interactions, Split, leave_one_out
 from genrec_nb.core import GenrecError
 from genrec_nb.metrics import evaluate_ranking, popularity_ranking, ranking_metrics
@@ -85,19 +85,19 @@ def test_ce_against_a_loop(n, items, rows, seed):
     for t in range(n):
         scores = [sum(float(h[t, k])*float(e[i, k]) for k in range(3)) + float(b[i]) for i in range(items)]
         loss += math.log(sum(map(math.exp, scores))) - scores[int(y[t])]
-    assert float(catalogue_ce(h, e, y, b, rows)) == pytest.approx(loss/n, abs=1e-5)
+    assert float(catalog_ce(h, e, y, b, rows)) == pytest.approx(loss/n, abs=1e-5)
 
 def test_ce_gradients_in_double_precision():
     g = torch.Generator().manual_seed(0)
     h, e = (torch.randn(n, 4, dtype=torch.float64, generator=g, requires_grad=True) for n in (11, 6))
     b, y = torch.randn(6, dtype=torch.float64, generator=g), torch.randint(6, (11,), generator=g)
-    assert torch.autograd.gradcheck(lambda h, e: catalogue_ce(h, e, y, b, rows=4), (h, e))
-    for ours, theirs in zip(torch.autograd.grad(3*catalogue_ce(h, e, y, b, 4), (h, e)), torch.autograd.grad(3*F.cross_entropy(h @ e.T + b, y), (h, e))):
+    assert torch.autograd.gradcheck(lambda h, e: catalog_ce(h, e, y, b, rows=4), (h, e))
+    for ours, theirs in zip(torch.autograd.grad(3*catalog_ce(h, e, y, b, 4), (h, e)), torch.autograd.grad(3*F.cross_entropy(h @ e.T + b, y), (h, e))):
         torch.testing.assert_close(ours, theirs)
 
 def test_ce_with_scores_that_overflow():
     h, e = torch.tensor([[300.]]), torch.tensor([[1.], [-1.]])
-    assert float(catalogue_ce(h, e, torch.tensor([0]))) == 0 and float(catalogue_ce(h, e, torch.tensor([1]))) == 600
+    assert float(catalog_ce(h, e, torch.tensor([0]))) == 0 and float(catalog_ce(h, e, torch.tensor([1]))) == 600
 
 def test_forward_is_the_mean_over_every_question(split):
     torch.manual_seed(0)
@@ -167,10 +167,10 @@ def test_propagation_against_dense_algebra(users, items, layers, seed):
     D = np.diag([1/math.sqrt(d) if d else 0. for d in A.sum(1)])
     e = rng.normal(size=(users + items, 3)).astype(np.float32)
     want = sum(np.linalg.matrix_power(D @ A @ D, k) @ e for k in range(layers + 1))/(layers + 1)
-    np.testing.assert_allclose(propagate(torch.from_numpy(e), normalised_graph(bipartite(train)), layers), want, atol=1e-5)
+    np.testing.assert_allclose(propagate(torch.from_numpy(e), normalized_graph(bipartite(train)), layers), want, atol=1e-5)
 
 def test_gradient_of_propagation():
-    graph = normalised_graph(bipartite(ring(users=4, items=6))).to(torch.float64)
+    graph = normalized_graph(bipartite(ring(users=4, items=6))).to(torch.float64)
     e = torch.randn(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     assert torch.autograd.gradcheck(lambda e: propagate(e, graph, 3), (e,))
 
@@ -270,7 +270,7 @@ def test_patience_stops(split, method):
 
 @both
 def test_collaborative_vectors(split, models, method):
-    x = collaborative_vectors(split, method, dim=8, seed=3, config=QUICK[method])
+    x = train_collaborative_embeddings(split, method, dim=8, seed=3, config=QUICK[method])
     assert x.dtype == np.float32 and x.shape == (26, 8)
     np.testing.assert_array_equal(x, models[method].item_vectors())
 
@@ -279,9 +279,9 @@ def test_vectors_are_a_copy(models):
     assert models['sasrec'].item_vectors().any()
 
 def test_collaborative_vectors_refuses_what_does_not_fit(split):
-    with pytest.raises(GenrecError, match="method is 'bert'.*sasrec, lightgcn"): collaborative_vectors(split, 'bert')
-    with pytest.raises(GenrecError, match='SASRecConfig.*LightGCNConfig'): collaborative_vectors(split, 'lightgcn', config=SASRecConfig())
-    with pytest.raises(GenrecError, match='config.dim is 32, but dim is 16'): collaborative_vectors(split, dim=16, config=SASRecConfig())
+    with pytest.raises(GenrecError, match="method is 'bert'.*sasrec, lightgcn"): train_collaborative_embeddings(split, 'bert')
+    with pytest.raises(GenrecError, match='SASRecConfig.*LightGCNConfig'): train_collaborative_embeddings(split, 'lightgcn', config=SASRecConfig())
+    with pytest.raises(GenrecError, match='config.dim is 32, but dim is 16'): train_collaborative_embeddings(split, dim=16, config=SASRecConfig())
 
 @both
 def test_settings_are_left_alone(split, method):

@@ -153,7 +153,7 @@ def test_children_only_probabilities_in_generate(which):
     model, history = make(ids), users(ids.n_items)
     trie, d, gain, _ = setup(ids)
     for alpha in (0., .3):
-        ours = found(d, beam_search(model, trie, history, DecodeConfig(beams=10, alpha=alpha, normalise='children', exclude_seen=False), gain))
+        ours = found(d, beam_search(model, trie, history, DecodeConfig(beams=10, alpha=alpha, normalize='children', exclude_seen=False), gain))
         theirs = generate(model, ids, history, 10, lambda prompt: TrieProcessor(trie, prompt, gain, alpha, 'children'), flat, length_penalty=0., early_stopping='never')
         for a, b in zip(ours, theirs, strict=True): same_list(a, b)
 
@@ -169,7 +169,7 @@ def slow_search(model, d, history, seen, gains, c):
         for prefix, score in running:
             logp, b = next_logp(model, history, prefix), d.branches[d.number[prefix]]
             kids = [k for t in sorted(b.kids) if left(k := b.kids[t])]
-            if c.normalise == 'children' and kids:
+            if c.normalize == 'children' and kids:
                 whole = torch.logsumexp(torch.stack([logp[k.prefix[-1]] for k in kids]), 0)
                 logp = logp - whole
             everyone = [gains[d.number[k.prefix]] for k in b.kids.values()]      # the range of a prefix knows nothing of users
@@ -190,13 +190,13 @@ OPTIONS = list(itertools.product(('vocabulary', 'children'), ('prefix', 'step'),
 @pytest.mark.parametrize('n', range(len(OPTIONS)))
 def test_every_option_against_a_slow_search(which, n):
     make, table, _ = MODELS[which]
-    normalise, min_max, exclude, alpha = OPTIONS[n]
+    normalize, min_max, exclude, alpha = OPTIONS[n]
     ids = table(n=25, seed=n)
     model, history = make(ids, n), users(ids.n_items, n=2, seed=n)
     trie, d, gain, slow_gain = setup(ids, n)
     seen = torch.from_numpy(np.random.default_rng(n).integers(-1, 25, (2, 12)))
     for k, penalty in ((1, 0.), (4, 1.), (9, 0.), (40, 1.)):
-        c = DecodeConfig(beams=k, alpha=alpha, length_penalty=penalty if which == 'titles' else 0., normalise=normalise, min_max=min_max, exclude_seen=exclude)
+        c = DecodeConfig(beams=k, alpha=alpha, length_penalty=penalty if which == 'titles' else 0., normalize=normalize, min_max=min_max, exclude_seen=exclude)
         ours = found(d, beam_search(model, trie, history, c, gain, seen))
         for u in range(2): same_list(ours[u], slow_search(model, d, history[u].tolist(), set(seen[u].tolist()), slow_gain, c))
 
@@ -214,8 +214,8 @@ def test_the_search_stops_only_when_nothing_better_can_come(seed, penalty):
 class Bigrams:
     "The next token depends on the last one; token 0 begins"
     def __init__(self, table): self.logp = torch.tensor(table).log()
-    def begin(self, history): return self.logp[0].expand(len(history), 1, -1), None
-    def advance(self, state, tokens, parents): return self.logp[tokens]
+    def prefill(self, history): return self.logp[0].expand(len(history), 1, -1), None
+    def decode_step(self, state, tokens, parents): return self.logp[tokens]
 
 def test_a_negative_length_penalty_by_hand():
     "k = 2: [3] ends with .3, [4 5] with .69*.2, [4 6 7] with .69*.6*.99 in thrice the length: better than ln(.138)*2, though seven tokens would not be"
@@ -383,7 +383,7 @@ def test_decoding_weights_by_definition(case, alpha):
             assert math.isclose(float(w[d.number[k.prefix]]), want, abs_tol=1e-5)
 
 def test_bad_arguments():
-    for bad, words in ((dict(beams=0), 'beams'), (dict(alpha=1.5), 'alpha'), (dict(alpha=float('nan')), 'alpha'), (dict(normalise='all'), "'children'"), (dict(min_max='beam'), "'step'")):
+    for bad, words in ((dict(beams=0), 'beams'), (dict(alpha=1.5), 'alpha'), (dict(alpha=float('nan')), 'alpha'), (dict(normalize='all'), "'children'"), (dict(min_max='beam'), "'step'")):
         with pytest.raises(GenrecError, match=words): DecodeConfig(**bad)
     ids = codes()
     trie = ItemTrie.build(ids)

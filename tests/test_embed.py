@@ -69,7 +69,7 @@ def test_tfidf_cosines_before_the_svd():
     e = TfidfEncoder(5); x = e.encode(t)
     words = TfidfVectorizer(token_pattern=r'(?u)\b\w+\b', sublinear_tf=True, norm=None).fit_transform(t)
     grams = TfidfVectorizer(analyzer='char_wb', ngram_range=(3,5), sublinear_tf=True, norm=None).fit_transform(t)
-    dense = normalise(np.hstack([words.toarray(), grams.toarray()]))
+    dense = normalize(np.hstack([words.toarray(), grams.toarray()]))
     full = TfidfEncoder(5); k = np.linalg.svd(dense, compute_uv=False)
     np.testing.assert_allclose(np.linalg.svd(x, compute_uv=False), k[:5], rtol=1e-3)
 

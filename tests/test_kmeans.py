@@ -272,10 +272,10 @@ def test_loss_terms_against_the_formula():
 
 @pytest.mark.parametrize('variant,reaches', [('code', False), ('paper', True)])
 def test_commitment_of_deeper_levels_reaches_the_encoder_only_in_the_paper_variant(variant, reaches):
-    from genrec_nb.rqvae import quantise
+    from genrec_nb.rqvae import quantize
     z = cloud(8, 3).requires_grad_()
     books = [cloud(5, 3, s).requires_grad_() for s in (1, 2)]
-    def grad(n): return torch.autograd.grad(quantise(z, books[:n], lambda r, l: nearest(r, books[l]), variant=variant)[2], z)[0]
+    def grad(n): return torch.autograd.grad(quantize(z, books[:n], lambda r, l: nearest(r, books[l]), variant=variant)[2], z)[0]
     one, two = grad(1), grad(2)
     if variant == 'code': two = 2*two                                # undo the mean over levels
     assert (not torch.allclose(one, two)) == reaches

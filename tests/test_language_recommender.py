@@ -63,10 +63,10 @@ def same(a, b, tol=TOL):
 
 # ---- the engine ---------------------------------------------------------------------------------------------------
 
-def by_generate(model, history, k, gain, alpha, normalise='vocabulary', **kwargs):
+def by_generate(model, history, k, gain, alpha, normalize='vocabulary', **kwargs):
     "What `transformers` finds: leaves and scores"
     x, mask = model.prompt(history)
-    law = TrieProcessor(model.trie, x.shape[1], gain, alpha, normalise, vocabulary=model.own)
+    law = TrieProcessor(model.trie, x.shape[1], gain, alpha, normalize, vocabulary=model.own)
     out = model.lm.generate(input_ids=x, attention_mask=mask, num_beams=k, num_return_sequences=k, max_new_tokens=model.trie.max_depth, do_sample=False,
                             logits_processor=[law], return_dict_in_generate=True, output_scores=True, **kwargs)
     path = torch.where(out.sequences[:, x.shape[1]:] < len(law.ours), law.ours[out.sequences[:, x.shape[1]:].clamp(max=len(law.ours) - 1)], -1)
@@ -92,7 +92,7 @@ def test_children_only_probabilities(seed, alpha):
     model = make(seed)
     gain = gains(model.trie, seed)
     history = users(40, seed=seed)
-    ours = beam_search(model, model.trie, history, DecodeConfig(beams=8, alpha=alpha, normalise='children', exclude_seen=False), gain)
+    ours = beam_search(model, model.trie, history, DecodeConfig(beams=8, alpha=alpha, normalize='children', exclude_seen=False), gain)
     nodes, scores = by_generate(model, history, 8, gain, alpha, 'children', length_penalty=0., early_stopping='never')
     np.testing.assert_allclose(ours.scores, scores, atol=TOL)
     assert ours.nodes.tolist() == nodes.tolist()
@@ -192,9 +192,9 @@ def test_the_prompt_is_read_once_a_user():
     beam_search(model, model.trie, history, DecodeConfig(beams=10, exclude_seen=False))
     assert {s[0] for s in shapes} == {4} and len(shapes) < model.trie.max_depth
     assert sum(s[1] for s in shapes[1:]) < 10*model.trie.max_depth
-    logits, state = model.begin(history)
+    logits, state = model.prefill(history)
     first = model.trie.children(torch.zeros(4, 1, dtype=torch.long))[:, 0, :1]
-    model.advance(state, torch.full((4, 1), PAD), torch.zeros(4, 1, dtype=torch.long))
+    model.decode_step(state, torch.full((4, 1), PAD), torch.zeros(4, 1, dtype=torch.long))
     assert state.passes == state.tokens == 0 and (state.at == -1).all() and len(first)
 
 def test_what_was_read_for_one_search_serves_the_next():
@@ -213,9 +213,9 @@ def test_what_was_read_for_one_search_serves_the_next():
         torch.testing.assert_close(s, t, atol=TOL, rtol=0)
     hook.remove()
     assert once < .6*sum(read)
-    first, state = model.begin(history)
-    model.advance(state, model.trie.token[model.trie.children(torch.zeros(5, 1, dtype=torch.long))[:, 0, :1]].long(), torch.zeros(5, 1, dtype=torch.long))
-    again, _ = model.again(state)
+    first, state = model.prefill(history)
+    model.decode_step(state, model.trie.token[model.trie.children(torch.zeros(5, 1, dtype=torch.long))[:, 0, :1]].long(), torch.zeros(5, 1, dtype=torch.long))
+    again, _ = model.restart(state)
     assert torch.equal(again, first)
 
 def test_predictions_of_every_prefix_are_those_of_the_training_pass():
@@ -224,14 +224,14 @@ def test_predictions_of_every_prefix_are_those_of_the_training_pass():
     history, n = users(40, n=2, seed=6), 40
     with torch.no_grad():
         want = torch.stack([model(h.expand(n, -1), torch.arange(n)).nll for h in history])       # [2, N, T]
-        logits, state = model.begin(history)
+        logits, state = model.prefill(history)
         logits, parents = logits.expand(-1, n, -1), torch.zeros(2, n, dtype=torch.long)
         for t in range(model.paths.shape[1]):
             here = (model.paths[:, t] != PAD)[None].expand(2, -1)
             np.testing.assert_allclose(logits.logsumexp(2)[here], 0, atol=1e-4)
             got = -logits.gather(2, model.paths[:, t].expand(2, -1)[..., None])[..., 0]
             np.testing.assert_allclose(got[here], want[:, :, t][here], atol=TOL)
-            logits = model.advance(state, model.paths[:, t].expand(2, -1), parents)
+            logits = model.decode_step(state, model.paths[:, t].expand(2, -1), parents)
             parents = torch.arange(n).expand(2, -1)
 
 def test_case_ce_is_the_mean_loss():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from genrec_nb.core import GenrecError
-from genrec_nb.letter import InputLETTER, LETTER, LETTERConfig, check_collaborative, cluster_codebook, code_overlap, collaborative_loss, diversity_loss, fit_letter, group_mates, nearest_items
+from genrec_nb.letter import LETTERConcat, LETTER, LETTERConfig, check_collaborative, cluster_codebook, code_overlap, collaborative_loss, diversity_loss, fit_letter, group_mates, nearest_items
 from genrec_nb.rqvae import RQVAEConfig, load_quantizer, train_rqvae
 
 SMALL = dict(levels=3, size=8, d_code=8, hidden=[16], steps=60, batch=64, clusters=2)
@@ -224,7 +224,7 @@ def test_input_files_hold_everything(tmp_path, beta):
     m = joint(beta=beta)
     m.save(tmp_path)
     again = load_quantizer(tmp_path)
-    assert isinstance(again, InputLETTER)
+    assert isinstance(again, LETTERConcat)
     for given in (x, m.inputs(x, cf)):
         assert_array_equal(again.encode(given), m.encode(given))
         assert_allclose(again.last_distances(given), m.last_distances(given), rtol=1e-6)

@@ -89,7 +89,7 @@ def test_a_sasrec_advises_and_some_users_are_tested(finished, tmp_path):
 
 def test_the_same_seed_gives_the_same_figures_and_another_does_not(finished, tmp_path):
     data, _, metrics = finished
-    assert run_job(small_config(data), tmp_path/'again')['methods'] == metrics['methods']
+    assert run_job(small_config(data), tmp_path/'restart')['methods'] == metrics['methods']
     assert run_job(small_config(data).seeded(1), tmp_path/'other')['methods'] != metrics['methods']
 
 

@@ -7,7 +7,7 @@ from genrec_nb.core import GenrecError
 from genrec_nb.data import Interactions
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.batches import LengthBatches, PrefixSamples, Windows, history_tokens
-from genrec_nb.item_decoder import PackedDecoder, level_ranges, packed_decoder
+from genrec_nb.item_decoder import ItemDecoder, level_ranges, packed_decoder
 from genrec_nb.tiger import TigerT5, tiger_t5
 from genrec_nb.trie import ItemTrie
 from oracles import identifiers, next_logp, packed, quick, t5
@@ -139,7 +139,7 @@ def test_begin_and_advance_are_the_training_pass(make, ids):
     B, N = 3, ids.n_items
     paths = torch.from_numpy(ids.padded())
     with torch.inference_mode():
-        logits, state = model.begin(history)
+        logits, state = model.prefill(history)
         beams = torch.zeros(B, 1, dtype=torch.long)
         for depth in range(trie.max_depth):
             for b in range(B):
@@ -149,7 +149,7 @@ def test_begin_and_advance_are_the_training_pass(make, ids):
                     np.testing.assert_allclose(logits[b, k].double().log_softmax(0), next_logp(model, history[b].tolist(), prefix), atol=2e-5)
             if depth + 1 == trie.max_depth: break
             parents = torch.arange(N).expand(B, N) if depth else torch.zeros(B, N, dtype=torch.long)
-            logits = model.advance(state, paths[:, depth].expand(B, N), parents)
+            logits = model.decode_step(state, paths[:, depth].expand(B, N), parents)
 
 @pytest.mark.parametrize('make', [t5, packed])
 def test_beams_may_be_shuffled_dropped_and_doubled(make):
@@ -158,13 +158,13 @@ def test_beams_may_be_shuffled_dropped_and_doubled(make):
     model, rng = make(ids), np.random.default_rng(0)
     history, paths = torch.tensor([[1, 2, 3], [-1, 9, 8]]), torch.from_numpy(ids.padded())
     with torch.inference_mode():
-        logits, state = model.begin(history)
+        logits, state = model.prefill(history)
         written = [[[]], [[]]]
         for depth in range(3):
             k = (7, 3, 11)[depth]
             parents = rng.integers(0, len(written[0]), (2, k))
             tokens = paths[torch.from_numpy(rng.integers(0, 20, (2, k))), depth]
-            logits = model.advance(state, tokens, torch.from_numpy(parents))
+            logits = model.decode_step(state, tokens, torch.from_numpy(parents))
             written = [[written[u][p] + [int(t)] for p, t in zip(parents[u], tokens[u])] for u in range(2)]
             for u in range(2):
                 for b in range(k): np.testing.assert_allclose(logits[u, b].double().log_softmax(0), next_logp(model, history[u].tolist(), written[u][b]), atol=2e-5)
@@ -176,8 +176,8 @@ def test_a_user_does_not_depend_on_its_batch(make):
     history = torch.from_numpy(rng.integers(0, 20, (5, 6)))
     for u, n in enumerate((6, 1, 3, 5, 2)): history[u, :6 - n] = -1
     with torch.inference_mode():
-        together = model.begin(history)[0]
-        for u, n in enumerate((6, 1, 3, 5, 2)): torch.testing.assert_close(model.begin(history[u:u + 1, 6 - n:])[0][0], together[u], atol=1e-5, rtol=0)
+        together = model.prefill(history)[0]
+        for u, n in enumerate((6, 1, 3, 5, 2)): torch.testing.assert_close(model.prefill(history[u:u + 1, 6 - n:])[0][0], together[u], atol=1e-5, rtol=0)
 
 
 # ---- the packed decoder -------------------------------------------------------------------------------------------
@@ -220,22 +220,22 @@ def test_paths_that_the_packed_decoder_cannot_take():
     with pytest.raises(GenrecError, match="use backbone 't5'"): packed_decoder(identifiers(RAGGED))
     with pytest.raises(GenrecError, match='share tokens'): level_ranges(identifiers([[3, 4], [4, 5]]))
     ids = codes()
-    with pytest.raises(GenrecError, match='empty history'): packed(ids).begin(torch.tensor([[-1, -1]]))
-    with pytest.raises(GenrecError, match='8 at most'): packed(ids).begin(torch.zeros(1, 9, dtype=torch.long))
+    with pytest.raises(GenrecError, match='empty history'): packed(ids).prefill(torch.tensor([[-1, -1]]))
+    with pytest.raises(GenrecError, match='8 at most'): packed(ids).prefill(torch.zeros(1, 9, dtype=torch.long))
     for make in (t5, packed):
         with pytest.raises(GenrecError, match='different runs'): make(ids).set_items(codes(20, (5, 3, 4)))
 
 
 # ---- both ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('make, kind', [(t5, TigerT5), (packed, PackedDecoder)])
+@pytest.mark.parametrize('make, kind', [(t5, TigerT5), (packed, ItemDecoder)])
 def test_saved_and_loaded_models_agree(make, kind, tmp_path):
     ids = codes()
     model = make(ids)
     model.save_pretrained(tmp_path)
     other = kind.from_pretrained(tmp_path).set_items(ids).eval()
     history = torch.tensor([[1, 2, 3], [-1, 4, 5]])
-    with torch.inference_mode(): assert torch.equal(model.begin(history)[0], other.begin(history)[0])
+    with torch.inference_mode(): assert torch.equal(model.prefill(history)[0], other.prefill(history)[0])
     assert other.config.max_items == model.config.max_items and [*tmp_path.glob('*.safetensors')] and not [*tmp_path.glob('*.bin')]
 
 @pytest.mark.parametrize('make', [tiger_t5, packed_decoder])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from typer.testing import CliRunner
-from genrec_nb.baselines import LightGCNConfig, collaborative_vectors
+from genrec_nb.baselines import LightGCNConfig, train_collaborative_embeddings
 from genrec_nb.cli import app, explain_error
 from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
 from genrec_nb.core import GenrecError
@@ -15,7 +15,7 @@ from genrec_nb.language_recommender import title_identifiers
 from genrec_nb.kmeans import residual_kmeans
 from genrec_nb.recommender import RecommenderConfig
 from genrec_nb.run import tokenize_job
-from genrec_nb.tokenizer import TOKENIZERS, TokenizerConfig, cf_vectors, compare_reports, default_size, load_tokenized, read_items, tokenize_items
+from genrec_nb.tokenizer import TOKENIZERS, TokenizerConfig, collaborative_embeddings, compare_reports, default_size, load_tokenized, read_items, tokenize_items
 
 N, CODED = 60, [m for m, how in TOKENIZERS.items() if 'text' in how.needs]
 NET = dict(steps=60, batch=32, hidden=[16])
@@ -34,7 +34,7 @@ def toy(seed=0, n=N, users=90):
 
 DATA, X, CATEGORIES = toy()
 SPLIT = leave_one_out(DATA.interactions)
-CF = collaborative_vectors(SPLIT, 'lightgcn', config=LightGCNConfig(epochs=3, patience=0))
+CF = train_collaborative_embeddings(SPLIT, 'lightgcn', config=LightGCNConfig(epochs=3, patience=0))
 LM = tempfile.mkdtemp()                                                           # a language model's tokenizer, without the model
 atexit.register(shutil.rmtree, LM, ignore_errors=True)
 tiny_llama(DATA.catalog.titles)[1].save_pretrained(LM)
@@ -96,7 +96,7 @@ def test_collaborative_vectors_never_see_validation_or_test(monkeypatch):
         settings, train = baselines.METHODS[cf]
         short = lambda split, c, seed: train(split, replace(c, epochs=2), seed)
         monkeypatch.setitem(baselines.METHODS, cf, (settings, short))
-        a, b = cf_vectors(cf, SPLIT), cf_vectors(cf, empty)
+        a, b = collaborative_embeddings(cf, SPLIT), collaborative_embeddings(cf, empty)
         assert a.shape == (N, 32) and np.array_equal(a, b)
 
 
@@ -252,7 +252,7 @@ EARLY = [
 def test_what_cannot_work_is_refused_before_texts_are_embedded(monkeypatch, method, given, more, message):
     import genrec_nb.tokenizer as module
     def long_work(*args, **kwargs): raise AssertionError('long work was started')
-    for name in ('embed_texts', 'collaborative_vectors', 'fit_letter', 'train_rqvae', 'residual_kmeans'): monkeypatch.setattr(module, name, long_work)
+    for name in ('embed_texts', 'train_collaborative_embeddings', 'fit_letter', 'train_rqvae', 'residual_kmeans'): monkeypatch.setattr(module, name, long_work)
     sources = {**dict(cf=CF, categories=CATEGORIES), **more}
     with pytest.raises(GenrecError, match=message): tokenize_items(DATA, SPLIT, config(method, **given), **sources)
 

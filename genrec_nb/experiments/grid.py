@@ -6,16 +6,16 @@
 __all__ = ['DATA_KEYS', 'YOUNG', 'MACHINE', 'STALE', 'METRICS', 'K', 'CHILD', 'MARKS', 'pack', 'unpack', 'weighting_config',
            'ids_config', 'named', 'Tune', 'one_language_model', 'Grid', 'check_list', 'is_seed', 'split_values',
            'check_settings', 'check_tune', 'check_grid', 'method_config', 'data_digest', 'open_data', 'by_time',
-           'Shared', 'index_file', 'lm_digest', 'cf_name', 'looks_at_vectors', 'fitting', 'resolve', 'Cell', 'Plan',
+           'Shared', 'index_file', 'lm_digest', 'cf_name', 'needs_vectors', 'fitting', 'resolve', 'Cell', 'Plan',
            'trial_cells', 'choose', 'cells', 'size', 'same_figures', 'Rows', 'merge', 'add', 'done', 'find', 'decoding',
-           'read_rows', 'alive', 'claimed_by', 'Claim', 'Writer', 'figures', 'data_row', 'curve', 'cf_vectors',
-           'make_identifiers', 'token_facts', 'identifiers', 'cached', 'structure', 'train_cell', 'run_cell',
-           'open_folder', 'grid_plan', 'plan_done', 'plan_run', 'plan_say', 'newest', 'describe', 'to_stderr',
-           'take_one', 'work', 'run_all', 'run_grid', 'in_parallel', 'dry_run', 'last_record', 'last_plan', 'Block',
-           'as_evaluation', 'runs', 'scores', 'setting', 'blocks', 'mean_intervals', 'PlainTable', 'CompareTable',
-           'compare_table', 'decoding_table', 'two_by_two', 'trial_table', 'mean_curve', 'plot_curves', 'plot_mixtures',
-           'plot_alphas', 'plot_ranks', 'provenance', 'rules', 'report_html', 'leaders', 'add_block', 'write_report',
-           'compare_command', 'summary']
+           'read_rows', 'alive', 'claimed_by', 'Claim', 'Writer', 'figures', 'data_row', 'curve',
+           'collaborative_embeddings', 'make_identifiers', 'token_facts', 'identifiers', 'cached', 'structure',
+           'train_cell', 'run_cell', 'open_folder', 'grid_plan', 'plan_done', 'plan_run', 'plan_say', 'newest',
+           'describe', 'to_stderr', 'take_one', 'work', 'run_all', 'run_grid', 'in_parallel', 'dry_run', 'last_record',
+           'last_plan', 'Block', 'as_evaluation', 'runs', 'scores', 'setting', 'blocks', 'mean_intervals', 'PlainTable',
+           'CompareTable', 'compare_table', 'decoding_table', 'two_by_two', 'trial_table', 'mean_curve', 'plot_curves',
+           'plot_mixtures', 'plot_alphas', 'plot_ranks', 'provenance', 'rules', 'report_html', 'leaders', 'add_block',
+           'write_report', 'compare_command', 'summary']
 
 # %% ../../nbs/90_grid.ipynb #26d42553
 import base64, hashlib, html, itertools, json, math, os, shutil, socket, subprocess, sys, threading, time, uuid, zlib
@@ -40,7 +40,7 @@ from ..beam_search import DecodeConfig
 from ..train import TrainConfig, fit, rank_each
 from ..significance import Scores, bootstrap_totals, compare_head_tail, compare_methods, decile_curve, holm, plot_comparisons, plot_critical_difference, plot_deciles, rank_methods
 from ..baselines import SASRec, kept_sasrec
-from ..tokenizer import TOKENIZERS, TokenizerConfig, cf_vectors as train_cf, check_sizes, lm_name, tokenize_items
+from ..tokenizer import TOKENIZERS, TokenizerConfig, collaborative_embeddings as train_cf, check_sizes, lm_name, tokenize_items
 from ..recommender import TRAIN, check_backbone, check_base, check_model, load_model, make_model
 from ..report import Report, picture, wide
 from ..run import SPLITS, Steps, versions
@@ -367,10 +367,10 @@ def cf_name(cf: str | None) -> str | None: # 'sasrec', or 'file:' and the digest
     if not Path(cf).is_file(): raise GenrecError(f'cf: {cf}: no such file')
     return f'file:{digest(Path(cf).read_bytes())}'
 
-def looks_at_vectors(weighting: dict) -> bool: # from `weighting_config`
+def needs_vectors(weighting: dict) -> bool: # from `weighting_config`
     "Does it need item vectors?"
     kind, settings = weighting['kind'], {k: v for k, v in weighting.items() if k != 'kind'}
-    return make_weighting(kind, **settings).looks_at_vectors
+    return make_weighting(kind, **settings).needs_vectors
 
 def fitting(
     config: dict, # from `ids_config`
@@ -392,7 +392,7 @@ def resolve(
     for name, d in grid.data.items():
         x, split = shared.data(name)
         text, given = shared.has_text(name), {}
-        needs = [m for m in grid.weightings if looks_at_vectors(method_config(grid, m, {})['weighting'])]
+        needs = [m for m in grid.weightings if needs_vectors(method_config(grid, m, {})['weighting'])]
         if needs and not text and 'vectors' not in d: raise GenrecError(f'data.{name}: there are no item texts, but weighting {needs[0]!r} looks at item vectors: give vectors = "FILE.npy", or leave it out')
         for i, s in grid.ids.items():
             if 'file' in s:
@@ -718,7 +718,7 @@ def curve(
     return out
 
 # %% ../../nbs/90_grid.ipynb #2b41703d
-def cf_vectors(
+def collaborative_embeddings(
     self: Shared,
     cell: Cell, # whose data and seed
     name: str, # from `cf_name`
@@ -740,7 +740,7 @@ def cf_vectors(
         return np.load(path, allow_pickle=False)
     return self.once(('cf', path), make)
 
-Shared.cf = cf_vectors
+Shared.cf = collaborative_embeddings
 
 # %% ../../nbs/90_grid.ipynb #530c461c
 def make_identifiers(
@@ -797,7 +797,7 @@ def train_cell(
     cell: Cell,
     shared: Shared,
     work: Path, # folder of this cell: checkpoints, then the model
-    progress=None, # something with `stage` and `advance`
+    progress=None, # something with `stage` and `decode_step`
 ) -> tuple: # (model, dict with curves)
     "Train, go on with a training, or read what was trained"
     c, (data, split), (ids, trie, gain) = cell.config, shared.data(cell.data), shared.structure(cell)
@@ -805,7 +805,7 @@ def train_cell(
         return load_model(c['backbone'], work/'model', ids, 'cuda' if torch.cuda.is_available() else 'cpu'), read_json(work/'trained.json')
     w = dict(c['weighting'])
     kind = w.pop('kind')
-    vectors = shared.vectors(cell.data, c['vectors']) if looks_at_vectors(c['weighting']) else None
+    vectors = shared.vectors(cell.data, c['vectors']) if needs_vectors(c['weighting']) else None
     loss = make_weighting(kind, **w).objective(trie, ids, counts=split.train.target_counts(), gain=gain, vectors=vectors)
     model = make_model(c['backbone'], ids, data.catalog, c['seed'], shared.with_paths(c['model'], 'base'))
     start = time.perf_counter()
@@ -891,7 +891,7 @@ def take_one(
 def work(
     spec, # `Grid` or `Sweep`
     folder: str | Path, # several processes and machines may share it
-    progress=None, # something with `stage` and `advance`
+    progress=None, # something with `stage` and `decode_step`
     say=to_stderr, # where one line a cell goes
     most: int | None = None, # stop after so many cells
 ) -> int: # cells that this process ran
@@ -930,7 +930,7 @@ def run_all(
     spec, # `Grid` or `Sweep`
     folder: str | Path, # where rows, cache and checkpoints go
     jobs: int = 1, # processes, each with one thread if there are several
-    progress=None, # for one process: something with `stage` and `advance`
+    progress=None, # for one process: something with `stage` and `decode_step`
     say=to_stderr,
 ) -> Rows: # everything that is there now
     "Run what is missing"
