@@ -6,7 +6,7 @@
 __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'Seed', 'GenrecError', 'SettingError', 'FileError',
            'MissingTextError', 'GenrecWarning', 'patch', 'did_you_mean', 'check_keys', 'check_choice', 'settings',
            'read_settings', 'check_option', 'whole_file', 'whole_folder', 'read_json', 'write_json', 'write_tensors',
-           'read_spec', 'plain', 'digest', 'cache_dir', 'Silent']
+           'read_spec', 'write_spec', 'plain', 'digest', 'cache_dir', 'Silent']
 
 # %% ../nbs/00_core.ipynb #c93d2d79
 import contextlib, difflib, functools, hashlib, json, os, shutil, tempfile
@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors.torch import save_file
+import tomli_w
 
 # %% ../nbs/00_core.ipynb #f2534844
 class GenrecError(ValueError):
@@ -243,11 +244,21 @@ def read_spec(
     if path.suffix == '.json': return read_json(path)
     if path.suffix != '.toml': raise FileError(f'{path}: expected a file that ends in .toml or .json')
     try: import tomllib
-    except ImportError:
-        raise FileError(f'{path}: TOML needs Python 3.11; write the same names and values as JSON') from None
+    except ImportError: import tomli as tomllib        # Python 3.10
     try: return tomllib.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise FileError(f'{path}: no such file') from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise FileError(f'{path}: {e}') from None
+
+# %% ../nbs/00_core.ipynb #b7241187
+def write_spec(
+    path: str | Path, # where to, *.toml
+    given: dict, # name -> value, nested ones too; None is left out: a missing name has its default
+) -> None:
+    "Write settings as TOML, so that `read_spec` gives them back"
+    def known(x):
+        if isinstance(x, dict): return {k: known(v) for k, v in x.items() if v is not None}
+        return [known(v) for v in x] if isinstance(x, (list, tuple)) else x
+    with whole_file(path) as part: part.write_text(tomli_w.dumps(known(plain(given))), encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #d35e45b9
 def plain(
