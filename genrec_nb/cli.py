@@ -437,7 +437,7 @@ def bench(
     quiet()
     from genrec_nb.bench import format_bench, run_bench
     from genrec_nb.core import write_json
-    from genrec_nb.run import versions
+    from genrec_nb.core import versions
     with Bars(Console(stderr=True)) as bars: result = run_bench(names or None, quick, bars)
     print(format_bench(result))
     if out:

@@ -6,10 +6,10 @@
 __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'Seed', 'GenrecError', 'SettingError', 'FileError',
            'MissingTextError', 'GenrecWarning', 'patch', 'did_you_mean', 'check_keys', 'check_choice', 'settings',
            'read_settings', 'check_option', 'whole_file', 'whole_folder', 'read_json', 'write_json', 'write_tensors',
-           'read_spec', 'write_spec', 'plain', 'digest', 'cache_dir', 'Silent']
+           'read_spec', 'write_spec', 'plain', 'digest', 'cache_dir', 'Silent', 'versions']
 
 # %% ../nbs/00_core.ipynb #c93d2d79
-import contextlib, difflib, functools, hashlib, json, os, shutil, tempfile
+import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform, shutil, subprocess, tempfile
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated
@@ -289,3 +289,24 @@ class Silent:
     "Progress that shows nothing; the command line passes one that draws bars"
     def stage(self, name: str, total: int = 0) -> None: "A stage begins, with so many steps (0: unknown)"
     def advance(self, done: int) -> None: "So many steps are done"
+
+# %% ../nbs/00_core.ipynb #778587f1
+def _commit() -> str | None: # the commit, with '+' if files have changed since; None outside a checkout
+    "Which commit of the library is running"
+    import genrec_nb
+    here = Path(genrec_nb.__file__).resolve().parents[1]
+    if not (here/'.git').exists() or not shutil.which('git'): return None
+    git = lambda *a: subprocess.run(['git', '-C', here, *a], capture_output=True, text=True).stdout.strip()
+    changed = git('status', '--porcelain', '--untracked-files=no', 'genrec_nb')
+    return (git('rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')) or None
+
+# %% ../nbs/00_core.ipynb #e8a24658
+_DEPENDENCIES = ('torch', 'transformers', 'peft', 'numpy', 'scipy', 'scikit-learn')
+
+def versions() -> dict: # name -> version
+    "Versions of what figures depend on, the commit if the library runs from a checkout, and torch's threads"
+    from genrec_nb import __version__
+    import torch
+    found = {name.replace('-', '_'): importlib.metadata.version(name) for name in _DEPENDENCIES}
+    return dict(genrec_nb=__version__, commit=_commit(), threads=torch.get_num_threads(),
+                python=platform.python_version(), **found)

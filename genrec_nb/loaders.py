@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENRES', 'RESOURCES', 'ARTICLES', 'read_table', 'load_json', 'read_atomic', 'load_recbole', 'load_table', 'Resource',
-           'fetch', 'natural_title', 'load_movielens', 'load_dataset']
+           'fetch', 'natural_title', 'load_movielens', 'load_dataset', 'read_items']
 
 # %% ../nbs/11_loaders.ipynb #23163e97
 import csv, hashlib, io, os, re, shutil, subprocess, sys, tempfile, time, zipfile
@@ -300,3 +300,37 @@ def load_dataset(
     if any(d.glob('*.inter')): return load_recbole(d, text=text, **columns)
     if table(d, 'interactions'): return load_table(table(d, 'interactions'), table(d, 'items'), text, **columns)
     raise GenrecError(f'{d}: found no NAME.inter.json, NAME.inter, interactions.csv or interactions.parquet; it holds {", ".join(sorted(f.name for f in d.iterdir())[:5]) or "nothing"}')
+
+# %% ../nbs/11_loaders.ipynb #d867fba3
+def _item_table(
+    path: Path, # .item, .csv, .tsv or .parquet
+    item: str, # the column with the ids
+    title: str, # the column with the titles
+) -> Catalog:
+    "Items from a table, in no particular order"
+    atomic = path.suffix == '.item'
+    df = read_atomic(path) if atomic else read_table(path)
+    if atomic: item, title = 'item_id', next((c for c in df.columns if 'title' in c or 'name' in c), 'title')
+    lacking = [c for c in (item, title) if c not in df.columns]
+    if lacking: raise GenrecError(f'{path}: no column {lacking[0]!r}; the columns are {", ".join(df.columns)}')
+    if df.empty: raise GenrecError(f'{path}: holds no items')
+    others = df.drop(columns=[item, title]).fillna('').astype(str).to_numpy().tolist()
+    found = make_catalog(df[item].tolist(), df[title].fillna('').tolist(), others, str(path))
+    return found.take([found.index(i) for i in df[item]])
+
+# %% ../nbs/11_loaders.ipynb #f33adafe
+def read_items(
+    path: str | Path, # {item: {"title": .., other text}} as JSON, RecBole's .item, or a table
+    item: str = 'item', # of a table: the column with the ids
+    title: str = 'title', # of a table: the column with the titles
+) -> Catalog: # the items, in the order of the file
+    "Items from an item file alone"
+    path = Path(path)
+    if not path.is_file():
+        raise GenrecError(f'{path}: no such file; expected items as .json, .item, .csv, .tsv or .parquet')
+    if path.suffix != '.json': return _item_table(path, item, title)
+    table = read_json(path)
+    if not isinstance(table, dict) or not table:
+        raise GenrecError(f'{path}: expected an object {{item: {{"title": ..}}}} with at least one item')
+    found = _json_catalog(path, pd.Series(list(table), dtype=str), True)
+    return found.take([found.index(i) for i in table])

@@ -6,21 +6,17 @@
 __all__ = ['SPLITS', 'METHODS', 'RunConfig', 'Silent', 'Stages', 'Steps', 'open_run', 'load_with_split', 'load_run_data',
            'table_ids', 'given_ids', 'follow_titles', 'item_file', 'tokenizer_stage', 'train_stage', 'as_result',
            'run_methods', 'judged', 'evaluate_stage', 'popularity_stage', 'assistant_stage', 'recipe', 'write_report',
-           'commit', 'versions', 'check_run', 'run_job', 'plot_history', 'tokenizer_page', 'Clock', 'free_for',
-           'tokenize_job']
+           'check_run', 'run_job', 'plot_history', 'tokenizer_page', 'Clock', 'free_for', 'tokenize_job']
 
 # %% ../nbs/83_run.ipynb #f9d006c7
-import html, json, platform, re, shutil, subprocess, time
-import genrec_nb
-import importlib.metadata
+import html, json, re, shutil, time
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import transformers
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from transformers import TrainerCallback
-from .core import GenrecError, read_json, write_json
+from .core import GenrecError, read_json, versions, write_json
 from .data import Dataset, Split, global_time, leave_one_out, some_cases
 from .loaders import load_dataset
 from .metrics import Evaluation, evaluate_ranking, metrics_table, popularity_ranking, ranking_metrics
@@ -299,17 +295,6 @@ def write_report(
     return folder/'report.html'
 
 # %% ../nbs/83_run.ipynb #87833975
-def commit() -> str | None: # the commit, with '+' if files have changed since; None outside a checkout
-    "Which commit of the library is running"
-    here = Path(genrec_nb.__file__).resolve().parents[1]
-    if not (here/'.git').exists() or not shutil.which('git'): return None
-    git = lambda *a: subprocess.run(['git', '-C', str(here), *a], capture_output=True, text=True).stdout.strip()
-    return (git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no', 'genrec_nb') else '')) or None
-
-def versions() -> dict: # of what the figures depend on
-    "Versions of the library and its main dependencies, and the commit if the library runs from a checkout"
-    return dict(genrec_nb=genrec_nb.__version__, commit=commit(), threads=torch.get_num_threads(), torch=torch.__version__, transformers=transformers.__version__, peft=importlib.metadata.version('peft'), numpy=np.__version__, python=platform.python_version())
-
 def check_run(config: RunConfig) -> tuple[Dataset, Split]: # the data and its split
     "Find what is wrong before a folder is made and long work starts"
     if config.given and not Path(config.ids).exists(): given_ids(config, None)

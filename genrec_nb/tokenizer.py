@@ -8,21 +8,19 @@ __all__ = ['SHARED', 'CODED', 'TOKENIZERS', 'own_settings', 'Method', 'Sources',
            'lm_tokenizer', 'make_title', 'short_titles', 'named_method', 'check_options', 'TokenizerConfig',
            'default_size', 'check_sizes', 'collaborative_embeddings', 'check_cf', 'find_categories', 'text_vectors',
            'Tokenized', 'vector_source', 'gather', 'tokenize_items', 'position_use', 'TokenizerReport',
-           'tokenizer_report', 'new_vectors', 'assign_items', 'library_versions', 'save_tokenized', 'load_tokenized',
-           'read_items', 'assign_file', 'compare_reports']
+           'tokenizer_report', 'new_vectors', 'assign_items', 'save_tokenized', 'load_tokenized', 'assign_file',
+           'compare_reports']
 
 # %% ../nbs/80_tokenizer.ipynb #18a0711b
-import hashlib, os, platform, re, shutil
+import hashlib, os, re, shutil
 import numpy as np
 import pandas as pd
-import scipy
-import sklearn
 import torch
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from .core import GenrecError, check_option, read_json, write_json
-from .data import Catalog, Dataset, Interactions, Split, leave_one_out, make_catalog
-from .loaders import _json_catalog, read_atomic, read_table
+from .core import GenrecError, check_option, read_json, versions, write_json
+from .data import Catalog, Dataset, Interactions, Split, leave_one_out
+from .loaders import read_items
 from .embed import embed_texts, make_encoder
 from .kmeans import CodebookReport, check_vectors, codebook_report, level_sizes, quantizer_report, residual_kmeans
 from .rqvae import RQVAEConfig, load_quantizer, train_rqvae
@@ -424,11 +422,6 @@ def assign_items(
 Tokenized.assign = assign_items
 
 # %% ../nbs/80_tokenizer.ipynb #e307e7d8
-def library_versions() -> dict: # name -> version
-    "Versions of what the codes depend on"
-    from genrec_nb import __version__
-    return dict(genrec_nb=__version__, torch=torch.__version__, numpy=np.__version__, scipy=scipy.__version__, scikit_learn=sklearn.__version__, python=platform.python_version())
-
 def save_tokenized(
     self: Tokenized,
     folder: str | Path, # made, or replaced if it holds a saved tokenizer
@@ -445,7 +438,7 @@ def save_tokenized(
         if self.quantizer is not None: self.quantizer.save(part/'quantizer')
         for name, x in (('codes', self.codes), ('cf', self.cf)):
             if x is not None: np.save(part/f'{name}.npy', x, allow_pickle=False)
-        write_json(part/'tokenizer.json', dict(config=asdict(self.config) if self.config else None, source=self.source, versions=library_versions()))
+        write_json(part/'tokenizer.json', dict(config=asdict(self.config) if self.config else None, source=self.source, versions=versions()))
         if more: more(part)
         if folder.exists(): shutil.rmtree(folder)
         os.replace(part, folder)
@@ -471,27 +464,6 @@ def load_tokenized(
     except (OSError, ValueError, EOFError) as e: raise GenrecError(f'{folder}: codes.npy or cf.npy is damaged ({" ".join(str(e).split())})') from None
     return Tokenized(Identifiers.load(folder/'index.json'), codes, load_quantizer(folder/'quantizer') if (folder/'quantizer').is_dir() else None, None, cf,
                      TokenizerConfig.from_dict(meta['config']) if meta.get('config') else None, own, meta.get('source', {}))
-
-# %% ../nbs/80_tokenizer.ipynb #ec56f1f2
-def read_items(
-    path: str | Path, # {item: {"title": .., other text}} as JSON, RecBole's .item, or a table
-    item: str = 'item', # of a table: the column with the ids
-    title: str = 'title', # of a table: the column with the titles
-) -> Catalog: # the items, in the order of the file
-    "Items from an item file alone"
-    path = Path(path)
-    if not path.is_file(): raise GenrecError(f'{path}: no such file; expected items as .json, .item, .csv, .tsv or .parquet')
-    if path.suffix == '.json':
-        if not isinstance(table := read_json(path), dict) or not table: raise GenrecError(f'{path}: expected an object {{item: {{"title": ..}}}} with at least one item')
-        found = _json_catalog(path, pd.Series(list(table), dtype=str), True)
-        return found.take([found.index(i) for i in table])
-    df = read_atomic(path) if path.suffix == '.item' else read_table(path)
-    if path.suffix == '.item': item, title = 'item_id', next((c for c in df.columns if 'title' in c or 'name' in c), 'title')
-    lacking = [c for c in (item, title) if c not in df.columns]
-    if lacking or df.empty: raise GenrecError(f'{path}: ' + (f'no column {lacking[0]!r}; the columns are {", ".join(df.columns)}' if lacking else 'holds no items'))
-    others = df.drop(columns=[item, title]).fillna('').astype(str).to_numpy().tolist()
-    found = make_catalog(df[item].tolist(), df[title].fillna('').tolist(), others, str(path))
-    return found.take([found.index(i) for i in df[item]])                         # a catalogue has an order of its own
 
 # %% ../nbs/80_tokenizer.ipynb #5c96e792
 def assign_file(

@@ -15,7 +15,7 @@ from genrec_nb.language_recommender import title_identifiers
 from genrec_nb.kmeans import residual_kmeans
 from genrec_nb.recommender import RecommenderConfig
 from genrec_nb.run import tokenize_job
-from genrec_nb.tokenizer import TOKENIZERS, TokenizerConfig, collaborative_embeddings, compare_reports, default_size, load_tokenized, read_items, tokenize_items
+from genrec_nb.tokenizer import TOKENIZERS, TokenizerConfig, collaborative_embeddings, compare_reports, default_size, load_tokenized, tokenize_items
 
 N, CODED = 60, [m for m, how in TOKENIZERS.items() if 'text' in how.needs]
 NET = dict(steps=60, batch=32, hidden=[16])
@@ -481,23 +481,6 @@ def test_inspect_reads_tables_of_any_item_ids(tmp_path):
     line = genrec('inspect', tmp_path/'longer.json', '--data', folder, ok=False)
     assert 'holds 2 items that the catalogue lacks' in line and "add these items to the data's item file" in line and 'extra=' not in line
     assert 'lacks 60' in genrec('inspect', longer.save(tmp_path/'other.json', [f'q{i}' for i in range(62)]), '--data', folder, ok=False)
-
-
-def test_items_from_every_layout_read_alike(tmp_path):
-    (tmp_path/'a.json').write_text(json.dumps({'7': dict(title='A lamp', colour='red'), '30': dict(title='B lamp', colour='blue')}))
-    (tmp_path/'a.csv').write_text('item,title,colour\n30,B lamp,blue\n7,A lamp,red\n')
-    (tmp_path/'a.item').write_text('item_id:token\tname:token\tcolour:token\n7\tA lamp\tred\n30\tB lamp\tblue\n')
-    found = [read_items(tmp_path/f) for f in ('a.json', 'a.csv', 'a.item')]
-    assert [c.ids for c in found] == [['7', '30'], ['30', '7'], ['7', '30']]       # the order of the file, not of the ids
-    assert found[0] == found[2] == found[1].take([1, 0]) and found[0].texts == ['A lamp. red', 'B lamp. blue']
-    (tmp_path/'o.json').write_text(json.dumps({k: dict(title=k) for k in ('n10', 'n2', 'm')}))
-    assert read_items(tmp_path/'o.json').ids == ['n10', 'n2', 'm']
-    (tmp_path/'b.csv').write_text('thing,title\n1,x\n')
-    with pytest.raises(GenrecError, match="no column 'item'"): read_items(tmp_path/'b.csv')
-    assert read_items(tmp_path/'b.csv', item='thing').titles == ['x']
-    for name, text, message in (('e.json', '{}', 'at least one item'), ('l.json', '[]', 'at least one item'), ('t.json', '{"1": {}}', '"title"')):
-        (tmp_path/name).write_text(text)
-        with pytest.raises(GenrecError, match=message): read_items(tmp_path/name)
 
 
 def test_a_real_catalogue(data_dir, tmp_path):

@@ -10,7 +10,7 @@ from genrec_nb.data import leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import evaluate_ranking
 from genrec_nb.core import write_json
-from genrec_nb.run import versions
+from genrec_nb.core import versions
 
 
 def row(split, seed: int) -> dict:

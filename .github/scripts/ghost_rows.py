@@ -13,7 +13,7 @@ from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
 from genrec_nb.backbones import SMOLLM2, smollm2_folder
 from genrec_nb.language_recommender import title_identifiers
 from genrec_nb.core import write_json
-from genrec_nb.run import versions
+from genrec_nb.core import versions
 from genrec_nb.tokenizer import short_titles
 from genrec_nb.trie import ItemTrie
 

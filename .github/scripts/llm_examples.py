@@ -15,7 +15,7 @@ from genrec_nb.backbones import SMOLLM2, load_lm
 from genrec_nb.language_recommender import LanguageRecommender, LMConfig, title_identifiers
 from genrec_nb.core import write_json
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
-from genrec_nb.run import versions
+from genrec_nb.core import versions
 from genrec_nb.tokenizer import short_titles
 from genrec_nb.data import some_cases
 

@@ -19,7 +19,8 @@ from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.backbones import SMOLLM2, load_lm
 from genrec_nb.language_recommender import LanguageRecommender, LMConfig, language_recommender, title_identifiers
 from genrec_nb.token_weights import make_weighting
-from genrec_nb.run import SPLITS, versions
+from genrec_nb.core import versions
+from genrec_nb.run import SPLITS
 from genrec_nb.tokenizer import short_titles
 from genrec_nb.train import TrainConfig, fit
 from genrec_nb.data import some_cases

@@ -43,7 +43,8 @@ from ..baselines import SASRec, kept_sasrec
 from ..tokenizer import TOKENIZERS, TokenizerConfig, collaborative_embeddings as train_cf, check_sizes, lm_name, tokenize_items
 from ..recommender import TRAIN, check_backbone, check_base, check_model, load_model, make_model
 from ..report import Report, picture, wide
-from ..run import SPLITS, Steps, versions
+from ..run import SPLITS, Steps
+from ..core import versions
 
 # %% ../../nbs/90_grid.ipynb #c5594e79
 def pack(

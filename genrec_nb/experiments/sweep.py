@@ -18,7 +18,7 @@ from ..letter import code_overlap
 from ..train import TrainConfig
 from ..tokenizer import TOKENIZERS, default_size, named_method
 from ..report import Report, picture, wide
-from ..run import versions
+from ..core import versions
 from .grid import check_list, is_seed, Cell, Grid, MACHINE, MARKS, PlainTable, Plan, Rows, Shared, cf_name, check_settings, dry_run, fitting, ids_config, last_record, named, run_all, to_stderr
 
 # %% ../../nbs/91_sweep.ipynb #45c244e7
