@@ -115,8 +115,11 @@ def _one_line(
     error = next((x for x in errors if x['type'] == 'unexpected_keyword_argument'), errors[0])
     names = [str(x) for x in error['loc'] if not (isinstance(x, str) and '[' in x)]
     if error['type'] in ('unexpected_keyword_argument', 'extra_forbidden'):
-        return f'{names[-1]!r} is unknown{did_you_mean(names[-1], [f.name for f in fields(cls)])}'
+        for n in names[:-1]: cls = cls.__dataclass_fields__[n].type              # nested settings
+        known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
+        return ': '.join([*names[:-1], f'{names[-1]!r} is unknown{did_you_mean(names[-1], known)}'])
     if error['type'] in ('missing', 'missing_argument'): return f'{names[-1]} is missing'
+    if error['type'] == 'value_error': return '.'.join(names) + ': '*bool(names) + str(error['ctx']['error'])
     return f'{".".join(names)} is {error["input"]!r}, expected {_expected(error)}'
 
 # %% ../nbs/00_core.ipynb #86258328
