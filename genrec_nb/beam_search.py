@@ -10,7 +10,8 @@ __all__ = ['min_max', 'decoding_weights', 'DecodeConfig', 'used_up', 'contains',
 import torch
 from dataclasses import dataclass
 from torch import Tensor
-from .core import GenrecError
+from typing import Literal
+from .core import Count, GenrecError, Share, settings
 from .semantic_ids import PAD
 from .trie import ItemTrie
 
@@ -39,23 +40,16 @@ def decoding_weights(
     return torch.cat([f.new_ones(1), 1 - alpha*f]).float()
 
 # %% ../nbs/50_beam_search.ipynb #dd061ede
-@dataclass
+@settings
 class DecodeConfig:
     "How to search"
-    beams: int = 20 # k, prefixes kept at each step
-    alpha: float = 0. # strength of IGD-decoding, 0 = plain
+    beams: Count = 20 # k, prefixes kept at each step
+    alpha: Share = 0. # strength of IGD-decoding, 0 = plain
     length_penalty: float = 0. # finished scores are divided by length**this
-    normalize: str = 'vocabulary' # probabilities over the full 'vocabulary', or over the 'children' only
-    min_max: str = 'prefix' # range of the gains over the children of each 'prefix', or over all candidates of a 'step'
+    normalize: Literal['vocabulary', 'children'] = 'vocabulary' # which tokens share a probability of 1
+    min_max: Literal['prefix', 'step'] = 'prefix' # the gains' range: children of a prefix, candidates of a step
     exclude_seen: bool = True # items of the user's history cannot come out
-    mix: float = 0. # share of an assistant's log-probability in each step (D3), 0 = none
-
-    def __post_init__(self):
-        if self.beams < 1: raise GenrecError(f'beams is {self.beams}, expected 1 or more')
-        for name in ('alpha', 'mix'):
-            if not 0 <= getattr(self, name) <= 1: raise GenrecError(f'{name} is {getattr(self, name)}, expected a number between 0 and 1')
-        for name, known in (('normalize', ('vocabulary', 'children')), ('min_max', ('prefix', 'step'))):
-            if getattr(self, name) not in known: raise GenrecError(f'{name} is {getattr(self, name)!r}, expected one of {known}')
+    assistant_weight: Share = 0. # share of an assistant's log-probability in each step (D3), 0 = none
 
 # %% ../nbs/50_beam_search.ipynb #c921e6dd
 def used_up(
@@ -114,7 +108,7 @@ def step_scores(
     gain: Tensor | None, # float [M], not looked at if alpha = 0
     weights: Tensor | None, # float [M] from `decoding_weights`, not looked at if alpha = 0
     config: DecodeConfig,
-    advice: Tensor | None = None, # float [B, k, C] from `assistant_steps`, not looked at if mix = 0
+    advice: Tensor | None = None, # float [B, k, C] from `assistant_steps`, not looked at if assistant_weight = 0
 ) -> Tensor: # float [B, k, C] weighted log-probability of each candidate, minus infinity where there is none
     "What each candidate adds to the score of its prefix"
     real, at = child >= 0, child.clamp(min=0)
@@ -122,7 +116,7 @@ def step_scores(
     logp = logits.gather(2, trie.token[at].long().clamp(min=0))
     if config.normalize == 'children': logp = logp.masked_fill(~real, -torch.inf).log_softmax(2).nan_to_num(nan=-torch.inf)
     else: logp = logp - logits.logsumexp(2, keepdim=True)
-    if config.mix: logp = (1 - config.mix)*logp + config.mix*advice if config.mix < 1 else advice
+    if config.assistant_weight: logp = (1 - config.assistant_weight)*logp + config.assistant_weight*advice if config.assistant_weight < 1 else advice
     if not config.alpha: return logp.masked_fill(~real, -torch.inf)
     if config.min_max == 'prefix': w = weights[at]
     else:
@@ -169,17 +163,17 @@ def beam_search(
     gain: Tensor | None = None, # float [M], needed if alpha > 0
     seen: Tensor | None = None, # int64 [B, S] items to leave out, -1 where there is none; None: those of `history`
     weights: Tensor | None = None, # float [M] from `decoding_weights`, if they are at hand already
-    assistant: Tensor | None = None, # float [B, N] scores of a text-free recommender, needed if mix > 0
+    assistant: Tensor | None = None, # float [B, N] scores of a text-free recommender, needed if assistant_weight > 0
     begun: tuple | None = None, # what `model.prefill(history)` gave, if that was done before
 ) -> Beams: # up to `beams` finished paths a user
     "Constrained beam search with IGD-decoding, for a batch of users"
     if config.alpha and gain is None: raise GenrecError('alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
-    if config.mix and assistant is None: raise GenrecError('mix > 0 needs an assistant: pass assistant=, its score of every item for each user')
+    if config.assistant_weight and assistant is None: raise GenrecError('assistant_weight > 0 needs an assistant: pass assistant=, its score of every item for each user')
     B, k, device = len(history), config.beams, history.device
     if config.alpha and weights is None: weights = decoding_weights(trie, gain, config.alpha)
     seen = (history if seen is None else seen) if config.exclude_seen else None
     gone = None if seen is None else used_up(trie, seen)
-    mass = assistant_mass(trie, assistant, seen) if config.mix else None
+    mass = assistant_mass(trie, assistant, seen) if config.assistant_weight else None
     user = torch.arange(B, device=device)[:, None, None]
     node, score = torch.zeros(B, 1, dtype=torch.long, device=device), torch.zeros(B, 1, device=device)
     done = Beams(node.new_full((B, k), -1), score.new_full((B, k), -torch.inf))
@@ -187,7 +181,7 @@ def beam_search(
     for length in range(1, trie.max_depth + 1):
         child = trie.children(node).masked_fill((score == -torch.inf)[..., None], -1)    # a dead beam has no children
         if gone is not None: child = torch.where(contains(gone, user*trie.n_nodes + child), -1, child)
-        advice = assistant_steps(trie, mass, child) if config.mix else None
+        advice = assistant_steps(trie, mass, child) if config.assistant_weight else None
         total = score[..., None] + step_scores(trie, child, logits, gain, weights, config, advice)
         scores, at = best(total.flatten(1), 2*k)
         parent, node = at//child.shape[2], child.flatten(1).gather(1, at).clamp(min=0)
@@ -234,7 +228,7 @@ def recommend_each(
     gain: Tensor | None = None, # float [M], needed if an alpha > 0
     seen: Tensor | None = None, # int64 [M, S] items to leave out; None: those of `history`
     batch_size: int | None = None, # users searched together; None: what the model wants, or 32 on a CPU, so that a step stays in its cache, else 512
-    assistant: Tensor | None = None, # float [M, N] scores of a text-free recommender, needed if a mix > 0
+    assistant: Tensor | None = None, # float [M, N] scores of a text-free recommender, needed if an assistant_weight > 0
 ) -> list: # for each config (items int64 [M, k], scores float [M, k])
     "Ranked items for any number of users; users with histories of similar length are searched together, so that little is padding"
     seen, out = history if seen is None else seen, []
@@ -265,7 +259,7 @@ def recommend(
     gain: Tensor | None = None, # float [M], needed if alpha > 0
     seen: Tensor | None = None, # int64 [M, S] items to leave out; None: those of `history`
     batch_size: int | None = None, # users searched together, as in `recommend_each`
-    assistant: Tensor | None = None, # float [M, N] scores of a text-free recommender, needed if mix > 0
+    assistant: Tensor | None = None, # float [M, N] scores of a text-free recommender, needed if assistant_weight > 0
 ) -> tuple[Tensor, Tensor]: # (items int64 [M, k], scores float [M, k])
     "Ranked items for any number of users"
     return recommend_each(model, trie, history, k, [config], gain, seen, batch_size, assistant)[0]

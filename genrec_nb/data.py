@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Catalog', 'ragged_index', 'offsets_of', 'Interactions', 'natural_order', 'from_frame', 'Dataset', 'make_catalog',
-           'bare_catalog', 'Cases', 'Split', 'leave_one_out', 'global_time', 'k_core', 'some_cases']
+           'bare_catalog', 'Cases', 'Split', 'leave_one_out', 'global_time', 'k_core']
 
 # %% ../nbs/10_data.ipynb #9852d7ae
 import difflib, time, warnings
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
-from .core import GenrecError, GenrecWarning
+from .core import GenrecError, GenrecWarning, patch
 
 # %% ../nbs/10_data.ipynb #bf98fe7f
 @dataclass(repr=False)
@@ -389,10 +389,12 @@ def k_core(
                         None if x.times is None else x.times[keep]), items
 
 # %% ../nbs/10_data.ipynb #3ad09248
-def some_cases(
-    cases: Cases,
+@patch
+def sample(self: Cases,
     n: int | None, # how many; None: all
     seed: int = 0, # of the draw
 ) -> Cases: # in their old order
-    "A draw of cases"
-    return cases if n is None or n >= len(cases) else cases.take(np.sort(np.random.default_rng(seed).permutation(len(cases))[:n]))
+    "A sample of the cases, without replacement"
+    if n is None or n >= len(self): return self
+    rows = np.random.default_rng(seed).permutation(len(self))[:n]
+    return self.take(np.sort(rows))

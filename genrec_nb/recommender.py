@@ -120,7 +120,7 @@ def train_defaults(
 ) -> dict: # changes to `TrainConfig`
     "How a generator is usually trained on this machine"
     if backbone not in TRAIN: raise GenrecError(f'backbone is {backbone!r}, expected one of {", ".join(TRAIN)}')
-    return TRAIN[backbone] | (dict(samples=1024, looks=128) if backbone == 'llm' and not torch.cuda.is_available() else {})
+    return TRAIN[backbone] | (dict(samples_per_epoch=1024, eval_users=128) if backbone == 'llm' and not torch.cuda.is_available() else {})
 
 def check_base(
     model: dict, # settings of backbone 'llm'
@@ -257,7 +257,7 @@ class GenerativeRecommender:
         cases: Cases, # histories
         k: int = 20, # items per case
         decode: DecodeConfig | None = None, # None: the configuration's
-        assistant=None, # a text-free recommender (an `ItemRanker`), needed if decode.mix > 0
+        assistant=None, # a text-free recommender (an `ItemRanker`), needed if decode.assistant_weight > 0
     ) -> np.ndarray: # int64 [cases, k], -1 where nothing is left
         "Ranked items of many cases, for `evaluate`"
         return self.rank_each(cases, [decode or self.config.decode], k, assistant)[0]
@@ -266,7 +266,7 @@ class GenerativeRecommender:
         cases: Cases, # histories
         decodes: list, # `DecodeConfig`s
         k: int = 20, # items per case
-        assistant=None, # a text-free recommender (an `ItemRanker`), needed if a mix > 0
+        assistant=None, # a text-free recommender (an `ItemRanker`), needed if an assistant_weight > 0
     ) -> list: # for each of `decodes` int64 [cases, k], -1 where nothing is left
         "The same by several searches; a language model reads each history once for all of them"
         return rank_each(self.model, self.trie, cases, decodes, self.gain, k, assistant=None if assistant is None else assistant.scores(cases).detach())
@@ -290,7 +290,7 @@ def fit_recommender(
     train = replace(config.train, seed=config.seed)                               # one seed for all
     rec = GenerativeRecommender(data.catalog, tokenized.ids, split.train.target_counts(), None, config, tokenized.quantizer)
     scratch = None if folder else tempfile.TemporaryDirectory()
-    plain = replace(config.decode, alpha=0., mix=0.)                              # checkpoints are judged by plain beam search
+    plain = replace(config.decode, alpha=0., assistant_weight=0.)                              # checkpoints are judged by plain beam search
     try: rec.result = fit(rec.model, split.train, split.valid, rec.trie, rec.objective(tokenized.vectors), train, folder or scratch.name, plain, resume, **more)
     finally:
         if scratch: scratch.cleanup()
@@ -331,7 +331,7 @@ def recommend_items(self: GenerativeRecommender,
     history: list, # item ids or titles, oldest first
     k: int = 10, # items wanted
     decode: DecodeConfig | None = None, # None: the configuration's, with at least k beams
-    assistant=None, # a text-free recommender (an `ItemRanker`), needed if decode.mix > 0
+    assistant=None, # a text-free recommender (an `ItemRanker`), needed if decode.assistant_weight > 0
 ) -> Recommendations: # best first; fewer than k if nothing is left, or the beams of `decode` found fewer
     "What next? raises `GenrecError` for an unknown item, naming the nearest titles"
     items = resolve(self, history)
@@ -425,7 +425,7 @@ def explain(self: GenerativeRecommender,
     item: str | int, # id or title of the item to explain
     alpha: float | None = None, # None: the configuration's
 ) -> Explanation: # one line a token
-    "Probability, gain and weight of every token of an item's identifier, given a history; by the model alone, without the advice of `mix`"
+    "Probability, gain and weight of every token of an item's identifier, given a history; by the model alone, without the advice of `assistant_weight`"
     items, target = resolve(self, history), resolve(self, [item])[0]
     alpha = self.config.decode.alpha if alpha is None else alpha
     self.model.eval()

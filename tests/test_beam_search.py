@@ -383,7 +383,7 @@ def test_decoding_weights_by_definition(case, alpha):
             assert math.isclose(float(w[d.number[k.prefix]]), want, abs_tol=1e-5)
 
 def test_bad_arguments():
-    for bad, words in ((dict(beams=0), 'beams'), (dict(alpha=1.5), 'alpha'), (dict(alpha=float('nan')), 'alpha'), (dict(normalize='all'), "'children'"), (dict(min_max='beam'), "'step'")):
+    for bad, words in ((dict(beams=0), 'beams'), (dict(alpha=1.5), 'alpha'), (dict(alpha=float('nan')), 'alpha'), (dict(normalize='all'), 'one of vocabulary, children'), (dict(min_max='beam'), 'one of prefix, step')):
         with pytest.raises(GenrecError, match=words): DecodeConfig(**bad)
     ids = codes()
     trie = ItemTrie.build(ids)
@@ -409,7 +409,7 @@ def test_mixing_against_hand_computation(which, share, alpha, penalty):
     model = (packed if which == 'codes' else t5)(ids)
     trie, d, gain, slow_gain = setup(ids)
     history, scores = users(ids.n_items), opinion(ids.n_items, 3)
-    items, got = recommend(model, trie, history, 40, DecodeConfig(beams=60, mix=share, alpha=alpha, length_penalty=penalty), gain, assistant=scores)
+    items, got = recommend(model, trie, history, 40, DecodeConfig(beams=60, assistant_weight=share, alpha=alpha, length_penalty=penalty), gain, assistant=scores)
     weights = decoding_weights(trie, gain, alpha)
     for u in range(3):
         seen = {i for i in history[u].tolist() if i >= 0}
@@ -426,7 +426,7 @@ def test_along_a_path_the_advice_is_the_items_own_probability():
     "No matter how a title is cut: the assistant alone ranks as it would without tokens"
     ids = identifiers([[3 + i % 3]*(1 + i % 5) + [4 + i // 5, EOS] for i in range(20)], 9)
     trie, scores = ItemTrie.build(ids), opinion(20, 4, seed=3)
-    items, got = recommend(t5(ids), trie, torch.full((4, 1), -1), 20, DecodeConfig(beams=20, mix=1.), assistant=scores)
+    items, got = recommend(t5(ids), trie, torch.full((4, 1), -1), 20, DecodeConfig(beams=20, assistant_weight=1.), assistant=scores)
     want = scores.double().log_softmax(1)
     leaf = torch.tensor([[w[trie.items_below(trie.walk(torch.as_tensor(ids.path(i).astype(np.int64)))[-1:])[0]].logsumexp(0).item() for i in range(20)] for w in want], dtype=torch.float64)
     torch.testing.assert_close(got.double(), leaf.gather(1, items), atol=TOL, rtol=0)
@@ -448,7 +448,7 @@ def test_many_searches_are_each_alone(make):
     ids = codes()
     trie, _, gain, _ = setup(ids)
     model, history, scores = make(ids), users(40, n=9), opinion(40, 9)
-    configs = [DecodeConfig(beams=8), DecodeConfig(beams=5, alpha=.3), DecodeConfig(beams=8, mix=.4), DecodeConfig(beams=8, exclude_seen=False)]
+    configs = [DecodeConfig(beams=8), DecodeConfig(beams=5, alpha=.3), DecodeConfig(beams=8, assistant_weight=.4), DecodeConfig(beams=8, exclude_seen=False)]
     for c, (items, s) in zip(configs, recommend_each(model, trie, history, 6, configs, gain, batch_size=4, assistant=scores)):
         alone, t = recommend(model, trie, history, 6, c, gain, batch_size=4, assistant=scores)
         assert items.tolist() == alone.tolist() and torch.equal(s, t)
@@ -456,11 +456,11 @@ def test_many_searches_are_each_alone(make):
 @pytest.mark.parametrize('scores, words', [(None, 'needs an assistant'), (torch.zeros(3, 39), 'row of 40 items'), (torch.full((3, 40), torch.nan), 'NaN')])
 def test_an_assistant_that_cannot_help(scores, words):
     ids = codes()
-    with pytest.raises(GenrecError, match=words): recommend(packed(ids), ItemTrie.build(ids), users(40), 5, DecodeConfig(beams=5, mix=.5), assistant=scores)
-    with pytest.raises(GenrecError, match='mix is 1.5'): DecodeConfig(mix=1.5)
+    with pytest.raises(GenrecError, match=words): recommend(packed(ids), ItemTrie.build(ids), users(40), 5, DecodeConfig(beams=5, assistant_weight=.5), assistant=scores)
+    with pytest.raises(GenrecError, match='assistant_weight is 1.5'): DecodeConfig(assistant_weight=1.5)
 
 def test_a_user_who_has_seen_everything_gets_nothing():
     ids = codes()
     seen = torch.arange(40)[None]
-    items, _ = recommend(packed(ids), ItemTrie.build(ids), seen[:, -5:], 5, DecodeConfig(beams=5, mix=.5), seen=seen, assistant=opinion(40, 1))
+    items, _ = recommend(packed(ids), ItemTrie.build(ids), seen[:, -5:], 5, DecodeConfig(beams=5, assistant_weight=.5), seen=seen, assistant=opinion(40, 1))
     assert items.tolist() == [[-1]*5]

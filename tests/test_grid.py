@@ -122,7 +122,7 @@ def test_a_draw_of_users(toy, tmp_path):
 
 def test_an_adviser_in_a_grid(finished, toy, tmp_path):
     "Decoding with a SASRec of the same seed: by hand from what is kept; training does not hear of it"
-    grid = Grid(**settings(toy, weightings=['igd'], seeds=[1], decode=dict(mix=.5)))
+    grid = Grid(**settings(toy, weightings=['igd'], seeds=[1], decode=dict(assistant_weight=.5)))
     run_all(grid, tmp_path/'o', say=silent)
     (row,) = cells(tmp_path/'o').values()
     plain = next(r for r in cells(finished).values() if (r['method'], r['seed']) == ('igd', 1))
@@ -135,7 +135,7 @@ def test_an_adviser_in_a_grid(finished, toy, tmp_path):
     ids, trie, gain = shared.structure(cell)
     model, scores = load_model('packed', tmp_path/'o'/'work'/row['cell']/'model', ids), load_ranker(kept).scores(split.test)
     for a in (0., .2):
-        ranked = rank_cases(model, trie, split.test, DecodeConfig(mix=.5, alpha=a), gain, 20, assistant=scores)
+        ranked = rank_cases(model, trie, split.test, DecodeConfig(assistant_weight=.5, alpha=a), gain, 20, assistant=scores)
         assert row['decodings'][f'{a:g}']['test']['metrics']['ndcg@10'] == pytest.approx(ranking_metrics(ranked, split.test.targets, (10,))['ndcg@10'])
 
 
@@ -579,7 +579,7 @@ def tiny(tmp_path_factory):
 def written(toy, tiny, **changes):
     "A grid of titles and codes by a language model, two methods"
     return {**dict(data={'toy': dict(path=str(toy))}, ids={'title': dict(method='title'), 'random': dict(method='random', levels=2, size=8)}, weightings=['ce', 'igd'], alphas=[0, .2], seeds=[0], backbone='llm',
-                   model=dict(base=str(tiny), r=4, max_items=3, max_tokens=300), train=dict(epochs=1, samples=24, looks=6, batch_size=8, accumulate=1), decode=dict(beams=5)), **changes}
+                   model=dict(base=str(tiny), r=4, max_items=3, max_tokens=300), train=dict(epochs=1, samples_per_epoch=24, eval_users=6, batch_size=8, accumulate=1), decode=dict(beams=5)), **changes}
 
 
 def test_a_grid_with_a_language_model(toy, tiny, tmp_path, monkeypatch):
@@ -620,7 +620,7 @@ def test_a_cell_is_named_by_the_language_model_it_holds(toy, tiny, tmp_path):
     assert not set(a) & set(keys(Grid(**written(toy, tmp_path/'copy')), 2)) and not set(a) & set(keys(Grid(**written(toy, tiny, seeds=[1])), 3))
     assert not set(a) & set(keys(Grid(**written(toy, tiny, model=dict(base=str(tiny), r=4, max_items=2, max_tokens=300))), 4))
     said = [c.config for c in Grid(**settings(toy)).plan(compare.Shared(Grid(**settings(toy)), tmp_path/'5')).cells(compare.Rows())]
-    assert not {'samples', 'looks'} & set(said[0]['train']) and 'mix' not in said[0]['decode']
+    assert not {'samples_per_epoch', 'eval_users'} & set(said[0]['train']) and 'assistant_weight' not in said[0]['decode']
     (tmp_path/'g').mkdir(); shutil.copytree(tiny, tmp_path/'g'/'lm')
     (tmp_path/'g'/'g.json').write_text(json.dumps(written(toy, 'lm')))            # named from the file's own folder
     assert keys(Grid.read(tmp_path/'g'/'g.json'), 6) == a

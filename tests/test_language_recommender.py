@@ -202,7 +202,7 @@ def test_what_was_read_for_one_search_serves_the_next():
     model, read = make(5), []
     gain, history = gains(model.trie, 5), users(40, n=5, seed=5)
     scores = torch.randn(5, 40, generator=torch.Generator().manual_seed(5))
-    configs = [DecodeConfig(beams=6), DecodeConfig(beams=6), DecodeConfig(beams=6, alpha=.3, length_penalty=1.), DecodeConfig(beams=6, mix=.5)]
+    configs = [DecodeConfig(beams=6), DecodeConfig(beams=6), DecodeConfig(beams=6, alpha=.3, length_penalty=1.), DecodeConfig(beams=6, assistant_weight=.5)]
     hook = model.lm.register_forward_pre_hook(lambda m, args, kwargs: read.append(kwargs['input_ids'].numel()), with_kwargs=True)
     together = recommend_each(model, model.trie, history, 6, configs, gain, assistant=scores)
     once = sum(read)

@@ -18,7 +18,7 @@ from genrec_nb.tokenizer import TokenizerConfig, tokenize_items
 from genrec_nb.train import TrainConfig
 
 WORDS = 'red blue steel wood long short screw bolt'.split()
-QUICK = dict(epochs=1, batch_size=8, accumulate=1, samples=48, looks=12, lr=3e-3)
+QUICK = dict(epochs=1, batch_size=8, accumulate=1, samples_per_epoch=48, eval_users=12, lr=3e-3)
 
 
 def toy(n=30, users=40, seed=0):
@@ -201,8 +201,8 @@ def test_a_base_that_is_not_there_is_told_before_the_items_are_tokenised(base, t
 
 def test_how_each_backbone_is_usually_trained():
     assert RecommenderConfig().train == TrainConfig() and set(BACKBONES) == {'packed', 't5', 'llm'}
-    r = RecommenderConfig(backbone='llm', train=dict(samples=7))
-    assert (r.train.lr, r.train.samples, r.train.accumulate) == (3e-4, 7, 4) and r.train.batch_size*r.train.accumulate == 32
+    r = RecommenderConfig(backbone='llm', train=dict(samples_per_epoch=7))
+    assert (r.train.lr, r.train.samples_per_epoch, r.train.accumulate) == (3e-4, 7, 4) and r.train.batch_size*r.train.accumulate == 32
     assert RecommenderConfig(backbone='t5').train.batch_size == 256 and train_defaults('packed') == {}
     for b in BACKBONES: assert 'max_items' in model_settings(b)
 
@@ -215,7 +215,7 @@ def test_the_library_is_imported_without_a_language_model():
 def test_an_assistant_advises_the_ranking_and_the_single_list(writer):
     class Assistant:                                                           # likes items near the last one of the history
         def scores(self, cases): return -(torch.arange(len(DATA.catalog))[None] - torch.from_numpy(cases.items[cases.offsets[1:] - 1].astype(int))[:, None]).abs().float()
-    alone = replace(writer.config.decode, beams=len(DATA.catalog), mix=1., alpha=0.)
+    alone = replace(writer.config.decode, beams=len(DATA.catalog), assistant_weight=1., alpha=0.)
     ranked = writer.rank(SPLIT.test, 5, alone, Assistant())
     for m in range(3):
         history = SPLIT.test.history(m)

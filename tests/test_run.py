@@ -17,7 +17,6 @@ import genrec_nb.run as run_module
 from genrec_nb.run import METHODS, RunConfig, load_run_data, open_run, run_job
 from genrec_nb.tokenizer import load_tokenized, tokenize_items
 from genrec_nb.train import TrainConfig
-from genrec_nb.data import some_cases
 
 GENREC = [sys.executable, '-c', 'from genrec_nb.cli import main; main()']
 
@@ -68,23 +67,23 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_a_sasrec_advises_and_some_users_are_tested(finished, tmp_path):
     "Rows of D3: by hand from the saved model and the saved adviser; what is saved recommends alone"
     data, before, _ = finished
-    config, out = small_config(data, mix=.5, users=20), tmp_path/'out'
+    config, out = small_config(data, assistant_weight=.5, users=20), tmp_path/'out'
     got = run_job(config, out)
     ways = lambda t: [n for n, (training, _) in METHODS.items() if training == t]
     assert list(got['methods']) == ['popularity', 'SASRec', *(x for t in ('ce', 'igd') for x in (*ways(t), *(f'{n} + SASRec' for n in ways(t))))]
-    assert got['users'] == 20 and got['chosen'] in METHODS and {n for n, m in got['methods'].items() if m['mix']} == {f'{n} + SASRec' for n in METHODS}
+    assert got['users'] == 20 and got['chosen'] in METHODS and {n for n, m in got['methods'].items() if m['assistant_weight']} == {f'{n} + SASRec' for n in METHODS}
     _, split = load_run_data(config)
-    cases, valid, rec, adviser = some_cases(split.test, 20, 0), some_cases(split.valid, 20, 0), GenerativeRecommender.from_pretrained(out/'work'/'igd'/'model'), load_ranker(out/'work'/'SASRec')
-    for name, mix, alpha in (('IGD tuning + decoding + SASRec', .5, .2), ('IGD tuning', 0., 0.)):
-        ranked = rec.rank(cases, 20, replace(rec.config.decode, alpha=alpha, mix=mix), adviser)
+    cases, valid, rec, adviser = split.test.sample(20, 0), split.valid.sample(20, 0), GenerativeRecommender.from_pretrained(out/'work'/'igd'/'model'), load_ranker(out/'work'/'SASRec')
+    for name, assistant_weight, alpha in (('IGD tuning + decoding + SASRec', .5, .2), ('IGD tuning', 0., 0.)):
+        ranked = rec.rank(cases, 20, replace(rec.config.decode, alpha=alpha, assistant_weight=assistant_weight), adviser)
         assert got['methods'][name]['ndcg@10'] == pytest.approx(evaluate_ranking(ranked, cases, split.train)['ndcg@10'])
-        assert got['methods'][name]['valid_ndcg@10'] == pytest.approx(ranking_metrics(rec.rank(valid, 20, replace(rec.config.decode, alpha=alpha, mix=mix), adviser), valid.targets, (10,))['ndcg@10'])
-    assert GenerativeRecommender.from_pretrained(out/'model').config.decode.mix == 0
+        assert got['methods'][name]['valid_ndcg@10'] == pytest.approx(ranking_metrics(rec.rank(valid, 20, replace(rec.config.decode, alpha=alpha, assistant_weight=assistant_weight), adviser), valid.targets, (10,))['ndcg@10'])
+    assert GenerativeRecommender.from_pretrained(out/'model').config.decode.assistant_weight == 0
     page = (out/'report.html').read_text()
     assert '20 test users, drawn once' in page and '50% of each step from a SASRec' in page and 'SASRec' not in (before/'report.html').read_text()
     for name in ('SASRec', 'evaluate igd'): (out/'stages'/f'{name}.json').unlink()
     assert run_job(config, out, resume=True)['methods'] == got['methods']
-    with pytest.raises(GenrecError, match=r'other settings \(mix\)'): run_job(replace(config, mix=.3), out, resume=True)
+    with pytest.raises(GenrecError, match=r'other settings \(assistant_weight\)'): run_job(replace(config, assistant_weight=.3), out, resume=True)
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_does_not(finished, tmp_path):
@@ -302,7 +301,7 @@ def lm(tmp_path_factory):
     return base
 
 
-LLM = ['--backbone', 'llm', '--model', 'r=4', '--model', 'max-items=4', '--model', 'max_tokens=500', '--epochs', 1, '--samples', 32, '--looks', 8]
+LLM = ['--backbone', 'llm', '--model', 'r=4', '--model', 'max-items=4', '--model', 'max_tokens=500', '--epochs', 1, '--samples-per-epoch', 32, '--eval-users', 8]
 
 
 @pytest.fixture(scope='module')
@@ -316,7 +315,7 @@ def test_a_language_model_writes_titles_from_the_command_line(lm, told):
     out, m = told
     assert all(x in out for x in METHODS) and m['config']['recommender']['model']['base'] == str((lm/'tiny').resolve())
     t = m['config']['recommender']['train']
-    assert (t['samples'], t['looks'], t['epochs'], t['batch_size'], t['accumulate'], t['lr']) == (32, 8, 1, 8, 4, 3e-4)
+    assert (t['samples_per_epoch'], t['eval_users'], t['epochs'], t['batch_size'], t['accumulate'], t['lr']) == (32, 8, 1, 8, 4, 3e-4)
     assert m['config']['split'] == 'leave-one-out' and 0 < m['zero_gain_share'] < 1 and m['prompts']['prompts'] == 2*m['users'] and m['prompts']['shortened'] == 0
     ids = load_tokenized(lm/'out'/'tokenizer').ids
     assert ids.kind == 'titles' and ids.backbone_ids is not None and GenerativeRecommender.from_pretrained(lm/'out'/'model').ids == ids
@@ -357,13 +356,13 @@ def test_a_run_of_titles_is_resumed_and_repeated_by_its_folder(lm, told, tmp_pat
 def test_a_language_model_writes_codes_with_tasks_and_a_split_by_time(lm, tmp_path):
     from genrec_nb.data import global_time
     one_line('run', '--data', lm/'shop', '--ids', 'letter', '--option', 'encoder=tfidf', '--option', 'cf=lightgcn', '--option', 'levels=2', '--option', 'size=6', '--option', 'steps=30', '--option', 'hidden=[8]', '--option', 'clusters=3',
-             '--model', f'base={lm}/tiny', '--model', 'tasks=["item2index", "index2item"]', *LLM, '--split', 'time', '--mix', .5, '--decode', 'length_penalty=1', '--decode', 'beams=5', '--train', 'lr=1e-3', '--train', 'batch_size=4', '--users', 12, '--out', tmp_path/'o', ok=True)
+             '--model', f'base={lm}/tiny', '--model', 'tasks=["item2index", "index2item"]', *LLM, '--split', 'time', '--assistant-weight', .5, '--decode', 'length_penalty=1', '--decode', 'beams=5', '--train', 'lr=1e-3', '--train', 'batch_size=4', '--users', 12, '--out', tmp_path/'o', ok=True)
     m, data = json.loads((tmp_path/'o'/'metrics.json').read_text()), load_dataset(lm/'shop')
     split = global_time(data.interactions)
     assert m['config']['split'] == 'time' and m['users'] == 12 < len(split.test) and m['config']['recommender']['quantizer'] == 'letter'
     rec = GenerativeRecommender.from_pretrained(tmp_path/'o'/'model')
     assert (m['config']['recommender']['train']['lr'], m['config']['recommender']['train']['batch_size']) == (1e-3, 4)
-    assert (rec.config.decode.length_penalty, rec.config.decode.beams, rec.config.decode.mix) == (1, 5, 0) and 'CE + SASRec' in m['methods']
+    assert (rec.config.decode.length_penalty, rec.config.decode.beams, rec.config.decode.assistant_weight) == (1, 5, 0) and 'CE + SASRec' in m['methods']
     assert (rec.counts == split.train.target_counts()).all() and rec.ids.kind == 'codes' and len(rec.recommend(['3'], 5)) == 5
     page = (tmp_path/'o'/'report.html').read_text()
     assert '12 test cases, drawn from the last tenth by time' in page and 'leave-one-out' not in page.split('How this was made')[0]
@@ -443,7 +442,7 @@ def test_mistakes_about_language_models_make_no_folder(lm, told, tmp_path):
     assert "'t5' cannot write them" in run('--ids', lm/'out'/'tokenizer', '--backbone', 't5') and "backbone 'llm'" in run('--ids', lm/'out'/'tokenizer'/'index.json')
     assert "did you mean 'max_items'" in run('--backbone', 'llm', '--model', 'max_itms=3') and '--model base: expected NAME=VALUE' in run('--backbone', 'llm', '--model', 'base')
     assert 'no/such/model' in run('--backbone', 'llm', '--model', 'base=no/such/model') and 'name one of the two' in run('--backbone', 'llm', '--ids', 'title', '--model', f'base={lm}/tiny', '--option', 'lm=other')
-    assert "did you mean 'length_penalty'" in run('--decode', 'length_penalt=1') and '--train epochs: it has an option of its own' in run('--train', 'epochs=3') and "did you mean 'lr'" in run('--train', 'lrr=1') and 'lr is' in run('--train', 'lr=abc') and 'beams is' in run('--decode', 'beams=many') and '--decode mix: it has an option of its own, --mix' in run('--decode', 'mix=.5') and 'between 0 and 1' in run('--mix', 2)
+    assert "did you mean 'length_penalty'" in run('--decode', 'length_penalt=1') and '--train epochs: it has an option of its own' in run('--train', 'epochs=3') and "did you mean 'lr'" in run('--train', 'lrr=1') and 'lr is' in run('--train', 'lr=abc') and 'beams is' in run('--decode', 'beams=many') and '--decode mix: it has an option of its own, --assistant-weight' in run('--decode', 'assistant_weight=.5') and 'between 0 and 1' in run('--assistant-weight', 2)
     assert "did you mean 'd_model'" in run('--model', 'dmodel=3') and 'leave-one-out, time' in run('--split', 'tim')
     bare = small_data(tmp_path/'bare', text=False)
     assert 'no item texts, which --ids title needs; other ways are --ids random' in one_line('run', '--data', bare, '--backbone', 'llm', '--ids', 'title', '--model', f'base={lm}/tiny', '--out', tmp_path/'o')

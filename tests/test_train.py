@@ -266,7 +266,7 @@ def test_the_warm_up_leaves_a_step(tmp_path):
     warmup = lambda epochs, steps: training_arguments(TrainConfig(epochs=epochs, warmup=.1), steps, tmp_path).warmup_steps
     assert (warmup(1, 1), warmup(1, 2), warmup(2, 30)) == (0, 1, 6)
     before = flat(packed())
-    after = flat(run(packed, tmp_path, epochs=1, samples=4, warmup=.02).model)
+    after = flat(run(packed, tmp_path, epochs=1, samples_per_epoch=4, warmup=.02).model)
     assert (before != after).any()
 
 def test_patience(tmp_path):
@@ -308,7 +308,7 @@ def test_rank_each_is_every_search_by_itself():
     model, (trie, _) = packed(seed=2), world(packed)
     gain = information_gain(trie, item_prior(SPLIT.train.target_counts()))
     scores = torch.randn(len(SPLIT.valid), N, generator=torch.Generator().manual_seed(1))
-    configs = [DecodeConfig(beams=4), DecodeConfig(beams=6, alpha=.4), DecodeConfig(beams=4, mix=.5, length_penalty=1.)]
+    configs = [DecodeConfig(beams=4), DecodeConfig(beams=6, alpha=.4), DecodeConfig(beams=4, assistant_weight=.5, length_penalty=1.)]
     together = rank_each(model, trie, SPLIT.valid, configs, gain, 5, assistant=scores)
     assert len(together) == 3 and not (together[0] == together[2]).all()
     for c, ranked in zip(configs, together): assert (ranked == rank_cases(model, trie, SPLIT.valid, c, gain, 5, assistant=scores)).all()
@@ -316,11 +316,11 @@ def test_rank_each_is_every_search_by_itself():
 def test_an_assistant_helps_rank_cases():
     model, trie = packed(), world(packed)[0]
     scores = torch.randn(len(SPLIT.valid), N, generator=torch.Generator().manual_seed(0))
-    alone = rank_cases(model, trie, SPLIT.valid, DecodeConfig(beams=N, mix=1.), k=5, assistant=scores)     # the assistant alone: its own ranking
+    alone = rank_cases(model, trie, SPLIT.valid, DecodeConfig(beams=N, assistant_weight=1.), k=5, assistant=scores)     # the assistant alone: its own ranking
     for m in range(len(SPLIT.valid)):
         left = scores[m].clone(); left[torch.from_numpy(SPLIT.valid.history(m).astype(np.int64))] = -torch.inf
         assert alone[m].tolist() == left.argsort(descending=True)[:5].tolist()
-    with pytest.raises(GenrecError, match='rows of scores'): rank_cases(model, trie, SPLIT.valid, DecodeConfig(mix=.5), assistant=scores[:-1])
+    with pytest.raises(GenrecError, match='rows of scores'): rank_cases(model, trie, SPLIT.valid, DecodeConfig(assistant_weight=.5), assistant=scores[:-1])
 
 class Ten:
     lengths = np.arange(10)
@@ -346,16 +346,16 @@ def test_an_epoch_is_a_draw(n, seed):
 def test_few_samples_and_few_looks(make, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr('genrec_nb.train.rank_cases', lambda model, trie, cases, *args, **kwargs: seen.append(cases.users.tolist()) or rank_cases(model, trie, cases, *args, **kwargs))
-    a = run(make, tmp_path/'a', samples=20, looks=7)
+    a = run(make, tmp_path/'a', samples_per_epoch=20, eval_users=7)
     assert {len(u) for u in seen} == {7} and len({tuple(u) for u in seen}) == 1
     assert next(l['step'] for l in a.logs if 'loss' in l) == 2                  # 20 samples in batches of 16
-    same_end(a, run(make, tmp_path/'b', samples=20, looks=7))
-    with pytest.raises(GenrecError, match='looks is 0'): TrainConfig(looks=0)
+    same_end(a, run(make, tmp_path/'b', samples_per_epoch=20, eval_users=7))
+    with pytest.raises(GenrecError, match='eval_users is 0'): TrainConfig(eval_users=0)
 
 def test_resumed_draws_are_those_of_the_unbroken_run(tmp_path):
-    whole = run(packed, tmp_path/'a', samples=20)
-    with pytest.raises(KeyboardInterrupt): run(packed, tmp_path/'b', samples=20, callbacks=[Break(5)])
-    same_end(whole, run(packed, tmp_path/'b', samples=20, resume=True))
+    whole = run(packed, tmp_path/'a', samples_per_epoch=20)
+    with pytest.raises(KeyboardInterrupt): run(packed, tmp_path/'b', samples_per_epoch=20, callbacks=[Break(5)])
+    same_end(whole, run(packed, tmp_path/'b', samples_per_epoch=20, resume=True))
 
 def test_no_case_at_all():
     from genrec_nb.data import Cases

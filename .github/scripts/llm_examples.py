@@ -17,7 +17,6 @@ from genrec_nb.core import write_json
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 from genrec_nb.core import versions
 from genrec_nb.tokenizer import short_titles
-from genrec_nb.data import some_cases
 
 
 @torch.inference_mode()
@@ -55,7 +54,7 @@ def main(a):
             top = rec.recommend(history, 5, DecodeConfig(beams=10, length_penalty=1.))
             e = rec.explain(history, data.catalog.ids[split.test.targets[u]], .2)
             said.append(dict(top=[dict(title=x.title, score=x.score) for x in top], target=[dict(token=p.token, choices=p.choices, probability=p.probability, gain=p.gain, weight=p.weight) for p in e.parts]))
-        out['models'][name] = dict(losses=losses(rec, some_cases(split.valid, a.cases, 0)), users=said)
+        out['models'][name] = dict(losses=losses(rec, split.valid.sample(a.cases, 0)), users=said)
         print(name, out['models'][name]['losses'])
     write_json(a.out, out)
 

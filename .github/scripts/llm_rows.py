@@ -23,7 +23,6 @@ from genrec_nb.core import versions
 from genrec_nb.run import SPLITS
 from genrec_nb.tokenizer import short_titles
 from genrec_nb.train import TrainConfig, fit
-from genrec_nb.data import some_cases
 
 SHARES = (.25, .5, .75) # of the assistant
 BEAMS = dict(beams=10)
@@ -45,9 +44,9 @@ def main(a):
     def clock(name):
         nonlocal start
         seconds[name], start = round(time.perf_counter() - start, 1), time.perf_counter()
-    test, valid = some_cases(split.test, a.users, 0), some_cases(split.valid, a.looks, 0)
+    test, valid = split.test.sample(a.users, 0), split.valid.sample(a.eval_users, 0)
     config = LMConfig(max_items=a.max_items, max_tokens=1024, dropout=0., dtype=a.dtype, packed=True, checkpointing=False, seed=a.seed)
-    train = TrainConfig(epochs=1, batch_size=a.batch, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=1, patience=0, samples=a.samples, looks=40, seed=a.seed)
+    train = TrainConfig(epochs=1, batch_size=a.batch, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=1, patience=0, samples_per_epoch=a.samples, eval_users=40, seed=a.seed)
     lm, tokenizer = load_lm(SMOLLM2, a.dtype)
     titles = short_titles(data.catalog.titles, a.strip)
     lm.set_attn_implementation('eager')                                       # on a CPU in bfloat16 it trains faster than the fused one
@@ -67,7 +66,7 @@ def main(a):
     model.merge()
     assistant = train_sasrec(split, SASRecConfig(), a.seed)
     clock('assistant')
-    d3 = {g: DecodeConfig(**BEAMS, mix=g) for g in SHARES}
+    d3 = {g: DecodeConfig(**BEAMS, assistant_weight=g) for g in SHARES}
     looked = {g: ranking_metrics(r, valid.targets, (10,))['ndcg@10'] for g, r in zip(d3, ranked(model, valid, list(d3.values()), gain, assistant))}
     share = max(looked, key=looked.get)
     clock('validation')
@@ -78,7 +77,7 @@ def main(a):
     page = lambda items, name: evaluate_ranking(items, test, split.train, (1, 5, 10), name).to_dict(ranks=True)
     row = dict(data=data.name, method=a.weighting, seed=a.seed, share=share, looked=looked, rows=[dict(decoding=n, alpha=al, test=page(r, f'{n}, {al:g}')) for (n, al), r in found.items()],
                popularity=page(popularity_ranking(split.train.item_counts(), test, 10), 'popularity'), sasrec=page(assistant.rank(test, 10), 'SASRec'),
-               logs=trained['logs'], cut=model.prompt.cut, config=dict(lm=asdict(config), train=asdict(train), weighting=asdict(rule), strip=a.strip, split=a.split, users=a.users, looks=a.looks, alpha=a.alpha), seconds=seconds, trained=trained['versions'], versions=versions())
+               logs=trained['logs'], cut=model.prompt.cut, config=dict(lm=asdict(config), train=asdict(train), weighting=asdict(rule), strip=a.strip, split=a.split, users=a.users, eval_users=a.eval_users, alpha=a.alpha), seconds=seconds, trained=trained['versions'], versions=versions())
     with open(a.out, 'a', encoding='utf-8') as f: f.write(json.dumps(row, default=str) + '\n')
     for r in row['rows']: print(a.weighting, a.seed, r['decoding'], r['alpha'], f"{r['test']['metrics']['recall@10']:.4f} {r['test']['metrics']['ndcg@10']:.4f}")
     for n in ('popularity', 'sasrec'): print(n, f"{row[n]['metrics']['recall@10']:.4f} {row[n]['metrics']['ndcg@10']:.4f}")
@@ -90,7 +89,7 @@ if __name__ == '__main__':
     p.add_argument('--split', choices=SPLITS, default='leave-one-out'); p.add_argument('--weighting', default='ce'); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--beta', type=float, default=.1); p.add_argument('--alpha', type=float, default=.2)
     p.add_argument('--samples', type=int, default=2700); p.add_argument('--max-items', type=int, default=20); p.add_argument('--batch', type=int, default=2); p.add_argument('--lr', type=float, default=3e-3)
-    p.add_argument('--users', type=int, default=None, help='test cases, drawn; all unless told'); p.add_argument('--looks', type=int, default=60); p.add_argument('--dtype', default='bfloat16')
+    p.add_argument('--users', type=int, default=None, help='test cases, drawn; all unless told'); p.add_argument('--eval-users', type=int, default=60); p.add_argument('--dtype', default='bfloat16')
     p.add_argument('--strip', default=r'\s*\(\d{4}\)$', help='what is left out of titles: the year of a film')
     quiet()
     main(p.parse_args())
