@@ -150,11 +150,11 @@ def run(
     model: Annotated[list[str] | None, typer.Option(help='Setting of the backbone, as NAME=VALUE: d_model, num_layers, .. of the small ones; base, tuning, r, max_items, tasks, .. of a language model; once for each.')] = None,
     split: Annotated[str, typer.Option(help="'leave-one-out', or 'time': the last tenth of all choices is for testing, the tenth before for validation.")] = 'leave-one-out',
     epochs: Annotated[int | None, typer.Option(help='Epochs of each training.')] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help='Training samples of an epoch, drawn anew for each; all if not given, but 1,024 for a language model on a CPU.')] = None,
+    samples_per_epoch: Annotated[int | None, typer.Option(min=1, help='Training samples of an epoch, drawn anew for each; all if not given, but 1,024 for a language model on a CPU.')] = None,
     learn: Annotated[list[str] | None, typer.Option('--train', help='Setting of training, as NAME=VALUE: lr, batch_size, accumulate, patience, ..; once for each.')] = None,
-    looks: Annotated[int | None, typer.Option(min=1, help='Validation users that are looked at while training; all if not given, but 128 for a language model on a CPU.')] = None,
+    eval_users: Annotated[int | None, typer.Option(min=1, help='Validation users that are looked at while training; all if not given, but 128 for a language model on a CPU.')] = None,
     alpha: Annotated[float, typer.Option(help='Strength of IGD-decoding, 0 to 1.')] = .2,
-    mix: Annotated[float, typer.Option(help='D3: further rows in which a SASRec, trained first, has this share in each step of decoding, 0 to 1; 0: no such rows. What is saved recommends without it.')] = 0.,
+    assistant_weight: Annotated[float, typer.Option(help='D3: further rows in which a SASRec, trained first, has this share in each step of decoding, 0 to 1; 0: no such rows. What is saved recommends without it.')] = 0.,
     decode: Annotated[list[str] | None, typer.Option(help='Setting of decoding, as NAME=VALUE: beams=10; length_penalty=1 divides scores by length, as BIGRec does; once for each.')] = None,
     users: Annotated[int | None, typer.Option(min=1, help='Test users, drawn once, and as many validation users; all if not given.')] = None,
     beta: Annotated[float, typer.Option(help='IGD-tuning: weight of tokens that decide nothing, 0 to 1.')] = .1,
@@ -174,18 +174,18 @@ def run(
     from genrec_nb.tokenizer import SHARED, TOKENIZERS
     from genrec_nb.core import check_keys, check_option
     from genrec_nb.train import TrainConfig
-    config = (RunConfig.quick if quick else RunConfig)(data=data, columns=named_columns(column or []), alpha=alpha, split=split, mix=mix, users=users)
+    config = (RunConfig.quick if quick else RunConfig)(data=data, columns=named_columns(column or []), alpha=alpha, split=split, assistant_weight=assistant_weight, users=users)
     r, told = config.recommender, named_options(option or [])
     if told and ids != 'learned' and ids not in TOKENIZERS: raise GenrecError(f'--option {next(iter(told))}: the identifiers are given by {ids}, no tokenizer is made that could be told anything')
     shared = {n: told.pop(n) for n in [*told] if n in SHARED}
     search, steps = named_options(decode or [], '--decode'), named_options(learn or [], '--train')
-    for given, own, make, where in ((search, ('alpha', 'mix'), DecodeConfig, '--decode'), (steps, ('epochs', 'samples', 'looks', 'seed'), TrainConfig, '--train')):
+    for given, own, make, where in ((search, ('alpha', 'assistant_weight'), DecodeConfig, '--decode'), (steps, ('epochs', 'samples_per_epoch', 'eval_users', 'seed'), TrainConfig, '--train')):
         for name in own:
             if name in given: raise GenrecError(f'{where} {name}: it has an option of its own, --{name}')
         check_keys(given, make.__dataclass_fields__, where)
         for name, value in given.items(): check_option(name, value, make.__dataclass_fields__[name].default, where)
-    rehearsal = (dict(epochs=1, samples=256, looks=32) if backbone == 'llm' else dict(epochs=8, eval_every=4)) if quick else {}
-    train = train_defaults(backbone) | rehearsal | steps | {n: v for n, v in dict(epochs=epochs, samples=samples, looks=looks).items() if v is not None}
+    rehearsal = (dict(epochs=1, samples_per_epoch=256, eval_users=32) if backbone == 'llm' else dict(epochs=8, eval_every=4)) if quick else {}
+    train = train_defaults(backbone) | rehearsal | steps | {n: v for n, v in dict(epochs=epochs, samples_per_epoch=samples_per_epoch, eval_users=eval_users).items() if v is not None}
     r = replace(r, decode=DecodeConfig(**search), backbone=backbone, model=named_options(model or [], '--model'), beta=beta, weighting=weighting, weighting_options=named_options(weigh or [], '--weigh'),
                 quantizer=ids if ids in TOKENIZERS else r.quantizer, tokenizer=told, train=train, **shared)
     config = replace(config, ids=ids, recommender=r).seeded(seed)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from transformers import TrainerCallback
 from .core import GenrecError, read_json, versions, write_json
-from .data import Dataset, Split, global_time, leave_one_out, some_cases
+from .data import Dataset, Split, global_time, leave_one_out
 from .loaders import load_dataset
 from .metrics import Evaluation, evaluate_ranking, metrics_table, popularity_ranking, ranking_metrics
 from .kmeans import codebook_report, plot_codebook_use, quantizer_report
@@ -44,15 +44,15 @@ class RunConfig:
     ids: str = 'learned' # 'learned' from item texts, a name in `TOKENIZERS`, an index.json, or a folder from `genrec tokenize`
     alpha: float = .2 # strength of IGD-decoding
     split: str = 'leave-one-out' # or 'time': 80/10/10 by time, see `global_time`
-    mix: float = 0. # share of a SASRec's advice in further decodings of each model (D3); 0: no such decodings
+    assistant_weight: float = 0. # share of a SASRec's advice in further decodings of each model (D3); 0: no such decodings
     users: int | None = None # test users, drawn once, and as many validation users; None: all
     recommender: RecommenderConfig = field(default_factory=RecommenderConfig)
 
     def __post_init__(self):
         if self.split not in SPLITS: raise GenrecError(f'split is {self.split!r}, expected one of {", ".join(SPLITS)}')
         if self.users is not None and self.users < 1: raise GenrecError(f'users is {self.users}, expected 1 or more, or None for all')
-        if not 0 <= self.mix <= 1: raise GenrecError(f'mix is {self.mix}, expected a number between 0 and 1')
-        if self.recommender.decode.mix: raise GenrecError('decode: the mix of a run is a setting of its own, mix')
+        if not 0 <= self.assistant_weight <= 1: raise GenrecError(f'assistant_weight is {self.assistant_weight}, expected a number between 0 and 1')
+        if self.recommender.decode.assistant_weight: raise GenrecError('decode: the assistant_weight of a run is a setting of its own')
         if self.ids in TOKENIZERS: self.recommender = replace(self.recommender, quantizer=self.ids)
 
     @property
@@ -224,13 +224,13 @@ def run_methods(weighting: str) -> dict: # name -> (training, IGD decoding?)
 
 def judged(split: Split, name: str, test, valid, decode: DecodeConfig = DecodeConfig()) -> dict: # test evaluation and validation NDCG
     "What the lists of a method are worth"
-    return dict(test=evaluate_ranking(test, split.test, split.train, name=name).to_dict(ranks=True), alpha=decode.alpha, mix=decode.mix,
+    return dict(test=evaluate_ranking(test, split.test, split.train, name=name).to_dict(ranks=True), alpha=decode.alpha, assistant_weight=decode.assistant_weight,
                 valid=ranking_metrics(valid, split.valid.targets, (10,))['ndcg@10'])
 
-def evaluate_stage(rec: GenerativeRecommender, split: Split, methods: dict, assistant=None, mix: float = 0.) -> dict: # name -> what `judged` gives
+def evaluate_stage(rec: GenerativeRecommender, split: Split, methods: dict, assistant=None, assistant_weight: float = 0.) -> dict: # name -> what `judged` gives
     "Rank the test users and the validation users in every way, each history read once; `methods`: name -> alpha"
     ways = {name: replace(rec.config.decode, alpha=a) for name, a in methods.items()}
-    if mix: ways |= {f'{name} + SASRec': replace(d, mix=mix) for name, d in ways.items()}
+    if assistant_weight: ways |= {f'{name} + SASRec': replace(d, assistant_weight=assistant_weight) for name, d in ways.items()}
     test, valid = (rec.rank_each(c, list(ways.values()), 20, assistant) for c in (split.test, split.valid))
     cut = getattr(getattr(rec.model, 'prompt', None), 'cut', None)              # of a language model's prompts
     return {name: judged(split, name, t, v, d) | dict(cut=cut) for (name, d), t, v in zip(ways.items(), test, valid)}
@@ -240,7 +240,7 @@ def popularity_stage(split: Split) -> dict: # the floor
     return judged(split, 'popularity', *(popularity_ranking(split.train.item_counts(), c, 20) for c in (split.test, split.valid)))
 
 def assistant_stage(whole: Split, split: Split, folder: Path, seed: int) -> dict: # what it is worth alone
-    "Train the adviser of `mix` on the whole and keep it; `split` has the users who judge"
+    "Train the adviser of `assistant_weight` on the whole and keep it; `split` has the users who judge"
     model = kept_sasrec(whole, folder, seed)
     return judged(split, 'SASRec', *(model.rank(c, 20) for c in (split.test, split.valid)))
 
@@ -252,7 +252,7 @@ def recipe(
     "Who recommends, how long was it trained, how is it read?"
     t, d = config.train, config.decode
     who = f'{config.model.get("base", "smollm2-135m")}, {config.model.get("tuning", "lora")}' if config.backbone == 'llm' else {'packed': 'a packed decoder', 't5': 'TIGER\'s T5'}[config.backbone]
-    return (f'The recommender is {who}, trained on {f"{t.samples:,} drawn" if t.samples else "all"} samples an epoch ({", ".join(f"{n}: {f.epochs:g} epoch" + "s"*(f.epochs != 1) for n, f in trainings.items())}; learning rate {t.lr:g}) '
+    return (f'The recommender is {who}, trained on {f"{t.samples_per_epoch:,} drawn" if t.samples_per_epoch else "all"} samples an epoch ({", ".join(f"{n}: {f.epochs:g} epoch" + "s"*(f.epochs != 1) for n, f in trainings.items())}; learning rate {t.lr:g}) '
             f'and read with {d.beams} beams' + (f'; scores are divided by length{f" to the power of {d.length_penalty:g}" if d.length_penalty != 1 else ""}' if d.length_penalty else '') + '.')
 
 def write_report(
@@ -276,7 +276,7 @@ def write_report(
     page.add('All methods', wide(metrics_table(evaluations)), wide(metrics_table(evaluations, [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)], intervals=False)),
              note='Means over test cases with 95 % bootstrap intervals; each has one target, so Recall@k is the hit rate HR@k. Intervals that overlap do not settle which method is better; a best mark is not a significance test. '
                   f'CE is plain cross-entropy; IGD tuning gives tokens without gain the weight {m["config"]["recommender"]["beta"]:g}; IGD decoding lifts tokens with gain, α = {m["config"]["alpha"]:g}. '
-                  f'The saved model is the one with the best validation NDCG@10: {m["chosen"]}.' + (f' Rows with SASRec take {m["config"]["mix"]:.0%} of each step from a SASRec, as D3 does; they are not saved.' if m['config']['mix'] else ''))
+                  f'The saved model is the one with the best validation NDCG@10: {m["chosen"]}.' + (f' Rows with SASRec take {m["config"]["assistant_weight"]:.0%} of each step from a SASRec, as D3 does; they are not saved.' if m['config']['assistant_weight'] else ''))
     page.add('Learning', picture(plot_learning(trainings, m['methods']['popularity']['valid_ndcg@10']), 'loss and validation NDCG by epoch'))
     if tokenizer['codes'] is not None:
         size = [len(c) for c in tokenizer['codebooks']['counts']] if 'counts' in tokenizer['codebooks'] else None
@@ -303,7 +303,7 @@ def check_run(config: RunConfig) -> tuple[Dataset, Split]: # the data and its sp
     if config.recommender.backbone == 'llm': check_base(config.recommender.model, data.catalog, how=None if config.given else config.recommender.tokenizer_config)
     if not split.train.target_counts().sum(): raise GenrecError(f'{config.data}: nothing is left to train on once the last two items of each user are held back; longer histories are needed')
     if config.given: given_ids(config, data)
-    if config.mix: check_split(split, SASRecConfig().patience)
+    if config.assistant_weight: check_split(split, SASRecConfig().patience)
     return data, split
 
 def run_job(
@@ -317,7 +317,7 @@ def run_job(
     data, split = check_run(config)
     fresh, whole = not resume and not (Path(folder)/'run.json').is_file(), split
     folder = open_run(folder, config, resume)
-    split = replace(whole, **{part: some_cases(getattr(whole, part), config.users, config.recommender.seed) for part in ('valid', 'test')})
+    split = replace(whole, **{part: getattr(whole, part).sample(config.users, config.recommender.seed) for part in ('valid', 'test')})
     stage = Stages(folder, progress or Silent())
     try: tokenizer = stage('tokenizer', lambda: tokenizer_stage(folder, data, split, config, stage.progress))
     except GenrecError:
@@ -325,7 +325,7 @@ def run_job(
         raise
     found = {'popularity': stage('popularity', lambda: popularity_stage(split))}
     r, trained, adviser = config.recommender, {}, None
-    if config.mix:
+    if config.assistant_weight:
         found['SASRec'] = stage('SASRec', lambda: assistant_stage(whole, split, folder/'work'/'SASRec', r.seed))
         adviser = kept_sasrec(whole, folder/'work'/'SASRec', r.seed)
     methods = run_methods(r.weighting)
@@ -334,14 +334,14 @@ def run_job(
         trained[name] = stage(f'train {name}', lambda: train_stage(folder, name, data, split, how, stage.progress))
         rec = GenerativeRecommender.from_pretrained(folder/'work'/name/'model')
         mine = {method: config.alpha if igd else 0. for method, (training, igd) in methods.items() if training == name}
-        found |= stage(f'evaluate {name}', lambda: evaluate_stage(rec, split, mine, adviser, config.mix))
+        found |= stage(f'evaluate {name}', lambda: evaluate_stage(rec, split, mine, adviser, config.assistant_weight))
     chosen = max(methods, key=lambda k: found[k]['valid'])
     rec = GenerativeRecommender.from_pretrained(folder/'work'/methods[chosen][0]/'model')
     rec.config = replace(rec.config, decode=replace(rec.config.decode, alpha=found[chosen]['alpha']))
     rec.save_pretrained(folder/'model')
     evaluations = [Evaluation.from_dict(f['test']) for f in found.values()]
     metrics = dict(data=data.name, users=len(split.test), items=len(data.catalog), interactions=len(data.interactions.items), skipped_users=split.skipped, seed=r.seed,
-                   methods={name: {**f['test']['metrics'], 'intervals': f['test']['intervals'], 'valid_ndcg@10': f['valid'], 'alpha': f['alpha'], 'mix': f.get('mix', 0.)} for name, f in found.items()},
+                   methods={name: {**f['test']['metrics'], 'intervals': f['test']['intervals'], 'valid_ndcg@10': f['valid'], 'alpha': f['alpha'], 'assistant_weight': f.get('assistant_weight', 0.)} for name, f in found.items()},
                    chosen=chosen, zero_gain_share=zero_gain_share(rec.trie, rec.gain, split.train.target_counts()), collisions_before=tokenizer['collisions_before'], collisions=tokenizer['collisions'],
                    parameters=trained['ce']['parameters'], epochs={k: t['epochs'] for k, t in trained.items()}, prompts=found[chosen].get('cut'), seconds=stage.seconds, config=asdict(config), versions=versions())
     stage.progress.stage('report')

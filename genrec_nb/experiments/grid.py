@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from matplotlib.ticker import MaxNLocator
 from pathlib import Path
 from ..core import GenrecError, check_keys, digest, plain, read_json, read_spec, whole_file, write_json
-from ..data import Cases, Dataset, Split, some_cases
+from ..data import Cases, Dataset, Split
 from ..loaders import load_dataset
 from ..embed import embed_texts
 from ..metrics import Evaluation, average_popularity, coverage, gini, metric_values, popularity_ranking, rank_of, target_groups
@@ -309,7 +309,7 @@ class Shared:
             try: split = SPLITS[d.get('split', 'leave-one-out')](data.interactions)
             except GenrecError as e: raise GenrecError(f'data.{name}: {e}') from None
             if not len(split.test) or not len(split.valid): raise GenrecError(f'data.{name}: {"too few interactions to split by time" if by_time(d) else "every user has fewer than 3 items"}, there is nobody to evaluate')
-            return data, replace(split, **{part: some_cases(getattr(split, part), d.get('users')) for part in ('valid', 'test')})
+            return data, replace(split, **{part: getattr(split, part).sample(d.get('users')) for part in ('valid', 'test')})
         return self.once(('data', name), load)
     def digest(self, name: str) -> str: # of the data, and of how they are split if that is not leave-one-out
         "What rows and files call the data"
@@ -339,7 +339,7 @@ class Shared:
         return self.once(('vectors', name, encoder), make)
 
     def assistant(self, name: str, seed: int) -> SASRec:
-        "Who advises where `decode.mix` is set: a SASRec of the same seed, trained once and kept"
+        "Who advises where `decode.assistant_weight` is set: a SASRec of the same seed, trained once and kept"
         return self.once(('assistant', name, seed), lambda: kept_sasrec(self.data(name)[1], self.cache/f'sasrec-{self.digest(name)}-{seed}', seed))
 
 # %% ../../nbs/90_grid.ipynb #5f98a0e2
@@ -413,7 +413,7 @@ def resolve(
     return shared.without_paths(record) if 'base' in grid.model else record
 
 # %% ../../nbs/90_grid.ipynb #d84343d0
-YOUNG = dict(samples=None, looks=None, mix=0.) # settings that came later, and what stands for them in older rows: nothing
+YOUNG = dict(samples_per_epoch=None, eval_users=None, assistant_weight=0.) # settings that came later, and what stands for them in older rows: nothing
 
 @dataclass
 class Cell:
@@ -810,7 +810,7 @@ def train_cell(
     loss = make_weighting(kind, **w).objective(trie, ids, counts=split.train.target_counts(), gain=gain, vectors=vectors)
     model = make_model(c['backbone'], ids, data.catalog, c['seed'], shared.with_paths(c['model'], 'base'))
     start = time.perf_counter()
-    r = fit(model, split.train, split.valid, trie, loss, TrainConfig(**c['train'], seed=c['seed']), work/'checkpoints', DecodeConfig(**c['decode'] | dict(mix=0.)), True,
+    r = fit(model, split.train, split.valid, trie, loss, TrainConfig(**c['train'], seed=c['seed']), work/'checkpoints', DecodeConfig(**c['decode'] | dict(assistant_weight=0.)), True,
             callbacks=[Steps(cell.label, progress)] if progress else None, **c['trainer'])
     model.save_pretrained(work/'model')
     result = dict(best=r.best, best_epoch=r.best_epoch, epochs=r.epochs, parameters=model.num_parameters(), curve=curve(r.logs), seconds=round(time.perf_counter() - start, 1))
@@ -832,7 +832,7 @@ def run_cell(
     model.eval()
     trie, gain = trie.to(model.device), gain.to(model.device)
     counts, start, ways = split.train.item_counts(), time.perf_counter(), [{**cell.config['decode'], 'alpha': a} for a in alphas]
-    adviser = shared.assistant(cell.data, cell.seed) if cell.config['decode'].get('mix') else None
+    adviser = shared.assistant(cell.data, cell.seed) if cell.config['decode'].get('assistant_weight') else None
     def rank(cases): # each history read once
         advice = None if adviser is None else adviser.scores(cases).detach()
         return [figures(r, cases, counts) for r in rank_each(model, trie, cases, [DecodeConfig(**w) for w in ways], gain, K, assistant=advice)]
@@ -1299,7 +1299,7 @@ def provenance(rows: Rows, found: list) -> PlainTable:
 def rules(plan: Plan) -> str:
     "How the settings were chosen, in words"
     g, t = plan.grid, plan.grid.search
-    advice = f'In decoding a SASRec of the same seed has a share of {g.decode["mix"]:.0%} in each step (D3), so no figure is that of the method alone. ' if g.decode.get('mix') else ''
+    advice = f'In decoding a SASRec of the same seed has a share of {g.decode["assistant_weight"]:.0%} in each step (D3), so no figure is that of the method alone. ' if g.decode.get('assistant_weight') else ''
     if not t: return advice + f'No search: hyper-parameters were fixed in the grid. α was chosen for each method on the validation users (mean {g.metric} over the reported seeds); test figures are those at the chosen α.'
     n = len(t.trials(next(m for m in g.weightings if m not in t.untuned)))
     both = sorted(set(t.seeds) & set(g.seeds))
