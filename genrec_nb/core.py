@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'Seed', 'GenrecError', 'SettingError', 'FileError',
            'MissingTextError', 'GenrecWarning', 'patch', 'did_you_mean', 'check_keys', 'check_choice', 'settings',
-           'read_settings', 'check_option', 'whole_file', 'whole_folder', 'read_json', 'write_json', 'write_tensors',
-           'read_spec', 'write_spec', 'plain', 'digest', 'cache_dir', 'Silent', 'versions']
+           'read_settings', 'check_option', 'whole_file', 'whole_folder', 'plain', 'digest', 'read_json', 'write_json',
+           'write_tensors', 'read_spec', 'write_spec', 'cache_dir', 'Silent', 'versions']
 
 # %% ../nbs/00_core.ipynb #c93d2d79
 import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform, shutil, subprocess, tempfile
@@ -200,6 +200,25 @@ def whole_folder(
         os.replace(part, folder)
     finally: shutil.rmtree(part, ignore_errors=True)
 
+# %% ../nbs/00_core.ipynb #d35e45b9
+def plain(
+    x, # numbers, strings, lists, dictionaries, dataclasses
+): # the same, whole floats as int, keys as str
+    "One way to write a value"
+    if is_dataclass(x): x = {f.name: getattr(x, f.name) for f in fields(x)}
+    if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [plain(v) for v in x]
+    if isinstance(x, np.generic): x = x.item()
+    return int(x) if isinstance(x, float) and x.is_integer() else x
+
+def digest(
+    x, # anything JSON can hold, or bytes
+) -> str: # 12 hexadecimal digits
+    "A name for a content"
+    if not isinstance(x, bytes):
+        x = json.dumps(plain(x), sort_keys=True, ensure_ascii=False, separators=(',', ':')).encode()
+    return hashlib.sha256(x).hexdigest()[:12]
+
 # %% ../nbs/00_core.ipynb #a2b28a7d
 def _no_repeats(
     pairs: list[tuple], # the members of one JSON object
@@ -262,25 +281,6 @@ def write_spec(
         if isinstance(x, dict): return {k: known(v) for k, v in x.items() if v is not None}
         return [known(v) for v in x] if isinstance(x, (list, tuple)) else x
     with whole_file(path) as part: part.write_text(tomli_w.dumps(known(plain(given))), encoding='utf-8')
-
-# %% ../nbs/00_core.ipynb #d35e45b9
-def plain(
-    x, # numbers, strings, lists, dictionaries, dataclasses
-): # the same, whole floats as int, keys as str
-    "One way to write a value"
-    if is_dataclass(x): x = {f.name: getattr(x, f.name) for f in fields(x)}
-    if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [plain(v) for v in x]
-    if isinstance(x, np.generic): x = x.item()
-    return int(x) if isinstance(x, float) and x.is_integer() else x
-
-def digest(
-    x, # anything JSON can hold, or bytes
-) -> str: # 12 hexadecimal digits
-    "A name for a content"
-    if not isinstance(x, bytes):
-        x = json.dumps(plain(x), sort_keys=True, ensure_ascii=False, separators=(',', ':')).encode()
-    return hashlib.sha256(x).hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #44bf2a0b
 def cache_dir() -> Path: # $GENREC_CACHE, or ~/.cache/genrec_nb
