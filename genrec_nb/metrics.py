@@ -6,15 +6,18 @@
 __all__ = ['GAINS', 'check_ranked', 'rank_of', 'metric_values', 'check_ks', 'ranking_metrics', 'recommendation_counts',
            'coverage', 'lorenz', 'gini', 'average_popularity', 'popularity_order', 'popularity_ranking',
            'popularity_groups', 'head_tail', 'target_groups', 'user_sums', 'bootstrap_means', 'bootstrap_interval',
-           'default_columns', 'Evaluation', 'evaluate_ranking', 'MetricsTable', 'metrics_table',
+           'default_columns', 'Evaluation', 'evaluate_ranking', 'styled', 'MetricsTable', 'metrics_table',
            'plot_recall_by_popularity', 'plot_lorenz', 'plot_bootstrap']
 
 # %% ../nbs/13_metrics.ipynb #4223b8d4
 import html, math
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from dataclasses import dataclass
-from .core import GenrecError
+from markupsafe import escape
+from pandas.io.formats.style import Styler
+from .core import GenrecError, digest
 
 # %% ../nbs/13_metrics.ipynb #50871eb6
 def _first_row(bad: np.ndarray) -> int:
@@ -375,6 +378,18 @@ def evaluate_ranking(
         lists = ranked[:, :k]
         metrics |= {f'coverage@{k}': coverage(lists, len(counts)), f'gini@{k}': gini(lists, len(counts)), f'avg_popularity@{k}': average_popularity(lists, counts)}
     return Evaluation(name, metrics, intervals, sizes, ks, ranks, targets, users, level)
+
+# %% ../nbs/13_metrics.ipynb #13033c0d
+def styled(
+    table: pd.DataFrame,
+    caption: str = '',
+    precision: int = 4, # digits behind the point
+) -> Styler: # displays as a table; `.to_html()`, `.to_latex()`
+    "A data frame for display: names and values escaped, – for what is missing, the same HTML every time"
+    style = Styler(table, uuid=digest(table.to_csv().encode()), cell_ids=False, escape='html',
+                   precision=precision, na_rep='–', caption=str(escape(caption)) or None)
+    for axis in (0, 1): style.format_index(escape='html', axis=axis).format_index_names(escape='html', axis=axis)
+    return style
 
 # %% ../nbs/13_metrics.ipynb #3cfe4bd9
 @dataclass(repr=False)
