@@ -40,13 +40,16 @@ def patch(
     f=None, # function whose first parameter is annotated with the class
     *,
     as_prop: bool = False, # a property
+    cached: bool = False, # a property that is computed once an object
     cls_method: bool = False, # a class method
 ):
     "Add a function to the class that its first parameter names"
-    if f is None: return functools.partial(patch, as_prop=as_prop, cls_method=cls_method)
-    cls = next(iter(f.__annotations__.values()))
-    f.__qualname__ = f'{cls.__name__}.{f.__name__}'
-    setattr(cls, f.__name__, property(f) if as_prop else classmethod(f) if cls_method else f)
+    if f is None: return functools.partial(patch, as_prop=as_prop, cached=cached, cls_method=cls_method)
+    cls, name = next(iter(f.__annotations__.values())), f.__name__
+    f.__qualname__ = f'{cls.__name__}.{name}'
+    wrap = functools.cached_property if cached else property if as_prop else classmethod if cls_method else None
+    setattr(cls, name, wrap(f) if wrap else f)
+    if cached: getattr(cls, name).__set_name__(cls, name)
 
 # %% ../nbs/00_core.ipynb #509138ea
 def did_you_mean(
@@ -84,8 +87,8 @@ def check_choice(
 Count = Annotated[int, Field(strict=True, ge=1)]       # 1, 2, ..
 Natural = Annotated[int, Field(strict=True, ge=0)]     # 0, 1, ..
 Share = Annotated[float, Field(ge=0, le=1)]            # between 0 and 1
-Positive = Annotated[float, Field(gt=0)]               # above 0
-NonNegative = Annotated[float, Field(ge=0)]            # 0 or above
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]    # above 0, finite
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)] # 0 or above, finite
 Seed = Natural
 
 # %% ../nbs/00_core.ipynb #fe788526
@@ -114,6 +117,7 @@ def _one_line(
     errors = e.errors(include_url=False)
     error = next((x for x in errors if x['type'] == 'unexpected_keyword_argument'), errors[0])
     names = [str(x) for x in error['loc'] if not (isinstance(x, str) and '[' in x)]
+    if names and names[0].isdigit(): names[0] = [f.name for f in fields(cls) if f.init and not f.kw_only][int(names[0])]
     if error['type'] in ('unexpected_keyword_argument', 'extra_forbidden'):
         for n in names[:-1]: cls = cls.__dataclass_fields__[n].type              # nested settings
         known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
