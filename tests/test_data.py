@@ -4,13 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
-import genrec_nb.data as D
-from genrec_nb.data import *
-from genrec_nb.loaders import *
-from genrec_nb.core import *
-from genrec_nb.core import GenrecError
-from genrec_nb.data import Interactions
-from genrec_nb.loaders import Resource
+import genrec_nb.loaders as D
+from genrec_nb.core import GenrecError, IncompleteTextError, MissingTextError, whole_file
+from genrec_nb.data import Interactions, global_time, k_core, leave_one_out, offsets_of, ragged_index
+from genrec_nb.loaders import Resource, fetch, load_dataset, load_json, load_movielens, load_table, read_atomic
 
 def refused(*words):
     "The error must be one line that holds all the words"
@@ -267,7 +264,7 @@ def test_fetch_from_an_installed_package_and_from_a_wheel(tmp_path, monkeypatch)
     assert fetch('toy')==tmp_path/'site'/'genrec_toy_files'/'deep'/'er' and not (tmp_path/'cache2').exists()
 
 CHILD = '''
-import sys, time, hashlib, genrec_nb.data as D
+import sys, time, hashlib, genrec_nb.loaders as D
 from pathlib import Path
 def no_pip(r, folder): raise OSError('no')
 def slow(folder):
