@@ -359,10 +359,7 @@ def inspect(
     found = None
     if data:
         columns = named_columns(column or [])
-        try: found = load_dataset(data, **columns)                                 # with the items that nobody took, if they are listed
-        except GenrecError as e:
-            if 'text=False' not in str(e): raise
-            found = load_dataset(data, text=False, **columns)
+        found = load_dataset(data, text=None, **columns)                           # with the items that nobody took, if they are listed
     items = found.catalog if found else None                                       # rows line up by item id
     if (path/'tokenizer.json').is_file(): ids = table_ids(path/'index.json', items, saved=True)
     elif path.is_dir():

@@ -11,7 +11,7 @@ import difflib, time, warnings
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
-from .core import GenrecError, GenrecWarning, patch
+from .core import GenrecError, GenrecWarning, IncompleteTextError, patch
 
 # %% ../nbs/10_data.ipynb #bf98fe7f
 @dataclass(repr=False)
@@ -190,8 +190,8 @@ def _refuse_unknown(
     where: str, # The file or argument
 ) -> None:
     "Raise the `GenrecError` for items without text"
-    raise GenrecError(f'{where}: item {str(items.iloc[0])!r} of user {str(user)!r} is not in the catalogue of {n_items:,} items, so it has no text; '
-                      f'{items.nunique():,} such items; add them to the items, drop their rows, or do without any text (text=False)')
+    raise IncompleteTextError(f'{where}: item {str(items.iloc[0])!r} of user {str(user)!r} is not in the catalogue of {n_items:,} items, so it has no text; '
+                      f'{items.nunique():,} such items; add them to the items, or drop their rows')
 
 # %% ../nbs/10_data.ipynb #b8ba111c
 def from_frame(
@@ -252,8 +252,7 @@ def make_catalog(
     if len(set(ids))<len(ids):
         d = pd.Series(ids); d = d[d.duplicated()]
         raise GenrecError(f'{where}: the item id {d.iloc[0]!r} stands more than once ({len(d)} such rows); expected one row for each item')
-    if '' in texts: raise GenrecError(f'{where}: item {ids[texts.index("")]!r} has neither title nor other text ({texts.count("")} such items); '
-                                      'add text, or do without any (text=False)')
+    if '' in texts: raise IncompleteTextError(f'{where}: item {ids[texts.index("")]!r} has neither title nor other text ({texts.count("")} such items); add text to them')
     if '' in titles:
         warnings.warn(f'{where}: {titles.count("")} items have an empty title, the first is {ids[titles.index("")]!r}; they are called "item <id>"', GenrecWarning, stacklevel=3)
         titles = [t or f'item {i}' for i,t in zip(ids, titles)]

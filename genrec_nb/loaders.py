@@ -15,7 +15,7 @@ import urllib.request
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from .core import GenrecError, cache_dir, read_json
+from .core import GenrecError, MissingTextError, cache_dir, read_json
 from .data import Catalog, Dataset, Interactions, _codes, _dataset_from_frames, _refuse_unknown, bare_catalog, make_catalog, natural_order, offsets_of
 
 # %% ../nbs/11_loaders.ipynb #71cae552
@@ -77,7 +77,7 @@ def _json_catalog(
         if not all(s.isdigit() for s in uniq) or max(map(int, uniq), default=0) > 10*len(uniq)+1000:
             raise GenrecError(f'{path}: not there, and the item ids in the histories are not 0-based numbers; add the file')
         return bare_catalog([str(i) for i in range(max(map(int, uniq), default=-1)+1)])
-    if not path.exists(): raise GenrecError(f'{path}: no such file, so the items have no text; add it, or do without (text=False)')
+    if not path.exists(): raise MissingTextError(f'{path}: no such file, so the items have no text; add it, or do without (text=False)')
     d = read_json(path)
     for i,v in d.items():
         if not isinstance(v, dict) or 'title' not in v: raise GenrecError(f'{path}: item {i!r}: expected an object with a "title", found {str(v)[:40]!r}')
@@ -113,7 +113,7 @@ def load_recbole(
     path = _only(folder, '.inter', name)
     df, items, where = read_atomic(path), None, path.with_suffix('.item')
     if text:
-        if not where.exists(): raise GenrecError(f'{where}: no such file, so the items have no text; add it, or do without (text=False)')
+        if not where.exists(): raise MissingTextError(f'{where}: no such file, so the items have no text; add it, or do without (text=False)')
         items = read_atomic(where)
         title = title or next((c for c in items.columns if 'title' in c or 'name' in c), 'title')
     return _dataset_from_frames(path.stem, df, items, user, item, time, title, None, path, where)
@@ -128,7 +128,7 @@ def load_table(
     fields: list[str]|None = None, # Further columns for the encoder, in this order; None: all others
 ) -> Dataset: # The data set
     "Read CSV or Parquet tables with named columns"
-    if text and items is None: raise GenrecError(f'{path}: no table of items was given, so the items have no text; give one (items=), or do without (text=False)')
+    if text and items is None: raise MissingTextError(f'{path}: no table of items was given, so the items have no text; give one (items=), or do without (text=False)')
     return _dataset_from_frames(Path(path).stem if Path(path).stem!='interactions' else Path(path).resolve().parent.name, read_table(path), read_table(items) if text else None, user, item, time, title, fields, path, items)
 
 # %% ../nbs/11_loaders.ipynb #ca043abb
@@ -287,10 +287,13 @@ def load_movielens() -> Dataset: # 943 users, 1,682 items, 100,000 interactions,
 # %% ../nbs/11_loaders.ipynb #f198f81a
 def load_dataset(
     name: str|Path, # 'ml-100k', a folder in one of the layouts above, or a table of interactions
-    text: bool = True, # False: do without item text
+    text: bool | None = True, # raises `MissingTextError` where an item has none; None: texts if every item has one; False: no texts
     **columns, # Column names for tables: user, item, time, title
 ) -> Dataset: # The data set
     "Load a data set by name, or from a folder whose layout is recognised by its files"
+    if text is None:
+        try: return load_dataset(name, True, **columns)
+        except MissingTextError: text = False
     if str(name)=='ml-100k': return load_movielens()
     d = Path(name)
     table = lambda folder, stem: next((f for s in ('.parquet','.csv','.tsv') if (f:=folder/f'{stem}{s}').is_file()), None)

@@ -16,7 +16,7 @@ import torch
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from transformers import TrainerCallback
-from .core import GenrecError, read_json, versions, write_json
+from .core import GenrecError, IncompleteTextError, MissingTextError, read_json, versions, write_json
 from .data import Dataset, Split, global_time, leave_one_out
 from .loaders import load_dataset
 from .metrics import Evaluation, evaluate_ranking, metrics_table, popularity_ranking, ranking_metrics
@@ -138,13 +138,11 @@ def load_with_split(
     split: str = 'leave-one-out', # a name in `SPLITS`
 ) -> tuple[Dataset, Split]:
     "The data and its split; raises `GenrecError` if texts are needed and not there"
-    try: found = load_dataset(data, **columns)
-    except GenrecError as e:
-        if 'text=False' not in str(e): raise
-        if text and 'such items' in str(e): raise GenrecError(re.sub(r',? or do without any( text)? \(text=False\)', '', str(e))) from None
-        ways = [f'{text.split()[0]} {m}' for m, how in reversed(TOKENIZERS.items()) if not {'text', 'categories', 'titles'} & set(how.needs)] if text else []
-        if ways: raise GenrecError(f'{data}: there are no item texts, which {text} needs; other ways are {", ".join(ways)}' + (', or --ids FILE with an index.json' if '--ids' in text else '')) from None
-        found = load_dataset(data, text=False, **columns)
+    try: found = load_dataset(data, text=True if text else None, **columns)
+    except IncompleteTextError: raise
+    except MissingTextError:
+        ways = [f'{text.split()[0]} {m}' for m, how in reversed(TOKENIZERS.items()) if not {'text', 'categories', 'titles'} & set(how.needs)]
+        raise MissingTextError(f'{data}: there are no item texts, which {text} needs; other ways are {", ".join(ways)}' + (', or --ids FILE with an index.json' if '--ids' in text else '')) from None
     return found, SPLITS[split](found.interactions)
 
 def load_run_data(config: RunConfig) -> tuple[Dataset, Split]:

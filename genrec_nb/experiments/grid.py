@@ -279,10 +279,7 @@ def open_data(
     columns: dict | None = None,
 ) -> Dataset: # with texts if there are any
     "Load a data set, without item texts where it has none"
-    try: return load_dataset(name, **(columns or {}))
-    except GenrecError as e:
-        if 'text=False' not in str(e): raise
-        return load_dataset(name, text=False, **(columns or {}))
+    return load_dataset(name, text=None, **(columns or {}))
 
 # %% ../../nbs/90_grid.ipynb #afb2c46d
 def by_time(settings: dict) -> bool: # of a data set
