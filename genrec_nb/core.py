@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'Seed', 'GenrecError', 'SettingError', 'FileError',
-           'MissingTextError', 'GenrecWarning', 'patch', 'did_you_mean', 'check_keys', 'check_choice', 'settings',
-           'read_settings', 'check_option', 'whole_file', 'whole_folder', 'plain', 'digest', 'read_json', 'write_json',
-           'write_tensors', 'read_spec', 'write_spec', 'cache_dir', 'Silent', 'versions']
+           'MissingTextError', 'IncompleteTextError', 'GenrecWarning', 'patch', 'did_you_mean', 'check_keys',
+           'check_choice', 'settings', 'read_settings', 'check_option', 'whole_file', 'whole_folder', 'plain', 'digest',
+           'read_json', 'write_json', 'write_tensors', 'read_spec', 'write_spec', 'cache_dir', 'Silent', 'versions']
 
 # %% ../nbs/00_core.ipynb #c93d2d79
 import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform, shutil, subprocess, tempfile
@@ -31,6 +31,9 @@ class FileError(GenrecError):
 
 class MissingTextError(GenrecError):
     "Items have no texts, titles or categories, and something needs them"
+
+class IncompleteTextError(MissingTextError):
+    "Some items have texts and others have none"
 
 class GenrecWarning(UserWarning):
     "Something in the data was repaired, and its owner should know"

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 import genrec_nb.loaders as D
 from genrec_nb.core import GenrecError, IncompleteTextError, MissingTextError, whole_file
 from genrec_nb.data import Interactions, global_time, k_core, leave_one_out, offsets_of, ragged_index
-from genrec_nb.loaders import Resource, fetch, load_dataset, load_json, load_movielens, load_table, read_atomic
+from genrec_nb.loaders import Resource, fetch, load_dataset, load_json, load_movielens, load_table, read_atomic, read_items
 
 def refused(*words):
     "The error must be one line that holds all the words"
