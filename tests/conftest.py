@@ -1,4 +1,4 @@
-"What every test shares: the thread rule, and the folder of larger data sets where there is one."
+"What every test shares: the thread rule, the order of work on several cores, the folder of larger data sets where there is one."
 import os
 import sys
 from pathlib import Path
@@ -11,6 +11,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT/'.github'/'scripts')]  # this checkout's library and tools, whatever else is installed
+
+
+def pytest_collection_modifyitems(items):
+    "With `-n`, a file's tests stay together, for the sake of its fixtures; each notebook is a piece of work of its own."
+    for item in items:
+        group = item.name if item.path.name == 'test_notebooks.py' else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope='session')

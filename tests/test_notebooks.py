@@ -4,7 +4,6 @@ import re
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from exec_nbs import ROOT, environment, notebooks
@@ -34,19 +33,9 @@ def shortened(text):
     return '\n'.join(lines if len(lines) <= 60 else [*lines[:15], '    ...', *lines[-44:]])
 
 
-@pytest.fixture(scope='module')
-def runs(request):
-    "The chosen notebooks, started as many at a time as there are cores: {path: future of `execute`}."
-    chosen = [i.callspec.params['path'] for i in request.session.items if i.module is request.module and hasattr(i, 'callspec')]
-    pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 4))
-    yield {p: pool.submit(execute, p) for p in chosen}
-    pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.relative_to(ROOT/'nbs').with_suffix('').as_posix())
-def test_notebook(path, runs):
-    wrong = runs[path].result()
-    if wrong: pytest.fail(f'{path.relative_to(ROOT)}\n{wrong}', pytrace=False)
+def test_notebook(path):
+    if wrong := execute(path): pytest.fail(f'{path.relative_to(ROOT)}\n{wrong}', pytrace=False)
 
 
 def test_a_failing_notebook_is_reported(tmp_path):
