@@ -119,7 +119,8 @@ def _one_line(
     "The first finding of pydantic as one line"
     errors = e.errors(include_url=False)
     error = next((x for x in errors if x['type'] == 'unexpected_keyword_argument'), errors[0])
-    names = [str(x) for x in error['loc'] if not (isinstance(x, str) and '[' in x)]
+    if error['type'] == 'value_error': return str(error['ctx']['error'])       # raised in __post_init__
+    names = [str(x) for x in error['loc'] if x not in ('int', 'float', 'str', 'bool') and '[' not in str(x)]
     if names and names[0].isdigit(): names[0] = [f.name for f in fields(cls) if f.init and not f.kw_only][int(names[0])]
     if error['type'] in ('unexpected_keyword_argument', 'extra_forbidden'):
         for n in names[:-1]: cls = cls.__dataclass_fields__[n].type              # nested settings
