@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'Seed', 'GenrecError', 'SettingError', 'FileError',
            'MissingTextError', 'IncompleteTextError', 'GenrecWarning', 'patch', 'did_you_mean', 'check_keys',
-           'check_choice', 'settings', 'read_settings', 'check_option', 'whole_file', 'whole_folder', 'plain', 'digest',
-           'read_json', 'write_json', 'write_tensors', 'read_spec', 'write_spec', 'cache_dir', 'Silent', 'versions']
+           'check_choice', 'settings', 'read_settings', 'check_option', 'check_vectors', 'whole_file', 'whole_folder',
+           'plain', 'digest', 'read_json', 'write_json', 'write_tensors', 'read_spec', 'write_spec', 'cache_dir',
+           'Silent', 'versions']
 
 # %% ../nbs/00_core.ipynb #c93d2d79
-import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform, shutil, subprocess, tempfile
+import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform, shutil, subprocess, tempfile, warnings
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated
 import numpy as np
+import torch
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors.torch import save_file
@@ -171,6 +173,28 @@ def check_option(
     if kind in (int, float) and isinstance(value, bool): ok = False
     if kind is float and ok and not np.isfinite(value): ok = False
     if not ok: raise SettingError(f'{where}: {name} is {value!r}, expected {_KINDS[kind]}')
+
+# %% ../nbs/00_core.ipynb #165b3c96
+def check_vectors(
+    x, # [N, d] numbers: an array, a memory-mapped one, a tensor, lists
+    least: int = 1, # so many vectors are needed
+) -> torch.Tensor: # float32 [N, d], sharing memory with x where that is possible
+    "Vectors as a tensor; raises `GenrecError` for wrong shapes, NaN or infinite values, and too few vectors"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'The given NumPy array is not writable')   # nor is it written
+            x = torch.as_tensor(x).detach()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise GenrecError(f'vectors are not a matrix of numbers ({str(e).splitlines()[0]})') from None
+    if x.ndim != 2 or not x.numel() or x.is_complex():
+        raise GenrecError(f'vectors have shape {tuple(x.shape)} and type {x.dtype}, expected real [items, dimensions]')
+    x = x.float()
+    rows = torch.nonzero(~torch.isfinite(x.sum(1)))[:, 0]                      # a sum of large values may overflow, too
+    bad = rows[~torch.isfinite(x[rows]).all(1)]
+    if len(bad):
+        raise GenrecError(f'vector of item {int(bad[0])} holds NaN or infinite values ({len(bad)} of {len(x)} items)')
+    if len(x) < least: raise GenrecError(f'{len(x)} vectors are too few, expected at least {least}')
+    return x
 
 # %% ../nbs/00_core.ipynb #2a6e5f6b
 @contextlib.contextmanager
