@@ -370,12 +370,12 @@ def inspect(
     if found: counts, source = leave_one_out(found.interactions).train.target_counts(), f'training targets of {data}'
     trie = ItemTrie.build(ids)
     gain = information_gain(trie, item_prior(np.ones(ids.n_items) if counts is None else counts), kind)
-    c, report = ids.collisions(), trie.describe()
+    c, rows = ids.collisions(), trie.describe().to_dict('records')
     console.print(f'{ids.n_items:,} items, {ids.lengths.min()}–{ids.max_len} tokens, vocabulary {ids.vocab_size:,}; {c["distinct"]:,} distinct paths, '
                   f'collision rate {c["rate"]:.2%}, {c["groups"]:,} groups, largest {c["largest"]}', highlight=False)
     table = Table('position', 'nodes', 'choices before', 'forced before', escape('mean gain [nats]'), 'zero gain', title=f'{kind} information gain, {escape(source)}')
     by = gain_by_position(trie, gain, counts)
-    for t, (above, here) in enumerate(zip(report.rows, report.rows[1:])):
+    for t, (above, here) in enumerate(zip(rows, rows[1:])):
         table.add_row(str(t + 1), f'{here["nodes"]:,}', f'{above["choices"]:.2f}', f'{above["forced"]:.1%}', f'{by["gain"][t]:.4f}', f'{by["zero"][t]:.1%}')
     console.print(table)
     console.print(f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens decide nothing', highlight=False)

@@ -24,10 +24,10 @@ from pathlib import Path
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache
-from .core import GenrecError, read_json, write_json
+from .core import GenrecError, patch, read_json, write_json
 from .data import Catalog, Interactions, offsets_of
 from .semantic_ids import EOS, Identifiers, PAD, tokenize_titles
-from .trie import ItemTrie, add_cached
+from .trie import ItemTrie
 from .batches import PrefixSamples, Windows
 from .tiger import TokenLoss
 from .item_decoder import align_left
@@ -459,7 +459,7 @@ def forced_runs(
         run[a:b] = torch.where((kids[a:b] == 1) & (kids[child] > 0), run[child] + 1, 0)
     return run
 
-add_cached(ItemTrie, 'forced_runs', forced_runs)                               # computed once a trie
+patch(forced_runs, cached=True)                               # computed once a trie
 
 # %% ../nbs/62_language_recommender.ipynb #3fb6645e
 @dataclass

@@ -283,7 +283,7 @@ def write_report(
     page.add('Which tokens decide?', picture(plot_gain_by_position(rec.trie, rec.gain, counts), 'information gain by position'),
              picture(plot_gain_distribution(rec.trie, rec.gain, counts), 'distribution of gains'),
              gain_strips(rec, shown) if rec.ids.kind == 'titles' else picture(plot_decisiveness(rec.trie, rec.gain, rec.ids, shown, [data.catalog.titles[i] for i in shown]), 'heat map of gains for example items'),
-             f'<pre>{html.escape(repr(rec.trie.describe()))}</pre>', note='Gains are computed from training targets only. ' + ('Tokens without colour decide nothing.' if rec.ids.kind == 'titles' else 'A dot marks a token that decides nothing.'))
+             f'<pre>{rec.trie.describe().round(3).to_string()}</pre>', note='Gains are computed from training targets only. ' + ('Tokens without colour decide nothing.' if rec.ids.kind == 'titles' else 'A dot marks a token that decides nothing.'))
     users = np.sort(np.random.default_rng(m['seed']).choice(len(split.test), min(5, len(split.test)), replace=False))
     page.add('Five users', *(user_card(rec, split.test, int(u)) for u in users), note=f'Drawn by seed, recommended to by: {m["chosen"]}.')
     page.add('How this was made', f'<pre>{html.escape(json.dumps({k: m[k] for k in ("config", "versions", "seconds")}, indent=1))}</pre>')

@@ -93,14 +93,13 @@ def test_the_order_of_the_items_does_not_matter(paths, random):
 def test_describe_counts(paths):
     t, d = ItemTrie.build(identifiers(paths)), DictTrie(paths)
     report = t.describe()
-    assert (report.items, report.paths) == (len(paths), len(set(d.paths)))
-    for row in report.rows:
-        here = [b for b in d.branches if len(b.prefix) == row['depth']]
+    assert report.index.tolist() == list(range(t.max_depth + 1))
+    for depth, row in report.iterrows():
+        here = [b for b in d.branches if len(b.prefix) == depth]
         inner = [len(b.kids) for b in here if b.kids]
-        assert (row['nodes'], row['items'], row['leaves']) == (len(here), sum(len(b.items) for b in here), len(here) - len(inner))
-        assert row['most'] == max(inner, default=0) and row['choices'] == pytest.approx(np.mean(inner) if inner else 0)
-        assert row['forced'] == pytest.approx(np.mean([n == 1 for n in inner]) if inner else 0)
-    assert len(repr(report).splitlines()) == t.max_depth + 3
+        assert (row.nodes, row['items'], row.leaves) == (len(here), sum(len(b.items) for b in here), len(here) - len(inner))
+        assert row.most == max(inner, default=0) and row.choices == pytest.approx(np.mean(inner) if inner else 0)
+        assert row.forced == pytest.approx(np.mean([n == 1 for n in inner]) if inner else 0)
 
 
 @pytest.mark.parametrize('sizes', [(50_000, 3, 70), (20_000, 6, 8)])
