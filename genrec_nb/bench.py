@@ -38,7 +38,8 @@ from .infogain import information_gain, item_prior, item_table
 from .token_weights import MultiTarget, make_weighting
 from .batches import history_tokens
 from .tiger import tiger_t5
-from .item_decoder import BACKBONES, packed_decoder
+from .item_decoder import packed_decoder
+from .recommender import BACKBONES
 from .beam_search import Beams, DecodeConfig, expand_items, recommend
 from .generate import TrieProcessor
 from .train import TrainConfig, batch_targets, fit, rank_cases
@@ -347,7 +348,7 @@ def train_steps(
     (split, ids, trie), (backbone, sizes, settings) = data, RACERS[racer]
     watch, config = TimeLimit(limit), TrainConfig(seed=seed, patience=0, **settings)
     with tempfile.TemporaryDirectory() as folder:
-        run = fit(BACKBONES[backbone](ids, seed=seed, **sizes), split.train, split.valid, trie, None, config, folder, callbacks=[watch], max_steps=steps,
+        run = fit(BACKBONES[backbone].make(ids, seed=seed, **sizes), split.train, split.valid, trie, None, config, folder, callbacks=[watch], max_steps=steps,
                   warmup_steps=math.ceil(config.warmup*steps), eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
     return run.model.eval(), watch.used, run.epochs
 
@@ -573,7 +574,7 @@ def weighted_steps(
     loss, # of a weighting's `objective`
 ): # function without arguments: one optimiser step a batch
     "A training without anything around it"
-    model = BACKBONES[backbone](ids, seed=0).train()
+    model = BACKBONES[backbone].make(ids, seed=0).train()
     if isinstance(loss, MultiTarget): loss.set_pace(100)
     opt = torch.optim.AdamW([*model.parameters(), *loss.parameters()], lr=1e-4)
     totals = [loss.totals(batch_targets(b)) for b in batches]
@@ -598,7 +599,7 @@ def bench_weightings(
     trie, counts, out = ItemTrie.build(ids), train.target_counts(), {}
     for backbone, batch, rounds in (('packed', 32, 25),) if quick else (('packed', 32, 25), ('t5', 64, 9)):
         stage(f'weightings: {backbone}')
-        samples = BACKBONES[backbone](ids, seed=0)
+        samples = BACKBONES[backbone].make(ids, seed=0)
         samples = samples.samples(train, samples.config.max_items)
         some = torch.randperm(len(samples), generator=generator(0)).tolist()[:2*batch]
         data = [samples.collate([samples[i] for i in some[a:a + batch]]) for a in (0, batch)]

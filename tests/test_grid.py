@@ -23,7 +23,7 @@ from genrec_nb.data import global_time, leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.metrics import ranking_metrics
-from genrec_nb.recommender import load_model
+from genrec_nb.recommender import BACKBONES
 from genrec_nb.train import rank_cases
 
 SMALL = dict(ids={'km': dict(method='rqkmeans', encoder='tfidf', levels=2, size=6)}, encoder='tfidf', model=dict(d_model=16, num_heads=2, num_layers=1), train=dict(epochs=3, batch_size=16, eval_every=1))
@@ -95,7 +95,7 @@ def test_two_protocols_side_by_side(toy, tmp_path):
     shared = compare.Shared(twice, tmp_path/'o'/'cache')
     cell = next(c for c in twice.plan(shared).cells(compare.Rows(tmp_path/'o').refresh()) if c.data == 'clock')
     ids, trie, gain = shared.structure(cell)
-    model = load_model('packed', tmp_path/'o'/'work'/by['clock']['cell']/'model', ids)
+    model = BACKBONES['packed'].load(tmp_path/'o'/'work'/by['clock']['cell']/'model', ids, 'cpu')
     ranked = rank_cases(model, trie, split.test, DecodeConfig(alpha=.2), gain, 20)
     assert ranking_metrics(ranked, split.test.targets, (10,))['ndcg@10'] == pytest.approx(by['clock']['decodings']['0.2']['test']['metrics']['ndcg@10'])
     page = report_html(read_rows(tmp_path/'o'))
@@ -133,7 +133,7 @@ def test_an_adviser_in_a_grid(finished, toy, tmp_path):
     shared = compare.Shared(grid, tmp_path/'o'/'cache')
     (cell,) = grid.plan(shared).cells(compare.Rows(tmp_path/'o').refresh())
     ids, trie, gain = shared.structure(cell)
-    model, scores = load_model('packed', tmp_path/'o'/'work'/row['cell']/'model', ids), load_ranker(kept).scores(split.test)
+    model, scores = BACKBONES['packed'].load(tmp_path/'o'/'work'/row['cell']/'model', ids, 'cpu'), load_ranker(kept).scores(split.test)
     for a in (0., .2):
         ranked = rank_cases(model, trie, split.test, DecodeConfig(assistant_weight=.5, alpha=a), gain, 20, assistant=scores)
         assert row['decodings'][f'{a:g}']['test']['metrics']['ndcg@10'] == pytest.approx(ranking_metrics(ranked, split.test.targets, (10,))['ndcg@10'])

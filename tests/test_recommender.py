@@ -1,6 +1,6 @@
 "A language model inside the whole: titles and codes, a fresh process, settings that cannot be, the coloured strip."
 import json, os, re, subprocess, sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 import numpy as np
@@ -12,8 +12,7 @@ from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.semantic_ids import EOS
 from genrec_nb.language_recommender import TASKS
 from genrec_nb.backbones import tiny_llama
-from genrec_nb.recommender import Explanation, GenerativeRecommender, RecommenderConfig, TokenPart, model_settings, token_strip, train_defaults
-from genrec_nb.item_decoder import BACKBONES
+from genrec_nb.recommender import BACKBONES, Explanation, GenerativeRecommender, RecommenderConfig, token_strip, train_defaults
 from genrec_nb.tokenizer import TokenizerConfig, tokenize_items
 from genrec_nb.train import TrainConfig
 
@@ -45,11 +44,11 @@ def base(tmp_path_factory):
 
 def settings(base, **changes):
     model = dict(base=str(base), r=4, max_items=5, max_tokens=400) | changes.pop('model', {})
-    return RecommenderConfig(**{**dict(backbone='llm', quantizer='title', model=model, train=QUICK), **changes})
+    return RecommenderConfig(**{**dict(backbone='llm', tokenizer=dict(method='title'), model=model, train=QUICK), **changes})
 
 
 def codes(base, **changes):
-    return settings(base, **{**dict(quantizer='random', size=8, levels=2), **changes})
+    return settings(base, **{**dict(tokenizer=dict(method='random', size=8, levels=2)), **changes})
 
 
 @pytest.fixture(scope='module')
@@ -145,24 +144,25 @@ def test_the_strip_writes_the_title_and_colours_what_decides(writer):
 def test_one_name_for_the_language_model_is_enough(base, tmp_path, monkeypatch):
     "As base, as lm, relative or not; two different ones are refused"
     full = str(base.resolve())
+    def titles(tokenizer={}, **more): return RecommenderConfig(backbone='llm', tokenizer=dict(method='title', options=tokenizer), **more)
     assert settings(base).tokenizer_config.options['lm'] == full
-    by_lm = RecommenderConfig(backbone='llm', quantizer='title', tokenizer=dict(lm=full))
+    by_lm = titles(tokenizer=dict(lm=full))
     assert by_lm.model['base'] == full and by_lm.tokenizer_config.options['lm'] == full
     monkeypatch.chdir(base.parent)
-    assert RecommenderConfig(backbone='llm', quantizer='title', model=dict(base='tiny')).model['base'] == full
-    assert RecommenderConfig(backbone='llm', quantizer='title', model=dict(base='tiny'), tokenizer=dict(lm=full, suffix='.')).tokenizer_config.options == dict(lm=full, suffix='.')
-    with pytest.raises(GenrecError, match='name one of the two'): RecommenderConfig(backbone='llm', quantizer='title', model=dict(base='tiny'), tokenizer=dict(lm='other'))
-    r = RecommenderConfig(backbone='llm', quantizer='title')
+    assert titles(model=dict(base='tiny')).model['base'] == full
+    assert titles(model=dict(base='tiny'), tokenizer=dict(lm=full, suffix='.')).tokenizer_config.options == dict(lm=full, suffix='.')
+    with pytest.raises(GenrecError, match='name one of the two'): titles(model=dict(base='tiny'), tokenizer=dict(lm='other'))
+    r = titles()
     assert 'base' not in r.model and r.tokenizer_config.options == {}
-    packed = RecommenderConfig(backbone='llm', quantizer='title', model=dict(packed=True))
-    assert packed.tokenizer_config.options == dict(suffix='') and replace(packed, tokenizer=dict(suffix='.')).tokenizer_config.options == dict(suffix='.')
-    assert codes(base, model=dict(tasks='item2index, fusiontitle')).model['tasks'] == ['item2index', 'fusiontitle'] and codes(base, model=dict(tasks='all')).model['tasks'] == list(TASKS)
-    assert RecommenderConfig.from_dict(json.loads(json.dumps(__import__('dataclasses').asdict(settings(base))))) == settings(base)
+    packed = titles(model=dict(packed=True))
+    assert packed.tokenizer_config.options == dict(suffix='') and replace(packed, tokenizer=dict(method='title', options=dict(suffix='.'))).tokenizer_config.options == dict(suffix='.')
+    for given in ('item2index, fusiontitle', 'all', ['all']): codes(base, model=dict(tasks=given))
+    assert RecommenderConfig(**json.loads(json.dumps(asdict(settings(base))))) == settings(base)
 
 
 @pytest.mark.parametrize('make,what', [
-    (lambda b: RecommenderConfig(quantizer='title'), "backbone 'llm'"),
-    (lambda b: RecommenderConfig(quantizer='title', backbone='t5'), "'t5' cannot write them"),
+    (lambda b: RecommenderConfig(tokenizer=dict(method='title')), "backbone 'llm'"),
+    (lambda b: RecommenderConfig(tokenizer=dict(method='title'), backbone='t5'), "'t5' cannot write them"),
     (lambda b: settings(b, model=dict(bsae='x')), "did you mean 'base'"),
     (lambda b: settings(b, model=dict(max_items='ten')), 'max_items is \'ten\', expected a whole number'),
     (lambda b: settings(b, model=dict(max_items=0)), 'max_items is 0'),
@@ -204,7 +204,7 @@ def test_how_each_backbone_is_usually_trained():
     r = RecommenderConfig(backbone='llm', train=dict(samples_per_epoch=7))
     assert (r.train.lr, r.train.samples_per_epoch, r.train.accumulate) == (3e-4, 7, 4) and r.train.batch_size*r.train.accumulate == 32
     assert RecommenderConfig(backbone='t5').train.batch_size == 256 and train_defaults('packed') == {}
-    for b in BACKBONES: assert 'max_items' in model_settings(b)
+    for b in BACKBONES.values(): assert 'max_items' in b.sizes()
 
 
 def test_the_library_is_imported_without_a_language_model():

@@ -33,7 +33,7 @@ def small_data(folder, users=80, items=40, seed=0, text=True):
 
 
 def small_config(data, **changes):
-    r = RecommenderConfig(encoder='tfidf', quantizer='rqkmeans', size=6, levels=2, model=dict(d_model=16, num_heads=2, num_layers=1), train=TrainConfig(epochs=4, batch_size=16, lr=5e-3, eval_every=1))
+    r = RecommenderConfig(tokenizer=dict(method='rqkmeans', encoder='tfidf', size=6, levels=2), model=dict(d_model=16, num_heads=2, num_layers=1), train=TrainConfig(epochs=4, batch_size=16, lr=5e-3, eval_every=1))
     return RunConfig(str(data), recommender=r, **changes)
 
 
@@ -117,7 +117,7 @@ class Slow(run.Steps):
     def on_step_end(self, *args, **kwargs): time.sleep(.05)
 
 run.Steps = Slow
-run.run_job(run.RunConfig(sys.argv[1], recommender=RecommenderConfig.from_dict(json.loads(sys.argv[3]))), sys.argv[2])
+run.run_job(run.RunConfig(sys.argv[1], recommender=RecommenderConfig(**json.loads(sys.argv[3]))), sys.argv[2])
 '''
 
 
@@ -166,15 +166,15 @@ def test_ids_random_and_from_a_table(finished, tmp_path):
 def test_ids_by_other_tokenizers(finished, tmp_path):
     "A name gives what `tokenize_items` gives; a folder gives the same figures again, and the whole tokenizer; what cannot work is refused before the folder is made"
     data, folder, metrics = finished
-    letter = replace(small_config(data).recommender, cf='lightgcn', quantizer='letter', tokenizer=dict(steps=40, hidden=[8], clusters=3), train=TrainConfig(epochs=1, batch_size=32, eval_every=1))
+    letter = replace(small_config(data).recommender, tokenizer=dict(method='letter', encoder='tfidf', size=6, levels=2, cf='lightgcn', options=dict(steps=40, hidden=[8], clusters=3)), train=TrainConfig(epochs=1, batch_size=32, eval_every=1))
     m = run_job(replace(small_config(data), ids='letter', recommender=letter), tmp_path/'l')
     found, split = load_run_data(RunConfig(str(data)))
     assert load_tokenized(tmp_path/'l'/'tokenizer').ids == tokenize_items(found, split, letter.tokenizer_config).ids
     rec = GenerativeRecommender.from_pretrained(tmp_path/'l'/'model')
-    assert rec.config.quantizer == 'letter' and rec.quantizer.kind == 'letter' and m['config']['recommender']['tokenizer']['clusters'] == 3
+    assert rec.config.tokenizer.method == 'letter' and rec.quantizer.kind == 'letter' and m['config']['recommender']['tokenizer']['options']['clusters'] == 3
     assert run_job(small_config(data, ids=str(folder/'tokenizer')), tmp_path/'f')['methods'] == metrics['methods']
     assert GenerativeRecommender.from_pretrained(tmp_path/'f'/'model').quantizer is not None
-    t5 = replace(small_config(data).recommender, quantizer='tree', tokenizer=dict(clusters=3, leaf=6), backbone='t5', model=dict(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8), train=TrainConfig(epochs=1, batch_size=32, eval_every=1))
+    t5 = replace(small_config(data).recommender, tokenizer=dict(method='tree', options=dict(clusters=3, leaf=6)), backbone='t5', model=dict(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8), train=TrainConfig(epochs=1, batch_size=32, eval_every=1))
     tree = RunConfig(str(data), ids='tree', recommender=t5)
     assert run_job(tree, tmp_path/'t')['collisions']['rate'] == 0
     with pytest.raises(GenrecError, match="backbone 't5'"): run_job(small_config(data, ids=str(tmp_path/'t'/'tokenizer')), tmp_path/'x')
@@ -279,7 +279,7 @@ def test_a_weighting_that_cannot_be_is_refused_before_anything_is_made(tmp_path)
         p = run(*given)
         assert p.returncode == 2 and says in p.stderr and len(p.stderr.strip().splitlines()) == 1 and not (tmp_path/'out').exists(), p.stderr
     with pytest.raises(GenrecError, match='a setting of its own'): RecommenderConfig(weighting_options=dict(beta=.5))
-    bare = RunConfig(str(tmp_path/'bare'), recommender=replace(small_config('x').recommender, quantizer='random', size=20, weighting='fg'), ids='random')
+    bare = RunConfig(str(tmp_path/'bare'), recommender=replace(small_config('x').recommender, tokenizer=dict(method='random', size=20, levels=2), weighting='fg'), ids='random')
     with pytest.raises(GenrecError, match='no item texts'): run_job(bare, tmp_path/'out')
     assert not (tmp_path/'out').exists()
 

@@ -303,12 +303,12 @@ def test_defaults_are_those_of_the_recommender():
     r, t = RecommenderConfig(), TokenizerConfig()
     assert r.tokenizer_config == t and t.levels == 3 and t.policy == 'extra' and t.encoder == 'minilm' and t.method == 'rqvae'
     assert [default_size(n) for n in (5, 100, 1682, 3001)] == [2, 25, 64, 256]
-    assert RecommenderConfig(quantizer='random', levels=2).tokenizer_config == TokenizerConfig('random', levels=2)
-    c = RecommenderConfig(quantizer='letter', cf='lightgcn', tokenizer=dict(alpha=.1))
+    assert RecommenderConfig(tokenizer=dict(method='random', levels=2)).tokenizer_config == TokenizerConfig('random', levels=2)
+    c = RecommenderConfig(tokenizer=dict(method='letter', cf='lightgcn', options=dict(alpha=.1)))
     assert c.tokenizer_config == TokenizerConfig('letter', cf='lightgcn', options=dict(alpha=.1))
-    for bad in (dict(quantizer='tree'), dict(tokenizer=dict(alpha=1.)), dict(policy='drop')):
+    for bad in (dict(tokenizer=dict(method='tree')), dict(tokenizer=dict(options=dict(alpha=1.))), dict(tokenizer=dict(policy='drop'))):
         with pytest.raises(GenrecError): RecommenderConfig(**bad)
-    assert RecommenderConfig(quantizer='tree', backbone='t5').tokenizer_config == TokenizerConfig('tree')
+    assert RecommenderConfig(tokenizer=dict(method='tree'), backbone='t5').tokenizer_config == TokenizerConfig('tree')
 
 
 def test_the_old_way_gives_the_same_codes():

@@ -47,7 +47,7 @@ def main(a):
             lm, tokenizer = load_lm(SMOLLM2, 'float32')
             model = LanguageRecommender(lm, tokenizer, title_identifiers(short_titles(data.catalog.titles, a.strip), tokenizer, suffix=''), LMConfig(packed=True, max_items=20, max_tokens=1024))
         model.lm.float()
-        rec = GenerativeRecommender(data.catalog, model.ids, split.train.target_counts(), model.eval(), RecommenderConfig(backbone='llm', quantizer='title'))
+        rec = GenerativeRecommender(data.catalog, model.ids, split.train.target_counts(), model.eval(), RecommenderConfig(backbone='llm', tokenizer=dict(method='title')))
         said = []
         for u in users:
             history = [data.catalog.ids[i] for i in split.test.history(u)]
