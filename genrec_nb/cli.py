@@ -163,7 +163,7 @@ def run(
     column: Annotated[list[str] | None, typer.Option(help='For tables: what a column is called, as user=NAME, item=NAME, time=NAME or title=NAME; once for each. `time=` for rows that are in order.')] = None,
 ):
     "Train and compare: popularity, cross-entropy, and IGD in training, in decoding, in both."
-    from dataclasses import replace
+    from dataclasses import asdict, replace
     from genrec_nb.beam_search import DecodeConfig
     DecodeConfig(alpha=alpha)                                                     # refuse a bad value before any work
     quiet()
@@ -171,7 +171,7 @@ def run(
     from genrec_nb.run import RunConfig, run_job
     from genrec_nb.core import GenrecError
     from genrec_nb.recommender import train_defaults
-    from genrec_nb.tokenizer import SHARED, TOKENIZERS
+    from genrec_nb.tokenizer import SHARED, TOKENIZERS, TokenizerConfig
     from genrec_nb.core import check_keys, check_option
     from genrec_nb.train import TrainConfig
     config = (RunConfig.quick if quick else RunConfig)(data=data, columns=named_columns(column or []), alpha=alpha, split=split, assistant_weight=assistant_weight, users=users)
@@ -187,7 +187,7 @@ def run(
     rehearsal = (dict(epochs=1, samples_per_epoch=256, eval_users=32) if backbone == 'llm' else dict(epochs=8, eval_every=4)) if quick else {}
     train = train_defaults(backbone) | rehearsal | steps | {n: v for n, v in dict(epochs=epochs, samples_per_epoch=samples_per_epoch, eval_users=eval_users).items() if v is not None}
     r = replace(r, decode=DecodeConfig(**search), backbone=backbone, model=named_options(model or [], '--model'), beta=beta, weighting=weighting, weighting_options=named_options(weigh or [], '--weigh'),
-                quantizer=ids if ids in TOKENIZERS else r.quantizer, tokenizer=told, train=train, **shared)
+                tokenizer=TokenizerConfig(**(dict(method=ids) if ids in TOKENIZERS else {k: v for k, v in asdict(r.tokenizer).items() if v is not None}) | dict(options=told) | shared), train=train)
     config = replace(config, ids=ids, recommender=r).seeded(seed)
     said = {p for p in context.params if context.get_parameter_source(p).name == 'COMMANDLINE'} - {'out', 'resume'}
     folder = out or (free_folder(data, quick) if not resume else latest_folder(data, quick) if said else newest_run())

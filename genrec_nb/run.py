@@ -16,7 +16,7 @@ import torch
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from transformers import TrainerCallback
-from .core import GenrecError, IncompleteTextError, MissingTextError, read_json, versions, write_json
+from .core import GenrecError, IncompleteTextError, MissingTextError, read_json, read_settings, versions, write_json
 from .data import Dataset, Split, global_time, leave_one_out
 from .loaders import load_dataset
 from .metrics import Evaluation, evaluate_ranking, metrics_table, popularity_ranking, ranking_metrics
@@ -53,7 +53,10 @@ class RunConfig:
         if self.users is not None and self.users < 1: raise GenrecError(f'users is {self.users}, expected 1 or more, or None for all')
         if not 0 <= self.assistant_weight <= 1: raise GenrecError(f'assistant_weight is {self.assistant_weight}, expected a number between 0 and 1')
         if self.recommender.decode.assistant_weight: raise GenrecError('decode: the assistant_weight of a run is a setting of its own')
-        if self.ids in TOKENIZERS: self.recommender = replace(self.recommender, quantizer=self.ids)
+        if self.ids in TOKENIZERS and self.recommender.tokenizer.method != self.ids:
+            t = self.recommender.tokenizer
+            shared = {n: getattr(t, n) for n in TOKENIZERS[self.ids].uses}
+            self.recommender = replace(self.recommender, tokenizer=TokenizerConfig(self.ids, **shared))
 
     @property
     def given(self) -> bool: return self.ids != 'learned' and self.ids not in TOKENIZERS # identifiers were made before
@@ -61,13 +64,13 @@ class RunConfig:
     @classmethod
     def from_dict(cls, d: dict) -> 'RunConfig': # as run.json holds it
         "Read stored settings"
-        return cls(**{**d, 'recommender': RecommenderConfig.from_dict(d['recommender'])})
+        return cls(**{**d, 'recommender': read_settings(RecommenderConfig, d['recommender'], 'recommender')})
 
     @classmethod
     def quick(cls, **settings) -> 'RunConfig': # a rehearsal
         "Small and fast: TF-IDF vectors, RQ-KMeans, eight epochs"
         train = TrainConfig(epochs=8, eval_every=4)
-        return cls(recommender=RecommenderConfig(encoder='tfidf', quantizer='rqkmeans', train=train), **settings)
+        return cls(recommender=RecommenderConfig(tokenizer=dict(method='rqkmeans', encoder='tfidf'), train=train), **settings)
 
     def seeded(self, seed: int) -> 'RunConfig': # the same with another seed everywhere
         "Set all seeds"
@@ -147,7 +150,7 @@ def load_with_split(
 
 def load_run_data(config: RunConfig) -> tuple[Dataset, Split]:
     "The data of a run and its split; item texts are needed only by some tokenizers"
-    needs = not config.given and {'text', 'titles'} & set(TOKENIZERS[config.recommender.quantizer].needs)
+    needs = not config.given and {'text', 'titles'} & set(TOKENIZERS[config.recommender.tokenizer.method].needs)
     found, split = load_with_split(config.data, config.columns, f'--ids {config.ids}' if needs else '', config.split)
     if config.recommender.rule.needs_vectors and not any(found.catalog.texts): raise GenrecError(f'{config.data}: weighting {config.recommender.weighting!r} looks at vectors of item texts, and there are no item texts: take another --weighting')
     return found, split

@@ -35,13 +35,12 @@ from ..semantic_ids import Identifiers
 from ..trie import ItemTrie
 from ..infogain import information_gain, item_prior
 from ..token_weights import SHORT, make_weighting
-from ..item_decoder import BACKBONES
 from ..beam_search import DecodeConfig
 from ..train import TrainConfig, fit, rank_each
 from ..significance import Scores, bootstrap_totals, compare_head_tail, compare_methods, decile_curve, holm, plot_comparisons, plot_critical_difference, plot_deciles, rank_methods
 from ..baselines import SASRec, kept_sasrec
 from ..tokenizer import TOKENIZERS, TokenizerConfig, collaborative_embeddings as train_cf, check_sizes, lm_name, tokenize_items
-from ..recommender import TRAIN, check_backbone, check_base, check_model, load_model, make_model
+from ..recommender import BACKBONES, check_backbone, check_base, check_model, make_model
 from ..report import Report, picture, wide
 from ..run import SPLITS, Steps
 from ..core import versions
@@ -444,7 +443,7 @@ class Plan:
     def cell(self, data: str, ids: str, method: str, seed: int, values: dict) -> Cell:
         "Everything that the figures of a training depend on"
         g, d, m = self.grid, self.record['data'][data], method_config(self.grid, method, values)
-        usual = TRAIN['llm'] if g.backbone == 'llm' else {}
+        usual = BACKBONES['llm'].train if g.backbone == 'llm' else {}
         train, decode = asdict(TrainConfig(**{**usual, **g.train, **d.get('train', {}), **m['train']})), asdict(DecodeConfig(**g.decode))
         del train['seed'], decode['alpha']
         train, decode = ({k: v for k, v in x.items() if YOUNG.get(k, ()) != v} for x in (train, decode))
@@ -800,7 +799,7 @@ def train_cell(
     "Train, go on with a training, or read what was trained"
     c, (data, split), (ids, trie, gain) = cell.config, shared.data(cell.data), shared.structure(cell)
     if (work/'trained.json').is_file():
-        return load_model(c['backbone'], work/'model', ids, 'cuda' if torch.cuda.is_available() else 'cpu'), read_json(work/'trained.json')
+        return BACKBONES[c['backbone']].load(work/'model', ids, 'cuda' if torch.cuda.is_available() else 'cpu'), read_json(work/'trained.json')
     w = dict(c['weighting'])
     kind = w.pop('kind')
     vectors = shared.vectors(cell.data, c['vectors']) if needs_vectors(c['weighting']) else None
