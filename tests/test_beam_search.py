@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, strategies as st
 from transformers import LogitsProcessor
 from genrec_nb.core import GenrecError
-from genrec_nb.beam_search import Beams, DecodeConfig, assistant_mass, assistant_steps, beam_search, best, contains, decoding_weights, expand_items, pool, recommend, recommend_each, used_up
+from genrec_nb.beam_search import Beams, DecodeConfig, _contains, _merge_finished, _stable_topk, assistant_logp, assistant_mass, beam_search, decoding_weights, exhausted_prefixes, expand_items, recommend, recommend_each
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.infogain import information_gain, item_prior
@@ -287,10 +287,10 @@ def test_used_up_by_counting(paths, data):
     t, d = ItemTrie.build(identifiers(paths)), DictTrie(paths)
     seen = data.draw(st.lists(st.lists(st.integers(-1, len(paths) - 1), min_size=6, max_size=6), min_size=1, max_size=3))
     want = [u*t.n_nodes + n for u, row in enumerate(seen) for n, b in enumerate(d.branches) if set(b.items) <= set(row)]
-    got = used_up(t, torch.tensor(seen))
+    got = exhausted_prefixes(t, torch.tensor(seen))
     assert got.tolist() == want
     keys = torch.arange(-1, len(seen)*t.n_nodes + 1)
-    assert contains(got, keys).tolist() == [k in want for k in keys.tolist()]
+    assert _contains(got, keys).tolist() == [k in want for k in keys.tolist()]
 
 @models
 def test_nearly_everything_seen(which):
@@ -358,14 +358,14 @@ def test_dropout_is_off_and_the_mode_comes_back():
 @given(st.integers(0, 10**6), st.integers(1, 12))
 def test_best_sorts_and_breaks_ties_by_place(seed, k):
     x = torch.from_numpy(np.random.default_rng(seed).integers(0, 12, (3, 10))).float()
-    values, places = best(x, k)
+    values, places = _stable_topk(x, k)
     for row, v, p in zip(x.tolist(), values.tolist(), places.tolist()):
         assert v == sorted(row, reverse=True)[:k] and v == [row[i] for i in p] and len(set(p)) == len(p)
         assert all(a > b or i < j for a, b, i, j in zip(v, v[1:], p, p[1:]))
 
 def test_pool_keeps_the_best_of_both():
     done = Beams(torch.tensor([[5, -1]]), torch.tensor([[-2., -torch.inf]]))
-    out = pool(done, torch.tensor([[7, 8, 9]]), torch.tensor([[-1., -torch.inf, -3.]]), 2)
+    out = _merge_finished(done, torch.tensor([[7, 8, 9]]), torch.tensor([[-1., -torch.inf, -3.]]))
     assert out.nodes.tolist() == [[7, 5]] and out.scores.tolist() == [[-1., -2.]]
 
 @quick
@@ -440,7 +440,7 @@ def test_advice_sums_to_one_over_the_children(seed):
     mass = assistant_mass(trie, opinion(ids.n_items, 2, seed))
     inner = torch.nonzero(trie.n_children > 0)[:, 0]
     child = trie.children(inner[None].expand(2, -1))
-    total = assistant_steps(trie, mass, child).exp().masked_fill(child < 0, 0).sum(2)
+    total = assistant_logp(trie, mass, child).exp().masked_fill(child < 0, 0).sum(2)
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
 
 @pytest.mark.parametrize('make', [packed, t5])
