@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from .core import GenrecError, IncompleteTextError, MissingTextError, read_json, read_settings, versions, write_json
 from .data import Dataset, Split, global_time, leave_one_out
 from .loaders import load_dataset
-from .metrics import Evaluation, evaluate_ranking, metrics_table, popularity_ranking, ranking_metrics
+from .metrics import Evaluation, evaluate_ranking, show_metrics, popularity_ranking, ranking_metrics
 from .kmeans import codebook_report, plot_codebook_use, quantizer_report
 from .semantic_ids import Identifiers, index_files
 from .other_tokenizers import plot_first_tokens
@@ -274,7 +274,7 @@ def write_report(
     best = next(e for e in evaluations if e.name == m['chosen'])
     page.add('What came out', facts(Recall_at_10_of_popularity=f'{evaluations[0]["recall@10"]:.4f}', **{f'Recall_at_10_of_{best.name}': f'{best["recall@10"]:.4f}'},
              tokens_that_decide_nothing=f'{m["zero_gain_share"]:.1%}', collisions_before_repair=f'{m["collisions_before"]["rate"]:.2%}', minutes=f'{sum(m["seconds"].values())/60:.1f}'))
-    page.add('All methods', wide(metrics_table(evaluations)), wide(metrics_table(evaluations, [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)], intervals=False)),
+    page.add('All methods', wide(show_metrics(evaluations)), wide(show_metrics(evaluations, [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)], intervals=False)),
              note='Means over test cases with 95 % bootstrap intervals; each has one target, so Recall@k is the hit rate HR@k. Intervals that overlap do not settle which method is better; a best mark is not a significance test. '
                   f'CE is plain cross-entropy; IGD tuning gives tokens without gain the weight {m["config"]["recommender"]["beta"]:g}; IGD decoding lifts tokens with gain, α = {m["config"]["alpha"]:g}. '
                   f'The saved model is the one with the best validation NDCG@10: {m["chosen"]}.' + (f' Rows with SASRec take {m["config"]["assistant_weight"]:.0%} of each step from a SASRec, as D3 does; they are not saved.' if m['config']['assistant_weight'] else ''))

@@ -16,7 +16,14 @@ import numpy as np
 from dataclasses import asdict, dataclass
 from scipy import stats
 from .core import GenrecError
-from .metrics import _text_table, popularity_groups, target_groups
+from .metrics import popularity_groups, target_groups
+
+# %% ../nbs/71_significance.ipynb #9051799a
+def _text_table(header: list, rows: list) -> str:
+    "Columns padded to equal width, the first to the left, the others to the right"
+    width = [max(len(r[j]) for r in [header] + rows) for j in range(len(header))]
+    line = lambda r: '  '.join([r[0].ljust(width[0])] + [c.rjust(w) for c, w in zip(r[1:], width[1:])]).rstrip()
+    return '\n'.join([line(header), '-' * (sum(width) + 2 * len(width) - 2)] + [line(r) for r in rows])
 
 # %% ../nbs/71_significance.ipynb #75331880
 def all_flip_sums(

@@ -1,7 +1,6 @@
 """Metrics against loops written from the formulas, scikit-learn, and the laws of the bootstrap."""
 import json, math, os
 from pathlib import Path
-from xml.etree import ElementTree
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -10,7 +9,7 @@ from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, t
 from genrec_nb.data import Cases, Interactions, leave_one_out
 from genrec_nb.core import GenrecError
 from genrec_nb.metrics import *
-from genrec_nb.metrics import GAINS
+from genrec_nb.metrics import _METRICS, _check_ranked
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -53,7 +52,7 @@ def test_metrics_equal_the_formulas_in_loops(case):
 def test_order_between_metrics_and_cut_offs(case):
     m = ranking_metrics(*case, ks=(1, 3, 6))
     for k in (1, 3, 6): assert 0 <= m[f'mrr@{k}'] <= m[f'ndcg@{k}'] <= m[f'recall@{k}'] == m[f'hit@{k}'] <= 1
-    for name in GAINS: assert m[f'{name}@1'] <= m[f'{name}@3'] <= m[f'{name}@6']
+    for name in _METRICS: assert m[f'{name}@1'] <= m[f'{name}@3'] <= m[f'{name}@6']
 
 @pytest.mark.parametrize('seed', range(3))
 def test_against_scikit_learn(seed):
@@ -82,8 +81,8 @@ def test_no_case_gives_nan_not_zero():
     assert all(math.isnan(v) for v in ranking_metrics(np.zeros((0, 3), int), np.zeros(0, int), ks=(1, 3)).values())
 
 @pytest.mark.parametrize('ranked, targets, ks, words', [
-    ([[0, 1, 1]],       [1],      (1,),  ['row 0', 'item 1', 'twice']),
-    ([[0, 1], [2, 2]],  [1, 1],   (1,),  ['row 1', 'item 2', 'twice']),
+    ([[0, 1, 1]],       [1],      (1,),  ['row 0', '[0, 1, 1]', 'twice']),
+    ([[0, 1], [2, 2]],  [1, 1],   (1,),  ['row 1', '[2, 2]', 'twice']),
     ([[0, -1, 1]],      [1],      (1,),  ['row 0', 'padding']),
     ([[0, -3]],         [1],      (1,),  ['row 0', '[0, -3]']),
     ([[.5, 1.]],        [1],      (1,),  ['float64', 'integers']),
@@ -144,7 +143,7 @@ def test_popularity_ranking_by_brute_force(counts, data):
     k, chunk, out = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 8)), data.draw(st.booleans())
     got = popularity_ranking(np.array(counts), make_cases(histories), k, exclude_seen=out, chunk=chunk)
     assert got.dtype == np.int64 and got.tolist() == slow_popularity(counts, histories, k, out)
-    check_ranked(got, n)
+    _check_ranked(got, n)
 
 def test_popularity_ranking_without_cases_and_with_strangers():
     assert popularity_ranking(np.array([1, 2]), make_cases([]), 2).shape == (0, 2)
@@ -249,10 +248,10 @@ def test_evaluation_as_json(small):
     d = json.loads(json.dumps(e.to_dict(ranks=True), allow_nan=False))
     assert metric_values(np.array(d['ranks']), 'ndcg@5').mean() == e['ndcg@5'] and d['targets'] == cases.targets.tolist()
 
-def test_evaluation_repr_and_row(small):
-    train, cases, ranked = small; e = evaluate_ranking(ranked, cases, train, ks=(1, 5), name='mine')
-    text = repr(e); assert text.startswith('mine: 120 cases of 40 users') and f"{e['ndcg@5']:.4f}" in text and '–' in text      # no cold case: a dash
-    assert list(e.row()) == ['method', 'recall@5', 'ndcg@5', 'mrr@5', 'head/recall@5', 'tail/recall@5', 'coverage@5', 'gini@5']
+def test_evaluation_repr(small):
+    train, cases, ranked = small; e = evaluate_ranking(ranked, cases, train, ks=(1, 5), name='mine <b>')
+    text = repr(e); assert text.startswith('mine') and '120 cases of 40 users' in text and f"{e['ndcg@5']:.4f}" in text and '–' in text
+    assert 'mine &lt;b&gt;: 120 cases' in e._repr_html_() and '<b>' not in e._repr_html_()
     with pytest.raises(GenrecError, match="no metric 'recall@7'"): e['recall@7']
 
 def test_evaluation_is_deterministic_and_refuses_strangers(small):
@@ -273,24 +272,36 @@ def test_evaluation_without_cases():
     e = evaluate_ranking(np.zeros((0, 5), int), make_cases([]), make_train([3, 2]), ks=(5,))
     assert math.isnan(e['recall@5']) and e['coverage@5'] == 0; json.dumps(e.to_dict(), allow_nan=False); repr(e)
 
-def test_table_marks_the_best(small):
+@pytest.fixture(scope='module')
+def three(small):
     train, cases, ranked = small
     good = np.concatenate([cases.targets[:, None], np.full((120, 4), -1)], 1)
-    evals = [evaluate_ranking(r, cases, train, ks=(1, 5), name=n) for n, r in (('a <b> & c', ranked), ('perfect', good), ('perfect too', good))]
-    t = metrics_table(evals, ['recall@5', 'gini@5', 'avg_popularity@5', 'cold/recall@5'])
-    assert t.best[:, 0].tolist() == [False, True, True]                 # a tie: both are marked
-    assert t.best[:, 1].tolist() == [True, False, False]                # the smallest Gini
-    assert not t.best[:, 2:].any()                                      # a description, and a column of nothing
-    lines = repr(t).splitlines(); assert '1.0000' in lines[3] and '*' in lines[3] and '–' in lines[3] and len(lines) == 5
-    root = ElementTree.fromstring(t._repr_html_())
-    assert [c.text for c in root.iter('td')][0] == 'a <b> & c' and len(list(root.iter('b'))) == 3
-    assert '[' in repr(t) and '[' not in repr(metrics_table(evals, ['recall@5'], intervals=False))
+    return [evaluate_ranking(r, cases, train, ks=(1, 5), name=n) for n, r in (('a <b> & c', ranked), ('perfect', good), ('perfect too', good))]
 
-def test_table_of_one_method_marks_nothing_and_refuses_nonsense(small):
-    train, cases, ranked = small; e = evaluate_ranking(ranked, cases, train, ks=(1, 5))
-    assert not metrics_table([e]).best.any() and metrics_table([e]).header[1] == 'recall@5'
+COLUMNS = ['recall@5', 'gini@5', 'avg_popularity@5', 'cold/recall@5']
+
+def test_a_table_holds_numbers_and_the_ends_of_intervals(three):
+    t = metrics_table(three, COLUMNS)
+    assert list(t.index) == [e.name for e in three] and list(t) == COLUMNS and (t.dtypes == float).all()
+    assert t.loc['a <b> & c', 'recall@5'] == three[0]['recall@5'] and t['cold/recall@5'].isna().all()
+    wide = metrics_table(three, COLUMNS, intervals=True).loc['a <b> & c']
+    assert (wide['recall@5', 'low'], wide['recall@5', 'high']) == three[0].intervals['recall@5'] and np.isnan(wide['gini@5', 'low'])
+    assert '&' in t.to_latex() and 'recall@5' in t.to_csv()
+
+def test_a_table_for_reading_marks_the_best(three):
+    "A tie is marked twice, the smallest Gini, never a description or a column of nothing"
+    shown = show_metrics(three, COLUMNS); rows = shown.to_latex(convert_css=True).splitlines()
+    bold = [[r'\bfseries' in c for c in row.split(' & ')[1:]] for row in rows if 'perfect' in row or 'a &' in row]
+    assert bold == [[False, True, False, False], [True, False, False, False], [True, False, False, False]]
+    assert shown.data.loc['perfect', 'recall@5'].startswith('1.0000 [1.000') and (shown.data['cold/recall@5'] == '–').all()
+    assert 'a &lt;b&gt; &amp; c' in shown.to_html() and '<b>' not in shown.to_html()
+    assert '[' in repr(shown) and '[' not in repr(show_metrics(three, ['recall@5'], intervals=False))
+    assert shown.to_html() == show_metrics(three, COLUMNS).to_html()
+
+def test_a_table_of_one_method_marks_nothing_and_refuses_nonsense(three):
+    assert 'bold' not in show_metrics(three[:1]).to_html() and list(metrics_table(three))[0] == 'recall@5'
     with pytest.raises(GenrecError, match='none'): metrics_table([])
-    with pytest.raises(GenrecError, match="'recal@5'"): metrics_table([e], ['recal@5'])
+    with pytest.raises(GenrecError, match="'recal@5'"): show_metrics(three, ['recal@5'])
 
 
 # ---- real data ----------------------------------------------------------------------------------------------------
