@@ -24,7 +24,7 @@ from .kmeans import codebook_report, plot_codebook_use, quantizer_report
 from .semantic_ids import Identifiers, index_files
 from .other_tokenizers import plot_first_tokens
 from .trie import ItemTrie
-from .infogain import information_gain, item_prior, plot_decisiveness, plot_gain_by_position, plot_gain_distribution, zero_gain_share
+from .infogain import information_gain, item_prior, plot_token_gains, plot_gain_by_position, plot_gain_distribution, zero_gain_share
 from .item_decoder import level_ranges
 from .beam_search import DecodeConfig
 from .train import FitResult, TrainConfig
@@ -285,7 +285,7 @@ def write_report(
     shown = np.random.default_rng(m['seed']).choice(len(data.catalog), min(14, len(data.catalog)), replace=False)
     page.add('Which tokens decide?', picture(plot_gain_by_position(rec.trie, rec.gain, counts), 'information gain by position'),
              picture(plot_gain_distribution(rec.trie, rec.gain, counts), 'distribution of gains'),
-             gain_strips(rec, shown) if rec.ids.kind == 'titles' else picture(plot_decisiveness(rec.trie, rec.gain, rec.ids, shown, [data.catalog.titles[i] for i in shown]), 'heat map of gains for example items'),
+             gain_strips(rec, shown) if rec.ids.kind == 'titles' else picture(plot_token_gains(rec.trie, rec.gain, rec.ids, shown, [data.catalog.titles[i] for i in shown]), 'heat map of gains for example items'),
              f'<pre>{rec.trie.describe().round(3).to_string()}</pre>', note='Gains are computed from training targets only. ' + ('Tokens without colour decide nothing.' if rec.ids.kind == 'titles' else 'A dot marks a token that decides nothing.'))
     users = np.sort(np.random.default_rng(m['seed']).choice(len(split.test), min(5, len(split.test)), replace=False))
     page.add('Five users', *(user_card(rec, split.test, int(u)) for u in users), note=f'Drawn by seed, recommended to by: {m["chosen"]}.')

@@ -381,7 +381,7 @@ def tokenizer_report(
     if getattr(self.quantizer, 'history', None): notes |= dict(steps=self.quantizer.history[-1]['step'], revived=self.quantizer.revived)
     after = ids.collisions()
     return TokenizerReport(self.config.method if self.config else ids.kind, use, ids.notes.get('before') or after, after,
-                           gains['gain'], gains['zero'], (int(ids.lengths.min()), ids.max_len), ids.vocab_size, notes)
+                           gains['gain'].tolist(), gains['zero'].tolist(), (int(ids.lengths.min()), ids.max_len), ids.vocab_size, notes)
 
 Tokenized.report = tokenizer_report
 
