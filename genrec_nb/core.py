@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
-from safetensors.torch import save_file
 import tomli_w
 
 # %% ../nbs/00_core.ipynb #f2534844
@@ -286,6 +285,7 @@ def write_tensors(
     tensors: dict, # name -> tensor
 ) -> None:
     "Write tensors so that a reader never sees half a file"
+    from safetensors.torch import save_file            # brings torch, which most readers of this module do not need
     with whole_file(path) as part:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part)
 
