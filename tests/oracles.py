@@ -114,3 +114,21 @@ def next_logp(model, history, prefix):
             logits = model(input_ids=x, attention_mask=mask, decoder_input_ids=start, use_cache=False).logits[0, -1]
         else: logits = model(input_ids=torch.cat([model.paths[items].flatten(1), torch.tensor([list(prefix)], dtype=torch.long)], 1)).logits[0, -1]
     return logits.double().log_softmax(0)
+
+
+def byte_tokenizer(titles, size=400):
+    "A byte-level BPE that gives back every text"
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    t.train_from_iterator(titles, trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    return t
+
+
+@st.composite
+def colliding(draw, levels=st.integers(1, 3), size=4):
+    "Codes with many collisions, and distances whose values repeat"
+    L, n = draw(levels), draw(st.integers(1, 30))
+    codes = draw(st.lists(st.tuples(*[st.integers(0, 1)]*(L - 1), st.integers(0, size - 1)), min_size=n, max_size=n))
+    d = draw(st.lists(st.lists(st.integers(0, 6), min_size=size, max_size=size), min_size=n, max_size=n))
+    return np.array(codes), np.array(d, float)
