@@ -28,7 +28,8 @@ from pydantic import BeforeValidator, Field
 from typing import Annotated, Literal
 from .core import Count, GenrecError, Natural, Seed, SettingError, check_keys, patch, settings, read_json, write_json
 from .data import Catalog, Interactions, offsets_of
-from .semantic_ids import EOS, Identifiers, PAD, tokenize_titles
+from .semantic_ids import EOS, Identifiers, PAD
+from .titles import title_ids, tokenize_titles
 from .trie import ItemTrie
 from .batches import PrefixSamples, Windows
 from .tiger import TokenLoss
@@ -88,7 +89,7 @@ def title_identifiers(
     if spelt: raise GenrecError(f'{len(spelt)} of {len(titles)} titles spell a special token of the model ({", ".join(tokenizer.all_special_tokens)}), which would end or damage what it writes: {some(spelt)}; leave it out of the titles')
     damaged = tokenize_titles(titles, tokenizer, suffix, 'keep')[2]
     if len(damaged): raise GenrecError(f'the tokenizer cannot give back {len(damaged)} of {len(titles)} titles: {some(damaged)}; take another model, or other titles')
-    return Identifiers.from_titles(titles, tokenizer, suffix=suffix)
+    return title_ids(titles, tokenizer, suffix=suffix)
 
 # %% ../nbs/62_language_recommender.ipynb #81602aca
 def add_code_tokens(

@@ -28,7 +28,8 @@ from .data import Interactions, offsets_of
 from .loaders import fetch, read_atomic
 from .kmeans import centroids, check_vectors, kmeans, level_sizes, nearest, sq_distances
 from .rqvae import QUANTIZERS, load_quantizer
-from .semantic_ids import Identifiers, SPECIAL, level_name, path_groups, running_number
+from .collisions import path_groups, running_number
+from .semantic_ids import Identifiers, SPECIAL, level_name
 
 # %% ../nbs/25_other_tokenizers.ipynb #b6755322
 def block_widths(

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from .core import FileError, patch, whole_file
-from .semantic_ids import Identifiers, sort_rows
+from .collisions import sort_rows
+from .semantic_ids import Identifiers
 
 # %% ../nbs/30_trie.ipynb #4c2a15e0
 def _levels(

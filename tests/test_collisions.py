@@ -63,7 +63,7 @@ def greedy_free(codes, d):
         taken.add(tuple(codes[i]))
     return codes, kept
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(colliding())
 def test_free_policy_against_a_greedy_loop(case):
     codes, d = case
@@ -84,7 +84,7 @@ def test_free_policy_when_everybody_has_the_same_codes():
     moved, kept = resolve_free(np.zeros((n, 2), int), lambda items: np.tile(np.arange(k, dtype=np.float32), (len(items), 1)), np.ones(k, bool))
     assert kept == n - k and len(np.unique(moved[:, 1])) == k and moved[:k, 1].tolist() == list(range(k))
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(colliding())
 def test_policies_compared(case):
     codes, d = case
@@ -106,7 +106,7 @@ def test_distances_are_checked_before_work():
     for policy in ('free', 'sinkhorn'):
         with pytest.raises(GenrecError, match='item 1 at the last level hold NaN'): Identifiers.from_codes(codes, [1, 2], policy, np.array([[0, 1], [0, np.nan]]))
         with pytest.raises(GenrecError, match=r'shape \(2, 3\) for 2 items, expected \(2, 2\)'): Identifiers.from_codes(codes, [1, 2], policy, lambda items: np.zeros((2, 3)))
-        with pytest.raises(GenrecError, match=r"policy '\w+' got distances of shape \(\)"): Identifiers.from_codes(codes, [1, 2], policy)
+        with pytest.raises(GenrecError, match=r'distances have shape \(\), expected \(2, 2\)'): Identifiers.from_codes(codes, [1, 2], policy)
     with pytest.raises(GenrecError, match='expected one of extra, sinkhorn, free, keep'): Identifiers.from_codes(codes, policy='first')
 
 

@@ -11,6 +11,7 @@ from genrec_nb.core import GenrecError
 from genrec_nb.beam_search import DecodeConfig, beam_search, recommend, recommend_each
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.semantic_ids import EOS, PAD, Identifiers
+from genrec_nb.titles import title_ids
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.language_recommender import LMConfig, LanguageRecommender, Prompter, add_code_tokens, adapt, forced_runs, ground, language_recommender, sees, task_texts, title_identifiers, TASKS
 from genrec_nb.backbones import load_lm, tiny_llama
@@ -561,7 +562,7 @@ def test_a_title_that_spells_the_end_token():
     titles = ['red saw', 'the <end> of it']
     lm, tokenizer = base(titles)
     with pytest.raises(GenrecError, match=r"1 of 2 titles spell a special token .*<end>.*: 1: 'the <end> of it'"): title_identifiers(titles, tokenizer)
-    with pytest.raises(GenrecError, match='end-of-sequence token as a word'): LanguageRecommender(lm, tokenizer, Identifiers.from_titles(titles, tokenizer), LMConfig(base=None))
+    with pytest.raises(GenrecError, match='end-of-sequence token as a word'): LanguageRecommender(lm, tokenizer, title_ids(titles, tokenizer), LMConfig(base=None))
 
 def test_no_room_for_a_history():
     with pytest.raises(GenrecError, match='no room'): make(0, config=LMConfig(base=None, max_tokens=90))

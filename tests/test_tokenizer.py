@@ -229,7 +229,7 @@ def test_new_texts_are_encoded_like_the_old_ones(monkeypatch, tmp_path):
 
 REFUSED = [
     ('leter', {}, "expected one of letter, rqvae"), ('rqkmeans', dict(options=dict(alpha=1)), 'it has balanced, n_iter'), ('random', dict(options=dict(steps=1)), 'none of its own'),
-    ('tree', dict(levels=3), "does not look at 'levels'"), ('random', dict(policy='extra'), "'policy'"), ('rqkmeans', dict(cf='sasrec'), "'cf'"), ('pq', dict(policy='drop'), 'unknown'),
+    ('tree', dict(levels=3), "does not look at 'levels'"), ('random', dict(policy='extra'), "'policy'"), ('rqkmeans', dict(cf='sasrec'), "'cf'"), ('pq', dict(policy='drop'), "policy is 'drop', expected one of extra"),
     ('rqvae', dict(levels=0), 'levels is 0'), ('rqvae', dict(size=[4, 4]), 'does not fit 3 levels'), ('rqvae', dict(options=dict(steps=1.5)), 'steps is 1.5, expected a whole number'),
     ('rqvae', dict(options=dict(mu='x')), 'expected a number'), ('letter', dict(options=dict(alpha=float('nan'))), 'expected a number'), ('rqkmeans', dict(options=dict(balanced=1)), 'true or false'),
     ('rqvae', dict(options=[1]), 'names and values'), ('rqvae', dict(seed=-1), 'seed is -1, expected a whole number'), ('rqvae', dict(seed=1.5), 'seed is 1.5'), ('rqvae', dict(seed=True), 'seed is True'), ('rqvae', dict(seed=None), 'seed is None'),
@@ -479,7 +479,7 @@ def test_inspect_reads_tables_of_any_item_ids(tmp_path):
     longer.save(tmp_path/'longer.json', ids + ['n7', 'n1'])
     assert '62 items' in genrec('inspect', tmp_path/'longer.json')
     line = genrec('inspect', tmp_path/'longer.json', '--data', folder, ok=False)
-    assert 'holds 2 items that the catalogue lacks' in line and "add these items to the data's item file" in line and 'extra=' not in line
+    assert 'holds 2 items that the catalog lacks' in line and "add these items to the data's item file" in line and 'extra=' not in line
     assert 'lacks 60' in genrec('inspect', longer.save(tmp_path/'other.json', [f'q{i}' for i in range(62)]), '--data', folder, ok=False)
 
 

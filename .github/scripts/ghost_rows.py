@@ -14,7 +14,7 @@ from genrec_nb.backbones import SMOLLM2, smollm2_folder
 from genrec_nb.language_recommender import title_identifiers
 from genrec_nb.core import write_json
 from genrec_nb.core import versions
-from genrec_nb.tokenizer import short_titles
+from genrec_nb.titles import short_titles
 from genrec_nb.trie import ItemTrie
 
 

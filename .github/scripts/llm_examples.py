@@ -16,7 +16,7 @@ from genrec_nb.language_recommender import LanguageRecommender, LMConfig, title_
 from genrec_nb.core import write_json
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 from genrec_nb.core import versions
-from genrec_nb.tokenizer import short_titles
+from genrec_nb.titles import short_titles
 
 
 @torch.inference_mode()

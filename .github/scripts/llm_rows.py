@@ -21,7 +21,7 @@ from genrec_nb.language_recommender import LanguageRecommender, LMConfig, langua
 from genrec_nb.token_weights import make_weighting
 from genrec_nb.core import versions
 from genrec_nb.run import SPLITS
-from genrec_nb.tokenizer import short_titles
+from genrec_nb.titles import short_titles
 from genrec_nb.train import TrainConfig, fit
 
 SHARES = (.25, .5, .75) # of the assistant
