@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['SHARED', 'CODED', 'TOKENIZERS', 'own_settings', 'Method', 'Sources', 'letter_config', 'make_letter', 'make_rqvae',
            'make_rqkmeans', 'make_opq', 'make_pq', 'make_tree', 'make_random', 'make_category', 'lm_name',
-           'lm_tokenizer', 'make_title', 'short_titles', 'named_method', 'check_options', 'TokenizerConfig',
-           'default_size', 'check_sizes', 'collaborative_embeddings', 'check_cf', 'find_categories', 'text_vectors',
-           'Tokenized', 'vector_source', 'gather', 'tokenize_items', 'position_use', 'TokenizerReport',
-           'tokenizer_report', 'new_vectors', 'assign_items', 'save_tokenized', 'load_tokenized', 'assign_file',
-           'compare_reports']
+           'lm_tokenizer', 'make_title', 'named_method', 'check_options', 'TokenizerConfig', 'default_size',
+           'check_sizes', 'collaborative_embeddings', 'check_cf', 'find_categories', 'text_vectors', 'Tokenized',
+           'vector_source', 'gather', 'tokenize_items', 'position_use', 'TokenizerReport', 'tokenizer_report',
+           'new_vectors', 'assign_items', 'save_tokenized', 'load_tokenized', 'assign_file', 'compare_reports']
 
 # %% ../nbs/80_tokenizer.ipynb #18a0711b
 import hashlib, os, re, shutil
@@ -18,14 +17,17 @@ import pandas as pd
 import torch
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from .core import GenrecError, check_option, read_json, versions, write_json
+from .core import GenrecError, check_choice, check_option, read_json, versions, write_json
 from .data import Catalog, Dataset, Interactions, Split, leave_one_out
 from .loaders import read_items
 from .embed import embed_texts, make_encoder
 from .kmeans import CodebookReport, check_vectors, codebook_report, level_sizes, quantizer_report, residual_kmeans
 from .rqvae import RQVAEConfig, load_quantizer, train_rqvae
 from .letter import LETTERConfig, fit_letter
-from .semantic_ids import Identifiers, check_policy
+from .collisions import POLICIES
+from .semantic_ids import Identifiers
+import genrec_nb.new_items # gives `Identifiers.append`
+from .titles import short_titles
 from .other_tokenizers import category_ids, popular_first, product_kmeans, read_categories, tree_ids
 from .trie import ItemTrie
 from .infogain import gain_by_position, information_gain, item_prior
@@ -110,16 +112,6 @@ def make_title(s: Sources, c: 'TokenizerConfig') -> Identifiers:
     o = {**TOKENIZERS['title'].options, **c.options}
     return title_identifiers(short_titles(s.titles, o['drop']), lm_tokenizer(o['lm']), o['suffix'])
 
-def short_titles(
-    titles: list[str], # N titles
-    drop: str, # regular expression; empty: nothing
-) -> list[str]:
-    "Titles without what the pattern finds; raises `GenrecError` for a pattern that is none, and for titles of which nothing is left"
-    try: short = [re.sub(drop, '', t).strip() for t in titles] if drop else list(titles)
-    except re.error as e: raise GenrecError(f'drop={drop!r} is no regular expression: {e}') from None
-    gone = [t for t, s in zip(titles, short) if drop and not s]
-    if gone: raise GenrecError(f'drop={drop!r} leaves nothing of {len(gone)} titles: {"; ".join(map(repr, gone[:5]))}')
-    return short
 
 # %% ../nbs/80_tokenizer.ipynb #2cad4a86
 CODED = ('levels', 'size', 'policy', 'encoder')
@@ -174,7 +166,7 @@ class TokenizerConfig:
             given = getattr(self, name)
             if given is not None and name not in uses: raise GenrecError(f'{self.method} does not look at {name!r}, which is {given!r}: leave it out' + (f' (it looks at {", ".join(uses)})' if uses else ''))
             if given is None and name in uses: setattr(self, name, default)
-        if self.policy is not None: check_policy(self.policy)
+        if self.policy is not None: check_choice(self.policy, POLICIES, 'policy')
         if self.levels is not None and (not isinstance(self.levels, int) or self.levels < 1): raise GenrecError(f'levels is {self.levels!r}, expected 1 or more')
         if self.size is not None: level_sizes(self.size, self.levels)
         if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0: raise GenrecError(f'seed is {self.seed!r}, expected a whole number, 0 or more')
