@@ -16,7 +16,7 @@ from .metrics import metrics_table
 from .kmeans import codebook_report, plot_codebook_use
 from .other_tokenizers import plot_first_tokens
 from .trie import ItemTrie
-from .infogain import (BLUE, ORANGE, information_gain, item_prior, plot_decisiveness,
+from .infogain import (BLUE, ORANGE, information_gain, item_prior, plot_token_gains,
                                 plot_gain_by_position, plot_gain_distribution)
 from .tokenizer import TOKENIZERS, Tokenized, TokenizerReport
 from .recommender import GenerativeRecommender
@@ -71,7 +71,7 @@ def _tokens(page: Page, m: dict, rec: GenerativeRecommender, counts: np.ndarray,
     if made.codes is not None and made.quantizer is not None:
         page.add('Codebooks', plot_codebook_use(codebook_report(made.codes, made.quantizer.sizes)))
     names = [rec.catalog.titles[i] for i in items]
-    shown = gain_strips(rec, items) if titles else plot_decisiveness(rec.trie, rec.gain, rec.ids, items, names)
+    shown = gain_strips(rec, items) if titles else plot_token_gains(rec.trie, rec.gain, rec.ids, items, names)
     mark = 'Tokens without color are zero-gain tokens.' if titles else 'A dot marks a zero-gain token.'
     page.add('Information gain', plot_gain_by_position(rec.trie, rec.gain, counts),
              plot_gain_distribution(rec.trie, rec.gain, counts), shown, preformatted(repr(rec.trie.describe())),

@@ -19,7 +19,7 @@ from .kmeans import check_vectors
 from .semantic_ids import Identifiers, index_files
 from .item_decoder import level_ranges
 from .baselines import SASRecConfig, check_split
-from .tokenizer import TOKENIZERS, Tokenized, check_sizes, load_tokenized
+from .tokenizer import TOKENIZERS, Tokenized, TokenizerConfig, check_sizes, load_tokenized
 from .recommender import RecommenderConfig, check_backbone, check_base
 
 # %% ../nbs/83_trial.ipynb #2a7ebea8
@@ -118,7 +118,7 @@ def config(self: Trial) -> dict:
     rule = dict(kind=type(r.rule).__name__, **asdict(r.rule))
     free = ('alpha', 'assistant_weight')                       # of the decodings, not of the training
     decode = {k: v for k, v in asdict(r.decode).items() if k not in free}
-    vectors = content_digest(self.data.vectors) if self.data.vectors else r.encoder
+    vectors = content_digest(self.data.vectors) if self.data.vectors else r.tokenizer.encoder
     return plain(dict(data=self.digest, ids=self.tokenizer, weighting=rule, backbone=r.backbone,
                       model=_by_content(r.model), train=asdict(r.train), decode=decode, gain=r.gain,
                       vectors=vectors, trainer=self.trainer, seed=r.seed))
@@ -168,14 +168,15 @@ def check_trial(
     data: Dataset, split: Split,
 ) -> None:
     "Raise `GenrecError` for what cannot work with these data, before long work"
-    r, ids = trial.recommender, None
+    r, ids, method = trial.recommender, None, trial.recommender.tokenizer.method
     if trial.ids:
         ids = given_identifiers(trial.ids, data).ids
         check_backbone(r.backbone, ids.backbone_ids is not None, False, ids.kind)
         if r.backbone == 'packed': level_ranges(ids)
     else:
         check_sizes(len(data.catalog), r.tokenizer_config)
-        if {'text', 'titles'} & set(TOKENIZERS[r.quantizer].needs): require_text(trial.data, f'the tokenizer {r.quantizer}')
+        if {'text', 'titles'} & set(TOKENIZERS[method].needs):
+            require_text(trial.data, f'the tokenizer {method}')
     if r.rule.needs_vectors and not trial.data.vectors: require_text(trial.data, f'weighting {r.weighting}')
     if trial.data.vectors: own_vectors(trial.data, len(data.catalog))
     if r.backbone == 'llm': check_base(r.model, data.catalog, ids, None if trial.ids else r.tokenizer_config)

@@ -14,7 +14,7 @@ from genrec_nb.backbones import tiny_llama
 from genrec_nb.language_recommender import title_identifiers
 from genrec_nb.kmeans import residual_kmeans
 from genrec_nb.recommender import RecommenderConfig
-from genrec_nb.run import tokenize_job
+from genrec_nb.run import tokenize as tokenize_job
 from genrec_nb.tokenizer import TOKENIZERS, TokenizerConfig, collaborative_embeddings, compare_reports, default_size, load_tokenized, tokenize_items
 
 N, CODED = 60, [m for m, how in TOKENIZERS.items() if 'text' in how.needs]
