@@ -42,7 +42,8 @@ from ..baselines import SASRec, kept_sasrec
 from ..tokenizer import TOKENIZERS, TokenizerConfig, collaborative_embeddings as train_cf, check_sizes, lm_name, tokenize_items
 from ..recommender import BACKBONES, check_backbone, check_base, check_model, make_model
 from ..report import Report, picture, wide
-from ..run import SPLITS, Steps
+from ..trial import _SPLITS as SPLITS
+from ..pipeline import _Steps as Steps
 from ..core import versions
 
 # %% ../../nbs/90_grid.ipynb #c5594e79
