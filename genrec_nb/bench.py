@@ -44,7 +44,8 @@ from .beam_search import Beams, DecodeConfig, expand_items, recommend
 from .generate import TrieProcessor
 from .train import TrainConfig, batch_targets, fit, rank_cases
 from .backbones import SMOLLM2, load_lm, smollm2_folder
-from .language_recommender import LMConfig, language_recommender, title_identifiers
+from .language_recommender import LMConfig, language_recommender
+from .prompts import title_identifiers
 
 # %% ../nbs/94_bench.ipynb #16db5abc
 def race(
@@ -663,7 +664,7 @@ def exact_scores(
     model.double()
     for rows, found in zip(history[:, None], items):
         x, mask = model.prompt(rows.expand(len(found), -1))
-        path, real = model.path_answers(found)
+        path, real = model.path_completions(found)
         mask = torch.cat([mask, real[:, :-1].long()], 1)
         logits = model.lm(input_ids=torch.cat([x, path[:, :-1]], 1), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=path.shape[1], use_cache=False).logits
         out.append(((logits.gather(2, path[..., None])[..., 0] - logits.logsumexp(2))*real).sum(1))

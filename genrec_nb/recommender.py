@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config
 from pydantic import Field
 from typing import Annotated, Callable, Literal
-from .core import GenrecError, Seed, SettingError, Share, check_choice, check_keys, check_option, patch, read_json, read_settings, settings, write_json
+from .core import GenrecError, MissingTextError, Seed, SettingError, Share, check_choice, check_keys, check_option, patch, read_json, read_settings, settings, write_json
 from .data import Cases, Catalog, Dataset, Split, leave_one_out
 from .embed import embed_texts
 from .rqvae import load_quantizer
@@ -31,7 +31,7 @@ from .tiger import TigerT5, tiger_t5
 from .item_decoder import ItemDecoder, ItemDecoderConfig, packed_decoder
 from .beam_search import DecodeConfig, decoding_weights, recommend
 from .train import FitResult, TrainConfig, fit, rank_each
-from .tokenizer import Sources, TOKENIZERS, Tokenized, TokenizerConfig, lm_name, lm_tokenizer, make_title, tokenize_items
+from .tokenizer import Sources, TOKENIZERS, Tokenized, TokenizerConfig, lm_name, make_title, tokenize_items
 
 # %% ../nbs/81_recommender.ipynb #f87155f6
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def _make_language_model(
     **model, # settings, as `LMConfig` names them
 ): # a `LanguageRecommender`, untrained
     "A language model as a generator"
+    import genrec_nb.alignment                                                 # its tasks
     from genrec_nb.language_recommender import LMConfig, language_recommender
     return language_recommender(ids, None, LMConfig(**model, seed=seed))
 
@@ -140,7 +141,8 @@ def check_model(
 
 def _check_language_model(settings: dict, where: str, titles: bool, weighting: str) -> None:
     "Values, tasks, and what excludes what"
-    from genrec_nb.language_recommender import LMConfig, check_tasks
+    from genrec_nb.alignment import check_tasks
+    from genrec_nb.language_recommender import LMConfig
     config = read_settings(LMConfig, settings, where)
     check_tasks(config.tasks, f'{where}.tasks')
     if titles and config.tasks:
@@ -227,26 +229,27 @@ def check_base(
     ids: Identifiers | None = None, # their paths, if they were made before
     how: TokenizerConfig | None = None, # how they will be made
 ) -> None: # raises `GenrecError` if it cannot be the base
-    "Is the language model there, with its tokenizer, and do the settings fit it and the titles? Looked at before long work; the weights are not loaded"
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from genrec_nb.language_recommender import LMConfig, adapt, item_words, lm_tokens, make_prompter
-    from genrec_nb.backbones import SMOLLM2, check_four_bit, smollm2_folder
-    if model.get('four_bit'): check_four_bit()
-    if model.get('tasks') and not any(catalog.texts): raise GenrecError('alignment tasks are made of the item texts, and there are none: leave out tasks')
-    base = model.get('base', SMOLLM2)
-    tokenizer = lm_tokenizer(base)
-    if ids is None and how is not None and how.method == 'title': ids = make_title(Sources(len(catalog), titles=catalog.titles), how)
-    own = lm_tokens(ids, tokenizer) if ids is not None and ids.backbone_ids is not None else None # refuses titles that another tokenizer has cut
-    folder, config = Path(smollm2_folder() if base == SMOLLM2 else base), LMConfig(**model)
-    if folder.is_dir() and not any(next(folder.glob(p), None) for p in ('*.safetensors', '*.bin')): raise GenrecError(f'base: {base}: holds no weights (none of *.safetensors, *.bin)')
-    try:
-        found = AutoConfig.from_pretrained(folder if folder.is_dir() else base, trust_remote_code=False)
-        with torch.device('meta'): bare = AutoModelForCausalLM.from_config(found, trust_remote_code=False) # its shape, without a number in it
-    except (OSError, ValueError, KeyError, AttributeError) as e: raise GenrecError(f"base: {base}: {' '.join(str(e).split())[:200]}") from None
-    context = getattr(found, 'max_position_embeddings', config.max_tokens)
-    if config.max_tokens > context: raise GenrecError(f'max_tokens is {config.max_tokens}, but the model reads {context} tokens at most')
-    if own is not None: make_prompter(config.template, item_words(ids, own, tokenizer), tokenizer, config, ids.max_len) # refuses prompts without room
-    if config.targets != 'all-linear': adapt(bare, replace(config, four_bit=False))
+    "Is the language model there, with its tokenizer, and do settings and titles fit it? Its weights are not loaded"
+    from genrec_nb.backbones import adapt, check_four_bit, load_shape, load_tokenizer
+    from genrec_nb.language_recommender import LMConfig
+    config = LMConfig(**model)
+    if config.four_bit: check_four_bit()
+    if config.tasks and not any(catalog.texts):
+        raise MissingTextError('alignment tasks are made of the item texts, and there are none: leave out tasks')
+    tokenizer, shape = load_tokenizer(config.base), load_shape(config.base)
+    if ids is None and how is not None and how.method == 'title':
+        ids = make_title(Sources(len(catalog), titles=catalog.titles), how)
+    context = getattr(shape.config, 'max_position_embeddings', config.max_tokens)
+    if config.max_tokens > context:
+        raise SettingError(f'max_tokens is {config.max_tokens}, but the model reads {context} tokens at most')
+    if ids is not None and ids.backbone_ids is not None: _check_prompts(ids, tokenizer, config)
+    if config.targets != 'all-linear': adapt(shape, targets=config.targets)
+
+def _check_prompts(ids: Identifiers, tokenizer, config) -> None:
+    "Raise `GenrecError` for titles that another tokenizer has cut, and for prompts without room"
+    from genrec_nb.prompts import item_tokens, lm_tokens, make_prompter
+    words = item_tokens(ids, lm_tokens(ids, tokenizer), tokenizer)
+    make_prompter(config.template, words, tokenizer, config.separator, config.max_tokens, ids.max_len)
 
 # %% ../nbs/81_recommender.ipynb #c9a4fd6f
 class GenerativeRecommender:

@@ -17,7 +17,8 @@ from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.infogain import item_prior
 from genrec_nb.letter import diversity_loss, group_mates
-from genrec_nb.language_recommender import LMConfig, language_recommender, title_identifiers
+from genrec_nb.language_recommender import LMConfig, language_recommender
+from genrec_nb.prompts import title_identifiers
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.kmeans import generator, residual_kmeans
 from genrec_nb.tiger import tiger_t5

@@ -11,7 +11,7 @@ from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
 from genrec_nb.core import GenrecError
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.backbones import tiny_llama
-from genrec_nb.language_recommender import title_identifiers
+from genrec_nb.prompts import title_identifiers
 from genrec_nb.kmeans import residual_kmeans
 from genrec_nb.recommender import RecommenderConfig
 from genrec_nb.run import tokenize as tokenize_job

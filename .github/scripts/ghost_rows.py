@@ -11,7 +11,7 @@ from genrec_nb.data import global_time, leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
 from genrec_nb.backbones import SMOLLM2, smollm2_folder
-from genrec_nb.language_recommender import title_identifiers
+from genrec_nb.prompts import title_identifiers
 from genrec_nb.core import write_json
 from genrec_nb.core import versions
 from genrec_nb.titles import short_titles

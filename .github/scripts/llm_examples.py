@@ -12,7 +12,8 @@ from genrec_nb.data import leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.backbones import SMOLLM2, load_lm
-from genrec_nb.language_recommender import LanguageRecommender, LMConfig, title_identifiers
+from genrec_nb.language_recommender import LanguageRecommender, LMConfig
+from genrec_nb.prompts import title_identifiers
 from genrec_nb.core import write_json
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 from genrec_nb.core import versions
