@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'top_items', 'take_cases', 'check_cases', 'ItemRanker', 's
            'Propagate', 'propagate', 'Negatives', 'bpr_loss', 'check_settings', 'LightGCNConfig', 'LightGCN',
            'bpr_epoch', 'check_split', 'train_lightgcn', 'look_at', 'CatalogCE', 'catalog_ce', 'SASRecConfig',
            'left_aligned', 'SASRec', 'own_random_state', 'CatalogTrainer', 'sasrec_arguments', 'looks', 'train_sasrec',
-           'save_ranker', 'read_tensors', 'load_ranker', 'kept_sasrec', 'train_collaborative_embeddings',
+           'save_ranker', 'read_tensors', 'load_ranker', 'load_or_train_sasrec', 'train_collaborative_embeddings',
            'check_item_vectors', 'load_vectors']
 
 # %% ../nbs/72_baselines.ipynb #ccf5c70e
@@ -515,7 +515,7 @@ def load_ranker(
     model.history = meta['history']
     return model.eval()
 
-def kept_sasrec(
+def load_or_train_sasrec(
     split: Split, # what it learns from, unless it has
     folder: str | Path, # where it is kept
     seed: int = 0,

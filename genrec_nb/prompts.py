@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from .core import GenrecError, SettingError, patch
 from .data import offsets_of
-from .semantic_ids import EOS, Identifiers, tokenize_titles
+from .semantic_ids import EOS, Identifiers
+from .titles import title_ids, tokenize_titles
 
 # %% ../nbs/61_prompts.ipynb #20f08959
 def title_identifiers(
@@ -29,7 +30,7 @@ def title_identifiers(
     if len(lost):
         raise GenrecError(f'the tokenizer cannot give back {len(lost)} of {len(titles)} titles: {_listed(titles, lost)}; '
                           'take another model, or other titles')
-    return Identifiers.from_titles(titles, tokenizer, suffix=suffix)
+    return title_ids(titles, tokenizer, suffix=suffix)
 
 def _listed(titles: list[str], bad: list[int]) -> str:
     "The first ten, with their numbers"

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'CODED', 'TOKENIZERS', 'own_settings', 'Method', 'Sources', 'letter_config', 'make_letter', 'make_rqvae',
-           'make_rqkmeans', 'make_opq', 'make_pq', 'make_tree', 'make_random', 'make_category', 'lm_name',
-           'lm_tokenizer', 'make_title', 'named_method', 'check_options', 'TokenizerConfig', 'default_size',
-           'check_sizes', 'collaborative_embeddings', 'check_cf', 'find_categories', 'text_vectors', 'Tokenized',
-           'vector_source', 'gather', 'tokenize_items', 'position_use', 'TokenizerReport', 'tokenizer_report',
-           'new_vectors', 'assign_items', 'save_tokenized', 'load_tokenized', 'assign_file', 'compare_reports']
+           'make_rqkmeans', 'make_opq', 'make_pq', 'make_tree', 'make_random', 'make_category', 'lm_name', 'make_title',
+           'named_method', 'check_options', 'TokenizerConfig', 'default_size', 'check_sizes',
+           'collaborative_embeddings', 'check_cf', 'find_categories', 'text_vectors', 'Tokenized', 'vector_source',
+           'gather', 'tokenize_items', 'position_use', 'TokenizerReport', 'tokenizer_report', 'new_vectors',
+           'assign_items', 'save_tokenized', 'load_tokenized', 'assign_file', 'compare_reports']
 
 # %% ../nbs/80_tokenizer.ipynb #18a0711b
 import hashlib, os, re, shutil
@@ -93,24 +93,12 @@ def lm_name(
     "What to call a language model in a configuration"
     return str(Path(base).resolve()) if Path(base).is_dir() else str(base)
 
-def lm_tokenizer(
-    name: str, # 'smollm2-135m', a name on the Hub, or a folder
-): # its tokenizer
-    "The tokenizer of a language model, without the weights; raises `GenrecError` if there is none"
-    from transformers import AutoTokenizer
-    from genrec_nb.backbones import SMOLLM2, TOKENIZER_FILES, smollm2_folder  # here: not everybody wants a language model
-    folder = Path(smollm2_folder() if name == SMOLLM2 else name)
-    if folder.is_dir() and not any(next(folder.glob(p), None) for p in TOKENIZER_FILES): raise GenrecError(f'the language model {name} holds no tokenizer (none of {", ".join(TOKENIZER_FILES)})')
-    try: found = AutoTokenizer.from_pretrained(folder if folder.is_dir() else name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, AttributeError) as e: raise GenrecError(f"the language model {name}: no tokenizer can be loaded, expected {SMOLLM2!r}, a folder, or a name on the Hub: {' '.join(str(e).split())[:200]}") from None
-    if found.eos_token_id is None: raise GenrecError(f'the tokenizer of {name} has no end-of-sequence token, and a title needs an end')
-    return found
-
 def make_title(s: Sources, c: 'TokenizerConfig') -> Identifiers:
     "Titles in the pieces of a language model; raises `GenrecError` for titles that it cannot give back"
-    from genrec_nb.language_recommender import title_identifiers
+    from genrec_nb.backbones import load_tokenizer                           # here: not everybody wants a language model
+    from genrec_nb.prompts import title_identifiers
     o = {**TOKENIZERS['title'].options, **c.options}
-    return title_identifiers(short_titles(s.titles, o['drop']), lm_tokenizer(o['lm']), o['suffix'])
+    return title_identifiers(short_titles(s.titles, o['drop']), load_tokenizer(o['lm']), o['suffix'])
 
 
 # %% ../nbs/80_tokenizer.ipynb #2cad4a86
