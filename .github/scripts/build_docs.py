@@ -7,7 +7,7 @@ one at the end. It can be browsed offline, straight from the disk: KaTeX is bund
 .cache/, checked against its sha256; or set KATEX_TARBALL to a copy of katex-0.16.11.tgz), themes load no fonts from
 elsewhere, and the search index is a script, because a page opened from disk may not fetch JSON.
 """
-import argparse, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile
+import argparse, ast, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,30 +82,51 @@ def front(nb):
     return yaml.safe_load(m[1]) or {} if m else {}
 
 
+def only_imports(source):
+    "Is a cell nothing but imports?"
+    try: body = ast.parse(source).body
+    except SyntaxError: return False
+    return bool(body) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
+
+
 def prepare(nbs):
     """Three changes to each notebook before nbdev's processors see it.
 
-    Exported cells show their code (nbdev's `exports`), imports aside: a lesson that hides its code teaches nothing. The module is
-    imported first, so that a signature may name a class that the notebook defines further down. And the processors, which execute
-    exported cells and any cell with an import, leave the latter alone: what it needs has not been run.
+    Exported cells show their code (nbdev's `exports`): a lesson that hides its code teaches nothing, and a page without its imports
+    does not run; imports are folded. The module is imported first, so that a signature may name a class that the notebook defines
+    further down. And the processors, which execute exported cells and any cell with an import, leave the latter alone: what it
+    needs has not been run.
     """
-    import ast
     for f in nbs.rglob('*.ipynb'):
         nb = json.loads(f.read_text())
         for c in nb['cells']:
             src = ''.join(c['source'])
             if c['cell_type'] != 'code': continue
+            hidden = re.match(r'#\|\s*(hide|echo: *false)', src)
+            if not hidden and only_imports(src) and not re.match(r'#\|\s*export', src):
+                body = '\n'.join(line for line in src.split('\n') if not re.match(r'#\|', line))
+                c['source'] = f'#| eval: false\n#| code-fold: true\n#| code-summary: "Imports"\n{body}'
+                continue
             if not re.match(r'#\|\s*(export|default_exp)', src) and re.search(r'\bimport\b', src) and 'show_doc(' not in src: c['source'] = '#| eval: false\n'+src
-            if not re.match(r'#\|\s*export\s*\n', src): continue
-            if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(src).body): continue
-            c['source'] = re.sub(r'#\|\s*export', '#| exports', src, count=1)
+            if re.match(r'#\|\s*export\s*\n', src): c['source'] = re.sub(r'#\|\s*export', '#| exports', src, count=1)
         for i, c in enumerate(nb['cells']):
             m = re.match(r'#\|\s*default_exp\s+([\w.]+)', ''.join(c['source'])) if c['cell_type'] == 'code' else None
             if not m: continue
             nb['cells'].insert(i+1, dict(cell_type='code', id='import-all', metadata={}, outputs=[], execution_count=None,
                                          source=f'#| hide\nfrom genrec_nb.{m[1]} import *'))
             break
+        show_test_imports(nb)
         f.write_text(json.dumps(nb))
+
+
+def show_test_imports(nb):
+    "The comparisons of `fastcore.test` that shown cells use are imported in a hidden cell: show that import, folded, above the first code."
+    shown = [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code' and not re.match(r'#\|\s*hide', ''.join(c['source']))]
+    used = sorted({m for s in shown for m in re.findall(r'\b(test_(?:eq|ne|close|fail|stdout|is|warns))\(', s)} - {m for s in shown for m in re.findall(r'def (test_\w+)', s)})
+    if not used: return
+    at = next(i for i, c in enumerate(nb['cells']) if c['cell_type'] == 'code' and 'fastcore.test' in ''.join(c['source'])) + 1
+    nb['cells'].insert(at, dict(cell_type='code', id='import-tests', metadata={}, outputs=[], execution_count=None,
+                                source=f'#| eval: false\n#| code-fold: true\n#| code-summary: "Imports"\nfrom fastcore.test import {", ".join(used)}'))
 
 
 def process(work):
@@ -135,25 +156,103 @@ def heading_over_code(nb):
 
     nbdev writes heading, signature and docstring, and its code apart; with the code on the page the signature would stand there twice.
     """
-    import ast
     cells = nb['cells']
-    doc_of = lambda c: m[1] if c['cell_type'] == 'code' and (m := re.search(r'^show_doc\((\w+)\)', ''.join(c['source']), re.M)) else None
+    doc_of = lambda c: m[1] if c['cell_type'] == 'code' and (m := re.search(r'^show_doc\(([\w.]+)\)', ''.join(c['source']), re.M)) else None
     for code in [c for c in cells if c['cell_type'] == 'code' and ''.join(c['source']).startswith(FOLD)]:
         code['source'] = ''.join(code['source'])[len(FOLD):]
-        names = [n.name for n in ast.parse(code['source']).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        if only_imports(code['source']):
+            code['source'] = '#| code-fold: true\n#| code-summary: "Imports"\n' + code['source']
+            continue
+        names = [full_name(n) for n in ast.parse(code['source']).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
         at = cells.index(code)
         docs = sorted((c for c in cells[max(0, at-6):at+6+len(names)] if doc_of(c) in names), key=lambda c: names.index(doc_of(c)))
         for c in docs:
             for o in c['outputs']:
-                if md := ''.join(o.get('data', {}).get('text/markdown', '')): o['data']['text/markdown'] = md.removeprefix('---\n\n').split('\n```python\n')[0]
+                if md := ''.join(o.get('data', {}).get('text/markdown', '')): o['data']['text/markdown'] = heading(md, doc_of(c))
         for c in docs: cells.remove(c)
         at = cells.index(code)
         cells[at:at] = docs
 
 
+def full_name(node):
+    "The name of a definition; of a function that `patch` adds to a class, Class.name."
+    deco = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+    patched = any(isinstance(d, ast.Name) and d.id == 'patch' for d in deco) and node.args.args
+    return f'{ast.unparse(node.args.args[0].annotation)}.{node.name}' if patched else node.name
+
+
+def heading(md, name):
+    "What nbdev shows of a name, down to its signature; a cached property, which it shows as an object, by its name."
+    md = md.removeprefix('---\n\n').split('\n```python\n')[0]
+    return f'### {name}' + ' {#' + name.lower() + '}\n' if 'object at 0x' in md else md
+
+
+def pages_of_names(nbs):
+    "{notebook: {public name that it defines or imports: its page, such as trie.html}}"
+    page = lambda f: re.sub(r'^\d+[a-z]?_', '', f.relative_to(nbs).with_suffix('.html').name)
+    trees, homes, public = {}, {}, {}
+    for f in sorted(nbs.rglob('*.ipynb')):
+        code = [''.join(c['source']) for c in json.loads(f.read_text())['cells'] if c['cell_type'] == 'code']
+        trees[f] = [(t, bool(re.match(r'#\|\s*exports?\b', x))) for x in code if (t := parsed(x))]
+        home = next((m[1] for x in code if (m := re.match(r'#\|\s*default_exp\s+([\w.]+)', x))), None)
+        if home: homes[f'genrec_nb.{home}'] = page(f)
+        public[f] = {n.name: page(f) for t, exported in trees[f] if exported for n in t.body
+                     if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != '_'}
+    imported = {f: {a.asname or a.name: homes[n.module] for t, _ in trees[f] for n in ast.walk(t)
+                    if isinstance(n, ast.ImportFrom) and n.module in homes for a in n.names} for f in trees}
+    return {f.relative_to(nbs).as_posix(): imported[f] | public[f] for f in trees}, {m.split('.')[-1]: p for m, p in homes.items()}
+
+
+def parsed(source):
+    "The syntax tree of a cell; None where it is no plain Python."
+    try: return ast.parse(source)
+    except SyntaxError: return None
+
+
+def link_names(text, names, here, lessons, depth):
+    """Links of names in backticks: to this page if it defines the name, else to the page of the module that it is imported from, else none.
+
+    nbdev would link a name to whichever module defines one of the same spelling. `*trie*`, a lesson named in italics, becomes a link, too.
+    """
+    up = '../'*depth
+    def link(m):
+        name, head = m[1], m[1].split('.')[0]
+        if head not in names: return f'`{name}`'
+        return f'[`{name}`]({"" if names[head] == here else up+names[head]}#{name.lower()})'
+    def linked(piece):
+        piece = re.sub(r'\[(`[^`\n]+`)\]\([^()\s]*\.html#[\w.-]*\)', r'\1', piece)
+        piece = re.sub(r'(?<![\[`])`([A-Za-z_]\w*(?:\.\w+)*)`(?![\]`])', link, piece)
+        return re.sub(r'(?<![*\w`])\*([a-z_]+)\*(?![*\w])', lambda m: f'[{m[1]}]({up}{lessons[m[1]]})' if m[1] in lessons else m[0], piece)
+    return ''.join(p if p.startswith('```') else '\n'.join(line if re.match(r'#+ ', line) else linked(line) for line in p.split('\n'))
+                   for p in re.split(r'(```.*?```)', text, flags=re.S))
+
+
+SECTIONS = ['Foundations', 'Data and metrics', 'Identifiers', 'Tokens', 'Models', 'Decoding and training', 'Language models',
+            'Significance and baselines', 'Use', 'Experiments']                # by the first digit of a notebook's number
+
+
+def reference(stage, lessons):
+    "The API reference, a page a module, made by smalldocs from signatures and docments; each name leads to its lesson. The pages."
+    conf = stage/'_quarto.yml'
+    before = conf.read_text()
+    conf.write_text(before+f'\nsmalldocs: {{api: {{packages: [genrec_nb], out: reference, root: {stage.parent}}}}}\n')
+    smalldocs = shutil.which('smalldocs', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
+    r = subprocess.run([smalldocs, 'api', 'build'], cwd=stage, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if r.returncode: sys.exit(f'smalldocs api build failed\n{r.stderr[-2000:]}')
+    conf.write_text(before)
+    for f in sorted((stage/'reference').glob('*.qmd')):
+        if f.stem not in lessons: f.unlink(); continue
+        text = re.sub(r'^title: .*', f'title: "{f.stem}"', f.read_text(), count=1, flags=re.M)
+        lesson = lambda m: f'{m[0]}\n\n[lesson](../{lessons[f.stem]}#{m[1].lower()})\n'
+        f.write_text(re.sub(r'^## .*\{#(\w+)\}$', lesson, text, flags=re.M))
+    order = {name: i for i, name in enumerate(lessons)}
+    return [f'reference/{f.name}' for f in sorted((stage/'reference').glob('*.qmd'), key=lambda f: order[f.stem])]
+
+
 def settle(stage, site_url):
     "Give notebooks the names of their pages, make links to them relative, drop Quarto keys smalldocs does not know, write the sidebar."
     import yaml
+    links, lessons_by_name = pages_of_names(stage.parent/'nbs')
     names = {}                                                                 # 10_data.ipynb -> data.ipynb
     for f in sorted(stage.rglob('*.ipynb')):
         out = front(json.loads(f.read_text())).get('output-file', f.name)
@@ -169,20 +268,24 @@ def settle(stage, site_url):
     for a, b in names.items():
         nb, depth = json.loads((stage/a).read_text()), a.count('/')
         heading_over_code(nb)
+        linked = lambda text: link_names(text, links.get(a, {}), Path(b).with_suffix('.html').name, lessons_by_name, depth)
         for c in nb['cells']:
             src = ''.join(c['source'])
             if c['cell_type'] == 'raw': c['source'] = re.sub(r'^output-file:.*\n', '', src, flags=re.M)
-            elif c['cell_type'] == 'markdown': c['source'] = fix(src, depth)
+            elif c['cell_type'] == 'markdown': c['source'] = fix(linked(src), depth)
             for o in c.get('outputs', []):
                 md = o.get('data', {}).get('text/markdown')
-                if md: o['data']['text/markdown'] = fix(''.join(md), depth)
+                if md: o['data']['text/markdown'] = fix(linked(''.join(md)), depth)
         (stage/a).unlink()
         (stage/b).write_text(json.dumps(nb))
 
     pages = [b for a, b in sorted(names.items()) if b != 'index.ipynb']
-    lessons, folders = [p for p in pages if '/' not in p], sorted({p.split('/')[0] for p in pages if '/' in p})
-    contents = [{'text': 'Start', 'href': 'index.ipynb'}, {'section': 'The library, in reading order', 'contents': lessons}]
-    contents += [{'section': f.capitalize(), 'contents': [p for p in pages if p.startswith(f+'/')]} for f in folders]
+    inside = lambda folder: [p for p in pages if p.startswith(folder+'/')]
+    lessons = [[b for a, b in sorted(names.items()) if '/' not in a and a.startswith(str(d))] for d in range(10)]
+    single = [b for a, b in sorted(names.items()) if '/' not in a and not a[0].isdigit() and b != 'index.ipynb']
+    contents = [{'text': 'Start', 'href': 'index.ipynb'}, {'section': 'Tutorials', 'contents': inside('tutorials')}]
+    contents += [{'section': s, 'contents': found} for s, found in zip(SECTIONS, lessons) if found]
+    contents += [*single, {'section': 'Reference', 'contents': reference(stage, lessons_by_name)}]
     (stage/'sidebar.yml').write_text(yaml.safe_dump({'website': {'sidebar': {'contents': contents}}}, sort_keys=False))
 
     conf = yaml.safe_load(fix((stage/'_quarto.yml').read_text()))
@@ -206,7 +309,11 @@ def detach(site):
     loaded = ('await new Promise((done, failed) => { const s = document.createElement("script"); s.src = offset + "search.js"; '
               's.onload = done; s.onerror = failed; document.head.append(s); });\n      index = window.searchIndex;')
     scripts[0].write_text(fetched.sub(lambda _: loaded, scripts[0].read_text()))
-    (site/'search.js').write_text('window.searchIndex = '+(site/'search.json').read_text()+';\n')
+    fuse = re.compile(r'fuse = new window\.Fuse\(index, \{.*?\}\);', re.S)
+    need(fuse.search(scripts[0].read_text()), 'the search itself')
+    scripts[0].write_text(fuse.sub('fuse = window.searchAllWords(index);', scripts[0].read_text()))
+    own = (Path(__file__).parent/'site_search.js').read_text()
+    (site/'search.js').write_text('window.searchIndex = '+(site/'search.json').read_text()+';\n'+own)
 
 
 def mend_anchors(site):

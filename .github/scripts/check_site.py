@@ -2,17 +2,19 @@
 
     python .github/scripts/check_site.py [_docs] [--screenshots DIR] [--browser auto|yes|no]
 
-From the files: every internal link and anchor leads somewhere, and nothing is loaded from outside (ordinary links to other
-sites are fine). In headless Chromium, every page opened straight from disk: no error on the console, no request beyond the
-site's own folder, every formula rendered by KaTeX, search finds something, no page wider than its window; with --screenshots
+From the files: every internal link and anchor leads somewhere, nothing is loaded from outside (ordinary links to other sites
+are fine), no text names a notebook that is not there, and the code that a page shows uses no name that it does not show. In headless Chromium, every page opened straight from disk: no error on the console, no request beyond the
+site's own folder, every formula rendered by KaTeX, search finds something, no page wider than its window and no code
+wider than its box, at 1280 and at 400 pixels; with --screenshots
 also a picture of each page. `auto` leaves the browser part out, and says so, where no Chromium is found (or set CHROMIUM).
 Exit status 1 and one line a problem if there is any.
 """
-import argparse, base64, json, os, re, selectors, shutil, subprocess, sys, tempfile, time
+import argparse, ast, base64, builtins, json, os, re, selectors, shutil, subprocess, sys, tempfile, time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
+ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
 FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
          '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars', '--window-size=1280,1000')
@@ -30,11 +32,13 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.ids, self.links, self.loads, self.css = set(), [], [], []
-        self.in_style = False
+        self.in_style, self.in_code, self.code, self.words = False, None, [], []
         self.feed(text)
+        self.text = ' '.join(self.words)
     def handle_starttag(self, tag, attrs):
         a = {k: v or '' for k, v in attrs}
         self.in_style = tag == 'style'
+        if tag == 'pre' and 'cell-code' in a.get('class', ''): self.in_code = []
         self.ids |= {a[k] for k in ('id', 'name') if k in a}
         self.css.append(a.get('style', ''))
         if tag in ('a', 'area'):
@@ -47,7 +51,13 @@ class Page(HTMLParser):
         self.loads += [s.split()[0] for s in a.get('srcset', '').split(',') if s.strip()]
     def handle_data(self, data):
         if self.in_style: self.css.append(data)
-    def handle_endtag(self, tag): self.in_style = False
+        elif self.in_code is not None: self.in_code.append(data)
+        else: self.words.append(data)
+    def handle_endtag(self, tag):
+        self.in_style = False
+        if tag == 'pre' and self.in_code is not None:
+            self.code.append(''.join(self.in_code))
+            self.in_code = None
 
 
 def css_urls(text):
@@ -92,9 +102,48 @@ def check_files(site):
         for url in css_urls(path.read_text()): loaded(path, url)
     for path in sorted(site.rglob('*.js')):
         for url in js_urls(path.read_text()): loaded(path, url)
+    for path, page in pages.items():
+        problems += [f'{path.relative_to(site)}: {what}' for what in (*gone_notebooks(page), *undefined_names(page))]
     if (index := site/'search.json').exists():
         for entry in json.loads(index.read_text()): internal(index, entry['href'], 'entry')
     return problems, pages
+
+
+def gone_notebooks(page):
+    "Notebooks that a page's text names and that are not there."
+    names = {p.stem for p in (ROOT/'nbs').rglob('*.ipynb')}
+    found = {m for m in re.findall(r'\b\d\d[a-z]?_[a-z][a-z_]+\b', page.text) if m not in names}
+    return [f'names a notebook {n}, which does not exist' for n in sorted(found)]
+
+
+def undefined_names(page):
+    "Names that the code of a page uses and the page does not show: at once, or, inside functions, by its end."
+    known, later, problems = set(dir(builtins)) | {'__file__', 'display', 'get_ipython'}, {}, []
+    for code in page.code:
+        try: tree = ast.parse(code)
+        except SyntaxError: continue                                           # a magic, or a piece of something
+        first = code.strip().splitlines()[0][:60] if code.strip() else ''
+        known |= defined(tree)
+        inner = {n for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.Lambda)) for n in ast.walk(f)}
+        used = lambda nodes: {n.id for n in nodes if isinstance(n, ast.Name)}
+        missing = used(n for n in ast.walk(tree) if n not in inner) - known
+        if missing: problems.append(f'code uses {", ".join(sorted(missing))}, which the page does not show before: {first!r}')
+        known |= missing
+        for name in used(inner): later.setdefault(name, first)
+    for name in sorted(set(later) - known): problems.append(f'code uses {name}, which the page does not show: {later[name]!r}')
+    return problems
+
+
+def defined(tree):
+    "Every name that a piece of code binds, in whatever scope."
+    names = set()
+    for n in ast.walk(tree):
+        if isinstance(n, (ast.Import, ast.ImportFrom)): names |= {a.asname or a.name.split('.')[0] for a in n.names}
+        elif isinstance(n, (ast.FunctionDef, ast.ClassDef)): names.add(n.name)
+        elif isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load): names.add(n.id)
+        elif isinstance(n, ast.arg): names.add(n.arg)
+        elif isinstance(n, ast.ExceptHandler) and n.name: names.add(n.name)
+    return names
 
 
 # ---- in the browser
@@ -183,9 +232,8 @@ LOOK = r'''(async () => {
   const skip = 'pre,code,script,style,.katex,textarea', walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), raw = [];
   for (let n; n = walk.nextNode();)
     if (!n.parentElement.closest(skip) && /\\\(|\\\[|\$\$|\\(?:frac|sum|mathbf|begin)\b/.test(n.data)) raw.push(n.data.trim().slice(0, 60));
-  const wide = document.documentElement.scrollWidth - innerWidth;
   const theme = getComputedStyle(document.documentElement).getPropertyValue('--bs-body-color').trim();
-  return {theme, katex: document.querySelectorAll('.katex').length, raw, wide,
+  return {theme, katex: document.querySelectorAll('.katex').length, raw,
           errors: [...document.querySelectorAll('.katex-error')].map(e => e.textContent.slice(0, 60)),
           broken: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(0, 80)),
           fonts: [...document.fonts].filter(f => f.family.startsWith('KaTeX') && f.status === 'loaded').length};
@@ -199,6 +247,14 @@ SEARCH = r'''(async (word) => {
 })(%s)'''
 
 
+CUT = r'''(() => {
+  const clipped = e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth;
+  return {wide: document.documentElement.scrollWidth - innerWidth,
+          code: [...document.querySelectorAll('main .cell > .sourceCode pre, main .cell > details pre, main pre.sourceCode')]
+                .filter(e => !e.closest('.cell-output') && clipped(e)).map(e => e.textContent.split('\\n').sort((a, b) => b.length - a.length)[0].slice(0, 70))};
+})()'''
+
+
 def look_at(browser, path, site, shots, problems):
     "Open one page, note what is wrong with it and take its picture; the number of formulas on it."
     name = path.relative_to(site)
@@ -209,7 +265,11 @@ def look_at(browser, path, site, shots, problems):
     if seen['errors']: problems.append(f"{name}: KaTeX cannot read {seen['errors'][0]!r}")
     if seen['katex'] and not seen['fonts']: problems.append(f"{name}: {seen['katex']} formulas, but no KaTeX font was loaded")
     if seen['broken']: problems.append(f"{name}: picture not shown: {seen['broken'][0]}")
-    if seen['wide'] > 1: problems.append(f"{name}: {seen['wide']} px wider than a window of 1280 px")
+    for width in (1280, 400):
+        browser.call('Emulation.setDeviceMetricsOverride', width=width, height=1000, deviceScaleFactor=1, mobile=width < 600)
+        cut = browser.run(CUT)
+        if cut['wide'] > 1: problems.append(f"{name}: {cut['wide']} px wider than a window of {width} px")
+        if cut['code']: problems.append(f"{name}: in a window of {width} px, {len(cut['code'])} code cell(s) are wider than their box: {cut['code'][0]!r}")
     if shots: picture(browser, shots/f"{'-'.join(name.with_suffix('').parts)}.png", 1280)
     problems += trouble(browser, name, site)
     return seen['katex']
