@@ -196,8 +196,8 @@ def pages_of_names(nbs):
         trees[f] = [(t, bool(re.match(r'#\|\s*exports?\b', x))) for x in code if (t := parsed(x))]
         home = next((m[1] for x in code if (m := re.match(r'#\|\s*default_exp\s+([\w.]+)', x))), None)
         if home: homes[f'genrec_nb.{home}'] = page(f)
-        public[f] = {n.name: page(f) for t, exported in trees[f] if exported for n in t.body
-                     if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name[0] != '_'}
+        own = [full_name(n) for t, exported in trees[f] if exported for n in t.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        public[f] = {n: page(f) for n in own if n[0] != '_' and '.' not in n}
     imported = {f: {a.asname or a.name: homes[n.module] for t, _ in trees[f] for n in ast.walk(t)
                     if isinstance(n, ast.ImportFrom) and n.module in homes for a in n.names} for f in trees}
     return {f.relative_to(nbs).as_posix(): imported[f] | public[f] for f in trees}, {m.split('.')[-1]: p for m, p in homes.items()}
@@ -317,11 +317,13 @@ def detach(site):
 
 
 def mend_anchors(site):
-    "A method named in backticks links to its own heading, which not every lesson has: point it to its class instead."
+    "A name in backticks links to its own heading, which not every lesson has: point it to its class instead, or to the page."
     ids = {p: set(re.findall(r'\sid="([^"]+)"', p.read_text())) for p in site.rglob('*.html')}
     def mended(page, m):
         target = (page.parent/m[1]).resolve() if m[1] else page
-        return m[0] if target not in ids or m[2] in ids[target] or m[2].split('.')[0] not in ids[target] else f'href="{m[1]}#{m[2].split(".")[0]}"'
+        head = m[2].split('.')[0]
+        if target not in ids or m[2] in ids[target]: return m[0]
+        return f'href="{m[1]}#{head}"' if head in ids[target] else f'href="{m[1] or page.name}"'
     for page in ids: page.write_text(re.sub(r'href="([^"#:]*)#([\w.-]+)"', lambda m: mended(page, m), page.read_text()))
 
 

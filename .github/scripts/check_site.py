@@ -251,7 +251,7 @@ CUT = r'''(() => {
   const clipped = e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth;
   return {wide: document.documentElement.scrollWidth - innerWidth,
           code: [...document.querySelectorAll('main .cell > .sourceCode pre, main .cell > details pre, main pre.sourceCode')]
-                .filter(e => !e.closest('.cell-output') && clipped(e)).map(e => e.textContent.split('\\n').sort((a, b) => b.length - a.length)[0].slice(0, 70))};
+                .filter(e => !e.closest('.cell-output') && clipped(e)).map(e => e.textContent.split('\n').sort((a, b) => b.length - a.length)[0].slice(0, 70))};
 })()'''
 
 
