@@ -1,45 +1,21 @@
-"SASRec, LightGCN and the vectors they leave: against loops and dense algebra, for leaks, and with bad input"
-import json
+"LightGCN and item vectors: against loops and dense algebra, and with bad input"
 import math
-import random
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, strategies as st
 from safetensors.torch import save_file
-from genrec_nb.baselines import Negatives, LightGCN, LightGCNConfig, SASRec, SASRecConfig, bipartite, bpr_loss, catalog_ce, check_item_vectors, train_collaborative_embeddings, left_aligned, load_ranker, load_vectors, normalized_graph, own_random_state, propagate, save_ranker, settle, top_items, train_lightgcn, train_sasrec
-from genrec_nb.data import Cases, Interactions, Split, leave_one_out
+from genrec_nb.baselines import LightGCNConfig, NegativeSampler, bpr_loss, check_item_vectors, fill_cold, interaction_matrix, load_vectors, normalized_graph, propagate, top_items, train_lightgcn
 from genrec_nb.core import GenrecError
-from genrec_nb.metrics import evaluate_ranking, popularity_ranking, ranking_metrics
+from genrec_nb.data import Cases, Interactions, Split
 from oracles import few, quick
 
-QUICK = dict(sasrec=SASRecConfig(dim=8, epochs=4, eval_every=2, batch_size=16), lightgcn=LightGCNConfig(dim=8, epochs=10, batch_size=256))
-TRAIN = dict(sasrec=train_sasrec, lightgcn=train_lightgcn)
-both = pytest.mark.parametrize('method', ['sasrec', 'lightgcn'])
-
-
-def ring(users=60, items=24, strangers=2, seed=0):
+def ring(users=60, items=24, cold=2, seed=0):
     "People who walk along a ring of items: what comes next is known to who knows what came before"
     rng = np.random.default_rng(seed)
     n, start = rng.integers(3, 15, users), rng.integers(0, items, users)
     walks = [(s + np.arange(k)) % items for s, k in zip(start, n)]
-    return Interactions(np.concatenate(walks), np.r_[0, np.cumsum(n)], list(map(str, range(users))), items + strangers)
-
-@pytest.fixture(scope='module')
-def split(): return leave_one_out(ring())
-
-@pytest.fixture(scope='module')
-def models(split): return {m: TRAIN[m](split, QUICK[m], seed=3) for m in TRAIN}
-
-def with_targets(split, part, targets):
-    "The same split, another truth in one part"
-    c = getattr(split, part)
-    new = Cases(c.users, c.items, c.offsets, targets)
-    return Split(split.train, new if part == 'valid' else split.valid, new if part == 'test' else split.test, split.skipped)
-
-
-# ---- ranked lists ---------------------------------------------------------------------------------------------------
+    return Interactions(np.concatenate(walks), np.r_[0, np.cumsum(n)], list(map(str, range(users))), items + cold)
 
 @quick
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 12), st.integers(0, 10**6))
@@ -49,111 +25,6 @@ def test_top_items_sorts_by_score_then_item(rows, n, k, seed):
     for got, s in zip(top_items(torch.from_numpy(scores), k).tolist(), scores):
         want = [i for i in sorted(range(n), key=lambda i: (-s[i], i)) if s[i] > -np.inf][:k]
         assert got == want + [-1]*(k - len(want))
-
-@both
-def test_rank_against_one_case_at_a_time(models, split, method):
-    model, cases = models[method], split.test
-    ranked = model.rank(cases, 30)
-    assert ranked.shape == (len(cases), 30) and ranked.dtype == np.int64
-    for m in range(0, len(cases), 7):
-        one = Cases(cases.users[m:m + 1], cases.history(m), np.array([0, len(cases.history(m))]), cases.targets[m:m + 1])
-        with torch.no_grad(): s = model.scores(one)[0].double().numpy()
-        seen = set(cases.history(m).tolist())
-        want = [i for i in np.argsort(-s, kind='stable').tolist() if i not in seen]
-        np.testing.assert_allclose(s[ranked[m][ranked[m] >= 0]], s[want], atol=1e-5)         # rounding may swap near equals
-        assert (ranked[m] >= 0).sum() == len(want) and not seen & set(ranked[m].tolist())
-
-@both
-def test_seen_items_can_be_kept(models, split, method):
-    assert (models[method].rank(split.test, 26, exclude_seen=False) >= 0).all()
-
-def test_learns_the_ring(models, split):
-    floor = ranking_metrics(popularity_ranking(split.train.item_counts(), split.test, 5), split.test.targets, (5,))['recall@5']
-    trained = train_sasrec(split, SASRecConfig(dim=16, epochs=30, eval_every=5, batch_size=16))
-    e = evaluate_ranking(trained.rank(split.test, 10), split.test, split.train, (5, 10))
-    assert e['recall@5'] > 2*floor
-
-
-# ---- cross-entropy over the catalogue -------------------------------------------------------------------------------
-
-@few
-@given(st.integers(1, 9), st.integers(1, 7), st.integers(1, 12), st.integers(0, 10**6))
-def test_ce_against_a_loop(n, items, rows, seed):
-    g = torch.Generator().manual_seed(seed)
-    h, e, b, y = torch.randn(n, 3, generator=g), torch.randn(items, 3, generator=g), torch.randn(items, generator=g), torch.randint(items, (n,), generator=g)
-    loss = 0.
-    for t in range(n):
-        scores = [sum(float(h[t, k])*float(e[i, k]) for k in range(3)) + float(b[i]) for i in range(items)]
-        loss += math.log(sum(map(math.exp, scores))) - scores[int(y[t])]
-    assert float(catalog_ce(h, e, y, b, rows)) == pytest.approx(loss/n, abs=1e-5)
-
-def test_ce_gradients_in_double_precision():
-    g = torch.Generator().manual_seed(0)
-    h, e = (torch.randn(n, 4, dtype=torch.float64, generator=g, requires_grad=True) for n in (11, 6))
-    b, y = torch.randn(6, dtype=torch.float64, generator=g), torch.randint(6, (11,), generator=g)
-    assert torch.autograd.gradcheck(lambda h, e: catalog_ce(h, e, y, b, rows=4), (h, e))
-    for ours, theirs in zip(torch.autograd.grad(3*catalog_ce(h, e, y, b, 4), (h, e)), torch.autograd.grad(3*F.cross_entropy(h @ e.T + b, y), (h, e))):
-        torch.testing.assert_close(ours, theirs)
-
-def test_ce_with_scores_that_overflow():
-    h, e = torch.tensor([[300.]]), torch.tensor([[1.], [-1.]])
-    assert float(catalog_ce(h, e, torch.tensor([0]))) == 0 and float(catalog_ce(h, e, torch.tensor([1]))) == 600
-
-def test_forward_is_the_mean_over_every_question(split):
-    torch.manual_seed(0)
-    model = SASRec(26, SASRecConfig(dim=8)).eval()
-    model.prior = torch.randn(26)
-    items = torch.tensor([[1, 2, 3, 4], [5, 6, -1, -1]])
-    losses = []
-    for row in ([1, 2, 3, 4], [5, 6]):
-        for t in range(1, len(row)):
-            h = model.read(torch.tensor([row[:t]]))[0, -1]
-            losses.append(F.cross_entropy(model.item.weight @ h + model.prior, torch.tensor(row[t])))
-    torch.testing.assert_close(model(items)['loss'], torch.stack(losses).mean())
-
-
-# ---- SASRec ---------------------------------------------------------------------------------------------------------
-
-@few
-@given(st.integers(1, 7), st.integers(0, 10**6))
-def test_the_future_does_not_change_the_past(t, seed):
-    rng = np.random.default_rng(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = SASRec(9, SASRecConfig(dim=8, heads=4)).eval()
-    a = rng.integers(0, 9, (2, 8)); b = a.copy(); b[:, t:] = rng.integers(-1, 9, (2, 8 - t))
-    with torch.no_grad(): x, y = (model.read(torch.from_numpy(i))[:, :t] for i in (a, b))
-    torch.testing.assert_close(x, y)
-
-def test_padding_does_not_change_scores(models):
-    short = Cases(np.array([0]), np.array([3, 4]), np.array([0, 2]), np.array([5]))
-    pair = Cases(np.array([0, 1]), np.array([3, 4, 1, 2, 3, 4, 5, 6]), np.array([0, 2, 8]), np.array([5, 7]))
-    with torch.no_grad(): torch.testing.assert_close(models['sasrec'].scores(short)[0], models['sasrec'].scores(pair)[0])
-
-def test_only_the_last_items_are_read():
-    torch.manual_seed(0)
-    model = SASRec(9, SASRecConfig(dim=8, max_items=3)).eval()
-    a, b = (Cases(np.array([0]), np.array(h), np.array([0, len(h)]), np.array([5])) for h in ([8, 7, 1, 2, 3], [1, 2, 3]))
-    with torch.no_grad(): assert torch.equal(model.scores(a), model.scores(b))
-
-def test_left_aligned_against_a_loop(split):
-    got = left_aligned(split.test, 6)
-    for m, row in enumerate(got.tolist()):
-        h = split.test.history(m).tolist()[-6:]
-        assert row == h + [-1]*(len(row) - len(h))
-
-def test_prior_is_log_popularity_of_targets(split, models):
-    np.testing.assert_allclose(models['sasrec'].prior, np.log1p(split.train.target_counts()), rtol=1e-6)
-    assert not train_sasrec(split, SASRecConfig(dim=8, epochs=1, prior=False)).prior.any()
-
-def test_untrained_sasrec_with_prior_is_popularity(split):
-    model = SASRec(26, SASRecConfig(dim=8)).eval()
-    torch.nn.init.zeros_(model.item.weight)
-    model.prior = torch.from_numpy(np.log1p(split.train.item_counts())).float()
-    np.testing.assert_array_equal(model.rank(split.test, 20), popularity_ranking(split.train.item_counts(), split.test, 20))
-
-
-# ---- LightGCN -------------------------------------------------------------------------------------------------------
 
 @few
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 4), st.integers(0, 10**6))
@@ -167,10 +38,10 @@ def test_propagation_against_dense_algebra(users, items, layers, seed):
     D = np.diag([1/math.sqrt(d) if d else 0. for d in A.sum(1)])
     e = rng.normal(size=(users + items, 3)).astype(np.float32)
     want = sum(np.linalg.matrix_power(D @ A @ D, k) @ e for k in range(layers + 1))/(layers + 1)
-    np.testing.assert_allclose(propagate(torch.from_numpy(e), normalized_graph(bipartite(train)), layers), want, atol=1e-5)
+    np.testing.assert_allclose(propagate(torch.from_numpy(e), normalized_graph(interaction_matrix(train)), layers), want, atol=1e-5)
 
 def test_gradient_of_propagation():
-    graph = normalized_graph(bipartite(ring(users=4, items=6))).to(torch.float64)
+    graph = normalized_graph(interaction_matrix(ring(users=4, items=6))).to(torch.float64)
     e = torch.randn(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     assert torch.autograd.gradcheck(lambda e: propagate(e, graph, 3), (e,))
 
@@ -178,14 +49,14 @@ def test_gradient_of_propagation():
 @given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=5))
 def test_negatives_are_all_items_that_were_not_chosen(chosen):
     train = Interactions([i for c in chosen for i in c], np.cumsum([0] + [len(c) for c in chosen]), list(map(str, range(len(chosen)))), 8)
-    negatives = Negatives(bipartite(train))
+    negatives = NegativeSampler(interaction_matrix(train))
     for u, c in enumerate(chosen):
         r = torch.arange(8 - len(c))
         assert negatives.at(torch.full_like(r, u), r).tolist() == [i for i in range(8) if i not in c]
 
 def test_drawn_negatives_are_uniform_and_never_chosen():
     train = Interactions([0, 2, 3], [0, 3], ['u'], 6)
-    drawn = Negatives(bipartite(train)).draw(torch.zeros(30_000, dtype=torch.int64), torch.Generator().manual_seed(0))
+    drawn = NegativeSampler(interaction_matrix(train)).draw(torch.zeros(30_000, dtype=torch.int64), torch.Generator().manual_seed(0))
     counts = np.bincount(drawn, minlength=6)
     assert counts[[0, 2, 3]].sum() == 0 and abs(counts[[1, 4, 5]] - 10_000).max() < 400       # about five standard deviations
 
@@ -202,99 +73,9 @@ def test_a_user_who_chose_everything_is_no_trouble():
     with pytest.raises(GenrecError, match='every user chose every item'):
         train_lightgcn(Split(Interactions([0, 1], [0, 2], ['u'], 2), empty, empty, 0), LightGCNConfig(patience=0))
 
-
-# ---- leaks, seeds, strangers ----------------------------------------------------------------------------------------
-
-@both
-def test_test_targets_change_nothing(split, models, method):
-    other = with_targets(split, 'test', (split.test.targets + 5) % 24)
-    np.testing.assert_array_equal(TRAIN[method](other, QUICK[method], seed=3).item_vectors(), models[method].item_vectors())
-
-@both
-def test_validation_targets_only_choose_the_epoch(split, models, method):
-    other = with_targets(split, 'valid', np.random.default_rng(0).permutation(split.valid.targets))
-    curve = TRAIN[method](other, QUICK[method], seed=3).history
-    assert [l['loss'] for l in curve] == [l['loss'] for l in models[method].history][:len(curve)]
-    blind = type(QUICK[method])(**{**vars(QUICK[method]), 'patience': 0})
-    a, b = (TRAIN[method](s, blind, seed=3).item_vectors() for s in (split, other))
-    np.testing.assert_array_equal(a, b)
-
-@both
-def test_one_seed_one_result(split, models, method):
-    torch.rand(3); np.random.rand(2)                                                             # the global state does not matter
-    again, another = (TRAIN[method](split, QUICK[method], seed=s) for s in (3, 4))
-    np.testing.assert_array_equal(again.item_vectors(), models[method].item_vectors())
-    assert again.history == models[method].history and (another.item_vectors() != again.item_vectors()).any()
-
-@both
-def test_global_random_state_is_left_alone(split, method):
-    torch.manual_seed(1); np.random.seed(1); random.seed(1)
-    want = torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()
-    torch.manual_seed(1); np.random.seed(1); random.seed(1)
-    TRAIN[method](split, QUICK[method])
-    assert (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()) == want
-
-def test_random_state_comes_back_after_an_error():
-    random.seed(1); want = random.random(); random.seed(1)
-    with pytest.raises(KeyError), own_random_state(): random.random(); raise KeyError
-    assert random.random() == want
-
-@both
-def test_strangers_get_the_mean(models, split, method):
-    x, known = models[method].item_vectors(), split.train.item_counts() > 0
-    assert not known[24:].any() and np.isfinite(x).all()
-    np.testing.assert_allclose(x[~known], np.tile(x[known].mean(0), ((~known).sum(), 1)), atol=1e-5)
-
-def test_a_stranger_never_outscores_everybody(models, split):
-    with torch.no_grad(): s = models['lightgcn'].scores(split.test)
-    assert (s[:, 24:].amax(1) <= s[:, :24].amax(1)).all()
-
 def test_nothing_known_nothing_settled():
     x = torch.ones(2, 2)
-    assert torch.equal(settle(x.clone(), torch.zeros(2, dtype=torch.bool)), x)
-
-@both
-def test_best_epoch_is_kept(models, split, method):
-    m = models[method]
-    kept = ranking_metrics(m.rank(split.valid, 10), split.valid.targets, (10,))['ndcg@10']
-    assert kept == pytest.approx(max(l['ndcg@10'] for l in m.history)) and m.best['ndcg@10'] == pytest.approx(kept)
-
-@both
-def test_patience_stops(split, method):
-    config = type(QUICK[method])(**{**vars(QUICK[method]), 'epochs': 60, 'eval_every': 1, 'patience': 1})
-    looks = [l['ndcg@10'] for l in TRAIN[method](split, config).history]
-    assert len(looks) < 60 and looks[-1] <= max(looks[:-1]) and all(b > max(looks[:i + 1]) for i, b in enumerate(looks[1:-1]))
-
-
-# ---- vectors --------------------------------------------------------------------------------------------------------
-
-@both
-def test_collaborative_vectors(split, models, method):
-    x = train_collaborative_embeddings(split, method, dim=8, seed=3, config=QUICK[method])
-    assert x.dtype == np.float32 and x.shape == (26, 8)
-    np.testing.assert_array_equal(x, models[method].item_vectors())
-
-def test_vectors_are_a_copy(models):
-    models['sasrec'].item_vectors()[:] = 0
-    assert models['sasrec'].item_vectors().any()
-
-def test_collaborative_vectors_refuses_what_does_not_fit(split):
-    with pytest.raises(GenrecError, match="method is 'bert'.*sasrec, lightgcn"): train_collaborative_embeddings(split, 'bert')
-    with pytest.raises(GenrecError, match='SASRecConfig.*LightGCNConfig'): train_collaborative_embeddings(split, 'lightgcn', config=SASRecConfig())
-    with pytest.raises(GenrecError, match='config.dim is 32, but dim is 16'): train_collaborative_embeddings(split, dim=16, config=SASRecConfig())
-
-@both
-def test_settings_are_left_alone(split, method):
-    config = type(QUICK[method])(**vars(QUICK[method]))
-    TRAIN[method](split, config)
-    assert vars(config) == vars(type(config)(**vars(QUICK[method]))) and vars(type(config)()).keys() == vars(config).keys()
-
-@both
-def test_nothing_to_learn_from(split, method):
-    none = Split(Interactions([], [0, 0], ['u'], 26), split.valid, split.test, 0)
-    with pytest.raises(GenrecError, match='no training interaction'): TRAIN[method](none, QUICK[method])
-    empty = Cases(*(np.zeros(n, np.int64) for n in (0, 0, 1, 0)))
-    with pytest.raises(GenrecError, match='patience=0'): TRAIN[method](Split(split.train, empty, empty, 0), QUICK[method])
+    assert torch.equal(fill_cold(x.clone(), torch.zeros(2, dtype=torch.bool)), x)
 
 @pytest.mark.parametrize('make', [lambda p, x: np.save(p.with_suffix('.npy'), x), lambda p, x: save_file({'item.weight': torch.from_numpy(x)}, p.with_suffix('.safetensors'))])
 def test_load_vectors(tmp_path, make):
@@ -308,12 +89,12 @@ def test_load_vectors(tmp_path, make):
     (lambda x: x, 6, None, '7 rows.*6 items.*padding'),
     (lambda x: x.T, 7, None, '4 rows.*7 items.*transposed'),
     (lambda x: x, 7, 32, '4 dimensions, expected 32'),
-    (lambda x: np.where(np.arange(7)[:, None] == 3, np.nan, x), 7, None, '1 of 7 vectors.*NaN.*item 3'),
-    (lambda x: np.where(x == x.max(), np.inf, x), 7, None, 'infinity'),
+    (lambda x: np.where(np.arange(7)[:, None] == 3, np.nan, x), 7, None, 'item 3 holds NaN.*1 of 7 items'),
+    (lambda x: np.where(x == x.max(), np.inf, x), 7, None, 'infinite'),
     (lambda x: np.ones_like(x), 7, None, 'all 7 vectors are equal'),
-    (lambda x: x[:, 0], 7, None, r'expected numbers \[7 items'),
-    (lambda x: x[:, :0], 7, None, '0 dimensions'),
-    (lambda x: x.astype(str), 7, None, 'expected numbers'),
+    (lambda x: x[:, 0], 7, None, r'expected real \[items, dimensions'),
+    (lambda x: x[:, :0], 7, None, r'shape \(7, 0\)'),
+    (lambda x: x.astype(str), 7, None, 'not a matrix of numbers'),
     (lambda x: x.astype(object), 7, None, 'not a readable .npy')])
 def test_vectors_that_do_not_fit(tmp_path, change, n, dim, words):
     x = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
@@ -333,49 +114,3 @@ def test_files_that_are_not_vectors(tmp_path):
 def test_whole_numbers_and_halves_become_float32():
     assert check_item_vectors(np.array([[1, 2], [3, 4]]), 2, 'x').dtype == np.float32
     assert check_item_vectors(np.array([[1, 2], [3, 4]], np.float16), 2, 'x').dtype == np.float32
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-@both
-def test_saved_and_loaded(models, split, tmp_path, method):
-    save_ranker(models[method], tmp_path)
-    again = load_ranker(tmp_path)
-    assert type(again) is type(models[method]) and again.settings == models[method].settings and again.history == models[method].history and repr(again) == repr(models[method])
-    np.testing.assert_array_equal(again.rank(split.test, 10), models[method].rank(split.test, 10))
-    np.testing.assert_array_equal(again.item_vectors(), models[method].item_vectors())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['ranker.json', 'ranker.safetensors']
-
-def test_damaged_models(models, tmp_path):
-    with pytest.raises(GenrecError): load_ranker(tmp_path/'none')
-    save_ranker(models['sasrec'], tmp_path)
-    meta = json.loads((tmp_path/'ranker.json').read_text())
-    for change, words in ((dict(kind='gru'), 'expected one of sasrec, lightgcn'), (dict(config=dict(size=3)), 'does not describe a sasrec'), (dict(n_items=5), 'do not fit'),
-                          (dict(config=meta['config'] | dict(heads=3)), 'heads')):
-        (tmp_path/'ranker.json').write_text(json.dumps(meta | change))
-        with pytest.raises(GenrecError, match=words): load_ranker(tmp_path)
-    (tmp_path/'ranker.json').write_text(json.dumps(meta))
-    (tmp_path/'ranker.safetensors').write_bytes(b'cut')
-    with pytest.raises(GenrecError, match='not a readable safetensors'): load_ranker(tmp_path)
-
-
-# ---- cases and settings ---------------------------------------------------------------------------------------------
-
-def test_cases_of_another_catalogue(models):
-    far = Cases(np.array([0]), np.array([99]), np.array([0, 1]), np.array([1]))
-    for m in models.values():
-        with pytest.raises(GenrecError, match='item 99.*0..25'): m.rank(far, 3)
-        with pytest.raises(GenrecError, match='k is 0'): m.rank(far, 0)
-    with pytest.raises(GenrecError, match='user 999.*0..59'): models['lightgcn'].rank(Cases(np.array([999]), np.array([1]), np.array([0, 1]), np.array([1])), 3)
-    with pytest.raises(GenrecError, match='case 1.*empty'): models['sasrec'].rank(Cases(np.array([0, 1]), np.array([1]), np.array([0, 1, 1]), np.array([1, 2])), 3)
-
-@both
-def test_no_cases_no_lists(models, method):
-    empty = Cases(*(np.zeros(n, np.int64) for n in (0, 0, 1, 0)))
-    assert models[method].rank(empty, 3).shape == (0, 3)
-
-@pytest.mark.parametrize('config, settings, words', [
-    (SASRecConfig, dict(dim=30, heads=4), 'dim 30.*4 heads'), (SASRecConfig, dict(dropout=1.), 'dropout is 1'), (SASRecConfig, dict(lr=0), 'lr is 0'), (SASRecConfig, dict(epochs=0), 'epochs is 0'),
-    (SASRecConfig, dict(patience=-1), 'patience is -1'), (SASRecConfig, dict(max_items=0), 'max_items is 0'), (LightGCNConfig, dict(layers=0), 'layers is 0'), (LightGCNConfig, dict(l2=-1), 'l2 is -1')])
-def test_settings_out_of_range(config, settings, words):
-    with pytest.raises(GenrecError, match=words): config(**settings)

@@ -17,7 +17,7 @@ from test_run import one_line, small_data
 import genrec_nb.experiments.grid as compare
 from genrec_nb.experiments.grid import Block, Claim, Grid, MACHINE, Writer, compare_table, decoding_table, dry_run, last_plan, pack, plot_alphas, plot_curves, plot_mixtures, plot_ranks, read_rows, report_html, run_all, trial_table, two_by_two, unpack, work, write_report
 from genrec_nb.core import digest, plain
-from genrec_nb.baselines import load_ranker
+from genrec_nb.sequential_baselines import load_ranker
 from genrec_nb.core import GenrecError
 from genrec_nb.data import global_time, leave_one_out
 from genrec_nb.loaders import load_dataset

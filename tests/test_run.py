@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 from genrec_nb.cli import app, explain_error
-from genrec_nb.baselines import load_ranker
+from genrec_nb.sequential_baselines import load_ranker
 from genrec_nb.core import GenrecError
 from genrec_nb.data import leave_one_out
 from genrec_nb.loaders import load_dataset

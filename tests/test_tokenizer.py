@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from typer.testing import CliRunner
-from genrec_nb.baselines import LightGCNConfig, train_collaborative_embeddings
+from genrec_nb.baselines import LightGCNConfig
+from genrec_nb.sequential_baselines import train_collaborative_embeddings
 from genrec_nb.cli import app, explain_error
 from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
 from genrec_nb.core import GenrecError
@@ -92,10 +93,10 @@ def test_collaborative_vectors_never_see_validation_or_test(monkeypatch):
     "Whatever stands in `valid` and `test`, even nothing at all"
     empty = replace(SPLIT, valid=None, test=None)
     for cf in ('lightgcn', 'sasrec'):
-        from genrec_nb import baselines
-        settings, train = baselines.METHODS[cf]
+        from genrec_nb import sequential_baselines
+        made, settings, train = sequential_baselines.RANKERS[cf]
         short = lambda split, c, seed: train(split, replace(c, epochs=2), seed)
-        monkeypatch.setitem(baselines.METHODS, cf, (settings, short))
+        monkeypatch.setitem(sequential_baselines.RANKERS, cf, (made, settings, short))
         a, b = collaborative_embeddings(cf, SPLIT), collaborative_embeddings(cf, empty)
         assert a.shape == (N, 32) and np.array_equal(a, b)
 

@@ -4,7 +4,7 @@ SASRec with the library's default settings (nothing tuned), leave-one-out, full 
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from genrec_nb.baselines import SASRecConfig, train_sasrec
+from genrec_nb.sequential_baselines import SASRecConfig, train_sasrec
 from genrec_nb.cli import quiet
 from genrec_nb.data import leave_one_out
 from genrec_nb.loaders import load_dataset

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
 import torch
-from genrec_nb.baselines import SASRecConfig, train_sasrec
+from genrec_nb.sequential_baselines import SASRecConfig, train_sasrec
 from genrec_nb.cli import quiet
 from genrec_nb.core import GenrecError
 from genrec_nb.loaders import load_dataset
