@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from .core import GenrecError, Silent, digest, plain, read_json, versions, whole_file, write_json
 from .data import Cases, Dataset, Split
 from .metrics import average_popularity, coverage, gini, metric_values, rank_of
-from .baselines import SASRec, load_or_train_sasrec
+from .sequential_baselines import SASRec, load_or_train_sasrec
 from .tokenizer import Tokenized, collaborative_embeddings, load_tokenized, tokenize_items
 from .recommender import GenerativeRecommender
 from .trial import Trial, content_digest, given_identifiers, load_data, own_vectors

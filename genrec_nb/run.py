@@ -18,7 +18,8 @@ from .loaders import load_dataset
 from .metrics import Evaluation, evaluate_ranking, metric_values, popularity_ranking, rank_of
 from .infogain import zero_gain_share
 from .train import FitResult
-from .baselines import SASRecConfig, check_split
+from .baselines import check_split
+from .sequential_baselines import SASRecConfig
 from .tokenizer import TOKENIZERS, TokenizerConfig, tokenize_items
 from .recommender import GenerativeRecommender, RecommenderConfig
 from .trial import DataConfig, Trial, check_trial, data_digest, load_data, require_text

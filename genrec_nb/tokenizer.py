@@ -31,7 +31,8 @@ from .titles import short_titles
 from .other_tokenizers import category_ids, popular_first, product_kmeans, read_categories, tree_ids
 from .trie import ItemTrie
 from .infogain import gain_by_position, information_gain, item_prior
-from .baselines import METHODS as RANKERS, check_item_vectors, train_collaborative_embeddings, load_vectors
+from .baselines import check_item_vectors, load_vectors
+from .sequential_baselines import RANKERS, train_collaborative_embeddings
 
 # %% ../nbs/80_tokenizer.ipynb #1cd3c1c3
 SHARED = dict(levels=3, size=None, policy='extra', encoder='minilm', cf='sasrec') # settings that several methods share, and their defaults
@@ -201,7 +202,7 @@ def collaborative_embeddings(
     "Item vectors of a recommender: trained on the training part alone, read from a file, or as given"
     if not isinstance(cf, (str, Path)): return check_item_vectors(np.asarray(cf), split.train.n_items, 'the collaborative vectors')
     if str(cf) not in RANKERS: return load_vectors(cf, split.train.n_items)
-    return train_collaborative_embeddings(split, str(cf), dim, seed, RANKERS[str(cf)][0](dim=dim, patience=0))
+    return train_collaborative_embeddings(split, str(cf), dim, seed, RANKERS[str(cf)][1](dim=dim, patience=0))
 
 def check_cf(
     cf, # as for `collaborative_embeddings`

@@ -18,7 +18,8 @@ from .loaders import load_dataset
 from .kmeans import check_vectors
 from .semantic_ids import Identifiers, index_files
 from .item_decoder import level_ranges
-from .baselines import SASRecConfig, check_split
+from .baselines import check_split
+from .sequential_baselines import SASRecConfig
 from .tokenizer import TOKENIZERS, Tokenized, TokenizerConfig, check_sizes, load_tokenized
 from .recommender import RecommenderConfig, check_backbone, check_base
 

@@ -38,7 +38,7 @@ from ..token_weights import SHORT, make_weighting
 from ..beam_search import DecodeConfig
 from ..train import TrainConfig, fit, rank_each
 from ..significance import Scores, bootstrap_totals, compare_head_tail, compare_methods, decile_curve, holm, plot_comparisons, plot_critical_difference, plot_deciles, rank_methods
-from ..baselines import SASRec, load_or_train_sasrec
+from ..sequential_baselines import SASRec, load_or_train_sasrec
 from ..tokenizer import TOKENIZERS, TokenizerConfig, collaborative_embeddings as train_cf, check_sizes, lm_name, tokenize_items
 from ..recommender import BACKBONES, check_backbone, check_base, check_model, make_model
 from ..report import Report, picture, wide
