@@ -163,10 +163,10 @@ def forward(self: AlignmentTasks,
     targets: Tensor, # int64 [B]
     task: Tensor, # int64 [B] number of each row's task
     tau: float = 1.,
-    blank: bool = False,
+    null_history: bool = False,
 ) -> TokenLoss:
     "Rows of several tasks in one pass; the mean loss of a completion in words stands at each place of its item's path"
-    if blank: raise SettingError('CFT blanks the history, which half of the alignment tasks do not show: '
+    if null_history: raise SettingError('CFT blanks the history, which half of the alignment tasks do not show: '
                                  'take another weighting, or seqrec alone')
     rows = [(task == t).nonzero()[:, 0] for t in range(len(self))]
     parts = [t(model, history[r], targets[r]) for t, r in zip(self.values(), rows) if len(r)]

@@ -35,7 +35,7 @@ from .letter import LETTER, LETTERConfig, diversity_loss, group_mates
 from .semantic_ids import EOS, Identifiers, PAD, code_tokens
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior, item_table
-from .token_weights import MultiTarget, make_weighting
+from .token_weights import MultiTargetLoss, make_weighting
 from .batches import history_tokens
 from .tiger import tiger_t5
 from .item_decoder import packed_decoder
@@ -576,15 +576,15 @@ def weighted_steps(
 ): # function without arguments: one optimiser step a batch
     "A training without anything around it"
     model = BACKBONES[backbone].make(ids, seed=0).train()
-    if isinstance(loss, MultiTarget): loss.set_pace(100)
+    if isinstance(loss, MultiTargetLoss): loss.set_pace(100)
     opt = torch.optim.AdamW([*model.parameters(), *loss.parameters()], lr=1e-4)
     totals = [loss.totals(batch_targets(b)) for b in batches]
     def work():
         for b, total in zip(batches, totals):
-            value, _ = loss(model(**b, tau=loss.tau, blank=loss.blank), total)
+            value, _ = loss(model(**b, tau=loss.tau, null_history=loss.null_history), total)
             value.backward()
             opt.step(); opt.zero_grad()
-            if isinstance(loss, MultiTarget): loss.advance()
+            if isinstance(loss, MultiTargetLoss): loss.advance()
         return float(value.detach())
     return work
 

@@ -125,7 +125,7 @@ ItemDecoder.read, ItemDecoder.contextualise, ItemDecoder.level_logits = read, co
 def packed_nll(self: ItemDecoder,
     items: Tensor, # int64 [B, T] items, -1 on the right
     tau: float = 1., # temperature of the loss
-    blank: bool = False, # also give `effect`: what the history changes
+    null_history: bool = False, # also give `effect`: what the history changes
 ) -> TokenLoss: # of every item but the first of each row
     "Loss of every token of every item, from one pass over the rows"
     codes = self.paths[items.clamp(min=0)] - self.first
@@ -133,7 +133,7 @@ def packed_nll(self: ItemDecoder,
     u, target = self.read(codes[:, :-1])[here], codes[:, 1:][here]                # [n, d], [n, L]
     full = self.codes_logits(u, target)
     ce = lambda logits: torch.stack([F.cross_entropy(x.float()/tau, target[:, l], reduction='none') for l, x in enumerate(logits)], 1)
-    effect = ce(a.float() - b.float() for a, b in zip(full, self.codes_logits(self.blank_states(here), target))) if blank else None
+    effect = ce(a.float() - b.float() for a, b in zip(full, self.codes_logits(self.blank_states(here), target))) if null_history else None
     return TokenLoss(nll=ce(full), targets=items[:, 1:][here], effect=effect)
 
 def codes_logits(self: ItemDecoder,
@@ -186,13 +186,13 @@ def flat_logits(self: ItemDecoder,
 def packed_forward(self: ItemDecoder,
     items: Tensor | None = None, # int64 [B, T] items, -1 on the right: the training step
     tau: float = 1., # temperature of the loss
-    blank: bool = False, # also give `effect`: what the history changes
+    null_history: bool = False, # also give `effect`: what the history changes
     input_ids: Tensor | None = None, # int64 [B, S] flat tokens: a language model for `generate`
     attention_mask: Tensor | None = None, # int64 [B, S]
     **kwargs, # what `generate` passes along besides
 ): # `TokenLoss`, or `CausalLMOutput` with logits for the last position
     "Training step or language model"
-    if items is not None: return packed_nll(self, items, tau, blank)
+    if items is not None: return packed_nll(self, items, tau, null_history)
     return CausalLMOutput(logits=flat_logits(self, input_ids, attention_mask)[:, -1:])
 
 def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs): return dict(input_ids=input_ids, attention_mask=attention_mask)

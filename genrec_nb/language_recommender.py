@@ -191,20 +191,20 @@ def forward(self: LanguageRecommender,
     history: Tensor | None = None, # int64 [B, H] items, -1 where there is none
     targets: Tensor | None = None, # int64 [B] items
     tau: float = 1., # temperature of the loss
-    blank: bool = False, # also give `effect`: the same with the null history subtracted (CFT)
+    null_history: bool = False, # also give `effect`: the same with the null history subtracted (CFT)
     task: Tensor | None = None, # int64 [B] number of each row's training task; None: the next item for all
     items: Tensor | None = None, # int64 [B, S + 1] packed windows of histories instead, -1 on the right
 ) -> TokenLoss: # of each token of each target
     "Cross-entropy of the completions' tokens over the whole vocabulary"
-    if items is not None: return self.packed_loss(items, tau, blank)
-    if task is not None: return self.tasks(self, history, targets, task, tau, blank)
+    if items is not None: return self.packed_loss(items, tau, null_history)
+    if task is not None: return self.tasks(self, history, targets, task, tau, null_history)
     completions, real = self.path_completions(targets)
     full = self.completion_logits(*self.prompt(history), completions, real)
     def nll(logits): # [n, W] -> [B, T_max], 0 behind the end of a path
         out = logits.new_zeros(self.paths[targets].shape)
         out[:, :real.shape[1]][real] = completion_nll(logits, completions[real], tau)
         return out
-    if not blank: return TokenLoss(nll=nll(full), targets=targets)
+    if not null_history: return TokenLoss(nll=nll(full), targets=targets)
     null = self.prompt(history.new_full((len(history), 1), -1))
     return TokenLoss(nll=nll(full), targets=targets, effect=nll(full - self.completion_logits(*null, completions, real)))
 
@@ -281,10 +281,10 @@ def check_packed(self: LanguageRecommender) -> None:
 def packed_loss(self: LanguageRecommender,
     items: Tensor, # int64 [B, S + 1] windows of histories, -1 on the right
     tau: float = 1., # temperature of the loss
-    blank: bool = False, # refused: packed samples share their history
+    null_history: bool = False, # refused: packed samples share their history
 ) -> TokenLoss: # of each token of each item but the first of a row
     "Cross-entropy of all titles of a list, each from those before it"
-    if blank:
+    if null_history:
         raise SettingError('CFT blanks the history of one sample, and packed samples share theirs: '
                            'take another weighting, or packed=False')
     self.check_packed()

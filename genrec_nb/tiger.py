@@ -58,7 +58,7 @@ class TigerT5(T5ForConditionalGeneration):
         history: Tensor | None = None, # int64 [B, H] items, -1 where there is none; None: `transformers`' own forward
         targets: Tensor | None = None, # int64 [B] items
         tau: float = 1., # temperature of the loss
-        blank: bool = False, # also give `effect`: what the history changes
+        null_history: bool = False, # also give `effect`: what the history changes
         **kwargs, # for `transformers`
     ): # `TokenLoss`, or what `transformers` returns
         "Cross-entropy of each token of the targets"
@@ -68,7 +68,7 @@ class TigerT5(T5ForConditionalGeneration):
             x, mask = history_tokens(self.paths, history)
             return super(TigerT5, self).forward(input_ids=x, attention_mask=mask, decoder_input_ids=self._shift_right(labels)).logits
         full = logits(history)
-        effect = token_nll(full.float() - logits(history.new_full((len(history), 1), -1)).float(), labels, tau) if blank else None
+        effect = token_nll(full.float() - logits(history.new_full((len(history), 1), -1)).float(), labels, tau) if null_history else None
         return TokenLoss(nll=token_nll(full, labels, tau), targets=targets, effect=effect)
 
 # %% ../nbs/41_tiger.ipynb #f886a9e9

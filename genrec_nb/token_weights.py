@@ -7,7 +7,7 @@ __all__ = ['TINY', 'EOS_POLICIES', 'WEIGHTINGS', 'SHORT', 'PUBLISHED', 'PACE_FLO
            'uniform_weights', 'igd_weights', 'token_places', 'check_labels', 'Facts', 'weighting', 'Weighting',
            'Uniform', 'IGD', 'Position', 'node_spread', 'split_gains', 'level_gains', 'sum_to_length', 'gain_weights',
            'FrontGreater', 'token_frequency', 'frequency_weights', 'Frequency', 'plot_weights', 'make_weighting',
-           'RankingGuided', 'check_table', 'WeightedLoss', 'CFT', 'Causal', 'MultiTarget', 'set_pace', 'log_pace',
+           'RankingGuided', 'check_table', 'WeightedLoss', 'CFT', 'Causal', 'MultiTargetLoss', 'set_pace', 'log_pace',
            'mixture', 'advance', 'reset', 'multi_totals', 'multi_forward', 'objective', 'Mixed']
 
 # %% ../nbs/32_token_weights.ipynb #4ab19a7f
@@ -355,7 +355,7 @@ def check_table(
 
 class WeightedLoss(nn.Module):
     "One weighted cross-entropy"
-    names, blank = (), False # names of its parts; does it need the prediction with the history blanked?
+    names, null_history = (), False # names of its parts; does it need the prediction with the history blanked?
     def __init__(self,
         table: Tensor, # float [N, T] weight of each token of each item
         tau: float = 1., # temperature
@@ -414,9 +414,9 @@ class Causal(Position):
 # %% ../nbs/32_token_weights.ipynb #01126ba6
 PACE_FLOOR = math.log(1e-6) # no target's pace falls below 1e-6
 
-class MultiTarget(nn.Module):
+class MultiTargetLoss(nn.Module):
     "Several weighted cross-entropies, mixed by learned weights under a curriculum (arXiv 2601.17787)"
-    blank = False
+    null_history = False
     def __init__(self,
         tables: dict, # name -> float [N, T]
         rising: tuple = ('frequency',), # names of those that fade in; the others fade out
@@ -438,7 +438,7 @@ class MultiTarget(nn.Module):
         self.s = nn.Parameter(torch.zeros(len(tables)))
         self.register_buffer('steps', torch.zeros((), dtype=torch.long))
         self.register_buffer('rising', torch.tensor([n in rising for n in tables]), persistent=False)
-    def __repr__(self): return f'MultiTarget({", ".join(self.names)}; {self.variant}, step {int(self.steps)}, weights {[round(w, 3) for w in self.mixture().tolist()] if self.ready else "?"})'
+    def __repr__(self): return f'MultiTargetLoss({", ".join(self.names)}; {self.variant}, step {int(self.steps)}, weights {[round(w, 3) for w in self.mixture().tolist()] if self.ready else "?"})'
     @property
     def shape(self): return self.tables.shape[0], self.tables.shape[2] # (N, T)
     @property
@@ -450,41 +450,41 @@ class MultiTarget(nn.Module):
 
 # %% ../nbs/32_token_weights.ipynb #73576667
 def set_pace(
-    self: MultiTarget,
+    self: MultiTargetLoss,
     steps: int, # optimiser steps in an epoch
-) -> MultiTarget: # itself
+) -> MultiTargetLoss: # itself
     "Turn the half-life into a pace per step, unless `c` was given"
     if self.c is None: self.c = math.log(2)/(self.half_life*steps)
     return self
 
-def log_pace(self: MultiTarget) -> Tensor: # float64 [K]
+def log_pace(self: MultiTargetLoss) -> Tensor: # float64 [K]
     "Logarithm of each target's pace at the current step, at least that of 1e-6"
     if self.c is None: raise GenrecError('the pace is not known: call `set_pace` with the optimiser steps of an epoch, or give c')
     ct = self.c*self.steps.double()
     return torch.where(self.rising, torch.log(-torch.expm1(-ct)), -ct).clamp(min=PACE_FLOOR)
 
-def mixture(self: MultiTarget) -> Tensor: # float [K], sums to 1
+def mixture(self: MultiTargetLoss) -> Tensor: # float [K], sums to 1
     "Weights of the targets at the current step"
     if self.variant == 'exp': return (-self.s).softmax(0)
     return (-20*torch.tanh(self.s/20) + self.log_pace().to(self.s)).softmax(0)
 
-def advance(self: MultiTarget) -> None:
+def advance(self: MultiTargetLoss) -> None:
     "An optimiser step is done"
     self.steps += 1
 
-def reset(self: MultiTarget) -> None:
+def reset(self: MultiTargetLoss) -> None:
     "Back to the beginning of a training"
     with torch.no_grad(): self.s.zero_(); self.steps.zero_()
 
-MultiTarget.set_pace, MultiTarget.log_pace, MultiTarget.mixture, MultiTarget.advance, MultiTarget.reset = set_pace, log_pace, mixture, advance, reset
+MultiTargetLoss.set_pace, MultiTargetLoss.log_pace, MultiTargetLoss.mixture, MultiTargetLoss.advance, MultiTargetLoss.reset = set_pace, log_pace, mixture, advance, reset
 
 # %% ../nbs/32_token_weights.ipynb #003bb520
-def multi_totals(self: MultiTarget, targets: Tensor) -> Tensor: # float [K] sums of the weights of int64 [n] items
+def multi_totals(self: MultiTargetLoss, targets: Tensor) -> Tensor: # float [K] sums of the weights of int64 [n] items
     "What the step will be divided by, one number a target"
     return self.tables[targets].sum((0, 2))
 
 def multi_forward(
-    self: MultiTarget,
+    self: MultiTargetLoss,
     out, # with `nll` float [n, T], `targets` int64 [n], and perhaps `mixture` float [K]
     totals: Tensor | None = None, # float [K] of the whole optimiser batch; None: of this one
 ) -> tuple[Tensor, Tensor]: # (the loss, the K losses without gradient)
@@ -494,7 +494,7 @@ def multi_forward(
     mix = getattr(out, 'mixture', None)
     return ((self.mixture() if mix is None else mix)*parts).sum(), parts.detach()
 
-MultiTarget.totals, MultiTarget.forward = multi_totals, multi_forward
+MultiTargetLoss.totals, MultiTargetLoss.forward = multi_totals, multi_forward
 
 # %% ../nbs/32_token_weights.ipynb #7a322208
 def objective(
@@ -502,7 +502,7 @@ def objective(
     trie: ItemTrie,
     ids: Identifiers, # the labels
     **facts, # counts=, gain=, vectors=: as `table` takes them
-): # `WeightedLoss`, `CFT` or `MultiTarget`, for `train.fit`
+): # `WeightedLoss`, `CFT` or `MultiTargetLoss`, for `train.fit`
     "The loss that this weighting stands for"
     return WeightedLoss(self.table(trie, ids, **facts), self.tau)
 
@@ -526,14 +526,14 @@ class Mixed(Weighting):
             if n in self.parts: raise GenrecError(f'{n!r} cannot be a target of a mixture, expected token weightings')
         for n, w in self.parts.items():
             if w.tau != 1: raise GenrecError(f'target {n!r} has a temperature of its own ({w.tau}): all targets share one softmax, set the tau of the mixture')
-        MultiTarget({n: torch.ones(1, 1) for n in self.parts}, self.rising, self.half_life, None, self.variant)     # its checks
+        MultiTargetLoss({n: torch.ones(1, 1) for n in self.parts}, self.rising, self.half_life, None, self.variant)     # its checks
     def table(self, trie, ids, **facts): raise GenrecError("'multi' has a table for each of its targets: use `objective`")
     @property
     def needs_vectors(self) -> bool: return any(p.needs_vectors for p in self.parts.values())
 
-    def objective(self, trie, ids, **facts): # `MultiTarget`
+    def objective(self, trie, ids, **facts): # `MultiTargetLoss`
         "The mixture, at its beginning"
-        return MultiTarget({n: w.table(trie, ids, **facts) for n, w in self.parts.items()}, self.rising, self.half_life, None, self.variant, self.tau)
+        return MultiTargetLoss({n: w.table(trie, ids, **facts) for n, w in self.parts.items()}, self.rising, self.half_life, None, self.variant, self.tau)
 
 PUBLISHED['multi-tiger'] = ('multi', dict(variant='exp', targets=dict(uniform={}, front_greater=dict(scale=None), frequency=dict(beta=.9))))
 PUBLISHED['multi-llama'] = ('multi', dict(variant='curriculum', targets=dict(uniform={}, front_greater=dict(scale=None), frequency=dict(beta=.997))))

@@ -24,7 +24,7 @@ from .core import Count, FileError, GenrecError, Natural, Positive, Seed, patch,
 from .data import Cases, Interactions
 from .metrics import ranking_metrics
 from .trie import ItemTrie
-from .token_weights import MultiTarget, WeightedLoss, token_nll, uniform_weights
+from .token_weights import MultiTargetLoss, WeightedLoss, token_nll, uniform_weights
 from .batches import LengthBatches, Windows
 from .beam_search import DecodeConfig, recommend_each
 
@@ -176,13 +176,13 @@ class RankingTrainer(Trainer):
 
 # %% ../nbs/55_train.ipynb #826c473f
 def as_loss(
-    weights, # float [N, T] token weights, a `WeightedLoss`, `CFT` or `MultiTarget`, or None for plain cross-entropy
+    weights, # float [N, T] token weights, a `WeightedLoss`, `CFT` or `MultiTargetLoss`, or None for plain cross-entropy
     trie: ItemTrie, # of the model's items
-): # `WeightedLoss`, `CFT` or `MultiTarget`
+): # `WeightedLoss`, `CFT` or `MultiTargetLoss`
     "The loss to minimize; raises `GenrecError` for weights of other items"
     loss = uniform_weights(trie) if weights is None else weights
     if isinstance(loss, Tensor): loss = WeightedLoss(loss)
-    if not isinstance(loss, (WeightedLoss, MultiTarget)):
+    if not isinstance(loss, (WeightedLoss, MultiTargetLoss)):
         raise GenrecError(f'the weights are a {type(weights).__name__}: expected a table [items, tokens] or a loss, '
                           'for a weighting its `objective(trie, ids, ..)`')
     (n, length), want = loss.shape, (trie.n_items, trie.max_depth)
@@ -194,7 +194,7 @@ def as_loss(
 @contextmanager
 def _attached(loss, model):
     "The parameters of a mixture are those of the model's `objective`"
-    if not isinstance(loss, MultiTarget): yield; return
+    if not isinstance(loss, MultiTargetLoss): yield; return
     def add_mixture(module, args, out):
         if module.training and getattr(out, 'nll', None) is not None: out['mixture'] = loss.mixture()
         return out
@@ -207,7 +207,7 @@ def _attached(loss, model):
 
 # %% ../nbs/55_train.ipynb #4a73b74a
 class _Clock(TrainerCallback):
-    "Tells a `MultiTarget` that an optimizer step is done"
+    "Tells a `MultiTargetLoss` that an optimizer step is done"
     def __init__(self, loss, accelerator): self.loss, self.accelerator = loss, accelerator
     def on_step_end(self, args, state, control, **kwargs):
         if not self.accelerator.optimizer_step_was_skipped: self.loss.advance()
@@ -225,7 +225,7 @@ class GenrecTrainer(RankingTrainer):
         self.trie, self.decode = trie.to(args.device), decode or DecodeConfig()
         self.loss = as_loss(weights, trie).place(args.device)
         self.parts, self.since = 0., 0                                      # sums of the loss's parts, and of how many steps
-        if isinstance(self.loss, MultiTarget):
+        if isinstance(self.loss, MultiTargetLoss):
             self.loss.set_pace(steps_per_epoch(len(samples), args.per_device_train_batch_size,
                                                args.gradient_accumulation_steps, args.world_size))
             self.add_callback(_Clock(self.loss, self.accelerator))
@@ -249,7 +249,7 @@ def get_batch_samples(self: GenrecTrainer, epoch_iterator, num_batches, device):
 
 @patch
 def compute_loss(self: GenrecTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
-    out = model(**inputs, tau=self.loss.tau, blank=self.loss.blank)
+    out = model(**inputs, tau=self.loss.tau, null_history=self.loss.null_history)
     loss, parts = self.loss(out, num_items_in_batch)
     if num_items_in_batch is not None: loss = loss*self.accelerator.num_processes    # DDP averages, we want the sum
     if model.training: self.parts = self.parts + parts
@@ -268,7 +268,7 @@ def log(self: GenrecTrainer, logs, *args, **kwargs):
     if 'loss' in logs and self.loss.names and self.since:
         parts = self.accelerator.gather(self.parts[None]).sum(0)/self.since
         logs |= {f'loss_{n}': v for n, v in zip(self.loss.names, parts.tolist())}
-        if isinstance(self.loss, MultiTarget):
+        if isinstance(self.loss, MultiTargetLoss):
             logs |= {f'weight_{n}': v for n, v in zip(self.loss.names, self.loss.mixture().tolist())}
         self.parts, self.since = 0., 0
     super(GenrecTrainer, self).log(logs, *args, **kwargs)
@@ -307,7 +307,7 @@ def last_checkpoint(
 def _check_checkpoint(checkpoint: Path, loss) -> None:
     "Refuse the checkpoint of another loss"
     words = lambda n: f'a mixture of {n} targets' if n else 'one loss'
-    want, file = len(loss.names) if isinstance(loss, MultiTarget) else 0, checkpoint/'model.safetensors'
+    want, file = len(loss.names) if isinstance(loss, MultiTargetLoss) else 0, checkpoint/'model.safetensors'
     if not file.is_file(): return
     with safe_open(file, 'pt') as f:
         has = f.get_slice('objective.s').get_shape()[0] if 'objective.s' in f.keys() else 0
@@ -353,7 +353,7 @@ def fit(
     train: Interactions, # the training part of a split, nothing else
     valid: Cases, # its validation cases
     trie: ItemTrie, # of the model's items
-    weights=None, # float [N, T] token weights, a `WeightedLoss`, `CFT` or `MultiTarget`; None: plain cross-entropy
+    weights=None, # float [N, T] token weights, a `WeightedLoss`, `CFT` or `MultiTargetLoss`; None: plain cross-entropy
     config: TrainConfig = TrainConfig(),
     folder: str | Path = 'checkpoints', # checkpoints go here
     decode: DecodeConfig | None = None, # how validation users are ranked
@@ -367,7 +367,7 @@ def fit(
     samples, valid = _samples(model, train, config), valid.sample(config.eval_users, config.seed)
     steps = steps_per_epoch(len(samples), config.batch_size, config.accumulate, int(os.environ.get('WORLD_SIZE', 1)))
     args = training_arguments(config, steps, folder, **_precision(model) | more)
-    if isinstance(loss, MultiTarget): loss.reset()                          # begins anew, or as the checkpoint says
+    if isinstance(loss, MultiTargetLoss): loss.reset()                          # begins anew, or as the checkpoint says
     last = last_checkpoint(folder) if resume else None
     if last: _check_checkpoint(last, loss)
     stop = [EarlyStoppingCallback(config.patience)] if config.patience else []

@@ -318,15 +318,15 @@ def test_weighted_losses_against_a_loop(name, which):
     table = weighting.table(model.trie, model.ids, **facts)
     history, targets = users(N, n=5, seed=9), torch.tensor([0, 1, 2, 3, N - 1])
     with torch.no_grad():
-        got = float(loss(model(history, targets, tau=loss.tau, blank=loss.blank))[0])
+        got = float(loss(model(history, targets, tau=loss.tau, null_history=loss.null_history))[0])
         total = over = extra = 0.
         for h, target in zip(history.tolist(), targets.tolist()):
             z, answer = slow_logits(model, h, target)
-            blank, _ = slow_logits(model, [-1], target)
+            null_history, _ = slow_logits(model, [-1], target)
             for t, a in enumerate(answer):
                 w = float(table[target, t])
                 total -= w*float((z[t]/loss.tau).log_softmax(0)[a])
-                extra -= w*float(((z[t] - blank[t])/loss.tau).log_softmax(0)[a])
+                extra -= w*float(((z[t] - null_history[t])/loss.tau).log_softmax(0)[a])
                 over += w
     assert got == pytest.approx((total + (loss.lam*extra if name == 'cft' else 0))/over, rel=1e-4)
 
@@ -408,12 +408,12 @@ def test_new_rows_learn_and_old_ones_do_not(tie):
     if tie: assert torch.equal(*rows())
 
 def test_mixture_of_targets_and_resume(tmp_path):
-    "MultiTarget learns its weights beside the adapters, and a run goes on where it stopped"
-    from genrec_nb.token_weights import MultiTarget
+    "MultiTargetLoss learns its weights beside the adapters, and a run goes on where it stopped"
+    from genrec_nb.token_weights import MultiTargetLoss
     def loss(model):
         rng = np.random.default_rng(0)
         facts = dict(counts=rng.integers(1, 9, len(model.ids)), vectors=rng.normal(size=(len(model.ids), 4)))
-        return MultiTarget({n: make_weighting(n).table(model.trie, model.ids, **facts) for n in ('uniform', 'front_greater', 'frequency')})
+        return MultiTargetLoss({n: make_weighting(n).table(model.trie, model.ids, **facts) for n in ('uniform', 'front_greater', 'frequency')})
     model = make_codes(4)
     whole = tiny_run(model, tmp_path/'a', 2, loss(model))
     assert {'loss_uniform', 'weight_frequency'} <= set().union(*whole.logs)
@@ -677,7 +677,7 @@ def test_tasks_that_cannot_be():
     with pytest.raises(GenrecError, match='share'): model.set_tasks(catalog(), ['all'], share=0)
     with pytest.raises(GenrecError, match='no text'): model.set_tasks(Catalog([str(i) for i in range(30)], [str(i) for i in range(30)], ['']*30))
     with pytest.raises(GenrecError, match='30'): model.set_tasks(catalog(29))
-    with pytest.raises(GenrecError, match='CFT'): with_tasks()(torch.tensor([[1]]), torch.tensor([2]), blank=True, task=torch.tensor([1]))
+    with pytest.raises(GenrecError, match='CFT'): with_tasks()(torch.tensor([[1]]), torch.tensor([2]), null_history=True, task=torch.tensor([1]))
 
 
 # ---- the real small model -----------------------------------------------------------------------------------------
@@ -763,7 +763,7 @@ def test_frozen_bfloat16_is_multiplied_in_bfloat16(tmp_path):
 def test_packed_training_refuses():
     with pytest.raises(GenrecError, match='template must end'): LMConfig(base=None, packed=True, template='so far: {history}; next:')
     with pytest.raises(GenrecError, match="suffix=''"): make(config=LMConfig(base=None, max_tokens=256, packed=True))(items=torch.tensor([[0, 1]]))
-    with pytest.raises(GenrecError, match='CFT blanks'): packing()(items=torch.tensor([[0, 1]]), blank=True)
+    with pytest.raises(GenrecError, match='CFT blanks'): packing()(items=torch.tensor([[0, 1]]), null_history=True)
     with pytest.raises(GenrecError, match='max_items lower'): packing().samples(interactions(40), 100)
 
 # ---- grounding ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from genrec_nb.core import GenrecError
 from genrec_nb.data import Interactions, leave_one_out
 from genrec_nb.semantic_ids import EOS, Identifiers
 from genrec_nb.infogain import information_gain, item_prior
-from genrec_nb.token_weights import CFT, FrontGreater, Frequency, IGD, Mixed, MultiTarget, Position, PUBLISHED, RankingGuided, Uniform, WEIGHTINGS, WeightedLoss, check_table, frequency_weights, gain_weights, igd_weights, level_gains, make_weighting, split_gains, token_nll, uniform_weights, weighted_mean
+from genrec_nb.token_weights import CFT, FrontGreater, Frequency, IGD, Mixed, MultiTargetLoss, Position, PUBLISHED, RankingGuided, Uniform, WEIGHTINGS, WeightedLoss, check_table, frequency_weights, gain_weights, igd_weights, level_gains, make_weighting, split_gains, token_nll, uniform_weights, weighted_mean
 from genrec_nb.trie import ItemTrie
 import oracles
 from oracles import DictTrie, few, identifiers, quick, tables_with_counts
@@ -300,7 +300,7 @@ def test_causal_loss_by_its_formula():
     assert float(loss) == pytest.approx(mean(out.nll) + .3*mean(out.effect), rel=1e-5)
     np.testing.assert_allclose(parts, [mean(out.nll), mean(out.effect)], rtol=1e-5)
     none = CFT(w, 0.)
-    assert not none.blank and torch.equal(none(SimpleNamespace(nll=out.nll, targets=out.targets))[0], WeightedLoss(w)(out)[0])
+    assert not none.null_history and torch.equal(none(SimpleNamespace(nll=out.nll, targets=out.targets))[0], WeightedLoss(w)(out)[0])
 
 @pytest.mark.parametrize('tau', [1., .6])
 def test_effect_of_the_history_by_hand(tau):
@@ -308,13 +308,13 @@ def test_effect_of_the_history_by_hand(tau):
     ids = Identifiers.from_codes(np.random.default_rng(0).integers(0, 4, (12, 3)), [4]*3, 'keep')
     model, items = oracles.packed(ids), torch.tensor([[1, 5, 3, 2], [7, 0, 4, -1]])
     with torch.no_grad():
-        out = model(items=items, tau=tau, blank=True)
+        out = model(items=items, tau=tau, null_history=True)
         x = model.place.weight[None, :3]
         for block in model.blocks: x = block(x)
-        blank, row = model.norm(x)[0], 0
+        null_history, row = model.norm(x)[0], 0
         for b, t in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]:
             history, target = items[b, :t + 1], items[b, t + 1]
-            codes, u = model.paths[target] - model.first, [model.read((model.paths[history] - model.first)[None])[0, -1], blank[t]]
+            codes, u = model.paths[target] - model.first, [model.read((model.paths[history] - model.first)[None])[0, -1], null_history[t]]
             for l in range(3):
                 full, empty = (model.level_logits(v, l) for v in u)
                 assert float(out.nll[row, l]) == pytest.approx(float(-(full/tau).log_softmax(0)[codes[l]]), abs=1e-4)
@@ -323,7 +323,7 @@ def test_effect_of_the_history_by_hand(tau):
             row += 1
         assert row == len(out.targets)
         model, history, targets = oracles.t5(ids), torch.tensor([[-1, 1, 5], [7, 0, 4]]), torch.tensor([3, 2])
-        out, labels = model(history=history, targets=targets, tau=tau, blank=True), model.paths[targets]
+        out, labels = model(history=history, targets=targets, tau=tau, null_history=True), model.paths[targets]
         start = torch.cat([torch.zeros(2, 1, dtype=torch.long), labels[:, :-1]], 1)
         logits = lambda x: model(input_ids=x, decoder_input_ids=start).logits
         full = torch.cat([logits(torch.cat([model.paths[h[h >= 0]].flatten(), torch.tensor([EOS])])[None].expand(2, -1))[[r]] for r, h in enumerate(history)])
@@ -333,18 +333,18 @@ def test_effect_of_the_history_by_hand(tau):
 def test_the_effect_trains_both_predictions():
     ids = Identifiers.from_codes(np.random.default_rng(0).integers(0, 4, (12, 2)), [4]*2, 'keep')
     model = oracles.packed(ids)
-    model(items=torch.tensor([[1, 5, 3]]), blank=True).effect.sum().backward()
+    model(items=torch.tensor([[1, 5, 3]]), null_history=True).effect.sum().backward()
     both = model.place.weight.grad.clone()
     model.zero_grad()
     states = model.blank_states
     model.blank_states = lambda here: states(here).detach()
-    model(items=torch.tensor([[1, 5, 3]]), blank=True).effect.sum().backward()
+    model(items=torch.tensor([[1, 5, 3]]), null_history=True).effect.sum().backward()
     assert not torch.allclose(both, model.place.weight.grad)
 
 
 # ---- mixture -------------------------------------------------------------------------------------------------------
 
-def three(**kwargs): return MultiTarget({'a': table(Uniform()), 'b': table(FrontGreater()), 'frequency': table(Frequency(.5))}, **kwargs)
+def three(**kwargs): return MultiTargetLoss({'a': table(Uniform()), 'b': table(FrontGreater()), 'frequency': table(Frequency(.5))}, **kwargs)
 
 def slow_mixture(s, c, t, rising):
     "softmax(-20 tanh(s/20) + log max(pace, 1e-6)), in plain floats"
@@ -421,7 +421,7 @@ def test_only_advance_moves_the_clock():
 def test_every_name_becomes_a_loss_that_learns():
     for name in [*WEIGHTINGS, *PUBLISHED]:
         loss = make_weighting(name).objective(WORLD.trie, WORLD.ids, counts=WORLD.counts, vectors=WORLD.vectors)
-        if isinstance(loss, MultiTarget): loss.set_pace(10)
+        if isinstance(loss, MultiTargetLoss): loss.set_pace(10)
         out = answer()
         out.nll.requires_grad_()
         loss(out)[0].backward()

@@ -13,7 +13,7 @@ from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.metrics import ranking_metrics
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.infogain import information_gain, item_prior
-from genrec_nb.token_weights import CFT, MultiTarget, WeightedLoss, igd_weights, make_weighting, token_nll, uniform_weights, weighted_mean
+from genrec_nb.token_weights import CFT, MultiTargetLoss, WeightedLoss, igd_weights, make_weighting, token_nll, uniform_weights, weighted_mean
 from genrec_nb.batches import LengthBatches
 from genrec_nb.item_decoder import packed_decoder
 from genrec_nb.tiger import tiger_t5
@@ -391,7 +391,7 @@ def step_of(make, loss, batches, accumulate, folder):
 def loss_by_hand(make, loss, numbers):
     "Gradient of model and loss, and the loss, of one step in plain torch"
     model = make(dropout=0.).train()
-    out = model(**model.samples(SPLIT.train, 5).collate(numbers), tau=loss.tau, blank=loss.blank)
+    out = model(**model.samples(SPLIT.train, 5).collate(numbers), tau=loss.tau, null_history=loss.null_history)
     value, parts = loss(out)
     loss.zero_grad()
     value.backward()
@@ -403,15 +403,15 @@ def test_accumulation_changes_nothing_for_any_loss(make, name, settings, tmp_pat
     "Gradients, those of the mixture included, the loss and each part"
     numbers = list(range(24))
     loss = loss_of(make, name, **settings)
-    if isinstance(loss, MultiTarget): loss.c = .05; loss.steps.fill_(9); loss.s.data += torch.tensor([.3, -.2, .1])
+    if isinstance(loss, MultiTargetLoss): loss.c = .05; loss.steps.fill_(9); loss.s.data += torch.tensor([.3, -.2, .1])
     want, plain, parts = loss_by_hand(make, loss, numbers)
     for size, accumulate in ((24, 1), (6, 4), (5, 5)):
-        if isinstance(loss, MultiTarget): loss.steps.fill_(9)
+        if isinstance(loss, MultiTargetLoss): loss.steps.fill_(9)
         (got,), (log,) = step_of(make, loss, [numbers[i:i + size] for i in range(0, 24, size)], accumulate, tmp_path/str(size))
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
         assert log['loss'] == pytest.approx(plain, rel=1e-4)
         np.testing.assert_allclose([log[f'loss_{n}'] for n in loss.names], parts.tolist()[:len(loss.names)], rtol=1e-4)
-        if isinstance(loss, MultiTarget): assert int(loss.steps) == 10           # one step, however many pieces
+        if isinstance(loss, MultiTargetLoss): assert int(loss.steps) == 10           # one step, however many pieces
 
 def test_the_clock_counts_optimiser_steps_only(tmp_path):
     "Looks at the validation users and micro-batches do not move it; the pace is that of the half-life"
@@ -475,7 +475,7 @@ def test_limits_of_the_losses(tmp_path):
     assert torch.equal(pos, end(loss_of(packed, 'cft', lam=0.), 'b')) and not torch.allclose(pos, end(loss_of(packed, 'cft', lam=.5), 'c'), atol=1e-4)
     igd = end(weights, 'd')
     assert torch.equal(igd, end(WeightedLoss(weights, 1.), 'e')) and not torch.allclose(igd, end(WeightedLoss(weights, .5), 'f'), atol=1e-4)
-    torch.testing.assert_close(igd, end(MultiTarget(dict(a=weights, b=weights), rising=('b',), c=.1), 'g'), rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(igd, end(MultiTargetLoss(dict(a=weights, b=weights), rising=('b',), c=.1), 'g'), rtol=1e-2, atol=1e-4)
 
 def test_a_batch_without_weight_trains_on(tmp_path):
     "IGD with beta = 0, one sample a batch: some batches weigh nothing"
