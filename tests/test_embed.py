@@ -1,14 +1,15 @@
-"Embed: masks, company, caches, bad vectors"
-import json, subprocess, sys
-from pathlib import Path
+"Embed: pooling, batch invariance, fitted tf-idf, caches, bad vectors"
+import hashlib, shutil, subprocess, sys, time
+from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
-from genrec_nb.core import GenrecError
+from sklearn.preprocessing import normalize
+from genrec_nb.core import FileError, GenrecError
+from genrec_nb.embed import SentenceEncoder, TfidfEncoder, _checked, embed_texts, load_encoder, nearest_items
 from genrec_nb.loaders import fetch, load_movielens
-from genrec_nb.embed import *
-from genrec_nb.embed import TfidfEncoder, HFEncoder
 
 TEXTS = ['Alien. horror, space', 'Aliens. horror, space', 'Emma. romance', 'Clueless. romance, comedy', 'Ran. war', 'x', '!?', 'Les Misérables', '東京物語'] + [f'film number {i} ' * (1+i%9) for i in range(30)]
 
@@ -16,7 +17,7 @@ TEXTS = ['Alien. horror, space', 'Aliens. horror, space', 'Emma. romance', 'Clue
 def minilm():
     try: fetch('minilm')
     except GenrecError as e: pytest.skip(f'the MiniLM encoder cannot be had here: {e}')
-    return HFEncoder()
+    return SentenceEncoder()
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
@@ -33,59 +34,87 @@ def refuses(f, *words):
     assert '\n' not in str(e.value)
     for w in words: assert w in str(e.value), f'{w!r} is not in: {e.value}'
 
-def test_masked_mean_against_a_loop():
-    g = torch.Generator().manual_seed(0)
-    h, n = torch.randn(5, 7, 3, generator=g), [7,1,3,5,2]
-    mask = torch.tensor([[1]*k + [0]*(7-k) for k in n])
-    torch.testing.assert_close(masked_mean(h, mask), torch.stack([h[b,:k].mean(0) for b,k in enumerate(n)]))
-    h[mask==0] = 1e9 # what stands on padding does not matter
-    torch.testing.assert_close(masked_mean(h, mask), torch.stack([h[b,:k].mean(0) for b,k in enumerate(n)]))
-    assert masked_mean(h.to(torch.bfloat16), mask).dtype==torch.float32
+def hidden(folder, text):
+    "The hidden states of one text alone, [T, d]"
+    from transformers import AutoModel, AutoTokenizer
+    tok, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    with torch.inference_mode(): return model(**tok(text, return_tensors='pt')).last_hidden_state[0].numpy()
 
-def company_does_not_matter(enc, tol):
+def unit(x): return x/np.linalg.norm(x)
+
+# ---- sentence encoders -------------------------------------------------------------------------------------------------------
+def batch_invariant(enc, tol):
     a = enc.encode(TEXTS, batch_size=64)
     assert a.dtype==np.float32 and len(a)==len(TEXTS)
+    np.testing.assert_allclose(np.linalg.norm(a, axis=1), 1, atol=1e-5)
     order = np.random.default_rng(0).permutation(len(TEXTS))
     for b in (enc.encode(TEXTS, batch_size=1), enc.encode(TEXTS, batch_size=7), enc.encode([TEXTS[i] for i in order], batch_size=5)[np.argsort(order)]):
         np.testing.assert_allclose(b, a, atol=tol)
 
-def test_company_does_not_matter_tiny(tiny): company_does_not_matter(HFEncoder(tiny, device='cpu'), 1e-5)
-def test_company_does_not_matter_minilm(minilm): company_does_not_matter(minilm, 2e-5)
+def test_batch_invariance_tiny(tiny): batch_invariant(SentenceEncoder(tiny, device='cpu'), 1e-5)
+def test_batch_invariance_minilm(minilm): batch_invariant(minilm, 2e-5)
 
-def test_minilm_is_the_sentence_transformer(minilm):
+def test_a_bare_folder_is_pooled_by_the_mean(minilm):
     "Against the model run by hand on one text, with its published pooling: mean over tokens, then length one"
-    tok, model = minilm.load()
-    with torch.inference_mode(): h = model(**tok('Alien. horror, space', return_tensors='pt')).last_hidden_state[0].mean(0).numpy()
-    np.testing.assert_allclose(embed_texts(TEXTS, minilm, cache=False)[0], h/np.linalg.norm(h), atol=1e-5)
+    np.testing.assert_allclose(embed_texts(TEXTS, minilm, cache=False)[0], unit(hidden(minilm.where, TEXTS[0]).mean(0)), atol=1e-5)
+
+@pytest.mark.parametrize('mode,at', [('cls', 0), ('lasttoken', -1)])
+def test_an_encoder_pools_as_its_modules_say(tiny, tmp_path, mode, at):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    SentenceTransformer(modules=[Transformer(str(tiny)), Pooling(16, mode)], device='cpu').save(str(tmp_path/'m'))
+    e = SentenceEncoder(tmp_path/'m', device='cpu')
+    np.testing.assert_allclose(e.encode(TEXTS)[0], unit(hidden(tiny, TEXTS[0])[at]), atol=1e-5)
+    assert e.key != SentenceEncoder(tiny).key
 
 def test_long_texts_are_cut(tiny):
-    e = HFEncoder(tiny, max_length=8, device='cpu')
+    e = SentenceEncoder(tiny, max_length=8, device='cpu')
     a = e.encode(['a b c d e f g h i j', 'a b c d e f z z z z'])
     np.testing.assert_allclose(a[0], a[1], atol=1e-6)
+    SentenceEncoder(tiny, device='cpu').encode(['a '*600]) # more than the model's 512 places
 
-def test_tfidf_cosines_before_the_svd():
-    "With full rank the SVD keeps all inner products; the oracle lists the terms instead of hashing them"
+def test_a_changed_model_changes_the_key_and_is_refused(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path/'m'); e = SentenceEncoder(tmp_path/'m', device='cpu'); k = e.key
+    assert k==SentenceEncoder(tiny).key!=SentenceEncoder(tiny, max_length=9).key
+    e.save(tmp_path/'saved'); assert load_encoder(tmp_path/'saved', 'cpu').key==k
+    w = load_file(tmp_path/'m'/'model.safetensors'); n = next(iter(w)); w[n] += 1; save_file(w, tmp_path/'m'/'model.safetensors', metadata={'format':'pt'})
+    assert SentenceEncoder(tmp_path/'m').key!=k
+    refuses(lambda: load_encoder(tmp_path/'saved'), 'other weights')
+
+# ---- tf-idf ------------------------------------------------------------------------------------------------------------------
+def test_tfidf_cosines_with_full_rank():
+    "With full rank the SVD keeps all inner products; the oracle counts words and n-grams apart"
     t = TEXTS[:6]
-    e = TfidfEncoder(5); x = e.encode(t)
     words = TfidfVectorizer(token_pattern=r'(?u)\b\w+\b', sublinear_tf=True, norm=None).fit_transform(t)
     grams = TfidfVectorizer(analyzer='char_wb', ngram_range=(3,5), sublinear_tf=True, norm=None).fit_transform(t)
     dense = normalize(np.hstack([words.toarray(), grams.toarray()]))
-    full = TfidfEncoder(5); k = np.linalg.svd(dense, compute_uv=False)
-    np.testing.assert_allclose(np.linalg.svd(x, compute_uv=False), k[:5], rtol=1e-3)
+    x = TfidfEncoder(32).fit(t).encode(t)
+    np.testing.assert_allclose(x @ x.T, dense @ dense.T, atol=1e-4)
 
-def test_tfidf_is_deterministic_and_small_catalogues_work():
-    a, b = (TfidfEncoder(8, seed=0).encode(TEXTS) for _ in range(2))
+def test_tfidf_is_deterministic_and_small_catalogs_work():
+    a, b = (TfidfEncoder(8, seed=0).fit(TEXTS).encode(TEXTS) for _ in range(2))
     np.testing.assert_array_equal(a, b)
-    c = TfidfEncoder(8, seed=1).encode(TEXTS) # another seed: the leading directions have the same signs
+    c = TfidfEncoder(8, seed=1).fit(TEXTS).encode(TEXTS) # another seed: the leading directions have the same signs
     np.testing.assert_allclose(a[:,:2], c[:,:2], atol=.05)
     for n in (1, 2, 3): assert embed_texts(TEXTS[:n], TfidfEncoder(8), cache=False).shape==(n,8)
     e = embed_texts(TEXTS, 'tfidf', cache=False)
-    assert e.shape==(len(TEXTS),128) and np.allclose(np.linalg.norm(e,axis=1), 1, atol=1e-5) and nearest(e, 0, 1)[0][0]==1
+    assert e.shape==(len(TEXTS),128) and np.allclose(np.linalg.norm(e,axis=1), 1, atol=1e-5) and nearest_items(e, 0, 1)[0][0]==1
+
+def test_a_fitted_tfidf_encoder_places_new_texts(tmp_path):
+    "Vectors depend on the fitted texts alone: not on company, and not on saving"
+    enc = TfidfEncoder(8).fit(TEXTS); x = enc.encode(TEXTS)
+    np.testing.assert_allclose(enc.encode(TEXTS[:1])[0], x[0], atol=1e-6)
+    assert (enc.encode(['Aliens 3. horror, space']) @ x.T).argmax()==1
+    enc.save(tmp_path/'e'); again = load_encoder(tmp_path/'e')
+    assert sorted(f.name for f in (tmp_path/'e').iterdir())==['encoder.json', 'encoder.safetensors']
+    np.testing.assert_allclose(again.encode(TEXTS + ['Ran 2']), enc.encode(TEXTS + ['Ran 2']), atol=1e-6)
+    assert again.key==enc.key and again.key not in (TfidfEncoder(8).key, TfidfEncoder(8).fit(TEXTS[:9]).key)
+    refuses(lambda: embed_texts(['Alien', '\u0416\u0416\u0416'], again, cache=False), 'row 1', 'zeros') # no known term
 
 def test_same_vectors_in_another_process():
-    code = f'import hashlib; from genrec_nb.embed import *; print(hashlib.sha256(embed_texts({TEXTS[:9]!r}, "tfidf", cache=False).tobytes()).hexdigest())'
-    out = {subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
-    assert len(out)==1
+    code = f'import hashlib; from genrec_nb.embed import embed_texts; print(hashlib.sha256(embed_texts({TEXTS[:9]!r}, "tfidf", cache=False).tobytes()).hexdigest())'
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()
+    assert out==hashlib.sha256(embed_texts(TEXTS[:9], 'tfidf', cache=False).tobytes()).hexdigest()
 
 class Counting:
     key = 'counting'
@@ -98,29 +127,31 @@ def test_cache_follows_content(tmp_path):
     np.testing.assert_array_equal(a, b); assert enc.calls==1 and a.dtype==np.float32
     embed_texts(['bb','a'], enc, cache=tmp_path); embed_texts(['a','bc'], enc, cache=tmp_path); assert enc.calls==3
     enc.key = 'changed'; embed_texts(['a','bb'], enc, cache=tmp_path); assert enc.calls==4
-    for f in tmp_path.iterdir(): f.write_bytes(f.read_bytes()[:100])
+    for f in tmp_path.glob('*.npy'): f.write_bytes(f.read_bytes()[:100])
     np.testing.assert_array_equal(embed_texts(['a','bb'], enc, cache=tmp_path), a); assert enc.calls==5
-    assert len(list(tmp_path.iterdir()))==4 and all(f.suffix=='.npy' for f in tmp_path.iterdir())
+    assert len(list(tmp_path.glob('*.npy')))==4 and {f.suffix for f in tmp_path.iterdir()}=={'.npy', '.lock'}
 
-def test_a_changed_model_changes_the_key(tiny, tmp_path):
-    import shutil
-    from safetensors.torch import load_file, save_file
-    shutil.copytree(tiny, tmp_path/'m'); k = HFEncoder(tmp_path/'m').key
-    assert k==HFEncoder(tiny).key!=HFEncoder(tiny, max_length=9).key
-    w = load_file(tmp_path/'m'/'model.safetensors'); n = next(iter(w)); w[n] += 1; save_file(w, tmp_path/'m'/'model.safetensors', metadata={'format':'pt'})
-    assert HFEncoder(tmp_path/'m').key!=k
+def _compute(folder):
+    "A child that waits while it computes, and says how often"
+    class Slow(Counting):
+        def encode(self, texts, batch_size): time.sleep(.5); return super().encode(texts, batch_size)
+    enc = Slow(); embed_texts(['a','bb'], enc, cache=folder)
+    return enc.calls
+
+def test_of_two_processes_one_computes(tmp_path):
+    with get_context('fork').Pool(2) as pool: assert sorted(pool.map(_compute, [tmp_path]*2, chunksize=1))==[0, 1]
 
 def test_bad_vectors():
-    refuses(lambda: check_vectors([[1,2],[np.nan,1],[1,np.inf]]), 'row 1', 'NaN', '2 of 3')
-    refuses(lambda: check_vectors([[1,2],[0,0]]), 'row 1', 'zeros')
-    refuses(lambda: check_vectors([[1,2]], n=5, where='mine.npy'), 'mine.npy', '1 rows for 5 items')
-    refuses(lambda: check_vectors([1.,2.]), 'matrix')
+    refuses(lambda: _checked([[1,2],[np.nan,1],[1,np.inf]], 3, 'x'), 'row 1', 'NaN', '2 of 3')
+    refuses(lambda: _checked([[1,2],[0,0]], 2, 'x'), 'row 1', 'zeros')
+    refuses(lambda: _checked([[1,2]], 5, 'mine.npy'), 'mine.npy', '1 rows for 5 items')
+    refuses(lambda: _checked([1.,2.], 2, 'x'), 'matrix')
 
 def test_an_encoder_that_gives_nan_is_refused_and_not_cached(tmp_path):
     class Nan(Counting):
         def encode(self, texts, batch_size): return np.full((len(texts),2), np.nan)
     refuses(lambda: embed_texts(['a'], Nan(), cache=tmp_path), 'row 0', 'NaN')
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob('*.npy'))
 
 def test_texts_and_names(tmp_path):
     refuses(lambda: embed_texts(['a','  '], 'tfidf'), 'text 1', 'empty')
@@ -132,5 +163,5 @@ def test_movielens_neighbours(minilm):
     except GenrecError as e: pytest.skip(str(e))
     x = embed_texts(ml.catalog.texts)
     assert x.shape==(1682,384)
-    top, cos = nearest(x, ml.catalog.find('The Godfather (1972)'), 3)
+    top, cos = nearest_items(x, ml.catalog.find('The Godfather (1972)'), 3)
     assert ml.catalog.titles[top[0]]=='The Godfather: Part II (1974)' and (np.diff(cos)<=0).all()
