@@ -26,7 +26,8 @@ from .rqvae import load_quantizer
 from .semantic_ids import EOS, Identifiers
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
-from .token_weights import Weighting, make_weighting
+from .token_weights import Weighting
+from .objectives import make_weighting
 from .tiger import TigerT5, tiger_t5
 from .item_decoder import ItemDecoder, ItemDecoderConfig, packed_decoder
 from .beam_search import DecodeConfig, decoding_weights, recommend

@@ -18,7 +18,7 @@ from genrec_nb.alignment import TASKS, task_texts
 from genrec_nb.grounding import ground
 from genrec_nb.prompts import title_identifiers
 from genrec_nb.backbones import adapt, load_lm, tiny_llama
-from genrec_nb.token_weights import make_weighting
+from genrec_nb.objectives import make_weighting
 from genrec_nb.train import TrainConfig, as_loss, batch_targets, case_ce, fit
 from genrec_nb.trie import ItemTrie
 
@@ -409,7 +409,7 @@ def test_new_rows_learn_and_old_ones_do_not(tie):
 
 def test_mixture_of_targets_and_resume(tmp_path):
     "MultiTargetLoss learns its weights beside the adapters, and a run goes on where it stopped"
-    from genrec_nb.token_weights import MultiTargetLoss
+    from genrec_nb.objectives import MultiTargetLoss
     def loss(model):
         rng = np.random.default_rng(0)
         facts = dict(counts=rng.integers(1, 9, len(model.ids)), vectors=rng.normal(size=(len(model.ids), 4)))

@@ -251,7 +251,7 @@ def test_recommend_and_inspect(finished, tmp_path):
 def test_any_weighting_can_be_run_and_is_the_one_of_losses(finished, tmp_path, weighting, options):
     import genrec_nb.train as training
     from genrec_nb.infogain import information_gain, item_prior
-    from genrec_nb.token_weights import make_weighting
+    from genrec_nb.objectives import make_weighting
     from genrec_nb.item_decoder import packed_decoder
     from genrec_nb.trie import ItemTrie
     data, _, plain = finished

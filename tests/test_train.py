@@ -13,7 +13,8 @@ from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.metrics import ranking_metrics
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.infogain import information_gain, item_prior
-from genrec_nb.token_weights import CFT, MultiTargetLoss, WeightedLoss, igd_weights, make_weighting, token_nll, uniform_weights, weighted_mean
+from genrec_nb.token_weights import igd_weights, uniform_weights
+from genrec_nb.objectives import MultiTargetLoss, WeightedLoss, make_weighting, token_nll, weighted_mean
 from genrec_nb.batches import LengthBatches
 from genrec_nb.item_decoder import packed_decoder
 from genrec_nb.tiger import tiger_t5

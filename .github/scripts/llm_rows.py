@@ -19,7 +19,7 @@ from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.backbones import SMOLLM2, load_lm
 from genrec_nb.language_recommender import LanguageRecommender, LMConfig, language_recommender
 from genrec_nb.prompts import title_identifiers
-from genrec_nb.token_weights import make_weighting
+from genrec_nb.objectives import make_weighting
 from genrec_nb.core import versions
 from genrec_nb.run import SPLITS
 from genrec_nb.titles import short_titles
