@@ -35,7 +35,7 @@ from .letter import LETTER, LETTERConfig, diversity_loss, group_mates
 from .semantic_ids import EOS, Identifiers, PAD, code_tokens
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior, item_table
-from .token_weights import MultiTargetLoss, make_weighting
+from .objectives import MultiTargetLoss, make_weighting
 from .batches import history_tokens
 from .tiger import tiger_t5
 from .item_decoder import packed_decoder

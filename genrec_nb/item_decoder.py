@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['level_ranges', 'ItemDecoderConfig', 'CausalBlock', 'CodeHead', 'ItemDecoder', 'read', 'contextualise', 'level_logits',
-           'packed_nll', 'codes_logits', 'blank_states', 'align_left', 'flat_logits', 'packed_forward',
+           'packed_nll', 'codes_logits', 'null_states', 'align_left', 'flat_logits', 'packed_forward',
            'prepare_inputs_for_generation', 'packed_prefill', 'spread', 'packed_decode_step', 'packed_decoder']
 
 # %% ../nbs/42_item_decoder.ipynb #c4aec40f
@@ -133,7 +133,7 @@ def packed_nll(self: ItemDecoder,
     u, target = self.read(codes[:, :-1])[here], codes[:, 1:][here]                # [n, d], [n, L]
     full = self.codes_logits(u, target)
     ce = lambda logits: torch.stack([F.cross_entropy(x.float()/tau, target[:, l], reduction='none') for l, x in enumerate(logits)], 1)
-    effect = ce(a.float() - b.float() for a, b in zip(full, self.codes_logits(self.blank_states(here), target))) if null_history else None
+    effect = ce(a.float() - b.float() for a, b in zip(full, self.codes_logits(self.null_states(here), target))) if null_history else None
     return TokenLoss(nll=ce(full), targets=items[:, 1:][here], effect=effect)
 
 def codes_logits(self: ItemDecoder,
@@ -147,14 +147,14 @@ def codes_logits(self: ItemDecoder,
         if l + 1 < len(self.codes): u = u + e(target[:, l])
     return out
 
-def blank_states(self: ItemDecoder,
+def null_states(self: ItemDecoder,
     here: Tensor, # bool [B, T] places that have a target
 ) -> Tensor: # float [n, d]
     "What the model thinks after as many items, told nothing of them: the same for all rows, so one is enough"
     x = self.contextualise(self.place.weight.new_zeros(1, here.shape[1], self.config.d_model))
     return x.expand(len(here), -1, -1)[here]
 
-ItemDecoder.codes_logits, ItemDecoder.blank_states = codes_logits, blank_states
+ItemDecoder.codes_logits, ItemDecoder.null_states = codes_logits, null_states
 
 def align_left(
     x: Tensor, # [B, T, ...]

@@ -14,7 +14,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils import ModelOutput
 from .core import GenrecError
 from .semantic_ids import EOS, Identifiers, PAD
-from .token_weights import token_nll
+from .objectives import token_nll
 from .batches import PrefixSamples, history_tokens
 
 # %% ../nbs/41_tiger.ipynb #26a9a217

@@ -24,7 +24,8 @@ from .core import Count, FileError, GenrecError, Natural, Positive, Seed, patch,
 from .data import Cases, Interactions
 from .metrics import ranking_metrics
 from .trie import ItemTrie
-from .token_weights import MultiTargetLoss, WeightedLoss, token_nll, uniform_weights
+from .token_weights import uniform_weights
+from .objectives import MultiTargetLoss, WeightedLoss, token_nll
 from .batches import LengthBatches, Windows
 from .beam_search import DecodeConfig, recommend_each
 
@@ -176,9 +177,9 @@ class RankingTrainer(Trainer):
 
 # %% ../nbs/55_train.ipynb #826c473f
 def as_loss(
-    weights, # float [N, T] token weights, a `WeightedLoss`, `CFT` or `MultiTargetLoss`, or None for plain cross-entropy
+    weights, # float [N, T] token weights, a `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`, or None for plain cross-entropy
     trie: ItemTrie, # of the model's items
-): # `WeightedLoss`, `CFT` or `MultiTargetLoss`
+): # `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`
     "The loss to minimize; raises `GenrecError` for weights of other items"
     loss = uniform_weights(trie) if weights is None else weights
     if isinstance(loss, Tensor): loss = WeightedLoss(loss)
@@ -353,7 +354,7 @@ def fit(
     train: Interactions, # the training part of a split, nothing else
     valid: Cases, # its validation cases
     trie: ItemTrie, # of the model's items
-    weights=None, # float [N, T] token weights, a `WeightedLoss`, `CFT` or `MultiTargetLoss`; None: plain cross-entropy
+    weights=None, # float [N, T] token weights, a `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`; None: plain cross-entropy
     config: TrainConfig = TrainConfig(),
     folder: str | Path = 'checkpoints', # checkpoints go here
     decode: DecodeConfig | None = None, # how validation users are ranked

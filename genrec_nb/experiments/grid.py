@@ -34,7 +34,7 @@ from ..kmeans import check_vectors, quantizer_report
 from ..semantic_ids import Identifiers
 from ..trie import ItemTrie
 from ..infogain import information_gain, item_prior
-from ..token_weights import SHORT, make_weighting
+from ..objectives import SHORT, make_weighting
 from ..beam_search import DecodeConfig
 from ..train import TrainConfig, fit, rank_each
 from ..significance import Scores, bootstrap_totals, compare_head_tail, compare_methods, decile_curve, holm, plot_comparisons, plot_critical_difference, plot_deciles, rank_methods
