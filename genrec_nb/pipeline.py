@@ -30,10 +30,11 @@ from .trial import Trial, content_digest, given_identifiers, load_data, own_vect
 @contextmanager
 def _made_once(
     path: Path, # a file or folder
+    mark: str = '', # the file of a folder that is written last
 ): # yields True for the process that has to make it
     "Several processes ask, one makes"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{path}.lock'): yield not path.exists()
+    with FileLock(f'{path}.lock'): yield not (path/mark).exists()
 
 # %% ../nbs/84_pipeline.ipynb #3e840545
 def make_identifiers(
@@ -44,11 +45,14 @@ def make_identifiers(
 ) -> Tokenized:
     "The identifiers of a trial: read, or made and kept"
     made = Path(folder)/'identifiers'/trial.identifiers_key
-    with _made_once(made) as mine:
-        if mine: _make(trial, data, split, made, Path(folder), device, progress).save(made)
+    with _made_once(made, 'facts.json') as mine:
+        if mine:
+            found = _make(trial, data, split, Path(folder), device, progress)
+            found.save(made)
+            write_json(made/'facts.json', found.report(split.train.target_counts()).to_dict())
     return load_tokenized(made, data.catalog)
 
-def _make(trial, data, split, made, folder, device, progress) -> Tokenized:
+def _make(trial, data, split, folder, device, progress) -> Tokenized:
     "Read given identifiers, or run the tokenizer"
     if trial.ids: return given_identifiers(trial.ids, data)
     c = trial.recommender.tokenizer_config
@@ -134,7 +138,7 @@ def train_assistant(
     "The assistant of D3: a SASRec of the same seed, trained once and kept"
     seed = trial.recommender.seed
     path = Path(folder)/'work'/f'sasrec-{digest([trial.digest, seed])}'
-    with _made_once(path/'ranker.json'): return load_or_train_sasrec(split, path, seed)
+    with _made_once(path): return load_or_train_sasrec(split, path, seed)
 
 def ranked_lists(
     trial: Trial,
@@ -214,20 +218,21 @@ def _measured(trial: Trial, split: Split, folder: str | Path, name: str) -> dict
 
 # %% ../nbs/84_pipeline.ipynb #98207154
 def _attempt(
-    trial: Trial, decodings: dict, folder: Path, device: str | None, progress=None,
+    work, # `run_trial`, or another function of the same arguments
+    trial: Trial, how, folder: Path, device: str | None, progress=None,
 ) -> dict: # the row, or one of kind 'failure'
     "Run a trial; an error is returned, so that the others go on"
-    try: return run_trial(trial, decodings, folder, device, progress)
+    try: return work(trial, how, folder, device, progress)
     except (GenrecError, RuntimeError, FloatingPointError) as e:
         return dict(kind='failure', trial=trial.key, label=trial.label, error=f'{trial.label}: {e}')
 
-def _in_worker(*args) -> dict:
+def _in_worker(n: int, *args) -> tuple[int, dict]: # number of the task, its row
     "A trial in another process, without chatter"
     from transformers.utils import logging as hf
     hf.set_verbosity_error()
     hf.disable_progress_bar()
     warnings.filterwarnings('ignore')
-    return _attempt(*args)
+    return n, _attempt(*args)
 
 # %% ../nbs/84_pipeline.ipynb #626e20f0
 @contextmanager
@@ -253,18 +258,19 @@ def run_trials(
     cluster: str | None = None, # address of a dask scheduler instead
     device: str | None = None, # None: the best there is
     progress=None, # something with `stage` and `advance`
+    work=run_trial, # what is done with each task
 ) -> Iterator[dict]: # rows as they come; of kind 'failure' where one failed
     "Run trials; the order of the rows is not that of the trials"
     if jobs == 1 and not cluster:
-        for trial, decodings in tasks: yield _attempt(trial, decodings, folder, device, progress)
+        for trial, how in tasks: yield _attempt(work, trial, how, folder, device, progress)
         return
-    left = {trial.key: (trial, decodings) for trial, decodings in tasks}
-    for _ in range(3):                                         # a killed worker is tried again
-        calls = [delayed(_in_worker)(t, d, folder, device) for t, d in left.values()]
+    left = dict(enumerate(tasks))
+    for _ in range(3):                                         # a killed worker's trials are tried again
+        calls = [delayed(_in_worker)(n, work, *task, folder, device) for n, task in left.items()]
         try:
             with _workers(jobs, cluster):
-                for row in Parallel(return_as='generator_unordered')(calls):
-                    left.pop(row['trial'])
+                for n, row in Parallel(return_as='generator_unordered')(calls):
+                    del left[n]
                     yield row
             return
         except TerminatedWorkerError: continue

@@ -6,7 +6,7 @@
 __all__ = ['DataConfig', 'load_data', 'data_digest', 'Trial', 'content_digest', 'table_ids', 'given_identifiers', 'require_text',
            'check_trial', 'own_vectors']
 
-# %% ../nbs/83_trial.ipynb #9b7ef94c
+# %% ../nbs/83_trial.ipynb #cf44957c
 import json
 import numpy as np
 from dataclasses import asdict, dataclass, field, replace
@@ -20,10 +20,10 @@ from .semantic_ids import Identifiers, index_files
 from .item_decoder import level_ranges
 from .baselines import check_split
 from .sequential_baselines import SASRecConfig
-from .tokenizer import TOKENIZERS, Tokenized, TokenizerConfig, check_sizes, load_tokenized
+from .tokenizer import TOKENIZERS, Tokenized, check_sizes, load_tokenized
 from .recommender import RecommenderConfig, check_backbone, check_base
 
-# %% ../nbs/83_trial.ipynb #2a7ebea8
+# %% ../nbs/83_trial.ipynb #de0707b5
 @settings
 class DataConfig:
     "A data set and how it is split"
@@ -33,7 +33,7 @@ class DataConfig:
     users: Count | None = None # test users sampled once, and as many for validation; None: all
     vectors: str | None = None # item vectors FILE.npy for weightings; None: made from the texts
 
-# %% ../nbs/83_trial.ipynb #3a319948
+# %% ../nbs/83_trial.ipynb #5b396e98
 _SPLITS = {'leave-one-out': leave_one_out, 'time': global_time}
 
 def load_data(
@@ -52,7 +52,7 @@ def load_data(
     users = {part: getattr(split, part).sample(config.users) for part in ('valid', 'test')}
     return data, replace(split, **users)
 
-# %% ../nbs/83_trial.ipynb #d13e5222
+# %% ../nbs/83_trial.ipynb #610b0780
 def data_digest(
     config: DataConfig, # how they are split
     data: Dataset,
@@ -63,7 +63,7 @@ def data_digest(
     name = digest(np.asarray(x.items, '<i8').tobytes() + np.asarray(x.offsets, '<i8').tobytes() + text)
     return name + '-time'*(config.split == 'time') + (f'-{config.users}' if config.users else '')
 
-# %% ../nbs/83_trial.ipynb #9399fb28
+# %% ../nbs/83_trial.ipynb #1bb1f868
 @dataclass
 class Trial:
     "One training, and everything that its figures depend on"
@@ -74,7 +74,7 @@ class Trial:
     trainer: dict = field(default_factory=dict) # further `TrainingArguments`
     label: str = '' # for people
 
-# %% ../nbs/83_trial.ipynb #504d60a7
+# %% ../nbs/83_trial.ipynb #b131ec1e
 def content_digest(
     path: str | Path, # of a file or folder; anything else is a name already
 ) -> str: # 'file:..' or 'folder:..', else the name
@@ -91,7 +91,7 @@ def content_digest(
     found = sorted(p for p in path.iterdir() if p.suffix in kinds)
     return f'folder:{digest([[p.name, p.stat().st_size, ends(p)] for p in found])}'
 
-# %% ../nbs/83_trial.ipynb #1609c270
+# %% ../nbs/83_trial.ipynb #75e7d078
 def _by_content(
     x, # settings as plain values
     names: tuple = ('base', 'lm', 'cf'), # of settings that may be files or folders
@@ -100,7 +100,7 @@ def _by_content(
     if not isinstance(x, dict): return x
     return {k: content_digest(v) if k in names and isinstance(v, str) else _by_content(v) for k, v in x.items()}
 
-# %% ../nbs/83_trial.ipynb #500443d4
+# %% ../nbs/83_trial.ipynb #e52eeb8f
 @patch(as_prop=True)
 def tokenizer(self: Trial) -> dict | str:
     "The tokenizer's settings in full, or the content of given identifiers"
@@ -111,14 +111,13 @@ def identifiers_key(self: Trial) -> str:
     "A name for the identifiers, which other trials may share"
     return digest([self.digest, self.tokenizer])
 
-# %% ../nbs/83_trial.ipynb #61dc13a2
+# %% ../nbs/83_trial.ipynb #5d3846d3
 @patch(cached=True)
 def config(self: Trial) -> dict:
     "What the figures depend on, in full"
     r = self.recommender
     rule = dict(kind=type(r.rule).__name__, **asdict(r.rule))
-    free = ('alpha', 'assistant_weight')                       # of the decodings, not of the training
-    decode = {k: v for k, v in asdict(r.decode).items() if k not in free}
+    decode = {k: v for k, v in asdict(r.decode).items() if k != 'alpha'}       # one training, several alphas
     vectors = content_digest(self.data.vectors) if self.data.vectors else r.tokenizer.encoder
     return plain(dict(data=self.digest, ids=self.tokenizer, weighting=rule, backbone=r.backbone,
                       model=_by_content(r.model), train=asdict(r.train), decode=decode, gain=r.gain,
@@ -129,7 +128,7 @@ def key(self: Trial) -> str:
     "The trial's name"
     return digest(self.config)
 
-# %% ../nbs/83_trial.ipynb #48282425
+# %% ../nbs/83_trial.ipynb #788c5124
 def table_ids(
     path: str | Path, # an index.json
     items=None, # the catalog, or its ids; None: the items of the table, in its order
@@ -152,7 +151,7 @@ def given_identifiers(
     titles = beside.is_file() and read_json(beside).get('kind') == 'titles'
     return Tokenized(table_ids(path, data.catalog, titles), items=list(data.catalog.ids))
 
-# %% ../nbs/83_trial.ipynb #f6b8c5ee
+# %% ../nbs/83_trial.ipynb #dcd413ba
 def require_text(
     data: DataConfig,
     who: str, # needs it
@@ -163,7 +162,7 @@ def require_text(
         without = [m for m, how in TOKENIZERS.items() if not {'text', 'titles', 'categories'} & set(how.needs)]
         raise MissingTextError(f'{e}; {who} needs it; tokenizers without text: {", ".join(without)}') from None
 
-# %% ../nbs/83_trial.ipynb #102f986d
+# %% ../nbs/83_trial.ipynb #cbc3f109
 def check_trial(
     trial: Trial,
     data: Dataset, split: Split,
