@@ -171,7 +171,7 @@ def run(
     from genrec_nb.run import RunConfig, run_job
     from genrec_nb.core import GenrecError
     from genrec_nb.recommender import train_defaults
-    from genrec_nb.tokenizer import SHARED, TOKENIZERS, TokenizerConfig
+    from genrec_nb.tokenizer_config import SHARED, TokenizerConfig, TOKENIZERS
     from genrec_nb.core import check_keys, check_option
     from genrec_nb.train import TrainConfig
     config = (RunConfig.quick if quick else RunConfig)(data=data, columns=named_columns(column or []), alpha=alpha, split=split, assistant_weight=assistant_weight, users=users)
@@ -269,7 +269,7 @@ def tokenize(
     "Give every item of a catalogue an identifier, with a report."
     quiet()
     from genrec_nb.run import tokenize_job
-    from genrec_nb.tokenizer import TokenizerConfig
+    from genrec_nb.tokenizer_config import TokenizerConfig
     own = {n: v for n, v in (('alpha', alpha), ('beta', beta), ('clusters', clusters)) if v is not None}
     config = TokenizerConfig(method, levels, size, policy, encoder, cf, own | named_options(option or []), seed)
     try:

@@ -201,14 +201,14 @@ class LETTERConcat(LETTER):
         "Of text vectors (new items), or of text and collaborative vectors side by side"
         x, d = check_vectors(x).to(self.mean.device), self.config.d_in
         if x.shape[1] not in (d, d + self.config.d_code): raise GenrecError(f'vectors have {x.shape[1]} dimensions, this LETTER was made for {d}, or {d + self.config.d_code} with the collaborative ones behind them')
-        return torch.cat([self.join(self.standardize(part[:, :d]), part[:, d:] if part.shape[1] > d else None) for part in x.split(4*CHUNK)])
+        return torch.cat([self.join(self.standardise(part[:, :d]), part[:, d:] if part.shape[1] > d else None) for part in x.split(4*CHUNK)])
 
     def forward(self,
         x: Tensor, # float [B, d_in + d_code]
         quantised: bool = True, # False: a plain autoencoder, for the first steps
     ) -> RQOutput:
         x, cf = x.split([self.config.d_in, self.config.d_code], 1)
-        s = self.standardize(x)
+        s = self.standardise(x)
         u = self.join(s, cf)
         if not quantised: return RQOutput(s, self.decoder(u), u, None, u.new_zeros(()))
         u_hat, codes, quant = quantize(u, self.codebooks, self.assign, self.config.mu, self.config.variant, self.sees)

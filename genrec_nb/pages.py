@@ -18,7 +18,9 @@ from .other_tokenizers import plot_first_tokens
 from .trie import ItemTrie
 from .infogain import (BLUE, ORANGE, information_gain, item_prior, plot_token_gains,
                                 plot_gain_by_position, plot_gain_distribution)
-from .tokenizer import TOKENIZERS, Tokenized, TokenizerReport
+from .tokenizer import Tokenized
+from .tokenizer_config import TOKENIZERS
+from .tokenizer_report import TokenizerReport
 from .recommender import GenerativeRecommender
 from .report import Page, facts, gain_strips, plot_learning, preformatted, user_card
 
@@ -125,7 +127,7 @@ def tokenizer_page(
     ids, use, trie, method = made.ids, report.use, ItemTrie.build(made.ids), report.method
     gain = information_gain(trie, item_prior(counts if counts.sum() else np.ones(ids.n_items)))
     page = Page(f'genrec tokenize: {m["data"]}', f'{ids.n_items:,} items, tokenizer {method} (a token is '
-                f'{TOKENIZERS[method].says}), seed {made.config.seed}; gains from training targets only.')
+                f'{TOKENIZERS[method].token}), seed {made.config.seed}; gains from training targets only.')
     page.add('Results', facts(items=f'{ids.n_items:,}', vocabulary=f'{report.vocabulary:,}',
                               collisions_before=f'{report.before["rate"]:.2%}',
                               collisions_after=f'{report.after["rate"]:.2%}'), preformatted(repr(report)))

@@ -129,7 +129,7 @@ class RQVAE(ResidualCoder, nn.Module):
     def latent(self, x) -> Tensor: # float [N, d_code]
         x = check_vectors(x).to(self.mean.device)
         if x.shape[1] != self.config.d_in: raise GenrecError(f'vectors have {x.shape[1]} dimensions, this RQ-VAE was made for {self.config.d_in}')
-        return torch.cat([self.encoder(self.standardize(part)) for part in x.split(4*CHUNK)])
+        return torch.cat([self.encoder(self.standardise(part)) for part in x.split(4*CHUNK)])
 
     def sees(self, r: Tensor, level: int) -> Tensor: # float [B, d_code]
         "For subclasses: the residual with zeros where the codes of a level are not to look"
@@ -144,7 +144,7 @@ class RQVAE(ResidualCoder, nn.Module):
         x: Tensor, # float [B, d_in]
         quantised: bool = True, # False: a plain autoencoder, for the first steps
     ) -> RQOutput:
-        s = self.standardize(x)
+        s = self.standardise(x)
         z = self.encoder(s)
         if not quantised: return RQOutput(s, self.decoder(z), z, None, z.new_zeros(()))
         z_hat, codes, quant = quantize(z, self.codebooks, self.assign, self.config.mu, self.config.variant, self.sees)

@@ -20,7 +20,8 @@ from .infogain import zero_gain_share
 from .train import FitResult
 from .baselines import check_split
 from .sequential_baselines import SASRecConfig
-from .tokenizer import TOKENIZERS, TokenizerConfig, tokenize_items
+from .tokenizer import tokenize_items
+from .tokenizer_config import TokenizerConfig, TOKENIZERS
 from .recommender import GenerativeRecommender, RecommenderConfig
 from .trial import DataConfig, Trial, check_trial, data_digest, load_data, require_text
 from .pipeline import (K, default_device, make_identifiers, ranked_lists, run_trials, train_assistant)

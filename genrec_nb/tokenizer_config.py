@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['TOKENIZERS', 'SHARED', 'CF_METHODS', 'Sources', 'Method', 'tokenizer', 'KMeansOptions', 'ProductOptions',
-           'TreeOptions', 'CategoryOptions', 'RandomOptions', 'lm_name', 'lm_tokenizer', 'model_title_ids',
-           'TitleOptions', 'TokenizerConfig', 'own_settings', 'default_size', 'check_sizes']
+           'TreeOptions', 'CategoryOptions', 'RandomOptions', 'lm_name', 'model_title_ids', 'TitleOptions',
+           'TokenizerConfig', 'own_settings', 'default_size', 'check_sizes']
 
-# %% ../nbs/79_tokenizer_config.ipynb #bb81912c
+# %% ../nbs/79_tokenizer_config.ipynb #d054fd6d
 import numpy as np
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 from pydantic import StrictBool
-from .core import (Count, FileError, GenrecError, Seed, SettingError, check_choice, check_keys, read_settings,
+from .core import (Count, Seed, SettingError, check_choice, check_keys, read_settings,
                             settings)
 from .data import Interactions
 from .kmeans import level_sizes, residual_kmeans
@@ -144,25 +144,7 @@ def lm_name(
     "What to call a language model in a configuration"
     return str(Path(base).resolve()) if Path(base).is_dir() else str(base)
 
-# %% ../nbs/79_tokenizer_config.ipynb #4fa26791
-def lm_tokenizer(
-    name: str, # 'smollm2-135m', a name on the Hub, or a folder
-): # its tokenizer
-    "The tokenizer of a language model, without the weights; raises `FileError` if there is none"
-    from transformers import AutoTokenizer                                     # here: not everybody wants a language model
-    from genrec_nb.backbones import SMOLLM2, TOKENIZER_FILES, smollm2_folder
-    folder = Path(smollm2_folder() if name == SMOLLM2 else name)
-    if folder.is_dir() and not any(next(folder.glob(p), None) for p in TOKENIZER_FILES):
-        raise FileError(f'the language model {name} holds no tokenizer (none of {", ".join(TOKENIZER_FILES)})')
-    try: found = AutoTokenizer.from_pretrained(folder if folder.is_dir() else name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, AttributeError) as e:
-        raise FileError(f'the language model {name}: no tokenizer can be loaded, expected {SMOLLM2!r}, a folder, '
-                        f'or a name on the Hub: {" ".join(str(e).split())[:200]}') from None
-    if found.eos_token_id is None:
-        raise FileError(f'the tokenizer of {name} has no end-of-sequence token, and a title needs an end')
-    return found
-
-# %% ../nbs/79_tokenizer_config.ipynb #b2ba382e
+# %% ../nbs/79_tokenizer_config.ipynb #ee352eae
 def model_title_ids(
     titles: list[str], # N titles
     lm: str = 'smollm2-135m', # the language model, by name or folder
@@ -170,8 +152,9 @@ def model_title_ids(
     drop: str = '', # regular expression: what to leave out first
 ) -> Identifiers:
     "Titles in the tokens of a language model; raises `GenrecError` for titles that it cannot give back"
-    from genrec_nb.language_recommender import title_identifiers
-    return title_identifiers(short_titles(titles, drop), lm_tokenizer(lm), suffix)
+    from genrec_nb.backbones import load_tokenizer                             # here: not everybody wants a language model
+    from genrec_nb.prompts import title_identifiers
+    return title_identifiers(short_titles(titles, drop), load_tokenizer(lm), suffix)
 
 # %% ../nbs/79_tokenizer_config.ipynb #34901291
 @settings

@@ -13,7 +13,8 @@ from genrec_nb.semantic_ids import EOS
 from genrec_nb.language_recommender import TASKS
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.recommender import BACKBONES, Explanation, GenerativeRecommender, RecommenderConfig, token_strip, train_defaults
-from genrec_nb.tokenizer import TokenizerConfig, tokenize_items
+from genrec_nb.tokenizer import tokenize_items
+from genrec_nb.tokenizer_config import TokenizerConfig
 from genrec_nb.train import TrainConfig
 
 WORDS = 'red blue steel wood long short screw bolt'.split()

@@ -16,7 +16,9 @@ from genrec_nb.prompts import title_identifiers
 from genrec_nb.kmeans import residual_kmeans
 from genrec_nb.recommender import RecommenderConfig
 from genrec_nb.run import tokenize as tokenize_job
-from genrec_nb.tokenizer import TOKENIZERS, TokenizerConfig, collaborative_embeddings, compare_reports, default_size, load_tokenized, tokenize_items
+from genrec_nb.tokenizer import collaborative_embeddings, load_tokenized, tokenize_items
+from genrec_nb.tokenizer_config import default_size, TokenizerConfig, TOKENIZERS
+from genrec_nb.tokenizer_report import compare_reports
 
 N, CODED = 60, [m for m, how in TOKENIZERS.items() if 'text' in how.needs]
 NET = dict(steps=60, batch=32, hidden=[16])
@@ -115,17 +117,17 @@ def test_save_and_load(all_made, method, tmp_path):
     if t.codes is not None: report['use']['unexplained'] = []                     # needs the vectors
     assert again.report().to_dict()['use'] == report['use']
     t.save(tmp_path/'t')                                                          # again, over itself
-    assert not list(tmp_path.glob('*.part'))
+    assert [f.name for f in tmp_path.iterdir()] == ['t']
 
 
 def test_a_folder_of_something_else_is_left_alone(all_made, tmp_path):
     (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'letter.txt').write_text('dear')
-    with pytest.raises(GenrecError, match='not a saved tokenizer'): all_made['pq'].save(tmp_path/'mine')
+    with pytest.raises(GenrecError, match='holds no tokenizer.json'): all_made['pq'].save(tmp_path/'mine')
     assert (tmp_path/'mine'/'letter.txt').read_text() == 'dear'
     with pytest.raises(GenrecError, match='tokenizer.json is missing'): load_tokenized(tmp_path/'mine')
     folder = all_made['pq'].save(tmp_path/'t')
-    with pytest.raises(GenrecError, match='another catalogue'): load_tokenized(folder, DATA.catalog.ids[1:])
-    with pytest.raises(GenrecError, match='another catalogue'): load_tokenized(folder, DATA.catalog.ids[::-1])
+    with pytest.raises(GenrecError, match='another catalog'): load_tokenized(folder, DATA.catalog.ids[1:])
+    with pytest.raises(GenrecError, match='another catalog'): load_tokenized(folder, DATA.catalog.ids[::-1])
     (folder/'codes.npy').write_bytes(b'no')
     with pytest.raises(GenrecError, match='damaged'): load_tokenized(folder)
 
@@ -169,7 +171,7 @@ def test_assigning_twice_goes_on_and_old_items_get_their_own_codes(all_made):
 
 
 @pytest.mark.parametrize('method', [m for m in TOKENIZERS if m not in CODED])
-def test_methods_without_a_quantiser_cannot_place_new_items(all_made, method):
+def test_methods_without_a_quantizer_cannot_place_new_items(all_made, method):
     with pytest.raises(GenrecError, match='rqkmeans.*can place new items'): all_made[method].assign(X[:2])
 
 
@@ -229,12 +231,12 @@ def test_new_texts_are_encoded_like_the_old_ones(monkeypatch, tmp_path):
 
 
 REFUSED = [
-    ('leter', {}, "expected one of letter, rqvae"), ('rqkmeans', dict(options=dict(alpha=1)), 'it has balanced, n_iter'), ('random', dict(options=dict(steps=1)), 'none of its own'),
-    ('tree', dict(levels=3), "does not look at 'levels'"), ('random', dict(policy='extra'), "'policy'"), ('rqkmeans', dict(cf='sasrec'), "'cf'"), ('pq', dict(policy='drop'), "policy is 'drop', expected one of extra"),
+    ('leter', {}, "expected one of letter, rqvae"), ('rqkmeans', dict(options=dict(alpha=1)), "'alpha' is unknown.*Known: balanced, n_iter"), ('random', dict(options=dict(steps=1)), "'steps' is unknown"),
+    ('tree', dict(levels=3), "does not use 'levels'"), ('random', dict(policy='extra'), "'policy'"), ('rqkmeans', dict(cf='sasrec'), "'cf'"), ('pq', dict(policy='drop'), "policy is 'drop', expected one of extra"),
     ('rqvae', dict(levels=0), 'levels is 0'), ('rqvae', dict(size=[4, 4]), 'does not fit 3 levels'), ('rqvae', dict(options=dict(steps=1.5)), 'steps is 1.5, expected a whole number'),
-    ('rqvae', dict(options=dict(mu='x')), 'expected a number'), ('letter', dict(options=dict(alpha=float('nan'))), 'expected a number'), ('rqkmeans', dict(options=dict(balanced=1)), 'true or false'),
-    ('rqvae', dict(options=[1]), 'names and values'), ('rqvae', dict(seed=-1), 'seed is -1, expected a whole number'), ('rqvae', dict(seed=1.5), 'seed is 1.5'), ('rqvae', dict(seed=True), 'seed is True'), ('rqvae', dict(seed=None), 'seed is None'),
-    ('rqvae', dict(encoder=3), 'encoder is 3'), ('rqvae', dict(encoder=''), "encoder is ''"), ('letter', dict(cf=3), 'cf is 3'), ('letter', dict(cf=['a']), 'name of a file')]
+    ('rqvae', dict(options=dict(lr='x')), 'expected a number'), ('letter', dict(options=dict(alpha=float('nan'))), 'expected a number'), ('rqkmeans', dict(options=dict(balanced=1)), 'true or false'),
+    ('rqvae', dict(options=[1]), 'options is .1., expected names with values'), ('rqvae', dict(seed=-1), 'seed is -1, expected 0 or more'), ('rqvae', dict(seed=1.5), 'seed is 1.5'), ('rqvae', dict(seed=True), 'seed is True'), ('rqvae', dict(seed=None), 'seed is None'),
+    ('rqvae', dict(encoder=3), 'encoder is 3'), ('rqvae', dict(encoder=''), 'encoder is an empty name'), ('letter', dict(cf=3), 'cf is 3'), ('letter', dict(cf=['a']), 'cf is')]
 
 @pytest.mark.parametrize('method, given, message', REFUSED)
 def test_configurations_that_are_refused(method, given, message):
@@ -243,9 +245,9 @@ def test_configurations_that_are_refused(method, given, message):
 
 EARLY = [
     ('rqkmeans', dict(size=N + 1), {}, 'too few for 61 codes'), ('letter', dict(options=dict(alpha=-1.)), {}, 'alpha is -1'), ('letter', dict(options=dict(beta=-.1)), {}, 'beta is -0.1'),
-    ('letter', dict(options=dict(clusters=9)), {}, 'clusters is 9'), ('letter', dict(cf='sasrek'), dict(cf=None), "'sasrec', 'lightgcn', or a file"), ('letter', dict(cf='no.npy'), dict(cf=None), 'no such file'),
+    ('letter', dict(options=dict(clusters=9)), {}, 'clusters is 9'), ('letter', dict(cf='sasrek'), dict(cf=None), 'sasrec, lightgcn, or a file'), ('letter', dict(cf='no.npy'), dict(cf=None), 'no such file'),
     ('letter', {}, dict(cf=CF[:-1]), '59 rows'), ('letter', {}, dict(cf=np.where(np.arange(N)[:, None] == 7, np.nan, CF)), 'item 7'), ('letter', {}, dict(cf=CF*0), 'all 60 vectors are equal'),
-    ('letter', dict(options=dict(d_code=16)), {}, 'd_code is 16'), ('rqvae', dict(options=dict(mu=-1)), {}, 'mu is -1'), ('rqvae', dict(options=dict(variant='x')), {}, 'variant'),
+    ('letter', dict(options=dict(d_code=16)), {}, 'd_code is 16'), ('rqvae', dict(options=dict(lr=-1)), {}, 'lr is -1'), ('rqvae', dict(options=dict(variant='x')), {}, 'variant'),
     ('random', dict(levels=1, size=8), {}, 'too few for 60'), ('random', dict(size=[8, 9]), {}, 'as many codes at every level'), ('category', {}, dict(categories=None), 'categories=FOLDER'),
     ('category', {}, dict(categories=CATEGORIES[:-1]), '59 items'), ('category', dict(options=dict(top=0)), {}, 'top is 0'), ('category', dict(options=dict(missing='error')), dict(categories=[[]] + CATEGORIES[1:]), 'no category')]
 
@@ -253,7 +255,9 @@ EARLY = [
 def test_what_cannot_work_is_refused_before_texts_are_embedded(monkeypatch, method, given, more, message):
     import genrec_nb.tokenizer as module
     def long_work(*args, **kwargs): raise AssertionError('long work was started')
-    for name in ('embed_texts', 'train_collaborative_embeddings', 'fit_letter', 'train_rqvae', 'residual_kmeans'): monkeypatch.setattr(module, name, long_work)
+    from genrec_nb import sequential_baselines, tokenizer_config
+    monkeypatch.setattr(module, 'embed_texts', long_work); monkeypatch.setattr(sequential_baselines, 'train_collaborative_embeddings', long_work)
+    for name in ('fit_letter', 'train_rqvae', 'residual_kmeans'): monkeypatch.setattr(tokenizer_config, name, long_work)
     sources = {**dict(cf=CF, categories=CATEGORIES), **more}
     with pytest.raises(GenrecError, match=message): tokenize_items(DATA, SPLIT, config(method, **given), **sources)
 
@@ -363,7 +367,7 @@ def test_genrec_tokenize(shop, tmp_path, monkeypatch, method):
     assert report['method'] == method and report['items'] == 60 and report['after'] == t.ids.collisions() and set(report['versions']) and report['config']['seed'] == 0
     assert page.count('<img') == (4 if method in ('letter', 'rqvae') else 3) and 'src="http' not in page and '<script' not in page and str(tmp_path) not in page.replace(LM, '').replace(report['config'].get('cf') or '\0', '')
     assert set(json.loads((tmp_path/'tok'/'index.json').read_text())) == {str(i) for i in range(60)}
-    assert not list(tmp_path.glob('*.part'))
+    assert [f.name for f in tmp_path.iterdir()] == ['t']
 
 
 def test_genrec_tokenize_without_texts(bare, tmp_path):
@@ -379,8 +383,8 @@ def test_genrec_tokenize_tells_mistakes_in_one_line(shop, tmp_path):
     said = lambda *args: genrec('tokenize', shop, '--out', tmp_path/'o', *args, ok=False)
     assert 'expected one of letter' in said('--method', 'leter')
     assert 'not empty' in genrec('tokenize', shop, '--method', 'random', '--out', tmp_path/'full', ok=False)
-    assert "no setting 'alpha'" in said('--method', 'rqkmeans', '--alpha', 1)
-    assert "does not look at 'levels'" in said('--method', 'tree', '--levels', 2)
+    assert "'alpha' is unknown" in said('--method', 'rqkmeans', '--alpha', 1)
+    assert "does not use 'levels'" in said('--method', 'tree', '--levels', 2)
     assert 'NAME=VALUE' in said('--method', 'rqvae', '--option', 'steps')
     assert 'whole number' in said('--method', 'rqvae', '--option', 'steps=many')
     assert 'more than once' in said('--method', 'rqvae', '--option', 'steps=3', '--option', 'steps=4')
@@ -396,12 +400,12 @@ def test_genrec_tokenize_tells_mistakes_in_one_line(shop, tmp_path):
 
 
 SLOW = '''
-import signal, sys, time, genrec_nb.tokenizer as t
+import signal, sys, time, dataclasses, genrec_nb.tokenizer_config as t
 signal.signal(signal.SIGINT, signal.default_int_handler)    # where the tests run in the background it would be ignored
 from genrec_nb.cli import main
 def slow(*args, **kwargs):
     sys.__stdout__.write('started\\n'); sys.__stdout__.flush(); time.sleep(60)
-t.TOKENIZERS['random'] = t.replace(t.TOKENIZERS['random'], make=slow)
+t.TOKENIZERS['random'] = dataclasses.replace(t.TOKENIZERS['random'], make=slow)
 main()
 '''
 
@@ -420,7 +424,7 @@ def test_genrec_assign(shop, tmp_path):
     genrec('tokenize', shop, '--method', 'rqkmeans', '--encoder', 'tfidf', '--out', tmp_path/'tfidf')
     assert 'belong to the old texts' in genrec('assign', tmp_path/'tfidf', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
     genrec('tokenize', shop, '--method', 'tree', '--option', 'leaf=8', '--out', tmp_path/'tree')
-    assert 'no quantiser' in genrec('assign', tmp_path/'tree', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
+    assert 'no quantizer' in genrec('assign', tmp_path/'tree', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
     assert 'no saved tokenizer' in genrec('assign', tmp_path/'nowhere', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
     assert not (tmp_path/'o.json').exists()
 
@@ -450,12 +454,12 @@ def test_assign_from_file_to_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize('was, asked', [('extra', 'free'), ('extra', 'keep'), ('keep', 'extra'), ('free', 'sinkhorn'), ('sinkhorn', 'extra')])
 def test_a_policy_that_does_not_fit_the_table_is_refused_before_texts_are_embedded(tmp_path, monkeypatch, was, asked):
     import genrec_nb.tokenizer as module
-    monkeypatch.setattr(module, 'new_vectors', lambda *a: pytest.fail('embedded'))
+    monkeypatch.setattr(module, '_new_vectors', lambda *a: pytest.fail('embedded'))
     made('rqkmeans', policy=was).save(tmp_path/'t')
     (tmp_path/'new.json').write_text('{"n": {"title": "x"}}')
     line = genrec('assign', tmp_path/'t', tmp_path/'new.json', '--out', tmp_path/'o.json', '--policy', asked, ok=False)
-    assert line == ('this table has a token that tells equal codes apart (extra): its new items need --policy extra' if was == 'extra' else
-                    'this table has no token that tells equal codes apart: its new items need --policy free or keep')
+    assert line == (f"policy is {asked!r}, but the paths end with a running number: new items need policy 'extra'" if was == 'extra' else
+                    f"policy is {asked!r}, but the paths have no running number: new items need policy 'free' or 'keep'")
     assert not (tmp_path/'o.json').exists()
 
 
