@@ -32,7 +32,8 @@ from .tiger import TigerT5, tiger_t5
 from .item_decoder import ItemDecoder, ItemDecoderConfig, packed_decoder
 from .beam_search import DecodeConfig, decoding_weights, recommend
 from .train import FitResult, TrainConfig, fit, rank_each
-from .tokenizer import Sources, TOKENIZERS, Tokenized, TokenizerConfig, lm_name, make_title, tokenize_items
+from .tokenizer import Tokenized, tokenize_items
+from .tokenizer_config import lm_name, model_title_ids, TokenizerConfig, TOKENIZERS
 
 # %% ../nbs/81_recommender.ipynb #f87155f6
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ def check_base(
         raise MissingTextError('alignment tasks are made of the item texts, and there are none: leave out tasks')
     tokenizer, shape = load_tokenizer(config.base), load_shape(config.base)
     if ids is None and how is not None and how.method == 'title':
-        ids = make_title(Sources(len(catalog), titles=catalog.titles), how)
+        ids = model_title_ids(catalog.titles, **how.options)
     context = getattr(shape.config, 'max_position_embeddings', config.max_tokens)
     if config.max_tokens > context:
         raise SettingError(f'max_tokens is {config.max_tokens}, but the model reads {context} tokens at most')

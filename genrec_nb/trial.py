@@ -20,7 +20,8 @@ from .semantic_ids import Identifiers, index_files
 from .item_decoder import level_ranges
 from .baselines import check_split
 from .sequential_baselines import SASRecConfig
-from .tokenizer import TOKENIZERS, Tokenized, check_sizes, load_tokenized
+from .tokenizer import Tokenized, load_tokenized
+from .tokenizer_config import check_sizes, TOKENIZERS
 from .recommender import RecommenderConfig, check_backbone, check_base
 
 # %% ../nbs/83_trial.ipynb #de0707b5

@@ -18,7 +18,7 @@ from ..metrics import metric_values, popularity_ranking, rank_of
 from ..letter import code_overlap
 from ..beam_search import DecodeConfig
 from ..train import TrainConfig
-from ..tokenizer import TokenizerConfig
+from ..tokenizer_config import TokenizerConfig
 from ..recommender import RecommenderConfig
 from ..trial import DataConfig, Trial, check_trial, content_digest, data_digest, load_data
 from ..pipeline import K, default_device, item_vectors, make_identifiers, pack, run_trials
