@@ -442,7 +442,7 @@ def letter_model(
     q, model = residual_kmeans(z, 4, size, n_iter=5), LETTER(LETTERConfig(x.shape[1], size=size))
     with torch.no_grad():
         for p, e in zip(model.codebooks, q.codebooks): p.copy_(e)
-    model.refresh(generator(0))
+    model.refresh()
     return model, torch.from_numpy(q.fit_codes)
 
 @torch.no_grad()
@@ -459,7 +459,7 @@ def batch_epoch(
     gen = generator(0)
     def epoch():
         drift(model, gen)
-        model.refresh(gen)
+        model.refresh()
         for part in codes.split(batch): model.diversity(part).backward()
     return epoch
 

@@ -15,7 +15,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated
 import numpy as np
-import torch
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 import tomli_w
@@ -177,8 +176,9 @@ def check_option(
 def check_vectors(
     x, # [N, d] numbers: an array, a memory-mapped one, a tensor, lists
     least: int = 1, # so many vectors are needed
-) -> torch.Tensor: # float32 [N, d], sharing memory with x where that is possible
+): # torch.Tensor float32 [N, d], sharing memory with x where that is possible
     "Vectors as a tensor; raises `GenrecError` for wrong shapes, NaN or infinite values, and too few vectors"
+    import torch                                                               # not everybody who reads data needs it
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'The given NumPy array is not writable')   # nor is it written

@@ -8,7 +8,7 @@ __all__ = ['CHUNK', 'SAMPLE', 'QUANTIZERS', 'sq_distances', 'nearest', 'residual
            'Quantizer', 'ResidualQuantizer', 'load_quantizer', 'level_sizes', 'leading_dims', 'residual_kmeans',
            'CodebookReport', 'codebook_report', 'unexplained_share', 'quantizer_report']
 
-# %% ../nbs/20_kmeans.ipynb #df9b915c
+# %% ../nbs/20_kmeans.ipynb #7b3c7bdb
 import warnings
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from .core import FileError, GenrecError, SettingError, check_vectors, patch, read_json, write_json, write_tensors
+from .core import FileError, SettingError, check_vectors, patch, read_json, write_json, write_tensors
 
 # %% ../nbs/20_kmeans.ipynb #2028ed52
 def sq_distances(

@@ -6,7 +6,7 @@
 __all__ = ['collaborative_loss', 'group_mates', 'diversity_loss', 'LETTERConfig', 'check_collaborative', 'LETTER', 'LETTERConcat',
            'fit_letter', 'nearest_items', 'code_overlap']
 
-# %% ../nbs/22_letter.ipynb #7418e04e
+# %% ../nbs/22_letter.ipynb #86dbcdf4
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 from typing import Literal
 from .core import Count, GenrecError, NonNegative, SettingError, check_vectors, patch, settings
 from .kmeans import CHUNK, balanced_kmeans, generator, leading_dims
-from .rqvae import RQOutput, RQVAE, RQVAEConfig, fit_rqvae, mlp, squared_error
+from .rqvae import RQOutput, RQVAE, RQVAEConfig, fit_rqvae, mlp
 
 # %% ../nbs/22_letter.ipynb #80a61500
 def collaborative_loss(

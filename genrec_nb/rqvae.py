@@ -6,14 +6,14 @@
 __all__ = ['squared_error', 'quantize', 'RQVAEConfig', 'mlp', 'RQVAE', 'RQOutput', 'revive_dead', 'batches', 'fit_rqvae',
            'train_rqvae']
 
-# %% ../nbs/21_rqvae.ipynb #05f2d993
+# %% ../nbs/21_rqvae.ipynb #1ee60553
 import torch
 import torch.nn.functional as F
 from dataclasses import asdict, dataclass
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing import Literal
-from .core import Count, GenrecError, NonNegative, Positive, SettingError, Share, check_vectors, patch, settings
+from .core import Count, GenrecError, NonNegative, Positive, Share, check_vectors, patch, settings
 from .kmeans import CHUNK, Quantizer, SAMPLE, center_distances, generator, leading_dims, level_sizes, nearest, residual_kmeans, sinkhorn, sq_distances
 
 # %% ../nbs/21_rqvae.ipynb #79d52bfd

@@ -7,8 +7,10 @@ import pytest
 from collections import Counter, defaultdict
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose
-from genrec_nb.diagnostics import anatomy, information_per_level, level_purity, on_sphere, plot_codebook_sphere, plot_first_codes, prefix_groups
+from genrec_nb.diagnostics import analyze_codes, information_per_level, level_purity, on_sphere, plot_codebook_sphere, plot_codebook_use, plot_first_codes, plot_first_tokens, prefix_groups
 from genrec_nb.core import GenrecError
+from genrec_nb.kmeans import codebook_report
+from genrec_nb.semantic_ids import Identifiers
 
 def random_codes(n, levels, seed): return np.random.default_rng(seed).integers(0, 3, (n, levels))
 
@@ -48,7 +50,7 @@ def test_gains_sum_to_what_was_explained(n, levels, seed):
     codes, x = random_codes(n, levels, seed), rng.normal(size=(n, 5)).astype('f4')
     spread = lambda groups: sum(np.linalg.norm(x[g] - x[g].mean(0), axis=1).sum() for g in groups)/n
     mu = [spread([np.arange(n)])] + [spread([np.flatnonzero(g == k) for k in range(g.max() + 1)]) for g in prefix_groups(codes)]
-    gains = anatomy(codes, x=x).gains
+    gains = analyze_codes(codes, x=x).gains
     assert_allclose(gains, -np.diff(mu), atol=1e-5)
     assert_allclose(sum(gains), mu[0] - mu[-1], atol=1e-5)
 
@@ -66,15 +68,18 @@ def test_pictures_show_every_tokenizer():
     book = np.random.default_rng(0).normal(size=(3, 4))
     fig = plot_codebook_sphere({k: (book, np.bincount(c[:, 0], minlength=3)) for k, c in codes.items()})
     assert [ax.get_title() for ax in fig.axes[:2]] == ['a', 'b']
+    fig = plot_first_tokens({k: Identifiers.from_codes(c, policy='keep') for k, c in codes.items()})
+    assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ['a', 'b']
+    assert [ax.get_title().split(',')[0] for ax in plot_codebook_use(codebook_report(codes['a'], [4, 4])).axes] == ['level 1: 3 of 4 used', 'level 2: 3 of 4 used']
     plt.close('all')
 
 def test_what_was_not_given_is_not_measured():
-    a = anatomy(random_codes(20, 2, 0))
+    a = analyze_codes(random_codes(20, 2, 0))
     assert a.overlap_any is a.unexplained is a.gains is a.information is a.purity is None and a.to_dict()['levels'] == 2
 
 @pytest.mark.parametrize('name', ['x', 'cf', 'counts', 'labels'])
 def test_wrong_lengths_are_refused(name):
-    with pytest.raises(GenrecError, match=f'{name} has 3 rows for 20 items'): anatomy(random_codes(20, 2, 0), **{name: np.ones((3, 2)) if name in ('x', 'cf') else np.ones(3)})
+    with pytest.raises(GenrecError, match=f'{name} has 3 rows for 20 items'): analyze_codes(random_codes(20, 2, 0), **{name: np.ones((3, 2)) if name in ('x', 'cf') else np.ones(3)})
 
 def test_codes_without_levels_are_refused():
     with pytest.raises(GenrecError, match='expected \\[items, levels\\]'): prefix_groups(np.zeros((4, 0)))
@@ -84,7 +89,7 @@ def test_codes_without_levels_are_refused():
     (dict(codes=np.zeros(4, int)), 'expected \\[items, levels\\]'), (dict(codes=np.zeros((4, 2))), 'whole numbers'), (dict(codes=np.full((4, 2), -1)), 'whole numbers'),
     (dict(codes=np.zeros((4, 2), int), sizes=[3]), 'have 2 levels'), (dict(codes=np.full((4, 2), 5), sizes=[3, 9]), 'go up to'),
     (dict(codes=np.zeros((4, 2), int), labels=['a', None, 'b', 'c']), 'label of item 1 is None'), (dict(codes=np.zeros((4, 2), int), labels=[1., 2., np.nan, 3.]), 'label of item 2 is nan'),
-    (dict(codes=np.zeros((4, 2), int), labels=[['a'], ['b'], ['a', 'b'], []]), 'label of item 0'), (dict(codes=np.zeros((4, 2), int), x_hat=np.ones((4, 2))), 'without x'),
-    (dict(codes=np.zeros((4, 2), int), x=np.ones((4, 3)), x_hat=np.ones((4, 2))), 'expected the same')])
+    (dict(codes=np.zeros((4, 2), int), labels=[['a'], ['b'], ['a', 'b'], []]), 'label of item 0'), (dict(codes=np.zeros((4, 2), int), x_hat=np.ones((4, 2))), 'x is missing'),
+    (dict(codes=np.zeros((4, 2), int), x=np.ones((4, 3)), x_hat=np.ones((4, 2))), 'expected that of x')])
 def test_what_cannot_be_codes_or_labels_is_refused(bad, words):
-    with pytest.raises(GenrecError, match=words): anatomy(**bad)
+    with pytest.raises(GenrecError, match=words): analyze_codes(**bad)

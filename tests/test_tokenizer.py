@@ -493,7 +493,7 @@ def test_a_real_catalogue(data_dir, tmp_path):
     assert figures['items'] == 4344 and figures['after']['rate'] == 0 and figures['notes']['missing'] == 131
 
 def test_letter_with_collaboration_as_input_behaves_as_any_other(tmp_path):
-    t = made('letter', options=dict(NET, form='input', alpha=1.))
+    t = made('letter', options=dict(NET, fusion='concat', alpha=1.))
     assert t.ids.collisions()['rate'] == 0 and len(t.codes) == N
     other = tokenize_items(DATA, SPLIT, t.config, X, CF[::-1].copy())
     assert (other.codes != t.codes).any()                                     # the collaborative vectors do enter the codes
