@@ -38,7 +38,7 @@ from .infogain import information_gain, item_prior, item_table
 from .objectives import MultiTargetLoss, make_weighting
 from .batches import history_tokens
 from .tiger import tiger_t5
-from .item_decoder import packed_decoder
+from .item_decoder import item_decoder
 from .recommender import BACKBONES
 from .beam_search import Beams, DecodeConfig, expand_items, recommend
 from .generate import TrieProcessor
@@ -310,7 +310,7 @@ def bench_decode(
     trie, allowed, config = ItemTrie.build(ids), allowed_tokens(ids), DecodeConfig(beams, exclude_seen=False)
     t5 = tiger_t5(ids).eval()
     codes = Identifiers(ids.codes()[:, :-1].reshape(-1), np.arange(ids.n_items + 1)*(ids.max_len - 1), ids.tokens)   # without EOS
-    small, small_trie = packed_decoder(codes).eval(), ItemTrie.build(codes)
+    small, small_trie = item_decoder(codes).eval(), ItemTrie.build(codes)
     by_length = history[torch.argsort((history >= 0).sum(1), stable=True)]
     engine = lambda: recommend(t5, trie, history, beams, config)
     ways = {'generate, batches of 32': lambda: generate_items(t5, trie, history, allowed, beams, 32)}

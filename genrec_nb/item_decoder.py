@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['level_ranges', 'ItemDecoderConfig', 'CausalBlock', 'CodeHead', 'ItemDecoder', 'read', 'contextualise', 'level_logits',
            'packed_nll', 'codes_logits', 'null_states', 'align_left', 'flat_logits', 'packed_forward',
-           'prepare_inputs_for_generation', 'packed_prefill', 'spread', 'packed_decode_step', 'packed_decoder']
+           'prepare_inputs_for_generation', 'packed_prefill', 'spread', 'packed_decode_step', 'item_decoder']
 
 # %% ../nbs/42_item_decoder.ipynb #c4aec40f
 import numpy as np
@@ -232,7 +232,7 @@ def packed_decode_step(self: ItemDecoder,
 ItemDecoder.prefill, ItemDecoder.decode_step = packed_prefill, packed_decode_step
 
 # %% ../nbs/42_item_decoder.ipynb #da119a45
-def packed_decoder(
+def item_decoder(
     ids: Identifiers, # paths of all items, of one length
     max_items: int = 50, # last items of the history that are read
     seed: int = 0, # of the initial weights

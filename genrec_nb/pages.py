@@ -13,8 +13,8 @@ import pandas as pd
 from dataclasses import replace
 from .data import Cases
 from .metrics import metrics_table
-from .kmeans import codebook_report, plot_codebook_use
-from .other_tokenizers import plot_first_tokens
+from .kmeans import codebook_report
+from .diagnostics import plot_codebook_use, plot_first_tokens
 from .trie import ItemTrie
 from .infogain import (BLUE, ORANGE, information_gain, item_prior, plot_token_gains,
                                 plot_gain_by_position, plot_gain_distribution)

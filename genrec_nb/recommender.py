@@ -22,14 +22,14 @@ from typing import Annotated, Callable, Literal
 from .core import GenrecError, MissingTextError, Seed, SettingError, Share, check_choice, check_keys, check_option, patch, read_json, read_settings, settings, write_json
 from .data import Cases, Catalog, Dataset, Split, leave_one_out
 from .embed import embed_texts
-from .rqvae import load_quantizer
+from .kmeans import load_quantizer
 from .semantic_ids import EOS, Identifiers
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
 from .token_weights import Weighting
 from .objectives import make_weighting
 from .tiger import TigerT5, tiger_t5
-from .item_decoder import ItemDecoder, ItemDecoderConfig, packed_decoder
+from .item_decoder import ItemDecoder, ItemDecoderConfig, item_decoder
 from .beam_search import DecodeConfig, decoding_weights, recommend
 from .train import FitResult, TrainConfig, fit, rank_each
 from .tokenizer import Tokenized, tokenize_items
@@ -75,7 +75,7 @@ def _t5_sizes() -> dict: # name -> default of `T5Config`; `tiger_t5` has smaller
     own = [n for n in T5Config.__annotations__ if n not in fixed]
     return dict(max_items=20) | {n: v for n, v in _defaults(T5Config, fixed).items() if n in own}
 
-BACKBONES['packed'] = Backbone(packed_decoder, functools.partial(_load, ItemDecoder), _decoder_sizes)
+BACKBONES['packed'] = Backbone(item_decoder, functools.partial(_load, ItemDecoder), _decoder_sizes)
 BACKBONES['t5'] = Backbone(tiger_t5, functools.partial(_load, TigerT5), _t5_sizes,
                            dict(batch_size=256, lr=1e-3, weight_decay=.01))
 

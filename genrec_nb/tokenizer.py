@@ -15,7 +15,7 @@ from .core import (FileError, GenrecError, MissingTextError, SettingError, check
 from .data import Catalog, Dataset, Split, leave_one_out
 from .loaders import read_items
 from .embed import embed_texts, make_encoder
-from .rqvae import load_quantizer
+from .kmeans import load_quantizer
 from .semantic_ids import Identifiers
 import genrec_nb.new_items # gives `Identifiers.append`
 from .other_tokenizers import popular_first, read_categories

@@ -350,7 +350,7 @@ def _precision(model) -> dict:
     return dict(bf16=True, use_cpu=not torch.cuda.is_available())
 
 def fit(
-    model, # from `packed_decoder`, `tiger_t5` or a language model
+    model, # from `item_decoder`, `tiger_t5` or a language model
     train: Interactions, # the training part of a split, nothing else
     valid: Cases, # its validation cases
     trie: ItemTrie, # of the model's items

@@ -97,8 +97,8 @@ def t5(ids, seed=0, max_items=8, sharp=3.):
 
 def packed(ids, seed=0, max_items=8, sharp=2., **config):
     "An untrained packed decoder with strong opinions"
-    from genrec_nb.item_decoder import packed_decoder
-    model = packed_decoder(ids, max_items=max_items, seed=seed, **{**dict(d_model=16, num_layers=2, num_heads=2), **config}).eval()
+    from genrec_nb.item_decoder import item_decoder
+    model = item_decoder(ids, max_items=max_items, seed=seed, **{**dict(d_model=16, num_layers=2, num_heads=2), **config}).eval()
     for e in model.codes: e.weight.data *= 30*sharp
     return model
 

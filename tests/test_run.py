@@ -252,7 +252,7 @@ def test_any_weighting_can_be_run_and_is_the_one_of_losses(finished, tmp_path, w
     import genrec_nb.train as training
     from genrec_nb.infogain import information_gain, item_prior
     from genrec_nb.objectives import make_weighting
-    from genrec_nb.item_decoder import packed_decoder
+    from genrec_nb.item_decoder import item_decoder
     from genrec_nb.trie import ItemTrie
     data, _, plain = finished
     config = small_config(data)
@@ -265,7 +265,7 @@ def test_any_weighting_can_be_run_and_is_the_one_of_losses(finished, tmp_path, w
     trie, r = ItemTrie.build(made.ids), config.recommender
     counts = split.train.target_counts()
     loss = make_weighting(weighting, **options).objective(trie, made.ids, counts=counts, gain=information_gain(trie, item_prior(counts)), vectors=made.vectors)
-    by_hand = training.fit(packed_decoder(made.ids, seed=0, **r.model), split.train, split.valid, trie, loss, r.train, tmp_path/'by_hand')
+    by_hand = training.fit(item_decoder(made.ids, seed=0, **r.model), split.train, split.valid, trie, loss, r.train, tmp_path/'by_hand')
     stored = json.loads((tmp_path/'out'/'stages'/f'train {weighting}.json').read_text())['result']
     assert [l['loss'] for l in stored['logs'] if 'loss' in l] == [l['loss'] for l in by_hand.logs if 'loss' in l]
     rec = GenerativeRecommender.from_pretrained(tmp_path/'out'/'model')

@@ -7,7 +7,7 @@ from genrec_nb.core import GenrecError
 from genrec_nb.data import Interactions
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.batches import LengthBatches, PrefixSamples, Windows, history_tokens
-from genrec_nb.item_decoder import ItemDecoder, level_ranges, packed_decoder
+from genrec_nb.item_decoder import ItemDecoder, level_ranges, item_decoder
 from genrec_nb.tiger import TigerT5, tiger_t5
 from genrec_nb.trie import ItemTrie
 from oracles import identifiers, next_logp, packed, quick, t5
@@ -217,7 +217,7 @@ def test_packed_language_model_with_padding():
     with torch.inference_mode(): torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).logits, model(input_ids=plain).logits)
 
 def test_paths_that_the_packed_decoder_cannot_take():
-    with pytest.raises(GenrecError, match="use backbone 't5'"): packed_decoder(identifiers(RAGGED))
+    with pytest.raises(GenrecError, match="use backbone 't5'"): item_decoder(identifiers(RAGGED))
     with pytest.raises(GenrecError, match='share tokens'): level_ranges(identifiers([[3, 4], [4, 5]]))
     ids = codes()
     with pytest.raises(GenrecError, match='empty history'): packed(ids).prefill(torch.tensor([[-1, -1]]))
@@ -238,7 +238,7 @@ def test_saved_and_loaded_models_agree(make, kind, tmp_path):
     with torch.inference_mode(): assert torch.equal(model.prefill(history)[0], other.prefill(history)[0])
     assert other.config.max_items == model.config.max_items and [*tmp_path.glob('*.safetensors')] and not [*tmp_path.glob('*.bin')]
 
-@pytest.mark.parametrize('make', [tiger_t5, packed_decoder])
+@pytest.mark.parametrize('make', [tiger_t5, item_decoder])
 def test_initial_weights_are_the_seeds_alone(make):
     before = torch.random.get_rng_state()
     a, b, c = (make(codes(), seed=s, d_model=16) for s in (1, 1, 2))

@@ -16,7 +16,7 @@ from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.token_weights import igd_weights, uniform_weights
 from genrec_nb.objectives import MultiTargetLoss, WeightedLoss, make_weighting, token_nll, weighted_mean
 from genrec_nb.batches import LengthBatches
-from genrec_nb.item_decoder import packed_decoder
+from genrec_nb.item_decoder import item_decoder
 from genrec_nb.tiger import tiger_t5
 from genrec_nb.train import EpochSubset, FitResult, GenrecTrainer, TrainConfig, _attached, as_loss, batch_targets, case_ce, fit, last_checkpoint, rank_cases, rank_each, training_arguments
 from genrec_nb.trie import ItemTrie
@@ -34,7 +34,7 @@ SPLIT = leave_one_out(ratings())
 CODES = Identifiers.from_codes(np.random.default_rng(3).integers(0, 4, (N, 3)), [4]*3, 'extra')
 TITLES = identifiers([np.random.default_rng([4, i]).integers(3, 8, 1 + i % 4).tolist() + [3 + i % 5, EOS] for i in range(N)], 8)
 
-def packed(dropout=.1, seed=0): return packed_decoder(CODES, max_items=5, seed=seed, d_model=16, num_layers=1, num_heads=2, dropout=dropout)
+def packed(dropout=.1, seed=0): return item_decoder(CODES, max_items=5, seed=seed, d_model=16, num_layers=1, num_heads=2, dropout=dropout)
 def t5(dropout=.1, seed=0, ids=CODES): return tiger_t5(ids, max_items=5, seed=seed, d_model=16, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=8, dropout_rate=dropout)
 def titles(dropout=.1, seed=0): return t5(dropout, seed, TITLES)
 
