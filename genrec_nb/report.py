@@ -20,7 +20,8 @@ from .core import whole_file
 from .data import Cases
 from .infogain import BLUE, GREEN, GREY, ORANGE
 from .metrics import styled
-from .recommender import GenerativeRecommender, path_words, token_strip
+from .explanations import token_strip
+from .recommender import GenerativeRecommender
 
 # %% ../nbs/82_report.ipynb #a6a165cc
 _TEMPLATES = {}
@@ -199,7 +200,7 @@ def gain_strips(
         path = rec.ids.path(i)
         nodes = rec.trie.item_nodes(torch.tensor([i], device=rec.trie.device))[0, :len(path)]
         gains = rec.gain[nodes].tolist()
-        strips.append(_part(token_strip(path_words(rec, path), gains, [f'gain {g:.4f} nats' for g in gains])))
+        strips.append(_part(token_strip(rec.path_words(path), gains, [f'gain {g:.4f} nats' for g in gains])))
     return Markup('').join(strips)
 
 # %% ../nbs/82_report.ipynb #97de2330

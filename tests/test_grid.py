@@ -23,7 +23,7 @@ from genrec_nb.data import global_time, leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.metrics import ranking_metrics
-from genrec_nb.recommender import BACKBONES
+from genrec_nb.generators import BACKBONES
 from genrec_nb.train import rank_cases
 
 SMALL = dict(ids={'km': dict(method='rqkmeans', encoder='tfidf', levels=2, size=6)}, encoder='tfidf', model=dict(d_model=16, num_heads=2, num_layers=1), train=dict(epochs=3, batch_size=16, eval_every=1))

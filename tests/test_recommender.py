@@ -1,5 +1,5 @@
 "A language model inside the whole: titles and codes, a fresh process, settings that cannot be, the coloured strip."
-import json, os, re, subprocess, sys
+import json, os, subprocess, sys
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,10 +9,10 @@ import torch
 from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
 from genrec_nb.core import GenrecError
 from genrec_nb.beam_search import DecodeConfig
-from genrec_nb.semantic_ids import EOS
-from genrec_nb.language_recommender import TASKS
 from genrec_nb.backbones import tiny_llama
-from genrec_nb.recommender import BACKBONES, Explanation, GenerativeRecommender, RecommenderConfig, token_strip, train_defaults
+from genrec_nb.explanations import Explanation, token_strip
+from genrec_nb.generators import BACKBONES, train_defaults
+from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 from genrec_nb.tokenizer import tokenize_items
 from genrec_nb.tokenizer_config import TokenizerConfig
 from genrec_nb.train import TrainConfig
@@ -109,12 +109,11 @@ def test_an_explanation_gives_the_score_that_ranks(writer):
 
 def test_titles_are_read_back_from_the_pieces(writer):
     "All titles, with the pieces of a letter shown as dots"
-    from genrec_nb.recommender import path_words
     for i, title in enumerate(DATA.catalog.titles):
-        words = path_words(writer, writer.ids.path(i))
+        words = writer.path_words(writer.ids.path(i))
         text = ''.join(w for w in words if w != '·')
         assert text == title + '⏎∎' and len(words) == len(writer.ids.path(i))
-    assert path_words(writer, writer.ids.path(9)).count('·') > 0
+    assert writer.path_words(writer.ids.path(9)).count('·') > 0
 
 
 class Spans(HTMLParser):
