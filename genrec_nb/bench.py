@@ -39,7 +39,7 @@ from .objectives import MultiTargetLoss, make_weighting
 from .batches import history_tokens
 from .tiger import tiger_t5
 from .item_decoder import item_decoder
-from .recommender import BACKBONES
+from .generators import BACKBONES
 from .beam_search import Beams, DecodeConfig, expand_items, recommend
 from .generate import TrieProcessor
 from .train import TrainConfig, batch_targets, fit, rank_cases

@@ -170,7 +170,7 @@ def run(
     from genrec_nb.core import read_json
     from genrec_nb.run import RunConfig, run_job
     from genrec_nb.core import GenrecError
-    from genrec_nb.recommender import train_defaults
+    from genrec_nb.generators import train_defaults
     from genrec_nb.tokenizer_config import SHARED, TokenizerConfig, TOKENIZERS
     from genrec_nb.core import check_keys, check_option
     from genrec_nb.train import TrainConfig

@@ -16,8 +16,8 @@ from .core import (MissingTextError, SettingError, check_choice, check_keys, che
 from .data import Catalog
 from .semantic_ids import Identifiers
 from .tiger import TigerT5, tiger_t5
-from .item_decoder import ItemDecoder, ItemDecoderConfig, packed_decoder
-from .tokenizer import Sources, TokenizerConfig, make_title
+from .item_decoder import ItemDecoder, ItemDecoderConfig, item_decoder
+from .tokenizer_config import TokenizerConfig, model_title_ids
 
 # %% ../nbs/81_generators.ipynb #52d7f8ce
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _t5_sizes() -> dict: # name -> default of `T5Config`; `tiger_t5` has smaller
     own = [n for n in T5Config.__annotations__ if n not in fixed]
     return dict(max_items=20) | {n: v for n, v in _defaults(T5Config, fixed).items() if n in own}
 
-BACKBONES['packed'] = Backbone(packed_decoder, functools.partial(_load, ItemDecoder), _decoder_sizes)
+BACKBONES['packed'] = Backbone(item_decoder, functools.partial(_load, ItemDecoder), _decoder_sizes)
 BACKBONES['t5'] = Backbone(tiger_t5, functools.partial(_load, TigerT5), _t5_sizes,
                            dict(batch_size=256, lr=1e-3, weight_decay=.01))
 
@@ -168,7 +168,7 @@ def check_base(
         raise MissingTextError('alignment tasks are made of the item texts, and there are none: leave out tasks')
     tokenizer = load_tokenizer(config.base)
     if ids is None and how is not None and how.method == 'title':
-        ids = make_title(Sources(len(catalog), titles=catalog.titles), how)
+        ids = model_title_ids(catalog.titles, **how.options)
     if ids is not None and ids.backbone_ids is not None: _check_prompts(ids, tokenizer, config)
     shape = load_shape(config.base)
     context = getattr(shape.config, 'max_position_embeddings', config.max_tokens)

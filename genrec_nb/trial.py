@@ -22,7 +22,8 @@ from .baselines import check_split
 from .sequential_baselines import SASRecConfig
 from .tokenizer import Tokenized, load_tokenized
 from .tokenizer_config import check_sizes, TOKENIZERS
-from .recommender import RecommenderConfig, check_backbone, check_base
+from .generators import check_backbone, check_base
+from .recommender import RecommenderConfig
 
 # %% ../nbs/83_trial.ipynb #de0707b5
 @settings
