@@ -23,6 +23,7 @@ from .data import Cases, Dataset, Split
 from .metrics import average_popularity, coverage, gini, metric_values, rank_of
 from .sequential_baselines import SASRec, load_or_train_sasrec
 from .tokenizer import Tokenized, collaborative_embeddings, load_tokenized, tokenize_items
+import genrec_nb.tokenizer_report # gives `Tokenized.report`
 from .recommender import GenerativeRecommender
 from .trial import Trial, content_digest, given_identifiers, load_data, own_vectors
 
