@@ -89,14 +89,14 @@ def gain(trie, p, kind):
 # ---- small models -------------------------------------------------------------------------------------------------
 
 def t5(ids, seed=0, max_items=8, sharp=3.):
-    "An untrained T5 whose opinions are strong enough to tell apart"
+    "An untrained T5 whose logits are far apart"
     from genrec_nb.tiger import tiger_t5
     model = tiger_t5(ids, max_items=max_items, seed=seed, d_model=16, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2, d_kv=8).eval()
     model.shared.weight.data *= sharp
     return model
 
 def packed(ids, seed=0, max_items=8, sharp=2., **config):
-    "An untrained packed decoder with strong opinions"
+    "An untrained item decoder whose logits are far apart"
     from genrec_nb.item_decoder import item_decoder
     model = item_decoder(ids, max_items=max_items, seed=seed, **{**dict(d_model=16, num_layers=2, num_heads=2), **config}).eval()
     for e in model.codes: e.weight.data *= 30*sharp

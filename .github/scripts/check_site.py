@@ -164,14 +164,14 @@ class Chromium:
             a, b = os.dup(read_cmd), os.dup(write_reply)
             os.dup2(a, 3); os.dup2(b, 4)
         self.log = open(Path(self.home)/'stderr.txt', 'w+b')
-        self.process = subprocess.Popen([path, *FLAGS, f'--user-data-dir={self.home}/profile', '--remote-debugging-pipe', 'about:null_history'],
+        self.process = subprocess.Popen([path, *FLAGS, f'--user-data-dir={self.home}/profile', '--remote-debugging-pipe', 'about:blank'],
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log, preexec_fn=wire,
                                         close_fds=False, start_new_session=True)
         os.close(read_cmd); os.close(write_reply)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.inp, selectors.EVENT_READ)
         try:
-            target = self.call('Target.createTarget', url='about:null_history')['targetId']
+            target = self.call('Target.createTarget', url='about:blank')['targetId']
             self.session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
         except BaseException: self.close(); raise
     def __enter__(self): return self

@@ -1,0 +1,65 @@
+"""The decoder over items: its training pass against its language model, causality, padding, `transformers`' own classes, refusals."""
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+from genrec_nb.core import GenrecError
+from genrec_nb.item_decoder import ItemDecoder, ItemDecoderConfig, item_decoder, level_ranges
+from genrec_nb.semantic_ids import EOS, Identifiers
+from oracles import identifiers, next_logp, packed, t5
+
+def codes(n=20, sizes=(4, 3, 4), seed=0): return Identifiers.from_codes(np.random.default_rng(seed).integers(0, sizes, (n, len(sizes))), list(sizes), 'keep')
+
+RAGGED = [[3, 4, EOS], [5, EOS], [6, 7, 8, EOS], [3, 5, EOS], [9, EOS], [6, 7, 3, EOS], [6, 4, EOS], [3, 4, EOS]]
+
+
+def test_loss_is_the_language_model_at_every_position():
+    "One pass over rows against one flat pass for each item and token"
+    ids = codes()
+    model, rng = packed(ids), np.random.default_rng(1)
+    items = torch.from_numpy(rng.integers(0, 20, (4, 6)))
+    for r, n in enumerate((6, 2, 4, 3)): items[r, n:] = -1
+    with torch.inference_mode(): out = model(items=items)
+    want, targets = [], []
+    for row in items.tolist():
+        row = [i for i in row if i >= 0]
+        for j in range(1, len(row)):
+            path = ids.path(row[j]).tolist()
+            want.append([-float(next_logp(model, row[:j], path[:l])[t]) for l, t in enumerate(path)])
+            targets.append(row[j])
+    assert out.targets.tolist() == targets
+    np.testing.assert_allclose(out.nll, want, atol=2e-5)
+
+def test_later_items_change_nothing():
+    model = packed(codes())
+    a = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    for j in range(1, 6):
+        b = a.clone()
+        b[0, j:] = torch.randint(7, 20, (6 - j,), generator=torch.Generator().manual_seed(j))
+        with torch.inference_mode(): torch.testing.assert_close(model(items=a).nll[:j - 1], model(items=b).nll[:j - 1])
+
+def test_language_model_with_padding():
+    "Whole items of padding on the left change nothing"
+    ids = codes()
+    model, paths = packed(ids), torch.from_numpy(ids.codes())
+    plain = paths[torch.tensor([[4, 7, 9]])].flatten(1)
+    padded = torch.cat([torch.zeros(1, 6, dtype=torch.long), plain], 1)
+    mask = torch.cat([torch.zeros(1, 6, dtype=torch.long), torch.ones_like(plain)], 1)
+    with torch.inference_mode(): torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).logits, model(input_ids=plain).logits)
+
+def test_paths_that_the_decoder_cannot_take():
+    with pytest.raises(GenrecError, match="use backbone 't5'"): item_decoder(identifiers(RAGGED))
+    with pytest.raises(GenrecError, match='share tokens'): level_ranges(identifiers([[3, 4], [4, 5]]))
+    ids = codes()
+    with pytest.raises(GenrecError, match='empty history'): packed(ids).prefill(torch.tensor([[-1, -1]]))
+    with pytest.raises(GenrecError, match='8 at most'): packed(ids).prefill(torch.zeros(1, 9, dtype=torch.long))
+    for make in (t5, packed):
+        with pytest.raises(GenrecError, match='different runs'): make(ids).set_items(codes(20, (5, 3, 4)))
+
+def test_auto_classes_load_it(tmp_path):
+    "Registered by its model type: `AutoModel` knows it without code from a repository"
+    model = packed(codes())
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(again, ItemDecoder) and isinstance(AutoConfig.from_pretrained(tmp_path), ItemDecoderConfig)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters()))
