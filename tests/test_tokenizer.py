@@ -233,7 +233,7 @@ def test_new_texts_are_encoded_like_the_old_ones(monkeypatch, tmp_path):
 REFUSED = [
     ('leter', {}, "expected one of letter, rqvae"), ('rqkmeans', dict(options=dict(alpha=1)), "'alpha' is unknown.*Known: balanced, n_iter"), ('random', dict(options=dict(steps=1)), "'steps' is unknown"),
     ('tree', dict(levels=3), "does not use 'levels'"), ('random', dict(policy='extra'), "'policy'"), ('rqkmeans', dict(cf='sasrec'), "'cf'"), ('pq', dict(policy='drop'), "policy is 'drop', expected one of extra"),
-    ('rqvae', dict(levels=0), 'levels is 0'), ('rqvae', dict(size=[4, 4]), 'does not fit 3 levels'), ('rqvae', dict(options=dict(steps=1.5)), 'steps is 1.5, expected a whole number'),
+    ('rqvae', dict(levels=0), 'levels is 0'), ('rqvae', dict(size=[4, 4]), 'one for each of 3 levels'), ('rqvae', dict(options=dict(steps=1.5)), 'steps is 1.5, expected a whole number'),
     ('rqvae', dict(options=dict(lr='x')), 'expected a number'), ('letter', dict(options=dict(alpha=float('nan'))), 'expected a number'), ('rqkmeans', dict(options=dict(balanced=1)), 'true or false'),
     ('rqvae', dict(options=[1]), 'options is .1., expected names with values'), ('rqvae', dict(seed=-1), 'seed is -1, expected 0 or more'), ('rqvae', dict(seed=1.5), 'seed is 1.5'), ('rqvae', dict(seed=True), 'seed is True'), ('rqvae', dict(seed=None), 'seed is None'),
     ('rqvae', dict(encoder=3), 'encoder is 3'), ('rqvae', dict(encoder=''), 'encoder is an empty name'), ('letter', dict(cf=3), 'cf is 3'), ('letter', dict(cf=['a']), 'cf is')]
