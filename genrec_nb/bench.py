@@ -648,7 +648,7 @@ def lm_generate_items(
     found = model.lm.generate(input_ids=x, attention_mask=mask, num_beams=beams, num_return_sequences=beams, max_new_tokens=model.trie.max_depth, do_sample=False,
                               logits_processor=[law], length_penalty=0., early_stopping='never', return_dict_in_generate=True, output_scores=True)
     path = found.sequences[:, x.shape[1]:]
-    path = torch.where(path < len(law.ours), law.ours[path.clamp(max=len(law.ours) - 1)], -1)
+    path = torch.where(path < len(law.to_trie), law.to_trie[path.clamp(max=len(law.to_trie) - 1)], -1)
     leaf = model.trie.walk(path).amax(1)                                     # nodes are numbered from the root down; -1 behind the end
     return expand_items(model.trie, Beams(leaf.view(-1, beams), found.sequences_scores.view(-1, beams)), beams)
 
