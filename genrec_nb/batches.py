@@ -45,7 +45,7 @@ class PrefixSamples:
 
     def set_epoch(self, epoch: int) -> None: "Samples are the same in every epoch"
     @property
-    def lengths(self) -> np.ndarray: return np.minimum(self.place, self.max_items) # int64 [samples] items in the history
+    def lengths(self) -> np.ndarray: return np.minimum(self.place, self.max_items) # int64 [samples], of the history
     def __len__(self): return len(self.at)
     def __getitem__(self, i): return i
 
@@ -59,7 +59,8 @@ def collate(
     at = torch.as_tensor(self.at[samples])[:, None]
     length = torch.as_tensor(self.lengths[samples])[:, None]
     back = torch.arange(int(length.max()), 0, -1)
-    return dict(history=torch.where(back <= length, self.items[(at - back).clamp(min=0)], -1), targets=self.items[at[:, 0]])
+    history = torch.where(back <= length, self.items[(at - back).clamp(min=0)], -1)
+    return dict(history=history, targets=self.items[at[:, 0]])
 
 # %% ../nbs/40_batches.ipynb #3611adbf
 class Windows:
@@ -95,6 +96,7 @@ def set_epoch(
     last = np.minimum(np.where(j == 0, shift[user], first + W), m[user])
     self.start, self.lengths = self.train.offsets[user] + first, last - first + 1
 
+# %% ../nbs/40_batches.ipynb #a65fc698
 @patch
 def collate(
     self: Windows,
@@ -125,6 +127,7 @@ class LengthBatches:
         full = len(order)//size
         for b in [*rng.permutation(full), *range(full, len(self))]: yield order[b*size:(b + 1)*size].tolist()
 
+# %% ../nbs/40_batches.ipynb #c2055e65
 @patch
 def set_epoch(self: LengthBatches, epoch: int) -> None:
     "Another order, and other samples"

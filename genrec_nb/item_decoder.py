@@ -26,23 +26,27 @@ def level_ranges(
 ) -> tuple[list[int], list[int]]: # (first token id of each level, number of token ids of each level)
     "The token range of each level; raises `GenrecError` for ragged paths and for levels that share tokens"
     if ids.is_ragged:
-        raise GenrecError(f"paths have {ids.lengths.min()} to {ids.max_len} tokens: the item decoder needs paths of one length, use backbone 't5'")
+        raise GenrecError(f'paths have {ids.lengths.min()} to {ids.max_len} tokens: '
+                          "the item decoder needs paths of one length, use backbone 't5'")
     low, high = ids.codes().min(0), ids.codes().max(0)
     by = np.argsort(low)
     if (low[by][1:] <= high[by][:-1]).any():
-        raise GenrecError("two levels share tokens: the item decoder needs tokens of their own for each level, use backbone 't5'")
+        raise GenrecError('two levels share tokens: the item decoder needs tokens of their own for each level, '
+                          "use backbone 't5'")
     return low.tolist(), (high - low + 1).tolist()
 
 # %% ../nbs/42_item_decoder.ipynb #de94c9d5
 class ItemDecoderConfig(PreTrainedConfig):
     "Sizes of an `ItemDecoder`"
     model_type = 'genrec_item_decoder'
-    def __init__(self, vocab_size=3, first=(), sizes=(), d_model=64, num_layers=2, num_heads=4, head_ff=2, dropout=.2, max_items=50, **kwargs):
+    def __init__(self, vocab_size=3, first=(), sizes=(), d_model=64, num_layers=2, num_heads=4, head_ff=2,
+                 dropout=.2, max_items=50, **kwargs):
         self.first, self.sizes = list(first), list(sizes)          # token range of each level
         self.d_model, self.num_layers, self.num_heads = d_model, num_layers, num_heads
         self.head_ff, self.dropout = head_ff, dropout              # width of the head's MLPs in multiples of d_model
         self.max_items = max_items                                 # last items of the history that are read
-        super().__init__(**{**kwargs, **dict(vocab_size=vocab_size, pad_token_id=PAD, eos_token_id=EOS, use_cache=False)})
+        tokens = dict(vocab_size=vocab_size, pad_token_id=PAD, eos_token_id=EOS)
+        super().__init__(**{**kwargs, **tokens, 'use_cache': False})
 
 # %% ../nbs/42_item_decoder.ipynb #2bf07de7
 class CausalBlock(nn.Module):
@@ -56,7 +60,7 @@ class CausalBlock(nn.Module):
 
     def forward(self, x): # [B, T, d] -> [B, T, d]
         B, T, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)       # [B, heads, T, d/heads]
+        q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4) # [B, heads, T, d/heads]
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.p if self.training else 0.)
         x = x + self.drop(self.out(a.transpose(1, 2).reshape(B, T, d)))
         return x + self.drop(self.ff(self.norm2(x)))
@@ -66,7 +70,8 @@ class CodeHead(nn.Module):
     "The next code of a level from what is known so far: $\\mathrm{LN}(u + \\mathrm{MLP}(u))$"
     def __init__(self, d: int, width: int, dropout: float):
         super().__init__()
-        self.mlp = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, width*d), nn.GELU(), nn.Linear(width*d, d), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, width*d), nn.GELU(),
+                                 nn.Linear(width*d, d), nn.Dropout(dropout))
         self.norm = nn.LayerNorm(d)
     def forward(self, u): return self.norm(u + self.mlp(u)) # [..., d] -> [..., d]
 
@@ -105,11 +110,13 @@ def set_items(
 ) -> ItemDecoder: # itself
     "Keep the paths of the items; raises `GenrecError` for identifiers with other levels"
     if (level_ranges(ids)[0], ids.vocab_size) != (self.config.first, self.config.vocab_size):
-        raise GenrecError('the identifiers have other levels than the model was made for: they belong to different runs')
+        raise GenrecError('the identifiers have other levels than the model was made for: '
+                          'they belong to different runs')
     self.register_buffer('paths', torch.from_numpy(ids.codes()).to(self.device), persistent=False)
     self.register_buffer('first', torch.tensor(self.config.first, device=self.device), persistent=False)
     return self
 
+# %% ../nbs/42_item_decoder.ipynb #a95fdf6f
 def item_decoder(
     ids: Identifiers, # paths of all items, of one length
     max_items: int = 50, # last items of the history that are read
@@ -134,6 +141,7 @@ def transform(
     for block in self.blocks: x = block(x)
     return self.norm(x)
 
+# %% ../nbs/42_item_decoder.ipynb #d470fed1
 @patch
 def read(
     self: ItemDecoder,
@@ -142,6 +150,7 @@ def read(
     "The causal transformer over items"
     return self.transform(sum(e(codes[..., l]) for l, e in enumerate(self.codes)))
 
+# %% ../nbs/42_item_decoder.ipynb #ec194f70
 @patch
 def level_logits(
     self: ItemDecoder,
@@ -165,6 +174,7 @@ def code_logits(
         u = u + e(target[:, l])
     return out
 
+# %% ../nbs/42_item_decoder.ipynb #86cc53d1
 @patch
 def null_states(
     self: ItemDecoder,
@@ -174,6 +184,7 @@ def null_states(
     x = self.transform(self.place.weight.new_zeros(1, here.shape[1], self.config.d_model))
     return x.expand(len(here), -1, -1)[here]
 
+# %% ../nbs/42_item_decoder.ipynb #bb5ed46d
 @patch
 def item_loss(
     self: ItemDecoder,
@@ -186,7 +197,9 @@ def item_loss(
     target = codes[:, 1:][here]                                                    # [n, L]
     nll = lambda logits: torch.stack([token_nll(x, target[:, l], tau, ignore=-1) for l, x in enumerate(logits)], 1)
     full, effect = self.code_logits(self.read(codes[:, :-1])[here], target), None
-    if null_history: effect = nll([a.float() - b.float() for a, b in zip(full, self.code_logits(self.null_states(here), target))])
+    if null_history:
+        null = self.code_logits(self.null_states(here), target)
+        effect = nll([a.float() - b.float() for a, b in zip(full, null)])
     return TokenLoss(nll=nll(full), targets=items[:, 1:][here], effect=effect)
 
 # %% ../nbs/42_item_decoder.ipynb #8c750dba
@@ -197,6 +210,7 @@ def align_left(
     "Move the real entries of each row to its beginning"
     return take_beams(x, torch.argsort((~here).int(), dim=1, stable=True)), here.sum(1)
 
+# %% ../nbs/42_item_decoder.ipynb #97e91e59
 @patch
 def flat_logits(
     self: ItemDecoder,
@@ -206,8 +220,10 @@ def flat_logits(
     "The model as a language model over flat tokens"
     (B, S), L = input_ids.shape, len(self.codes)
     T = S//L                                                                      # whole items
-    whole, following = input_ids[:, :T*L].view(B, T, L), F.pad(input_ids, (0, (T + 1)*L - S), value=PAD)[:, L:].view(B, T, L)
-    here = torch.ones_like(whole[..., 0], dtype=torch.bool) if attention_mask is None else attention_mask[:, :T*L:L].bool()
+    whole = input_ids[:, :T*L].view(B, T, L)
+    following = F.pad(input_ids, (0, (T + 1)*L - S), value=PAD)[:, L:].view(B, T, L)
+    if attention_mask is None: attention_mask = torch.ones_like(input_ids)
+    here = attention_mask[:, :T*L:L].bool()
     hidden = self.read(align_left((whole - self.first).clamp(min=0), here)[0])
     u = take_beams(hidden, (here.cumsum(1) - 1).clamp(min=0))                     # back to where the items stood
     out = hidden.new_full((B, T, L, self.config.vocab_size), -torch.inf)
@@ -217,7 +233,7 @@ def flat_logits(
         u = u + e((following[..., l] - a).clamp(0, n - 1))
     return out.view(B, T*L, -1)[:, :S - L + 1]
 
-# %% ../nbs/42_item_decoder.ipynb #97e91e59
+# %% ../nbs/42_item_decoder.ipynb #627caf86
 @patch
 def forward(
     self: ItemDecoder,
@@ -232,6 +248,7 @@ def forward(
     if items is not None: return self.item_loss(items, tau, null_history)
     return CausalLMOutput(logits=self.flat_logits(input_ids, attention_mask)[:, -1:])
 
+# %% ../nbs/42_item_decoder.ipynb #3fb19f1e
 @patch
 def prepare_inputs_for_generation(self: ItemDecoder, input_ids, attention_mask=None, **kwargs) -> dict:
     "No cache: all tokens again"
@@ -250,6 +267,7 @@ def _beam_logits(self: ItemDecoder, state: CodeState) -> Tensor: # float [B, k, 
     logits, a = self.level_logits(state.u, state.level), self.config.first[state.level]
     return F.pad(logits, (a, self.config.vocab_size - a - logits.shape[-1]), value=-torch.inf)
 
+# %% ../nbs/42_item_decoder.ipynb #ce8e0389
 @patch
 def prefill(
     self: ItemDecoder,
@@ -259,11 +277,13 @@ def prefill(
     items, n = align_left(history, history >= 0)
     if (n == 0).any(): raise GenrecError('an empty history: the item decoder needs at least one item')
     if n.max() > self.config.max_items:
-        raise GenrecError(f'a history of {int(n.max())} items: the model reads {self.config.max_items} at most, cut it with `Cases.tail`')
+        raise GenrecError(f'a history of {int(n.max())} items: the model reads {self.config.max_items} at most, '
+                          'cut it with `Cases.tail`')
     hidden = self.read(self.paths[items[:, :int(n.max())].clamp(min=0)] - self.first)
     state = CodeState(hidden[torch.arange(len(n), device=n.device), n - 1][:, None])
     return self._beam_logits(state), state
 
+# %% ../nbs/42_item_decoder.ipynb #e872dd8f
 @patch
 def decode_step(
     self: ItemDecoder,

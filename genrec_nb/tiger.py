@@ -59,6 +59,7 @@ def target_logits(
     start = self._shift_right(labels)
     return T5ForConditionalGeneration.forward(self, input_ids=x, attention_mask=mask, decoder_input_ids=start).logits
 
+# %% ../nbs/41_tiger.ipynb #74847ec1
 @patch
 def set_items(
     self: TigerT5,
@@ -66,7 +67,8 @@ def set_items(
 ) -> TigerT5: # itself
     "Keep the paths of the items; raises `GenrecError` for identifiers of another vocabulary"
     if ids.vocab_size != self.config.vocab_size:
-        raise GenrecError(f'the model knows {self.config.vocab_size} tokens, the identifiers have {ids.vocab_size}: they belong to different runs')
+        raise GenrecError(f'the model knows {self.config.vocab_size} tokens, the identifiers have {ids.vocab_size}: '
+                          'they belong to different runs')
     self.register_buffer('paths', torch.from_numpy(ids.padded()).to(self.device), persistent=False)
     return self
 
@@ -97,6 +99,7 @@ class T5State:
     visible: Tensor | None = None # bool [B, k, n] which of them each beam may see
     depth: list = field(default_factory=list) # position in the path of each of the n tokens
 
+# %% ../nbs/41_tiger.ipynb #d656c9c3
 def take_beams(
     x: Tensor, # [B, k, ...]
     parents: Tensor, # int64 [B, k'] which beam each new beam continues
@@ -133,6 +136,7 @@ def _attend(
     a = F.scaled_dot_product_attention(q, k, v, bias, scale=1.)
     return attention.o(a.transpose(1, 2).flatten(2))
 
+# %% ../nbs/41_tiger.ipynb #42f8a31b
 def _layer_step(
     block, # a T5 decoder block
     h: Tensor, # [B, k, d_model]
@@ -149,7 +153,7 @@ def _layer_step(
     h = h + _attend(second.EncDecAttention, second.layer_norm(h), *state.cross[l], state.cross_mask)
     return feed_forward(h)
 
-# %% ../nbs/41_tiger.ipynb #42f8a31b
+# %% ../nbs/41_tiger.ipynb #4aab37b1
 @patch
 def decode_step(
     self: TigerT5,
@@ -166,6 +170,7 @@ def decode_step(
     if self.config.scale_decoder_outputs: h = h*self.model_dim**-.5
     return self.lm_head(h)
 
+# %% ../nbs/41_tiger.ipynb #85f33c12
 @patch
 def prefill(
     self: TigerT5,
