@@ -22,7 +22,7 @@ def _refuse_repeats(ids: list[str], where: str) -> None:
     raise GenrecError(f'{where}: the item id {worst!r} stands more than once ({times} times); '
                       'expected each id once')
 
-# %% ../nbs/10_data.ipynb #774c8293
+# %% ../nbs/10_data.ipynb #c1ffb206
 @dataclass(repr=False)
 class Catalog:
     "The items: item `i` has `ids[i]`, `titles[i]` and `texts[i]`"
@@ -32,27 +32,26 @@ class Catalog:
     def __post_init__(self):
         n, titles, texts = len(self.ids), len(self.titles), len(self.texts)
         if not n == titles == texts:
-            raise GenrecError(f'Catalog: {n} ids, {titles} titles, {texts} texts; expected as many of each')
+            raise GenrecError(f'Catalog: expected as many ids ({n}) as titles ({titles}) and texts ({texts})')
         _refuse_repeats(self.ids, 'Catalog')
         empty = next((x for x, t in zip(self.ids, self.titles) if not t.strip()), None)
-        if empty is not None: raise GenrecError(f'Catalog: item {empty!r} has an empty title; expected some text')
+        if empty is not None: raise GenrecError(f'Catalog: expected a title, item {empty!r} has none')
         self._index = dict(zip(self.ids, range(n)))
     def __len__(self): return len(self.ids)
     def __repr__(self):
-        return f'Catalog({len(self):,} items: {"; ".join(self.titles[:3])}{" …" if len(self) > 3 else ""})'
+        return f'Catalog({len(self):,} items: {"; ".join(self.titles[:3] + ["…"]*(len(self) > 3))})'
 
-# %% ../nbs/10_data.ipynb #cd6e709e
+# %% ../nbs/10_data.ipynb #9570b3b9
 @patch
 def index(self: Catalog,
     id: str, # outside the library
 ) -> int: # the item, 0..N-1
     "The item with this id; raises `GenrecError` if there is none"
     i = self._index.get(str(id))
-    if i is None:
-        raise GenrecError(f'no item has the id {str(id)!r}; the ids look like {", ".join(map(repr, self.ids[:3]))}')
-    return i
+    if i is not None: return i
+    raise GenrecError(f'no item has the id {str(id)!r}; ids look like {", ".join(map(repr, self.ids[:3]))}')
 
-# %% ../nbs/10_data.ipynb #c6dfafad
+# %% ../nbs/10_data.ipynb #b1504b7f
 @patch
 def find(self: Catalog,
     title: str, # upper and lower case are the same, outer spaces do not count
@@ -62,7 +61,8 @@ def find(self: Catalog,
     if t in low: return low.index(t)
     near = [x for x in low if t and t in x][:3] + difflib.get_close_matches(t, low, n=3, cutoff=.5)
     names = ' or '.join(repr(self.titles[low.index(x)]) for x in dict.fromkeys(near[:4]))
-    raise GenrecError(f'no title is {str(title)!r}; ' + (f'did you mean {names}?' if names else 'and none is near it'))
+    hint = f'did you mean {names}?' if names else 'and none is near it'
+    raise GenrecError(f'no title is {str(title)!r}; {hint}')
 
 # %% ../nbs/10_data.ipynb #bf79404a
 @patch
@@ -76,18 +76,18 @@ def _natural_order(ids: list[str]) -> np.ndarray: # int64 [n] the permutation th
     key = int if all(s.isascii() and s.isdigit() for s in ids) else str
     return np.array(sorted(range(len(ids)), key=lambda i: key(ids[i])), np.int64)
 
-# %% ../nbs/10_data.ipynb #ecc81435
+# %% ../nbs/10_data.ipynb #700382f5
 @patch
 def sort(self: Catalog) -> Catalog:
     "The same items in natural order of their ids"
     return self.take(_natural_order(self.ids))
 
 @patch(cls_method=True)
-def from_ids(cls: Catalog, ids: list[str]) -> Catalog: # in natural order; titles are the ids, texts are empty
-    "The catalog of items of which only the ids are known"
+def from_ids(cls: Catalog, ids: list[str]) -> Catalog:
+    "Items of which only the ids are known, in natural order; titles are the ids"
     return cls(ids, list(ids), [''] * len(ids)).sort()
 
-# %% ../nbs/10_data.ipynb #d2cfef47
+# %% ../nbs/10_data.ipynb #c7339950
 def _words(x) -> str:
     "A text on one line"
     return ' '.join(str(x).split())
@@ -96,7 +96,7 @@ def _words(x) -> str:
 def from_texts(cls: Catalog,
     ids: list[str], # [N] item ids
     titles: list[str], # [N] '' where there is none
-    others: list[list[str]], # [N] further texts of each item, in the order an encoder should read them
+    others: list[list[str]], # [N] further texts, in the order an encoder should read them
     where: str = 'the items', # the source, for messages
 ) -> Catalog: # in the order given
     "A catalog from titles and further texts; raises `IncompleteTextError` for an item without any"
@@ -105,11 +105,13 @@ def from_texts(cls: Catalog,
     texts = ['. '.join(x.rstrip('.') for x in part if x) for part in parts]
     _refuse_repeats(ids, where)
     if '' in texts:
-        raise IncompleteTextError(f'{where}: item {ids[texts.index("")]!r} has neither title nor other text '
-                                  f'({texts.count("")} such items); add text to them')
+        first, n = ids[texts.index('')], texts.count('')
+        raise IncompleteTextError(f'{where}: item {first!r} has neither title nor other text '
+                                  f'({n} such items); add text to them')
     if '' in titles:
-        warnings.warn(f'{where}: {titles.count("")} items have an empty title, the first is '
-                      f'{ids[titles.index("")]!r}; they are called "item <id>"', GenrecWarning, stacklevel=4)
+        first, n = ids[titles.index('')], titles.count('')
+        warnings.warn(f'{where}: {n} items have an empty title, the first is {first!r}; '
+                      'they are called "item <id>"', GenrecWarning, stacklevel=4)
     titles = [t or f'item {i}' for i, t in zip(ids, titles)]
     return cls(ids, titles, texts)
 
@@ -130,7 +132,7 @@ def ragged_index(
     before = np.cumsum(lengths) - lengths
     return np.repeat(np.asarray(starts, np.int64) - before, lengths) + np.arange(lengths.sum())
 
-# %% ../nbs/10_data.ipynb #dba4b6e3
+# %% ../nbs/10_data.ipynb #e7d0d68e
 @dataclass(repr=False)
 class Interactions:
     "Every user's items in order of time, as CSR arrays"
@@ -138,9 +140,10 @@ class Interactions:
     offsets: np.ndarray # int64 [U+1] user u owns items[offsets[u]:offsets[u+1]]
     user_ids: list[str] # [U] the users' ids outside the library
     n_items: int # N, the size of the catalog
-    times: np.ndarray | None = None # float64 [n] never falling within a user; None: only the order is known
+    times: np.ndarray | None = None # float64 [n] rising within a user; None: only the order is known
     def __post_init__(self):
-        self.items, self.offsets = np.asarray(self.items, np.int32), np.asarray(self.offsets, np.int64)
+        self.items = np.asarray(self.items, np.int32)
+        self.offsets = np.asarray(self.offsets, np.int64)
         if self.times is not None: self.times = np.asarray(self.times, np.float64)
         _check_histories(self)
     @property
@@ -152,7 +155,7 @@ class Interactions:
         return (f'Interactions({self.n_users:,} users, {self.n_items:,} items, '
                 f'{len(self.items):,} interactions{timed})')
 
-# %% ../nbs/10_data.ipynb #ea454ff1
+# %% ../nbs/10_data.ipynb #56e857da
 def _check_histories(x: Interactions) -> None:
     "Raise a `GenrecError` unless the arrays describe histories"
     o, n = x.offsets, len(x.items)
@@ -162,7 +165,8 @@ def _check_histories(x: Interactions) -> None:
     if len(x.user_ids) != len(o) - 1:
         raise GenrecError(f'Interactions: {len(x.user_ids)} user ids for {len(o) - 1} users')
     if n and not 0 <= x.items.min() <= x.items.max() < x.n_items:
-        raise GenrecError(f'Interactions: items run from {x.items.min()} to {x.items.max()}; expected 0..{x.n_items - 1}')
+        raise GenrecError(f'Interactions: items run from {x.items.min()} to {x.items.max()}; '
+                          f'expected 0..{x.n_items - 1}')
     if x.times is not None: _check_times(x)
 
 def _check_times(x: Interactions) -> None:
@@ -172,10 +176,11 @@ def _check_times(x: Interactions) -> None:
         raise GenrecError(f'Interactions: expected {n} finite times, found {len(x.times)}, '
                           f'{np.isfinite(x.times).sum()} of them finite')
     back = np.diff(x.times) < 0
-    back[o[(o > 0) & (o < n)] - 1] = False # from one user's last to the next one's first, time may fall
+    back[o[(o > 0) & (o < n)] - 1] = False # between users time may fall
     if back.any():
         u = np.searchsorted(o, back.argmax(), side='right') - 1
-        raise GenrecError(f'Interactions: the times of user {x.user_ids[u]!r} run backwards; sort each history by time')
+        raise GenrecError(f'Interactions: the times of user {x.user_ids[u]!r} run backwards; '
+                          'sort each history by time')
 
 # %% ../nbs/10_data.ipynb #68f81f79
 @patch
@@ -195,19 +200,20 @@ def target_counts(self: Interactions) -> np.ndarray: # int64 [N]
     first = self.offsets[:-1][self.lengths > 0]
     return self.item_counts() - np.bincount(self.items[first], minlength=self.n_items)
 
-# %% ../nbs/10_data.ipynb #16e3a1b4
+# %% ../nbs/10_data.ipynb #c37337d3
 def _column(df: pd.DataFrame, name: str, where: str) -> pd.Series:
     "A column without missing values; raises `GenrecError`"
     if name not in df.columns:
-        raise GenrecError(f'{where}: no column {name!r}; the columns are {", ".join(map(repr, df.columns))}')
+        names = ', '.join(map(repr, df.columns))
+        raise GenrecError(f'{where}: no column {name!r}; the columns are {names}')
     if (bad := df[name].isna()).any():
         raise GenrecError(f'{where}: column {name!r} has {bad.sum()} missing values, '
                           f'the first in data row {bad.argmax() + 1}')
     return df[name]
 
-# %% ../nbs/10_data.ipynb #0ae1dfb3
+# %% ../nbs/10_data.ipynb #2d5b704f
 def _codes(ids: pd.Series, known: list[str] | None = None) -> tuple[np.ndarray, list[str]]:
-    "The place of each id in `known`, -1 if it is not there; without `known` in natural order; and the ids"
+    "The place of each id in `known`, -1 if it is not there; None: among all ids, sorted; and the ids"
     codes, found = pd.factorize(ids.astype(str))
     if known is None: known = [str(found[i]) for i in _natural_order(list(found))]
     return pd.Index(known, dtype=object).get_indexer(found.astype(object))[codes], known
@@ -240,25 +246,26 @@ def _histories(
     offsets = offsets_of(np.bincount(u, minlength=len(user_ids)))
     return Interactions(i[order], offsets, user_ids, len(ids), None if t is None else t[order]), ids
 
-# %% ../nbs/10_data.ipynb #006b123e
+# %% ../nbs/10_data.ipynb #dcee3cdf
 def _refuse_unknown(items: pd.Series, users: pd.Series, n_items: int, where: str) -> None:
     "Raise an `IncompleteTextError` that names the first of the unknown items"
-    raise IncompleteTextError(f'{where}: item {str(items.iloc[0])!r} of user {str(users.iloc[0])!r} is not in the '
-                              f'catalog of {n_items:,} items, so it has no text; {items.nunique():,} such items; '
-                              'add them to the items, or drop their rows')
+    item, user = str(items.iloc[0]), str(users.iloc[0])
+    raise IncompleteTextError(
+        f'{where}: item {item!r} of user {user!r} is not in the catalog of {n_items:,} items, so it has '
+        f'no text; {items.nunique():,} such items; add them to the items, or drop their rows')
 
-# %% ../nbs/10_data.ipynb #17928c56
+# %% ../nbs/10_data.ipynb #0211b6c2
 @patch(cls_method=True)
 def from_frame(cls: Interactions,
     df: pd.DataFrame, # one row an interaction
     user: str = 'user', # column with user ids
     item: str = 'item', # column with item ids
-    time: str | None = None, # column with times (numbers or dates); None: the rows of a user are in order
+    time: str | None = None, # column with numbers or dates; None: the rows of a user are in order
 ) -> Interactions: # over the items that occur, in natural order
     "Histories from a table, sorted by (user, time, item)"
     return _histories(df, user, item, time)[0]
 
-# %% ../nbs/10_data.ipynb #0ba65083
+# %% ../nbs/10_data.ipynb #7c16d347
 @dataclass(repr=False)
 class Dataset:
     "A catalog and the histories over it"
@@ -271,15 +278,23 @@ class Dataset:
                               f'the interactions are over {self.interactions.n_items}')
     def __repr__(self):
         x, n = self.interactions, len(self.interactions.items)
-        median = np.median(x.lengths) if x.n_users else 0
+        share, median = n / max(1, x.n_users * x.n_items), np.median(x.lengths) if x.n_users else 0
         return (f'Dataset({self.name!r}: {x.n_users:,} users, {x.n_items:,} items, {n:,} interactions; '
-                f'{n / max(1, x.n_users * x.n_items):.2%} of all pairs, median history {median:g})')
+                f'{share:.2%} of all pairs, median history {median:g})')
 
-# %% ../nbs/10_data.ipynb #a6463d44
+# %% ../nbs/10_data.ipynb #3cee3cf8
+def _item_table(items: pd.DataFrame, item: str, title: str, text: list | None, where: str) -> Catalog:
+    "Items in the order of a table; title and texts may be missing, ids may not"
+    ids, items = _column(items, item, where), items.fillna('')
+    text = [c for c in items.columns if c not in (item, title)] if text is None else text
+    titles, *others = [_column(items, c, where).astype(str).tolist() for c in (title, *text)]
+    return Catalog.from_texts(ids.tolist(), titles, list(zip(*others)) or [()] * len(ids), where)
+
+# %% ../nbs/10_data.ipynb #2e940983
 @patch(cls_method=True)
 def from_frame(cls: Dataset,
     df: pd.DataFrame, # one row an interaction
-    items: pd.DataFrame | Catalog | None = None, # one row an item; None: titles are the ids, without text
+    items: pd.DataFrame | Catalog | None = None, # one row an item; None: titles are the ids
     name: str = 'data', # for tables and plots
     user: str = 'user', item: str = 'item', time: str | None = None, # columns of `df`
     title: str = 'title', # column of `items`, whose ids stand in the column `item`
@@ -287,18 +302,12 @@ def from_frame(cls: Dataset,
     where: str = 'the table', where_items: str = 'the table of items', # for messages
 ) -> Dataset:
     "A data set from one or two tables"
-    if isinstance(items, pd.DataFrame): items = _item_table(items, item, title, text, where_items).sort()
+    if isinstance(items, pd.DataFrame):
+        items = _item_table(items, item, title, text, where_items).sort()
     x, ids = _histories(df, user, item, time, None if items is None else items.ids, where)
     return cls(name, Catalog.from_ids(ids) if items is None else items, x)
 
-def _item_table(items: pd.DataFrame, item: str, title: str, text: list[str] | None, where: str) -> Catalog:
-    "Items from a table; title and texts may be missing, ids may not"
-    ids, items = _column(items, item, where), items.fillna('')
-    text = [c for c in items.columns if c not in (item, title)] if text is None else text
-    titles, *others = [_column(items, c, where).astype(str).tolist() for c in (title, *text)]
-    return Catalog.from_texts(ids.tolist(), titles, list(zip(*others)) or [()] * len(ids), where)
-
-# %% ../nbs/10_data.ipynb #a332d3b8
+# %% ../nbs/10_data.ipynb #b96de24c
 @dataclass(repr=False)
 class Cases:
     "Evaluation cases: a history and the item that followed it"
@@ -308,8 +317,8 @@ class Cases:
     targets: np.ndarray # int64 [M] what came next
     def __len__(self): return len(self.users)
     def __repr__(self):
-        mean = np.diff(self.offsets).mean() if len(self) else 0
-        return f'Cases({len(self):,} cases, {len(np.unique(self.users)):,} users, mean history {mean:.1f})'
+        users, mean = len(np.unique(self.users)), np.diff(self.offsets).mean() if len(self) else 0
+        return f'Cases({len(self):,} cases, {users:,} users, mean history {mean:.1f})'
     def history(self, m: int) -> np.ndarray: # int32, oldest first
         "The items before the target of case `m`"
         return self.items[self.offsets[m]:self.offsets[m+1]]
@@ -326,7 +335,7 @@ class Split:
         return (f'Split(train={self.train}, valid={self.valid}, test={self.test}, '
                 f'skipped={self.skipped:,} users too short to evaluate)')
 
-# %% ../nbs/10_data.ipynb #56912c4e
+# %% ../nbs/10_data.ipynb #1939c0bb
 def _cases(x: Interactions, users: np.ndarray, places: np.ndarray) -> Cases:
     "Cases from users int64 [M] and the places of the targets in their histories, int64 [M]"
     start = x.offsets[users]
@@ -336,17 +345,19 @@ def _cases(x: Interactions, users: np.ndarray, places: np.ndarray) -> Cases:
 def _prefixes(x: Interactions, keep: np.ndarray) -> Interactions:
     "The first items of every user, `keep` int64 [U] of each"
     at = ragged_index(x.offsets[:-1], keep)
-    return Interactions(x.items[at], offsets_of(keep), x.user_ids, x.n_items, None if x.times is None else x.times[at])
+    times = None if x.times is None else x.times[at]
+    return Interactions(x.items[at], offsets_of(keep), x.user_ids, x.n_items, times)
 
-# %% ../nbs/10_data.ipynb #50ed3859
+# %% ../nbs/10_data.ipynb #be24647d
 def leave_one_out(
     x: Interactions,
 ) -> Split: # test: last item; validation: the one before; training: the rest
-    "The leave-one-out split; users with fewer than 3 items stay whole in training and are not evaluated"
+    "The leave-one-out split; users with fewer than 3 items stay whole in training"
     n = x.lengths
     users = np.flatnonzero(n >= 3)
     train = _prefixes(x, np.where(n >= 3, n - 2, n))
-    return Split(train, _cases(x, users, n[users] - 2), _cases(x, users, n[users] - 1), int((n < 3).sum()))
+    valid, test = (_cases(x, users, n[users] - last) for last in (2, 1))
+    return Split(train, valid, test, skipped=int((n < 3).sum()))
 
 # %% ../nbs/10_data.ipynb #719bcdf0
 @patch
@@ -377,10 +388,10 @@ def sample(self: Cases,
     rows = np.random.default_rng(seed).permutation(len(self))[:n]
     return self.take(np.sort(rows))
 
-# %% ../nbs/10_data.ipynb #9c6a7be3
+# %% ../nbs/10_data.ipynb #85edea40
 def global_time(
     x: Interactions, # with times
-    fractions: tuple[float, float, float] = (.8, .1, .1), # shares of training, validation and test samples
+    fractions: tuple[float, float, float] = (.8, .1, .1), # of training, validation, test samples
 ) -> Split: # `skipped` counts users with fewer than 2 items, who make no sample
     "Split all samples by time, as the information-gain paper does"
     _check_time_split(x, fractions)
@@ -389,26 +400,27 @@ def global_time(
     samples = np.flatnonzero(place > 0)                       # positions of the targets
     samples = samples[np.argsort(x.times[samples], kind='stable')]
     cuts = [round(f * len(samples)) for f in np.cumsum(fractions)[:2]]
-    train, valid, test = np.split(samples, cuts)
+    train, *rest = np.split(samples, cuts)
     now = x.times[train[-1]] if len(train) else -np.inf       # the last moment of training
     keep = (place == 0) & (x.times <= now)
     keep[train] = True
     histories = _prefixes(x, np.bincount(user[keep], minlength=x.n_users))
-    return Split(histories, *(_cases(x, user[at], place[at]) for at in (valid, test)), int((x.lengths < 2).sum()))
+    valid, test = (_cases(x, user[at], place[at]) for at in rest)
+    return Split(histories, valid, test, skipped=int((x.lengths < 2).sum()))
 
 def _check_time_split(x: Interactions, fractions: tuple) -> None:
     "Raise a `GenrecError` for data without times, or shares that are none"
     if x.times is None:
-        raise GenrecError('a split by time needs times (in a table a column of them), and this data has only '
-                          'the order of each history; split it leave-one-out')
+        raise GenrecError('a split by time needs times (in a table a column of them), and this data has '
+                          'only the order of each history; split it leave-one-out')
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise GenrecError(f'fractions must be three shares that sum to 1, found {fractions}')
 
-# %% ../nbs/10_data.ipynb #01ea7a40
+# %% ../nbs/10_data.ipynb #fc0c9f78
 def k_core(
     x: Interactions,
     k: int, # the least number of interactions of a user or an item that stays
-) -> tuple[Interactions, np.ndarray]: # the smaller interactions; int64 [n_kept] which items are its items 0, 1, ..
+) -> tuple[Interactions, np.ndarray]: # what stays; int64 [n_kept] which items are its items 0, 1, ..
     "Remove users and items with fewer than `k` interactions until none is left to remove"
     user = np.repeat(np.arange(x.n_users), x.lengths)
     keep = np.ones(len(x.items), bool)
@@ -420,4 +432,5 @@ def k_core(
         keep = stay
     users, items = np.flatnonzero(of_user), np.flatnonzero(of_item)
     return Interactions(np.searchsorted(items, x.items[keep]), offsets_of(of_user[users]),
-                        [x.user_ids[u] for u in users], len(items), None if x.times is None else x.times[keep]), items
+                        [x.user_ids[u] for u in users], len(items),
+                        None if x.times is None else x.times[keep]), items

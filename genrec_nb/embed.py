@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TfidfEncoder', 'SentenceEncoder', 'load_encoder', 'make_encoder', 'embed_texts', 'nearest_items']
 
-# %% ../nbs/12_embed.ipynb #cb5307e3
+# %% ../nbs/12_embed.ipynb #6a1b825a
 import hashlib, importlib.metadata, json, re
 from pathlib import Path
 import numpy as np
@@ -13,20 +13,18 @@ from filelock import FileLock
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
-from .core import (FileError, GenrecError, cache_dir, patch, read_json, whole_file, whole_folder,
-                            write_json, write_tensors)
+from .core import (FileError, GenrecError, MissingTextError, cache_dir, check_vectors, patch,
+                            read_json, whole_file, whole_folder, write_json, write_tensors)
 from .loaders import fetch
 
-# %% ../nbs/12_embed.ipynb #188b8ee0
+# %% ../nbs/12_embed.ipynb #56c25bc1
 def _checked(x: np.ndarray, n: int, where: str) -> np.ndarray: # float32 [n, d]
-    "Item vectors, `n` rows; raises `GenrecError` for a wrong shape, a NaN, an infinity or a row of zeros"
-    x = np.asarray(x)
-    if x.ndim != 2 or x.dtype.kind not in 'fiu':
-        raise GenrecError(f'{where}: expected numbers in a matrix [items, dimensions], found {x.dtype} {list(x.shape)}')
+    "Vectors of `n` items; raises `GenrecError` for a wrong shape, a NaN or a row of zeros"
+    try: x = check_vectors(x).numpy()
+    except GenrecError as e: raise GenrecError(f'{where}: {e}') from None
     if len(x) != n: raise GenrecError(f'{where}: {len(x)} rows for {n} items; expected one row for each item')
-    x = np.ascontiguousarray(x, np.float32)
-    for bad, what in ((~np.isfinite(x).all(1), 'NaN or infinity'), (~x.any(1), 'nothing but zeros')):
-        if bad.any(): raise GenrecError(f'{where}: row {bad.argmax()} holds {what} ({bad.sum()} of {n} such rows)')
+    if (bad := ~x.any(1)).any():
+        raise GenrecError(f'{where}: vector of item {bad.argmax()} holds zeros only ({bad.sum()} of {n} items)')
     return x
 
 # %% ../nbs/12_embed.ipynb #39e6fdfd
@@ -36,7 +34,7 @@ def _terms(text: str) -> list[str]:
     "Words, marked with '=', and character n-grams"
     return ['=' + w for w in re.findall(r'\w+', text.lower())] + _ngrams(text)
 
-# %% ../nbs/12_embed.ipynb #03ff4a92
+# %% ../nbs/12_embed.ipynb #366ebd45
 class TfidfEncoder:
     "Words and character n-grams, weighted by tf-idf, reduced by SVD"
     def __init__(self,
@@ -44,12 +42,13 @@ class TfidfEncoder:
         seed: int = 0, # of the randomized SVD
     ):
         self.dim, self.seed, self.texts = dim, seed, ''
-        self.tfidf = TfidfVectorizer(analyzer=_terms, sublinear_tf=True, max_features=2**17, dtype=np.float32)
+        self.tfidf = TfidfVectorizer(analyzer=_terms, sublinear_tf=True, max_features=2**17)
     def __repr__(self): return f'TfidfEncoder(dim={self.dim}, seed={self.seed})'
     @property
     def fitted(self) -> bool: return bool(self.texts)
     @property
-    def key(self) -> str: return f'tfidf-2 {self.dim} {self.seed} {self.texts}'.strip() # what a cache must know
+    def key(self) -> str: # what a cache must know
+        return f'tfidf-2 {self.dim} {self.seed} {self.texts}'.strip()
     def fit(self, texts: list[str]) -> 'TfidfEncoder':
         "Learn the terms, their weights and the directions from the texts of a catalog"
         x = self.tfidf.fit_transform(texts)
@@ -69,7 +68,7 @@ def _sha256(x) -> str: # 64 hexadecimal digits
     "The name of a content that JSON can hold"
     return hashlib.sha256(json.dumps(x).encode()).hexdigest()
 
-# %% ../nbs/12_embed.ipynb #60366203
+# %% ../nbs/12_embed.ipynb #81b1e253
 class SentenceEncoder:
     "An encoder of sentence-transformers, or any Hugging Face model"
     fitted = True
@@ -78,17 +77,20 @@ class SentenceEncoder:
         max_length: int | None = None, # tokens; None: the encoder's own, 256 if it says none
         device: str | None = None, # None: the best there is
     ):
-        self.name, self.max_length, self.device, self.model = str(name), max_length, device, None
+        self.name, self.max_length, self.device = str(name), max_length, device
         self.where = str(fetch('minilm')) if self.name == 'minilm' else self.name
+        self.model = None # loaded when it is needed
     def __repr__(self): return f'SentenceEncoder({self.name!r}, max_length={self.max_length})'
     @property
-    def key(self) -> str: return f'sentence-1 {self.max_length} {_model_key(self.where)}' # what a cache must know
+    def key(self) -> str: # what a cache must know
+        return f'sentence-1 {self.max_length} {_model_key(self.where)}'
     def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray: # float32 [N, d]
         "Vectors of length one; neither the order of texts nor the batch size changes a vector"
-        if self.model is None: self.model = _load_sentence_encoder(self.where, self.max_length, self.device)
-        return self.model.encode(list(texts), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
+        self.model = self.model or _load_sentence_encoder(self.where, self.max_length, self.device)
+        return self.model.encode(list(texts), batch_size=batch_size, normalize_embeddings=True,
+                                 show_progress_bar=False)
 
-# %% ../nbs/12_embed.ipynb #e7572cb3
+# %% ../nbs/12_embed.ipynb #f66cc364
 def _load_sentence_encoder(where: str, max_length: int | None, device: str | None):
     "Load an encoder; whatever fails becomes one line"
     import torch
@@ -97,7 +99,8 @@ def _load_sentence_encoder(where: str, max_length: int | None, device: str | Non
                                      model_kwargs=dict(use_safetensors=True, dtype=torch.float32))
     except (OSError, ValueError, KeyError) as e: raise _no_encoder(where, e) from None
     bare = Path(where).is_dir() and not (Path(where)/'modules.json').is_file()
-    if max_length or bare: model.max_seq_length = max_length or min(256, model.max_seq_length or 256)
+    if bare: model.max_seq_length = min(256, model.max_seq_length or 256)
+    if max_length: model.max_seq_length = max_length
     return model.eval()
 
 def _no_encoder(where: str, e: Exception) -> FileError:
@@ -112,27 +115,29 @@ def _model_key(where: str) -> str:
         try: return f'{where}@{getattr(AutoConfig.from_pretrained(where), "_commit_hash", None)}'
         except (OSError, ValueError) as e: raise _no_encoder(where, e) from None
     from pooch import file_hash
-    files = sorted(f for f in Path(where).rglob('*') if f.suffix in ('.json', '.safetensors', '.txt', '.model'))
+    kinds = '.json', '.safetensors', '.txt', '.model'
+    files = sorted(f for f in Path(where).rglob('*') if f.suffix in kinds)
     return _sha256([[str(f.relative_to(where)), file_hash(f)] for f in files])
 
-# %% ../nbs/12_embed.ipynb #42eecc49
+# %% ../nbs/12_embed.ipynb #8dc57ae8
 @patch
 def save(self: TfidfEncoder, folder: str | Path) -> None:
     "Write a fitted encoder as encoder.json and encoder.safetensors"
     import torch
     terms = sorted(self.tfidf.vocabulary_, key=self.tfidf.vocabulary_.get)
+    known = dict(kind='tfidf', dim=self.dim, seed=self.seed, texts=self.texts, terms=terms)
+    tensors = dict(idf=torch.as_tensor(self.tfidf.idf_), components=torch.as_tensor(self.svd.components_))
     with whole_folder(folder, 'encoder.json') as part:
-        write_json(part/'encoder.json', dict(kind='tfidf', dim=self.dim, seed=self.seed, texts=self.texts, terms=terms))
-        write_tensors(part/'encoder.safetensors', dict(idf=torch.as_tensor(self.tfidf.idf_),
-                                                       components=torch.as_tensor(self.svd.components_)))
+        write_json(part/'encoder.json', known)
+        write_tensors(part/'encoder.safetensors', tensors)
 
 @patch
 def save(self: SentenceEncoder, folder: str | Path) -> None:
     "Write which encoder this is; its weights stay where they are"
-    with whole_folder(folder, 'encoder.json') as part:
-        write_json(part/'encoder.json', dict(kind='sentence', name=self.name, max_length=self.max_length, key=self.key))
+    known = dict(kind='sentence', name=self.name, max_length=self.max_length, key=self.key)
+    with whole_folder(folder, 'encoder.json') as part: write_json(part/'encoder.json', known)
 
-# %% ../nbs/12_embed.ipynb #bc5d4a8c
+# %% ../nbs/12_embed.ipynb #ab0ecf7f
 @patch(cls_method=True)
 def load(cls: TfidfEncoder, folder: str | Path) -> TfidfEncoder:
     "A fitted encoder from its folder"
@@ -153,12 +158,12 @@ def load_encoder(
     d = read_json(Path(folder)/'encoder.json')
     if d['kind'] == 'tfidf': return TfidfEncoder.load(folder)
     enc = SentenceEncoder(d['name'], d['max_length'], device)
-    if enc.key != d['key']: raise FileError(f'{folder}: the encoder {enc.name!r} has other weights now; get that version')
-    return enc
+    if enc.key == d['key']: return enc
+    raise FileError(f'{folder}: the encoder {enc.name!r} has other weights now; get that version')
 
-# %% ../nbs/12_embed.ipynb #83ad8aae
+# %% ../nbs/12_embed.ipynb #8ef561a0
 def make_encoder(
-    encoder: object, # 'tfidf', 'minilm', a model's name or folder, or an object with `key` and `encode`
+    encoder: object, # 'tfidf', 'minilm', a model's name or folder, or what has `key` and `encode`
     device: str | None = None, # of a sentence encoder; None: the best there is
 ) -> object:
     "An encoder by name"
@@ -167,29 +172,28 @@ def make_encoder(
 
 def _cache_key(texts: list[str], encoder: object) -> str: # 64 hexadecimal digits
     "The name of texts, encoder and versions"
-    versions = [importlib.metadata.version(x) for x in ('scikit-learn', 'sentence-transformers', 'transformers')]
-    return _sha256([encoder.key, versions, list(texts)])
+    libraries = 'scikit-learn', 'sentence-transformers', 'transformers'
+    return _sha256([encoder.key, list(map(importlib.metadata.version, libraries)), list(texts)])
 
 def _remembered(path: Path, n: int) -> np.ndarray | None:
     "Vectors from the cache; a damaged file is as good as none"
     try: return _checked(np.load(path, allow_pickle=False), n, path)
     except (OSError, ValueError, EOFError): return None
 
-# %% ../nbs/12_embed.ipynb #637ad2f5
+# %% ../nbs/12_embed.ipynb #9cb385aa
 def embed_texts(
     texts: list[str], # [N] none empty
-    encoder: object = 'minilm', # 'minilm', 'tfidf', a model's name or folder, or an object with `key` and `encode`
+    encoder: object = 'minilm', # as for `make_encoder`
     *,
     batch_size: int = 64, # texts at a time
     device: str | None = None, # of a sentence encoder; None: the best there is
-    cache: str | Path | bool | None = None, # folder to remember vectors in; None: in `cache_dir()`; False: do not
+    cache: str | Path | bool | None = None, # folder of vectors; None: in `cache_dir()`; False: none
 ) -> np.ndarray: # float32 [N, d], rows of length 1
     "Texts to vectors of length one; raises `GenrecError` that names an empty text or a bad vector"
-    empty = next((i for i, t in enumerate(texts) if not t.strip()), None)
-    if empty is not None:
-        raise GenrecError(f'text {empty} of {len(texts)} is empty; items without text cannot be embedded, '
-                          'use random or given ids for them')
     if not len(texts): raise GenrecError('there are no texts to embed')
+    if (empty := next((i for i, t in enumerate(texts) if not t.strip()), None)) is not None:
+        raise MissingTextError(f'text {empty} of {len(texts)} is empty; items without text cannot be '
+                               'embedded, use random or given ids for them')
     enc = make_encoder(encoder, device)
     if cache is False: return _embed(enc, texts, batch_size)
     path = Path(cache or cache_dir()/'vectors')/f'{_cache_key(texts, enc)}.npy'
@@ -203,7 +207,8 @@ def embed_texts(
 def _embed(enc: object, texts: list[str], batch_size: int) -> np.ndarray:
     "Checked vectors; an encoder that has learned nothing yet learns from these texts"
     if not getattr(enc, 'fitted', True): enc.fit(texts)
-    return normalize(_checked(enc.encode(texts, batch_size=batch_size), len(texts), f'the vectors of {enc}'))
+    x = enc.encode(texts, batch_size=batch_size)
+    return normalize(_checked(x, len(texts), f'the vectors of {enc}'))
 
 # %% ../nbs/12_embed.ipynb #01613d6d
 def nearest_items(

