@@ -10,7 +10,8 @@ __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'Seed', 'Genr
            'Silent', 'versions']
 
 # %% ../nbs/00_core.ipynb #c93d2d79
-import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform, shutil, subprocess, tempfile, warnings
+import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform
+import shutil, subprocess, tempfile, warnings
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated
@@ -101,16 +102,26 @@ _EXPECTED = dict(int_type='a whole number', int_parsing='a whole number', int_fr
                  dict_type='names with values', list_type='a list', tuple_type='a list',
                  dataclass_type='names with values')
 
-def _expected(
-    error: dict, # one of pydantic's findings
-) -> str: # what would have been right
-    "In words"
+_KINDS_OF_UNIONS = ('int', 'float', 'str', 'bool')
+
+def _expected(error: dict) -> str:
+    "What would have been right, in words, for one of pydantic's findings"
     ctx, kind = error.get('ctx', {}), error['type']
     if kind in _EXPECTED: return _EXPECTED[kind]
     if kind == 'literal_error': return 'one of ' + ctx['expected'].replace(' or ', ', ').replace("'", '')
     words = dict(greater_than_equal='{ge:g} or more', greater_than='a number above {gt:g}',
                  less_than_equal='at most {le:g}', less_than='a number below {lt:g}')
     return words[kind].format(**ctx) if kind in words else error['msg'].lower()
+
+def _unknown(
+    names: list[str], # where the unknown name stands: the settings it lies in, then itself
+    cls: type, # of the outermost settings
+) -> str:
+    "The line for a name that means nothing, with the nearest known one"
+    *nest, name = names
+    for n in nest: cls = cls.__dataclass_fields__[n].type
+    known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
+    return ': '.join([*nest, f'{name!r} is unknown{did_you_mean(name, known)}'])
 
 def _one_line(
     e: ValidationError,
@@ -119,23 +130,22 @@ def _one_line(
     "The first finding of pydantic as one line"
     errors = e.errors(include_url=False)
     error = next((x for x in errors if x['type'] == 'unexpected_keyword_argument'), errors[0])
-    if error['type'] == 'value_error': return str(error['ctx']['error'])       # raised in __post_init__
-    names = [str(x) for x in error['loc'] if x not in ('int', 'float', 'str', 'bool') and '[' not in str(x)]
-    if names and names[0].isdigit(): names[0] = [f.name for f in fields(cls) if f.init and not f.kw_only][int(names[0])]
-    if error['type'] in ('unexpected_keyword_argument', 'extra_forbidden'):
-        for n in names[:-1]: cls = cls.__dataclass_fields__[n].type              # nested settings
-        known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
-        return ': '.join([*names[:-1], f'{names[-1]!r} is unknown{did_you_mean(names[-1], known)}'])
-    if error['type'] in ('missing', 'missing_argument'): return f'{names[-1]} is missing'
-    if error['type'] == 'value_error': return '.'.join(names) + ': '*bool(names) + str(error['ctx']['error'])
+    names = [str(x) for x in error['loc'] if x not in _KINDS_OF_UNIONS and '[' not in str(x)]
+    if names and names[0].isdigit():                         # a positional argument
+        names[0] = [f.name for f in fields(cls) if f.init and not f.kw_only][int(names[0])]
+    kind = error['type']
+    if kind in ('unexpected_keyword_argument', 'extra_forbidden'): return _unknown(names, cls)
+    if kind in ('missing', 'missing_argument'): return f'{names[-1]} is missing'
+    if kind == 'value_error': return ': '.join(['.'.join(names)]*bool(names) + [str(error['ctx']['error'])])
     return f'{".".join(names)} is {error["input"]!r}, expected {_expected(error)}'
 
 # %% ../nbs/00_core.ipynb #86258328
 def settings(
     cls: type, # with annotated fields and defaults
 ) -> type: # a dataclass that checks itself
-    "A dataclass of settings; making one raises `SettingError` for unknown names and impossible values"
-    made = checked_dataclass(cls, config=ConfigDict(extra='forbid', arbitrary_types_allowed=True, validate_default=True))
+    "A dataclass that raises `SettingError` for unknown names and impossible values"
+    config = ConfigDict(extra='forbid', arbitrary_types_allowed=True, validate_default=True)
+    made = checked_dataclass(cls, config=config)
     init = made.__init__
     @functools.wraps(init)
     def __init__(self, *args, **kwargs):
@@ -176,9 +186,9 @@ def check_option(
 def check_vectors(
     x, # [N, d] numbers: an array, a memory-mapped one, a tensor, lists
     least: int = 1, # so many vectors are needed
-): # torch.Tensor float32 [N, d], sharing memory with x where that is possible
-    "Vectors as a tensor; raises `GenrecError` for wrong shapes, NaN or infinite values, and too few vectors"
-    import torch                                                               # not everybody who reads data needs it
+) -> 'torch.Tensor': # float32 [N, d], sharing memory with x where that is possible
+    "Vectors as a tensor; raises `GenrecError` for wrong shapes, NaN or infinity, and too few vectors"
+    import torch                                       # here, since most readers of this module need none
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'The given NumPy array is not writable')   # nor is it written
@@ -186,12 +196,14 @@ def check_vectors(
     except (TypeError, ValueError, RuntimeError) as e:
         raise GenrecError(f'vectors are not a matrix of numbers ({str(e).splitlines()[0]})') from None
     if x.ndim != 2 or not x.numel() or x.is_complex():
-        raise GenrecError(f'vectors have shape {tuple(x.shape)} and type {x.dtype}, expected real [items, dimensions]')
+        raise GenrecError(f'vectors have shape {tuple(x.shape)} and type {x.dtype}, '
+                          'expected real [items, dimensions]')
     x = x.float()
-    rows = torch.nonzero(~torch.isfinite(x.sum(1)))[:, 0]                      # a sum of large values may overflow, too
+    rows = torch.nonzero(~torch.isfinite(x.sum(1)))[:, 0]   # a sum of large values may overflow, too
     bad = rows[~torch.isfinite(x[rows]).all(1)]
     if len(bad):
-        raise GenrecError(f'vector of item {int(bad[0])} holds NaN or infinite values ({len(bad)} of {len(x)} items)')
+        raise GenrecError(f'vector of item {int(bad[0])} holds NaN or infinite values '
+                          f'({len(bad)} of {len(x)} items)')
     if len(x) < least: raise GenrecError(f'{len(x)} vectors are too few, expected at least {least}')
     return x
 
@@ -200,7 +212,7 @@ def check_vectors(
 def whole_file(
     path: Path | str, # the file to write
 ):
-    "Yield a temporary path beside `path`; if the block ends well it is renamed to `path`, else removed"
+    "Yield a temporary path, which becomes `path` if the block ends well, and is removed if not"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
@@ -217,11 +229,11 @@ def whole_folder(
     folder: Path | str, # the folder to write
     mark: str, # name of a file that every folder of this kind holds
 ):
-    "Yield a temporary folder beside `folder`; if the block ends well it takes its place, else it is removed"
+    "Yield a temporary folder, which becomes `folder` if the block ends well, and is removed if not"
     folder = Path(folder)
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if taken and not (folder/mark).is_file():
-        raise FileError(f'{folder}: exists and holds no {mark}, so it is not replaced; name another folder')
+        raise FileError(f'{folder}: exists and holds no {mark}, so it is not replaced; name another')
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     try:
@@ -258,7 +270,8 @@ def _no_repeats(
     d = dict(pairs)
     if len(d) == len(pairs): return d
     keys = [k for k, _ in pairs]
-    raise FileError(f'the key {next(k for k in keys if keys.count(k) > 1)!r} stands more than once in one object')
+    twice = next(k for k in keys if keys.count(k) > 1)
+    raise FileError(f'the key {twice!r} stands more than once in one object')
 
 def read_json(
     path: Path | str, # a JSON file
@@ -266,7 +279,8 @@ def read_json(
     "Read JSON; raises `FileError` with file, line and column"
     try: return json.loads(Path(path).read_text(encoding='utf-8'), object_pairs_hook=_no_repeats)
     except FileNotFoundError: raise FileError(f'{path}: no such file') from None
-    except (OSError, UnicodeDecodeError) as e: raise FileError(f'{path}: cannot be read as text ({e})') from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise FileError(f'{path}: cannot be read as text ({e})') from None
     except json.JSONDecodeError as e:
         raise FileError(f'{path}, line {e.lineno}, column {e.colno}: {e.msg}; expected JSON') from None
     except FileError as e: raise FileError(f'{path}: {e}') from None
@@ -277,7 +291,8 @@ def write_json(
     data, # anything JSON can hold
 ) -> None:
     "Write JSON so that a reader never sees half a file"
-    with whole_file(path) as part: part.write_text(json.dumps(data, ensure_ascii=False), encoding='utf-8')
+    text = json.dumps(data, ensure_ascii=False)
+    with whole_file(path) as part: part.write_text(text, encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #ebd165df
 def write_tensors(
@@ -285,7 +300,7 @@ def write_tensors(
     tensors: dict, # name -> tensor
 ) -> None:
     "Write tensors so that a reader never sees half a file"
-    from safetensors.torch import save_file            # brings torch, which most readers of this module do not need
+    from safetensors.torch import save_file            # brings torch
     with whole_file(path) as part:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part)
 
@@ -312,7 +327,8 @@ def write_spec(
     def known(x):
         if isinstance(x, dict): return {k: known(v) for k, v in x.items() if v is not None}
         return [known(v) for v in x] if isinstance(x, (list, tuple)) else x
-    with whole_file(path) as part: part.write_text(tomli_w.dumps(known(plain(given))), encoding='utf-8')
+    text = tomli_w.dumps(known(plain(given)))
+    with whole_file(path) as part: part.write_text(text, encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #44bf2a0b
 def cache_dir() -> Path: # $GENREC_CACHE, or ~/.cache/genrec_nb
@@ -326,12 +342,12 @@ class Silent:
     def advance(self, done: int) -> None: "So many steps are done"
 
 # %% ../nbs/00_core.ipynb #778587f1
-def _commit() -> str | None: # the commit, with '+' if files have changed since; None outside a checkout
-    "Which commit of the library is running"
+def _commit() -> str | None: # with '+' if files have changed since; None outside a checkout
+    "The commit of the library that is running"
     import genrec_nb
     here = Path(genrec_nb.__file__).resolve().parents[1]
     if not (here/'.git').exists() or not shutil.which('git'): return None
-    git = lambda *a: subprocess.run(['git', '-C', here, *a], capture_output=True, text=True).stdout.strip()
+    def git(*a): return subprocess.run(['git', '-C', here, *a], capture_output=True, text=True).stdout.strip()
     changed = git('status', '--porcelain', '--untracked-files=no', 'genrec_nb')
     return (git('rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')) or None
 
@@ -339,7 +355,7 @@ def _commit() -> str | None: # the commit, with '+' if files have changed since;
 _DEPENDENCIES = ('torch', 'transformers', 'peft', 'numpy', 'scipy', 'scikit-learn')
 
 def versions() -> dict: # name -> version
-    "Versions of what figures depend on, the commit if the library runs from a checkout, and torch's threads"
+    "Versions of what figures depend on, the commit of a checkout, and torch's threads"
     from genrec_nb import __version__
     import torch
     found = {name.replace('-', '_'): importlib.metadata.version(name) for name in _DEPENDENCIES}
