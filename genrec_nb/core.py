@@ -186,7 +186,7 @@ def check_option(
 def check_vectors(
     x, # [N, d] numbers: an array, a memory-mapped one, a tensor, lists
     least: int = 1, # so many vectors are needed
-) -> 'torch.Tensor': # float32 [N, d], sharing memory with x where that is possible
+): # tensor float32 [N, d], sharing memory with x where that is possible
     "Vectors as a tensor; raises `GenrecError` for wrong shapes, NaN or infinity, and too few vectors"
     import torch                                       # here, since most readers of this module need none
     try:
