@@ -42,11 +42,11 @@ def _unpack(
         word >>= bits[j]
     return columns.T
 
-# %% ../nbs/23_collisions.ipynb #18024d78
+# %% ../nbs/23_collisions.ipynb #aac4a96e
 def sort_rows(
     padded: np.ndarray, # int [N, L] token ids, short paths filled with PAD (0)
-) -> tuple[np.ndarray, np.ndarray]: # (item numbers int64 [N] in dictionary order, the rows [N, L] in that order)
-    "Sort rows as words in a dictionary, a short word before its continuations, equal ones by item number"
+) -> tuple[np.ndarray, np.ndarray]: # (item numbers int64 [N] in order, the rows [N, L] in that order)
+    "Sort rows like words in a dictionary, short ones before longer ones, equal ones by item"
     N, number = len(padded), np.arange(len(padded))
     if not padded.size: return number, padded
     low = padded.min(0)
@@ -54,7 +54,7 @@ def sort_rows(
     columns = (c - l for c, l in zip(padded.T, low))
     *words, word = _pack([*columns, number], [*bits, (N - 1).bit_length()])
     if words:
-        order = np.lexsort([word, *words[::-1]])                               # the last key counts most
+        order = np.lexsort([word, *words[::-1]]) # the last key counts most
         return order, padded[order]
     word.sort()
     order = word & ((1 << (N - 1).bit_length()) - 1)
@@ -73,10 +73,10 @@ def path_groups(
     group[order] = np.cumsum(new)
     return group
 
-# %% ../nbs/23_collisions.ipynb #2792c24f
+# %% ../nbs/23_collisions.ipynb #39b7b5d1
 def collision_counts(
     group: np.ndarray, # int64 [N] from `path_groups`
-) -> dict: # rate (0..1), distinct paths, groups of >= 2 items, items in such groups, size of the largest group
+) -> dict: # rate 0..1; distinct paths; groups of 2 or more, items in them, size of the largest
     "How many items share their path with another"
     sizes = np.bincount(group)
     shared = sizes[sizes > 1]
@@ -84,26 +84,26 @@ def collision_counts(
     return dict(rate=rate, distinct=len(sizes), groups=len(shared), items=int(shared.sum()),
                 largest=int(sizes.max(initial=0)))
 
-# %% ../nbs/23_collisions.ipynb #700f3cea
-POLICIES = ('extra', 'sinkhorn', 'free', 'keep')                               # what to do with equal codes
+# %% ../nbs/23_collisions.ipynb #2d9a496b
+POLICIES = ('extra', 'sinkhorn', 'free', 'keep') # what to do with equal codes
 
-# %% ../nbs/23_collisions.ipynb #e054401b
+# %% ../nbs/23_collisions.ipynb #217e7514
 def running_number(
     group: np.ndarray, # int64 [N] number of each item's distinct path
 ) -> np.ndarray: # int64 [N] 0, 1, 2, .. inside each group, by item number
     "Number the items of each group"
     order = np.argsort(group, kind='stable')
-    first = np.flatnonzero(np.diff(group[order], prepend=-1))                  # where each group starts
+    first = np.flatnonzero(np.diff(group[order], prepend=-1)) # where each group starts
     out = np.empty(len(group), np.int64)
     out[order] = np.arange(len(group)) - np.repeat(first, np.diff(first, append=len(group)))
     return out
 
-# %% ../nbs/23_collisions.ipynb #5a472532
+# %% ../nbs/23_collisions.ipynb #9f543756
 def _distance_rows(
     distances, # float [N, K_L], or a function items -> [m, K_L]
     shape: tuple, # (N, K_L)
 ): # function items int64 [m] -> float32 [m, K_L]
-    "Rows of the last level's distances; raises `GenrecError` for a wrong shape or values that are not finite"
+    "Rows of the last level's distances; raises `GenrecError` for wrong shapes, NaN and infinity"
     if not callable(distances) and np.shape(distances) != shape:
         raise GenrecError(f'distances have shape {np.shape(distances)}, expected {shape} '
                           '[items, codes of the last level], or a function of items')
@@ -111,11 +111,12 @@ def _distance_rows(
     def rows(items):
         d = np.asarray(table(items), np.float32)
         if d.shape != (len(items), shape[1]):
-            raise GenrecError(f'the function gave distances of shape {d.shape} for {len(items)} items, '
-                              f'expected {(len(items), shape[1])}')
+            raise GenrecError(f'the function gave distances of shape {d.shape} '
+                              f'for {len(items)} items, expected {(len(items), shape[1])}')
         bad = np.flatnonzero(~np.isfinite(d).all(1))
         if not len(bad): return d
-        raise GenrecError(f'the distances of item {items[bad[0]]} at the last level hold NaN or infinite values')
+        raise GenrecError(f'the distances of item {items[bad[0]]} at the last level '
+                          'hold NaN or infinite values')
     return rows
 
 # %% ../nbs/23_collisions.ipynb #a7b37693
@@ -132,17 +133,17 @@ def _own_distance(
         parts.append(d[np.arange(len(d)), last[a:a + chunk]])
     return np.concatenate(parts)
 
-# %% ../nbs/23_collisions.ipynb #4fce4805
+# %% ../nbs/23_collisions.ipynb #638e7138
 def resolve_sinkhorn(
     codes: np.ndarray, # int64 [N, L]
     rows, # function items -> float [m, K_L] squared distances at the last level
     rounds: int = 20, # at most so many passes over the groups that still collide
 ) -> np.ndarray: # int64 [N, L] codes, changed at the last level only
-    "Move colliding items to other codes of the last level by optimal transport inside each group (LETTER)"
+    "Move colliding items to other last codes by optimal transport inside each group (LETTER)"
     codes = codes.copy()
     for _ in range(rounds):
         group, before = path_groups(codes), codes[:, -1].copy()
-        size = np.bincount(group)[group]                                       # [N] size of the item's group
+        size = np.bincount(group)[group] # [N] size of the item's group
         for s in np.unique(size[size > 1]):
             items = np.flatnonzero(size == s)
             items = items[np.argsort(group[items], kind='stable')]
@@ -151,28 +152,28 @@ def resolve_sinkhorn(
         if (codes[:, -1] == before).all(): break
     return codes
 
-# %% ../nbs/23_collisions.ipynb #d1947963
+# %% ../nbs/23_collisions.ipynb #a94e7394
 def _assign(
     prefix: np.ndarray, # int64 [m] number of each item's prefix, 0..P-1; items in order of priority
-    free: np.ndarray, # int [P, K_L] how many items each prefix and last code can still take; counted down in place
+    free: np.ndarray, # int [P, K_L] items that each path can still take; counted down in place
     rows, # function positions int64 [n] -> float32 [n, K_L]
 ) -> np.ndarray: # int64 [m] last codes, -1 for items of exhausted prefixes
-    "Assign the nearest free last code: to the first item of every prefix at once, then to all second ones, .."
+    "Assign the nearest free last code: to all first items of a prefix, then to all second ones, .."
     out, turn = np.full(len(prefix), -1, np.int64), running_number(prefix)
     order = np.argsort(turn, kind='stable')
-    order = order[turn[order] < free.sum(1)[prefix[order]]]                    # every turn takes one free code
+    order = order[turn[order] < free.sum(1)[prefix[order]]] # every turn takes one code
     for i in np.split(order, np.flatnonzero(np.diff(turn[order])) + 1) if len(order) else ():
         out[i] = np.where(free[prefix[i]] > 0, rows(i), np.inf).argmin(1)
         free[prefix[i], out[i]] -= 1
     return out
 
-# %% ../nbs/23_collisions.ipynb #b4cf925b
+# %% ../nbs/23_collisions.ipynb #30b65ee2
 def _free_codes(
     prefix: np.ndarray, # int64 [N] number of each item's prefix
     last: np.ndarray, # int64 [N] its last code
     wanted: np.ndarray, # int64 [m] prefixes of the items that need a code
     usable: np.ndarray, # bool [K_L] last codes that exist
-) -> tuple[np.ndarray, np.ndarray]: # (wanted, renumbered 0..P-1; free int8 [P, K_L]: 1 where no item is)
+) -> tuple[np.ndarray, np.ndarray]: # (wanted as 0..P-1; free int8 [P, K_L]: 1 where no item is)
     "Which last codes are free under the prefixes that matter"
     used, wanted = np.unique(wanted, return_inverse=True)
     free = np.tile(usable.astype(np.int8), (len(used), 1))
@@ -180,14 +181,14 @@ def _free_codes(
     free[np.searchsorted(used, prefix[here]), last[here]] = 0
     return wanted, free
 
-# %% ../nbs/23_collisions.ipynb #d811caf3
+# %% ../nbs/23_collisions.ipynb #99b4f6e9
 def resolve_free(
     codes: np.ndarray, # int64 [N, L]
-    rows, # function of the items that may move, 0..N-fixed-1 -> float [m, K_L] distances at the last level
+    rows, # function of the items that may move, 0..N-fixed-1 -> float [m, K_L]
     usable: np.ndarray, # bool [K_L] codes of the last level that exist
     fixed: int = 0, # the first so many items keep their codes
-) -> tuple[np.ndarray, int]: # (codes int64 [N, L], changed at the last level only; how many found no free path)
-    "Move colliding items, all but the best fitting one of each group, to the nearest free code of the last level"
+) -> tuple[np.ndarray, int]: # (codes int64 [N, L]; how many items found no free path)
+    "Move colliding items, all but the best fitting one of a group, to the nearest free last code"
     codes, group, prefix = codes.copy(), path_groups(codes), path_groups(codes[:, :-1])
     shared = fixed + np.flatnonzero((np.bincount(group)[group] > 1)[fixed:])
     near = _own_distance(rows, shared - fixed, codes[shared, -1])
@@ -199,12 +200,12 @@ def resolve_free(
     codes[movers, -1] = np.where(new < 0, codes[movers, -1], new)
     return codes, int((new < 0).sum())
 
-# %% ../nbs/23_collisions.ipynb #0eba11f3
+# %% ../nbs/23_collisions.ipynb #02390330
 def _check_codes(
     codes, # int [N, L]
     sizes: list[int] | None, # codes per level; None: as many as occur
 ) -> tuple[np.ndarray, list[int]]: # (int64 codes, sizes)
-    "The codes as an array and the level sizes; raises `GenrecError` naming the first code that does not fit"
+    "Codes as an array, and level sizes; raises `GenrecError` naming the first code that does not fit"
     codes = np.asarray(codes)
     if codes.ndim != 2 or not codes.size or codes.dtype.kind not in 'iu':
         raise GenrecError(f'codes have shape {codes.shape} and type {codes.dtype}, '
@@ -215,14 +216,15 @@ def _check_codes(
     bad = np.argwhere((codes < 0) | (codes >= np.array(sizes)))
     if not len(bad): return codes.astype(np.int64), sizes
     i, l = bad[0]
-    raise GenrecError(f'code {codes[i, l]} of item {i} at level {l + 1} lies outside 0..{sizes[l] - 1}')
+    raise GenrecError(f'code {codes[i, l]} of item {i} at level {l + 1} '
+                      f'lies outside 0..{sizes[l] - 1}')
 
-# %% ../nbs/23_collisions.ipynb #9b3f2bfe
+# %% ../nbs/23_collisions.ipynb #0ae0d84a
 def resolve_collisions(
     codes, # int [N, L] code of each item at each level
     sizes: list[int] | None = None, # codes per level; None: as many as occur
     policy: str = 'extra', # a name in `POLICIES`
-    distances=None, # for 'sinkhorn' and 'free': float [N, K_L] at the last level, or a function items -> [m, K_L]
+    distances=None, # for 'sinkhorn', 'free': float [N, K_L], or a function items -> [m, K_L]
     rounds: int = 20, # for 'sinkhorn': at most so many passes
 ) -> tuple[np.ndarray, list[int], dict]: # (codes int64 [N, L or L + 1], codes per level, notes)
     "Apply a collision policy; raises `GenrecError` for codes, sizes or distances that do not fit"
@@ -238,7 +240,7 @@ def resolve_collisions(
         sizes = [*sizes, int(codes[:, -1].max()) + 1]
     return codes, sizes, notes
 
-# %% ../nbs/23_collisions.ipynb #2155c2de
+# %% ../nbs/23_collisions.ipynb #690b3da6
 def _policy_costs(
     policy: str, # its name
     codes: np.ndarray, # int64 [N, L] before it
@@ -252,12 +254,13 @@ def _policy_costs(
     after, last = collision_counts(path_groups(new)), new[:, len(sizes) - 1]
     moved = np.flatnonzero(last != codes[:, -1])
     paid = _own_distance(rows, moved, last[moved]) - own[moved]
-    return {'before %': 100*notes['before']['rate'], 'after %': 100*after['rate'], 'largest': after['largest'],
-            'moved': len(moved), 'paid': float(paid.mean()) if len(moved) else 0.,
+    return {'before %': 100*notes['before']['rate'], 'after %': 100*after['rate'],
+            'largest': after['largest'], 'moved': len(moved),
+            'paid': float(paid.mean()) if len(moved) else 0.,
             'error +%': 100*float(paid.sum())/max(float(own.sum()), 1e-12),
             'tokens': len(new_sizes), 'vocabulary': 3 + sum(new_sizes)}
 
-# %% ../nbs/23_collisions.ipynb #452adec3
+# %% ../nbs/23_collisions.ipynb #bdf869e4
 def compare_policies(
     codes, # int [N, L] code of each item at each level
     sizes: list[int] | None, # codes per level; None: as many as occur
@@ -266,8 +269,9 @@ def compare_policies(
     rounds: int = 20, # for 'sinkhorn'
 ) -> pd.DataFrame: # one row a policy
     """Each collision policy on the same codes: what is left, and what it costs.
-    Columns: collision rate before and after (%), items in the largest group, items moved, squared distance that a
-    move pays on average, all payments in % of the catalog's summed squared distance, tokens per item, vocabulary (three reserved tokens)"""
+    Columns: collision rate before and after (%); items in the largest group; items moved; squared
+    distance that a move pays on average; all payments in % of the catalog's summed squared distance;
+    tokens per item; vocabulary"""
     codes, sizes = _check_codes(codes, sizes)
     rows = _distance_rows(distances, (len(codes), sizes[-1]))
     own = _own_distance(rows, np.arange(len(codes)), codes[:, -1])

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/24_new_items.ipynb #e0a762d7
+# %% ../nbs/24_new_items.ipynb #f4c8d23d
 import re
 import numpy as np
+from dataclasses import replace
 from .core import GenrecError, check_choice, patch
 from .collisions import (POLICIES, _assign, _distance_rows, _own_distance, path_groups, resolve_free,
                                   running_number)
 from .semantic_ids import Identifiers, level_name
 
-# %% ../nbs/24_new_items.ipynb #e36610fa
+# %% ../nbs/24_new_items.ipynb #557a237d
 def _level_tokens(
     ids: Identifiers, # paths of coded names, all of one length
-) -> list[np.ndarray]: # for each level, int64 [largest code + 1] token id of each code, -1 where the vocabulary lacks it
-    "Which token stands for which code; raises `GenrecError` for paths that are not codes level by level"
+) -> list[np.ndarray]: # for each level, int64 [largest code + 1] token of each code, -1: none
+    "Which token stands for which code; raises `GenrecError` for paths that are not codes"
     found = [re.fullmatch(r'<([a-z]+)_(\d+)>', t) for t in ids.tokens[3:]]
     level = {level_name(l): l for l in range(ids.max_len)}
     if ids.is_ragged or not all(m and m[1] in level for m in found):
@@ -28,7 +29,7 @@ def _level_tokens(
     for l, t in enumerate(tables): t[code[at == l]] = np.flatnonzero(at == l) + 3
     return tables
 
-# %% ../nbs/24_new_items.ipynb #f0d5b20e
+# %% ../nbs/24_new_items.ipynb #3d3ffec6
 def _check_new(
     codes, # int [M, L] as the caller gave them
     tables: list[np.ndarray], # of the levels that they are for, from `_level_tokens`
@@ -41,11 +42,12 @@ def _check_new(
     for l, (c, t) in enumerate(zip(codes.T, tables)):
         bad = np.flatnonzero((c < 0) | (c >= len(t)) | (t[np.clip(c, 0, len(t) - 1)] < 0))
         if not len(bad): continue
-        raise GenrecError(f'new item {bad[0]} has code {c[bad[0]]} at level {l + 1}, for which the vocabulary has no '
-                          f'token ({len(bad)} such items): a trained model cannot learn new tokens')
+        raise GenrecError(f'new item {bad[0]} has code {c[bad[0]]} at level {l + 1}, for which the '
+                          f'vocabulary has no token ({len(bad)} such items): '
+                          'a trained model cannot learn new tokens')
     return codes.astype(np.int64)
 
-# %% ../nbs/24_new_items.ipynb #88d091b4
+# %% ../nbs/24_new_items.ipynb #4a2384ff
 def _move_over(
     out: np.ndarray, # int64 [M, L + 1] codes of the new items with their numbers; changed in place
     over: np.ndarray, # int64 [m] those beyond the last number
@@ -59,9 +61,10 @@ def _move_over(
     n_old, K, prefix = len(number), len(usable), path_groups(codes[:, :-1])
     over = over[np.argsort(_own_distance(rows, over, codes[n_old + over, -1]), kind='stable')]
     used, wanted = np.unique(prefix[n_old + over], return_inverse=True)
-    here = np.setdiff1d(np.flatnonzero(np.isin(prefix, used)), n_old + over)   # items that hold numbers there
-    held = np.zeros((len(used), K), np.int64)
-    np.maximum.at(held, (np.searchsorted(used, prefix[here]), codes[here, -1]), np.r_[number, out[:, -1]][here] + 1)
+    here = np.setdiff1d(np.flatnonzero(np.isin(prefix, used)), n_old + over)
+    path = np.searchsorted(used, prefix[here]), codes[here, -1]
+    held = np.zeros((len(used), K), np.int64)                                  # numbers given so far
+    np.maximum.at(held, path, np.r_[number, out[:, -1]][here] + 1)
     new = _assign(wanted, np.where(usable, size - held, 0), lambda i: rows(over[i]))
     got = new >= 0
     out[over[got], -2] = new[got]
@@ -69,27 +72,27 @@ def _move_over(
     out[over[~got], -1] = size - 1
     return int((~got).sum())
 
-# %% ../nbs/24_new_items.ipynb #3e442ec1
+# %% ../nbs/24_new_items.ipynb #842a7a8b
 def _append_extra(
     codes: np.ndarray, # int64 [N + M, L] old items, then new ones, without the extra level
     number: np.ndarray, # int64 [N] running numbers of the old items
     size: int, # numbers that the extra level has
     rows, # function new items -> float32 [m, K_L]; None: refuse exhausted paths
     usable: np.ndarray, # bool [K_L] codes that the vocabulary has
-) -> tuple[np.ndarray, int]: # (codes int64 [M, L + 1] of the new items, how many share the last number)
+) -> tuple[np.ndarray, int]: # (new codes int64 [M, L + 1], how many share the last number)
     "New items continue the running number of their path"
     n_old, group = len(number), path_groups(codes)
-    follow = np.zeros(group.max(initial=0) + 1, np.int64)                      # the next number of each path
+    follow = np.zeros(group.max(initial=0) + 1, np.int64) # next number of each path
     np.maximum.at(follow, group[:n_old], number + 1)
     out = np.c_[codes[n_old:], follow[group[n_old:]] + running_number(group[n_old:])]
     over = np.flatnonzero(out[:, -1] >= size)
     if len(over) and rows is None:
-        raise GenrecError(f'new item {over[0]} would need the running number {out[over[0], -1]}, but the extra level '
-                          f'has only 0..{size - 1} ({len(over)} such items): '
+        raise GenrecError(f'new item {over[0]} would need the running number {out[over[0], -1]}, '
+                          f'but the extra level has only 0..{size - 1} ({len(over)} such items): '
                           "exhausted='free' moves them to the nearest code with a number left")
     return out, _move_over(out, over, codes, number, size, rows, usable) if len(over) else 0
 
-# %% ../nbs/24_new_items.ipynb #0e347750
+# %% ../nbs/24_new_items.ipynb #1a1f0165
 def _append_policy(
     ids: Identifiers, # of the old items
     policy: str | None, # as the caller gave it
@@ -98,25 +101,27 @@ def _append_policy(
     "The policy for new items; raises `GenrecError` for one that is unknown or impossible"
     check_choice(exhausted, ('error', 'free'), 'exhausted')
     if policy is None and 'policy' not in ids.notes:
-        raise GenrecError(f"{ids!r} has no note of its collision policy: choose policy='extra', 'free' or 'keep'")
+        raise GenrecError(f'{ids!r} has no note of its collision policy: '
+                          "choose policy='extra', 'free' or 'keep'")
     policy = ids.notes['policy'] if policy is None else policy
     check_choice(policy, POLICIES, 'policy')
     if policy != 'sinkhorn': return policy
     raise GenrecError("policy 'sinkhorn' would move old items, whose paths must stay: "
                       "choose policy='free', 'keep' or 'extra'")
 
-# %% ../nbs/24_new_items.ipynb #a2c7f725
+# %% ../nbs/24_new_items.ipynb #a058ded0
 @patch
 def append(self: Identifiers,
     codes, # int [M, L] codes of the new items (without the extra level)
     policy: str | None = None, # 'extra', 'free' or 'keep'; None: as the old items were treated
-    distances=None, # float [M, K_L] last-level distances of the new items, or a function of them; for 'free' and exhausted='free'
+    distances=None, # for 'free': float [M, K_L] at the last level, or a function of new items
     exhausted: str = 'error', # for 'extra', where no running number is left: 'error' or 'free'
 ) -> Identifiers: # old items with their paths, then the new ones; the same vocabulary
-    "Identifiers with new items behind the old ones, whose paths and whose vocabulary do not change (cold start)"
+    "Put new items behind the old ones, whose paths and vocabulary do not change (cold start)"
     policy, tables = _append_policy(self, policy, exhausted), _level_tokens(self)
     inner = tables[:-1] if policy == 'extra' else tables
-    if not inner: raise GenrecError("policy 'extra' needs paths that have a level of running numbers behind the codes")
+    if not inner:
+        raise GenrecError("policy 'extra' needs paths that have a level of running numbers behind the codes")
     given, usable = _check_new(codes, inner), inner[-1] >= 0
     needs = policy == 'free' or (policy == 'extra' and exhausted == 'free')
     rows = _distance_rows(distances, (len(given), len(usable))) if needs else None
@@ -127,8 +132,11 @@ def append(self: Identifiers,
     if policy == 'free':
         new, shared = resolve_free(both, rows, usable, len(old))
         new = new[len(old):]
-    if policy == 'extra': new, shared = _append_extra(both, old[:, -1], int((tables[-1] >= 0).cumprod().sum()), rows, usable)
-    note = dict(items=len(new), policy=policy, moved=int((new[:, :len(inner)] != given).any(1).sum()), shared=shared)
+    if policy == 'extra':
+        size = int((tables[-1] >= 0).cumprod().sum())
+        new, shared = _append_extra(both, old[:, -1], size, rows, usable)
+    moved = int((new[:, :len(inner)] != given).any(1).sum())
+    note = dict(items=len(new), policy=policy, moved=moved, shared=shared)
     return _continued(self, np.stack([t[c] for t, c in zip(tables, new.T)], 1), note)
 
 def _continued(
@@ -139,4 +147,4 @@ def _continued(
     "Old paths, then new ones"
     offsets = np.r_[ids.offsets, ids.offsets[-1] + np.arange(1, len(tokens) + 1)*tokens.shape[1]]
     notes = ids.notes | dict(appended=[*ids.notes.get('appended', []), note])
-    return Identifiers(np.r_[ids.flat, tokens.reshape(-1)], offsets, ids.tokens, ids.kind, ids.backbone_ids, notes)
+    return replace(ids, flat=np.r_[ids.flat, tokens.reshape(-1)], offsets=offsets, notes=notes)

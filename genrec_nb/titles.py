@@ -11,75 +11,80 @@ import numpy as np
 from .core import GenrecError
 from .semantic_ids import Identifiers, SPECIAL
 
-# %% ../nbs/26_titles.ipynb #215ed924
+# %% ../nbs/26_titles.ipynb #c89d0052
 def _letters(text: str) -> str:
-    "What has to survive the tokenizer: letters, digits and signs, without case, accents and white space"
+    "What has to survive the tokenizer: no case, no accents, no white space"
     text = unicodedata.normalize('NFKD', text).casefold()
     return ''.join(c for c in text if not (c.isspace() or unicodedata.combining(c)))
 
-# %% ../nbs/26_titles.ipynb #5c3fb602
+# %% ../nbs/26_titles.ipynb #71bdcdc9
 def tokenize_titles(
     titles: list[str], # N titles
     tokenizer, # a transformers tokenizer
     suffix: str = '', # text put behind every title
-    lossy: str = 'error', # 'error' or 'keep': what to do with titles that do not survive encoding and decoding
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # (the tokenizer's ids int64 [n], offsets int64 [N+1], damaged items)
-    "Cut titles into the tokenizer's own ids, without its special tokens, and check that they can be read back"
+    lossy: str = 'error', # titles that do not survive encoding and decoding: 'error' or 'keep'
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # (ids int64 [n], offsets int64 [N+1], damaged items)
+    "Cut titles into the tokenizer's own ids, and check that they can be read back"
     empty = [i for i, t in enumerate(titles) if not t.strip()]
     if empty:
         raise GenrecError(f'item {empty[0]} has an empty title ({len(empty)} such items): '
                           'title identifiers need text')
     paths = tokenizer([t + suffix for t in titles], add_special_tokens=False)['input_ids']
     back = tokenizer.batch_decode(paths, skip_special_tokens=False)
-    damaged = [i for i, (t, b) in enumerate(zip(titles, back)) if _letters(t + suffix) != _letters(b)]
+    same = [_letters(t + suffix) == _letters(b) for t, b in zip(titles, back)]
+    damaged = [i for i, s in enumerate(same) if not s]
     refused = [i for i, p in enumerate(paths) if not p] or (damaged if lossy == 'error' else [])
     if refused:
         i = refused[0]
-        raise GenrecError(f'the tokenizer cannot give back the title of item {i}: {titles[i]!r} becomes {back[i]!r} '
-                          f'({max(len(damaged), len(refused))} such titles); '
+        raise GenrecError(f'the tokenizer cannot give back the title of item {i}: '
+                          f'{titles[i]!r} becomes {back[i]!r} ({max(len(damaged), len(refused))} such titles); '
                           "use another tokenizer, or lossy='keep' if the path only has to exist")
     offsets = np.cumsum([0] + [len(p) for p in paths])
-    return np.concatenate([np.asarray(p, np.int64) for p in paths]), offsets, np.array(damaged, np.int64)
+    flat = np.concatenate([np.asarray(p, np.int64) for p in paths])
+    return flat, offsets, np.array(damaged, np.int64)
 
-# %% ../nbs/26_titles.ipynb #67bec399
+# %% ../nbs/26_titles.ipynb #cc2c513c
 def _compact_vocabulary(
     used: np.ndarray, # int64 [V-3] the tokenizer's ids that occur, ascending
     tokenizer, # a transformers tokenizer
-) -> tuple[list[str], np.ndarray]: # (token names [V], backbone_ids int64 [V], -1 where the tokenizer has no such token)
+) -> tuple[list[str], np.ndarray]: # (token names [V], backbone_ids int64 [V], -1: none)
     "The used tokens behind our reserved ones"
     names = zip(tokenizer.convert_ids_to_tokens(used.tolist()), used)
-    names = [f'{n}#{i}' if n in SPECIAL else n for n, i in names]              # a title may contain '</s>'
+    names = [f'{n}#{i}' if n in SPECIAL else n for n, i in names] # a title may contain '</s>'
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     own = [-1 if t is None else t for t in (tokenizer.pad_token_id, tokenizer.bos_token_id, end)]
     return SPECIAL + names, np.r_[own, used].astype(np.int64)
 
-# %% ../nbs/26_titles.ipynb #5879f50a
+# %% ../nbs/26_titles.ipynb #207188e7
 def title_ids(
     titles: list[str], # N titles
     tokenizer, # a transformers tokenizer, or a `tokenizers.Tokenizer`
-    eos: bool = True, # end every path with EOS (without it, one title may begin another, which is refused)
+    eos: bool = True, # end every path with EOS; without it, a title that begins another is refused
     suffix: str = '', # text put behind every title, "\n" in the released code of IGD
-    lossy: str = 'error', # 'error' or 'keep': what to do with titles that the tokenizer cannot give back
-) -> Identifiers: # ragged paths over a compact vocabulary; `backbone_ids` leads back to the tokenizer
-    "Identifiers from titles (BIGRec, D3, IGD: arXiv 2506.13229); raises `GenrecError` for empty and for damaged titles"
+    lossy: str = 'error', # titles that the tokenizer cannot give back: 'error' or 'keep'
+) -> Identifiers: # ragged paths over a compact vocabulary, with `backbone_ids`
+    "Identifiers from titles (BIGRec, D3, IGD); raises `GenrecError` for empty and damaged titles"
     if not callable(tokenizer):
         from transformers import PreTrainedTokenizerFast
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     flat, offsets, damaged = tokenize_titles(titles, tokenizer, suffix, lossy)
     used, flat = np.unique(flat, return_inverse=True)
     tokens, backbone = _compact_vocabulary(used, tokenizer)
-    ids = Identifiers(flat + 3, offsets, tokens, 'titles', backbone, dict(suffix=suffix, eos=eos, damaged=len(damaged)))
+    notes = dict(suffix=suffix, eos=eos, damaged=len(damaged))
+    ids = Identifiers(flat + 3, offsets, tokens, 'titles', backbone, notes)
     return (ids.with_eos() if eos else ids).check()
 
-# %% ../nbs/26_titles.ipynb #5bff14e6
+# %% ../nbs/26_titles.ipynb #6cea9d6d
 def short_titles(
     titles: list[str], # N titles
     drop: str, # regular expression; empty: nothing
 ) -> list[str]:
-    "Titles without what the pattern finds; raises `GenrecError` for a bad pattern, and for titles of which nothing is left"
+    "Titles without what the pattern finds; raises `GenrecError` if nothing of a title is left"
     if not drop: return list(titles)
     try: short = [re.sub(drop, '', t).strip() for t in titles]
-    except re.error as e: raise GenrecError(f'drop={drop!r} is no regular expression: {e}') from None
+    except re.error as e:
+        raise GenrecError(f'drop={drop!r} is no regular expression: {e}') from None
     gone = [t for t, s in zip(titles, short) if not s]
     if not gone: return short
-    raise GenrecError(f'drop={drop!r} leaves nothing of {len(gone)} titles: {"; ".join(map(repr, gone[:5]))}')
+    some = '; '.join(map(repr, gone[:5]))
+    raise GenrecError(f'drop={drop!r} leaves nothing of {len(gone)} titles: {some}')

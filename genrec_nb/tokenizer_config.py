@@ -23,7 +23,7 @@ from .semantic_ids import Identifiers
 from .other_tokenizers import category_ids, product_kmeans, tree_ids
 from .titles import short_titles
 
-# %% ../nbs/79_tokenizer_config.ipynb #d2a41547
+# %% ../nbs/79_tokenizer_config.ipynb #e4e9c3e8
 @dataclass
 class Sources:
     "What tokenizers are made from; what a method does not need is None"
@@ -33,13 +33,14 @@ class Sources:
     cf: np.ndarray | None = None # float32 [N, d'] collaborative embeddings
     categories: list | None = None # names for each item
     titles: list | None = None # of the items
+    encoder: object = None # of the texts
     device: str = 'cpu'
 
-# %% ../nbs/79_tokenizer_config.ipynb #964a1fe8
+# %% ../nbs/79_tokenizer_config.ipynb #a97b91b3
 @dataclass(frozen=True)
 class Method:
     "One way to tokenize"
-    make: object # function (`Sources`, `TokenizerConfig`, own settings) -> a quantizer, or `Identifiers`
+    make: object # function (`Sources`, config, own settings) -> a quantizer, or `Identifiers`
     token: str # what a token is
     own: type # class of its own settings
     uses: tuple = () # names of the shared settings that it uses
@@ -50,7 +51,8 @@ class Method:
     def options(self) -> dict: # name -> default
         "Its own settings"
         shape = ('d_in', 'levels', 'size')
-        return {f.name: getattr(self.own, f.name, None) for f in fields(self.own) if f.name not in shape}
+        own = [f.name for f in fields(self.own) if f.name not in shape]
+        return {name: getattr(self.own, name, None) for name in own}
 
 # %% ../nbs/79_tokenizer_config.ipynb #90231171
 TOKENIZERS = {}                                                                # name -> `Method`
@@ -67,11 +69,13 @@ def tokenizer(
         return make
     return register
 
-# %% ../nbs/79_tokenizer_config.ipynb #1c0e1114
+# %% ../nbs/79_tokenizer_config.ipynb #88285f37
 _CODED = dict(uses=('levels', 'size', 'policy', 'encoder'), needs=('text',))
 
-@tokenizer('letter', 'a refinement, drawn towards behavior', LETTERConfig, uses=(*_CODED['uses'], 'cf'), needs=('text', 'cf'))
-def _letter(s: Sources, c, own: LETTERConfig): return fit_letter(s.vectors, s.cf, own, c.seed, s.device)
+@tokenizer('letter', 'a refinement, drawn towards behavior', LETTERConfig,
+           uses=(*_CODED['uses'], 'cf'), needs=('text', 'cf'))
+def _letter(s: Sources, c, own: LETTERConfig):
+    return fit_letter(s.vectors, s.cf, own, c.seed, s.device)
 
 @tokenizer('rqvae', 'a refinement, in a learned space', RQVAEConfig, **_CODED)
 def _rqvae(s: Sources, c, own: RQVAEConfig): return train_rqvae(s.vectors, own, c.seed, s.device)
@@ -101,28 +105,28 @@ def _opq(s: Sources, c, own: ProductOptions):
 def _pq(s: Sources, c, own: ProductOptions):
     return product_kmeans(s.vectors, c.levels, s.sizes, False, c.seed, own.n_iter)
 
-# %% ../nbs/79_tokenizer_config.ipynb #1f44c3fd
+# %% ../nbs/79_tokenizer_config.ipynb #8e0bfe94
 @settings
 class TreeOptions:
     "Settings of spectral clustering"
     clusters: Count = 10 # children of a node
     leaf: Count = 50 # largest cluster that is not divided, and number of leaf tokens
-    share: StrictBool = False # True: a token is a number among siblings, False: every cluster has its own
+    share: StrictBool = False # a token is a number among siblings, not one of its cluster alone
 
 @tokenizer('tree', 'a cluster inside a cluster', TreeOptions, ragged=True)
 def _tree(s: Sources, c, own: TreeOptions) -> Identifiers:
     return tree_ids(s.train, own.clusters, own.leaf, own.share, c.seed)
 
-# %% ../nbs/79_tokenizer_config.ipynb #807a1d41
+# %% ../nbs/79_tokenizer_config.ipynb #59b63ee9
 @settings
 class CategoryOptions:
     "Settings of category paths"
-    field: str | None = None # of the item file; None: 'categories' ('class', the genres, for ml-100k)
+    field: str | None = None # of the item file; None: 'categories', for ml-100k 'class'
     separator: str | None = None # between the names of a string; None: found out
-    unordered: StrictBool | None = None # the names are a set, and the most common becomes the first; None: for ml-100k
+    unordered: StrictBool | None = None # names are a set, the most common comes first; None: for ml-100k
     top: Count | None = None # at most so many names; None: all of a path, five of a set
     least: Count = 1 # names of a set that fewer items have are left out
-    missing: Literal['group', 'error'] = 'group' # items without a category: below one token, or refused
+    missing: Literal['group', 'error'] = 'group' # items without: below one token, or refused
 
 @tokenizer('category', 'a category', CategoryOptions, needs=('categories',), ragged=True)
 def _category(s: Sources, c, own: CategoryOptions) -> Identifiers:
@@ -144,19 +148,19 @@ def lm_name(
     "What to call a language model in a configuration"
     return str(Path(base).resolve()) if Path(base).is_dir() else str(base)
 
-# %% ../nbs/79_tokenizer_config.ipynb #ee352eae
+# %% ../nbs/79_tokenizer_config.ipynb #7f8deacb
 def model_title_ids(
     titles: list[str], # N titles
     lm: str = 'smollm2-135m', # the language model, by name or folder
     suffix: str = '\n', # text behind every title
     drop: str = '', # regular expression: what to leave out first
 ) -> Identifiers:
-    "Titles in the tokens of a language model; raises `GenrecError` for titles that it cannot give back"
-    from genrec_nb.backbones import load_tokenizer                             # here: not everybody wants a language model
+    "Titles in the tokens of a language model; raises `GenrecError` for those it cannot give back"
+    from genrec_nb.backbones import load_tokenizer # here: not everybody wants a language model
     from genrec_nb.prompts import title_identifiers
     return title_identifiers(short_titles(titles, drop), load_tokenizer(lm), suffix)
 
-# %% ../nbs/79_tokenizer_config.ipynb #34901291
+# %% ../nbs/79_tokenizer_config.ipynb #35fd9225
 @settings
 class TitleOptions:
     "Settings of title identifiers, see `model_title_ids`"
@@ -165,22 +169,23 @@ class TitleOptions:
     drop: str = ''
 
 @tokenizer('title', 'a piece of the title', TitleOptions, needs=('titles',), ragged=True)
-def _title(s: Sources, c, own: TitleOptions) -> Identifiers: return model_title_ids(s.titles, **asdict(own))
+def _title(s: Sources, c, own: TitleOptions) -> Identifiers:
+    return model_title_ids(s.titles, **asdict(own))
 
-# %% ../nbs/79_tokenizer_config.ipynb #66678f70
-SHARED = dict(levels=3, size=None, policy='extra', encoder='minilm', cf='sasrec') # shared settings and their defaults
-CF_METHODS = ('sasrec', 'lightgcn')                                            # recommenders that can be trained here
+# %% ../nbs/79_tokenizer_config.ipynb #a5125cbf
+SHARED = dict(levels=3, size=None, policy='extra', encoder='minilm', cf='sasrec') # and defaults
+CF_METHODS = ('sasrec', 'lightgcn') # recommenders that can be trained here
 
-# %% ../nbs/79_tokenizer_config.ipynb #4fc27ad2
+# %% ../nbs/79_tokenizer_config.ipynb #0038f538
 @settings
 class TokenizerConfig:
     "All settings of a tokenizer; None stands for the default of a setting that the method uses"
     method: str = 'rqvae' # a name in `TOKENIZERS`
     levels: Count | None = None # codes per item, 3 if not given
-    size: int | list | None = None # codes per level: one number, or one per level; None: `default_size`
-    policy: Literal['extra', 'sinkhorn', 'free', 'keep'] | None = None # collisions: 'extra' if not given
-    encoder: str | None = None # text vectors: 'minilm' if not given, 'tfidf', or any Hugging Face encoder
-    cf: str | Path | None = None # collaborative embeddings: 'sasrec' if not given, 'lightgcn', or a file
+    size: int | list | None = None # codes per level: one number, or a list; None: `default_size`
+    policy: Literal['extra', 'sinkhorn', 'free', 'keep'] | None = None # collisions; None: 'extra'
+    encoder: str | None = None # 'minilm' if not given, 'tfidf', or any Hugging Face encoder
+    cf: str | Path | None = None # 'sasrec' if not given, 'lightgcn', or a file of embeddings
     options: dict = field(default_factory=dict) # the method's own settings
     seed: Seed = 0 # of everything that is random
 
@@ -192,8 +197,9 @@ class TokenizerConfig:
             if given is None and name in uses: setattr(self, name, default)
             if given is None or name in uses: continue
             known = f' (it uses {", ".join(uses)})' if uses else ''
-            raise SettingError(f'{self.method} does not use {name!r}, which is {given!r}: leave it out{known}')
-        if '' in (self.encoder, self.cf): raise SettingError(f'{"encoder" if self.encoder == "" else "cf"} is an empty name')
+            raise SettingError(f'{self.method} does not use {name!r}, which is {given!r}: '
+                               f'leave it out{known}')
+        if self.encoder == '': raise SettingError('encoder is an empty name')
         if self.size is not None: level_sizes(self.size, self.levels)
         if self.cf is not None: self.cf = str(self.cf)                         # what JSON can hold
         own_settings(self)
@@ -215,16 +221,16 @@ def own_settings(
     if how.own is LETTERConfig: given = dict(d_code=d_code, clusters=min(10, *sizes)) | given
     return read_settings(how.own, given, c.method)
 
-# %% ../nbs/79_tokenizer_config.ipynb #5c19f633
+# %% ../nbs/79_tokenizer_config.ipynb #abd7c49d
 def default_size(n_items: int) -> int: # codes per level
-    "256 codes beyond 3,000 items, 64 below, a quarter of a tiny catalog: fewer would collide, more would stay empty"
+    "256 codes beyond 3,000 items, 64 below, as many as a quarter of the items in a tiny catalog"
     return 256 if n_items > 3000 else max(min(64, n_items//4), 2)
 
 def check_sizes(
     n_items: int, # N
     c: TokenizerConfig,
 ) -> list | None: # codes of each level, None for a method without
-    "Codes per level; raises `SettingError` if there are fewer items than codes, or if the options do not fit the sizes"
+    "Codes per level; raises `SettingError` for sizes that do not fit the items or the options"
     if 'size' not in TOKENIZERS[c.method].uses: return None
     sizes = level_sizes(default_size(n_items) if c.size is None else c.size, c.levels)
     if c.method == 'random' and len(set(sizes)) > 1:

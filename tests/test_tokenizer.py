@@ -225,9 +225,20 @@ def test_new_texts_are_encoded_like_the_old_ones(monkeypatch, tmp_path):
     assert more == t.assign(Catalog(['x', 'y'], texts, texts))
     monkeypatch.setattr(Letters, 'key', 'letters-2')
     with pytest.raises(GenrecError, match='not the one that the tokenizer was made with'): t.assign(texts)
-    tfidf = tokenize_items(DATA, SPLIT, config('rqkmeans', encoder='tfidf'))
-    with pytest.raises(GenrecError, match='belong to the old texts'): tfidf.assign(texts)
-    assert tfidf.assign(tfidf.vectors[:2]).n_items == N + 2
+
+
+def test_a_tfidf_encoder_is_saved_with_the_tokenizer(monkeypatch, tmp_path):
+    "Its terms, weights and directions are those of the old texts; an old text comes back to its own codes"
+    monkeypatch.setenv('GENREC_CACHE', str(tmp_path/'cache'))
+    t = tokenize_items(DATA, SPLIT, config('rqkmeans', encoder='tfidf', policy='keep'))
+    again = load_tokenized(t.save(tmp_path/'t'))
+    old, new = DATA.catalog.texts[4], 'colour 3 shape 2 number 99'
+    for made_ in (t, again, load_tokenized(again.save(tmp_path/'u'))):
+        more = made_.assign([old, new])
+        assert (more.path(N) == t.ids.path(4)).all() and more == t.assign([old, new])
+        assert (more.codes()[N:, :2] - 3 - 8*np.arange(2) == t.quantizer.encode(t.encoder.encode([old, new]))).all()
+    other = tokenize_items(toy(n=40)[0], None, config('rqkmeans', encoder='tfidf', policy='keep'))
+    with pytest.raises(GenrecError, match='not the one that the tokenizer was made with'): replace(t, encoder=other.encoder).assign([new])
 
 
 REFUSED = [
@@ -422,7 +433,9 @@ def test_genrec_assign(shop, tmp_path):
     new = {'n1': dict(title='item new', description='colour 1 shape 2'), 'n2': dict(title='item newer', description='colour 4 shape 6')}
     (tmp_path/'new.json').write_text(json.dumps(new))
     genrec('tokenize', shop, '--method', 'rqkmeans', '--encoder', 'tfidf', '--out', tmp_path/'tfidf')
-    assert 'belong to the old texts' in genrec('assign', tmp_path/'tfidf', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
+    genrec('assign', tmp_path/'tfidf', tmp_path/'new.json', '--out', tmp_path/'more.json')
+    old, more = (json.loads(f.read_text()) for f in (tmp_path/'tfidf'/'index.json', tmp_path/'more.json'))
+    assert list(more)[-2:] == ['n1', 'n2'] and list(more.items())[:-2] == list(old.items())
     genrec('tokenize', shop, '--method', 'tree', '--option', 'leaf=8', '--out', tmp_path/'tree')
     assert 'no quantizer' in genrec('assign', tmp_path/'tree', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
     assert 'no saved tokenizer' in genrec('assign', tmp_path/'nowhere', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
