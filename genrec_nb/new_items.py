@@ -109,7 +109,7 @@ def _append_policy(
     raise GenrecError("policy 'sinkhorn' would move old items, whose paths must stay: "
                       "choose policy='free', 'keep' or 'extra'")
 
-# %% ../nbs/24_new_items.ipynb #a058ded0
+# %% ../nbs/24_new_items.ipynb #10de24bb
 @patch
 def append(self: Identifiers,
     codes, # int [M, L] codes of the new items (without the extra level)
@@ -121,7 +121,8 @@ def append(self: Identifiers,
     policy, tables = _append_policy(self, policy, exhausted), _level_tokens(self)
     inner = tables[:-1] if policy == 'extra' else tables
     if not inner:
-        raise GenrecError("policy 'extra' needs paths that have a level of running numbers behind the codes")
+        raise GenrecError("policy 'extra' needs paths that have a level of running numbers "
+                          'behind the codes')
     given, usable = _check_new(codes, inner), inner[-1] >= 0
     needs = policy == 'free' or (policy == 'extra' and exhausted == 'free')
     rows = _distance_rows(distances, (len(given), len(usable))) if needs else None

@@ -129,7 +129,7 @@ def padded(self: Identifiers, pad: int = PAD) -> np.ndarray: # int64 [N, longest
     "Token ids as a rectangle, short paths filled up"
     return pad_paths(self.flat, self.offsets, pad)
 
-# %% ../nbs/23_semantic_ids.ipynb #9fcac1df
+# %% ../nbs/23_semantic_ids.ipynb #57680bc5
 @patch
 def collisions(self: Identifiers) -> dict:
     "See `collision_counts`"
@@ -145,7 +145,8 @@ def __repr__(self: Identifiers):
     n, c = self.lengths, self.collisions()
     length = f'{n.min()}-{n.max()}' if self.is_ragged else f'{self.max_len}'
     return (f'Identifiers({self.kind}: {len(self):,} items × {length} tokens, '
-            f'vocabulary {self.vocab_size:,}, {c["distinct"]:,} distinct, collision rate {c["rate"]:.2%})')
+            f'vocabulary {self.vocab_size:,}, {c["distinct"]:,} distinct, '
+            f'collision rate {c["rate"]:.2%})')
 
 # %% ../nbs/23_semantic_ids.ipynb #4009dff5
 @patch

@@ -17,7 +17,7 @@ def _letters(text: str) -> str:
     text = unicodedata.normalize('NFKD', text).casefold()
     return ''.join(c for c in text if not (c.isspace() or unicodedata.combining(c)))
 
-# %% ../nbs/26_titles.ipynb #71bdcdc9
+# %% ../nbs/26_titles.ipynb #c9189b91
 def tokenize_titles(
     titles: list[str], # N titles
     tokenizer, # a transformers tokenizer
@@ -37,7 +37,8 @@ def tokenize_titles(
     if refused:
         i = refused[0]
         raise GenrecError(f'the tokenizer cannot give back the title of item {i}: '
-                          f'{titles[i]!r} becomes {back[i]!r} ({max(len(damaged), len(refused))} such titles); '
+                          f'{titles[i]!r} becomes {back[i]!r} '
+                          f'({max(len(damaged), len(refused))} such titles); '
                           "use another tokenizer, or lossy='keep' if the path only has to exist")
     offsets = np.cumsum([0] + [len(p) for p in paths])
     flat = np.concatenate([np.asarray(p, np.int64) for p in paths])

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['collaborative_embeddings', 'Tokenized', 'tokenize_items', 'load_tokenized', 'assign_file']
 
-# %% ../nbs/80_tokenizer.ipynb #e16ebdeb
+# %% ../nbs/80_tokenizer.ipynb #eb3482af
 import hashlib
 import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from .core import (FileError, GenrecError, MissingTextError, SettingError, check_vectors, patch, read_json,
-                            read_settings, versions, whole_folder, write_json)
+from .core import (FileError, GenrecError, MissingTextError, SettingError, check_vectors, patch,
+                            read_json, read_settings, versions, whole_folder, write_json)
 from .data import Catalog, Dataset, Split, leave_one_out
 from .loaders import read_items
 from .embed import TfidfEncoder, embed_texts, load_encoder, make_encoder
@@ -20,8 +20,8 @@ from .semantic_ids import Identifiers
 import genrec_nb.new_items # gives `Identifiers.append`
 from .other_tokenizers import popular_first, read_categories
 from .baselines import check_item_vectors, load_vectors
-from .tokenizer_config import (CF_METHODS, CategoryOptions, Sources, TOKENIZERS, TokenizerConfig, check_sizes,
-                                        own_settings)
+from .tokenizer_config import (CF_METHODS, CategoryOptions, Sources, TOKENIZERS, TokenizerConfig,
+                                        check_sizes, own_settings)
 
 # %% ../nbs/80_tokenizer.ipynb #808a8eab
 def collaborative_embeddings(
@@ -75,7 +75,7 @@ def _category_paths(
     if unordered: return popular_first(names, own.top or 5, own.least)
     return [p[:own.top] for p in names]
 
-# %% ../nbs/80_tokenizer.ipynb #fe3b9b01
+# %% ../nbs/80_tokenizer.ipynb #7ccf77b9
 def _titles(data: Dataset) -> list[str]:
     "The titles; raises `MissingTextError` if there are only ids"
     x = data.catalog
@@ -99,12 +99,13 @@ def _item_vectors(
     "Raise `GenrecError` for vectors that do not fit the catalog, or are all equal"
     x = check_vectors(x).cpu().numpy()
     if len(x) != n_items:
-        raise GenrecError(f'{len(x)} vectors for {n_items} items: expected one each, in the order of the catalog')
+        raise GenrecError(f'{len(x)} vectors for {n_items} items: expected one each, '
+                          'in the order of the catalog')
     if len(x) > 1 and (x == x[0]).all():
         raise GenrecError(f'all {len(x)} vectors are equal, and tell no items apart')
     return x
 
-# %% ../nbs/80_tokenizer.ipynb #13a5f480
+# %% ../nbs/80_tokenizer.ipynb #bb9eacf5
 def _sources(
     data: Dataset,
     split: Split,
@@ -122,14 +123,16 @@ def _sources(
     if 'cf' in needs: s.cf = _given_cf(cf, split, c.options)
     if 'text' in needs:
         stage('text vectors')
-        if vectors is None: s.encoder = _text_encoder(c.encoder, texts)
-        s.vectors = _item_vectors(embed_texts(texts, s.encoder) if vectors is None else vectors, len(texts))
+        if vectors is None:
+            s.encoder = _text_encoder(c.encoder, texts)
+            vectors = embed_texts(texts, s.encoder)
+        s.vectors = _item_vectors(vectors, len(texts))
     if 'cf' in needs and s.cf is None:
         stage(f'collaborative embeddings, {cf}')
         s.cf = collaborative_embeddings(cf, split, c.seed, c.options.get('d_code') or 32)
     return s
 
-# %% ../nbs/80_tokenizer.ipynb #e44017f9
+# %% ../nbs/80_tokenizer.ipynb #d17a0211
 @dataclass(eq=False, repr=False)
 class Tokenized:
     "What a tokenizer made of a catalog"
@@ -141,7 +144,7 @@ class Tokenized:
     config: TokenizerConfig | None = None # None for a table that was made elsewhere
     items: list | None = None # [N] item ids
     source: dict = field(default_factory=dict) # of the vectors: sha256, dim, key of the encoder
-    encoder: object = None # of texts; None if the vectors were given, or a sentence encoder after loading
+    encoder: object = None # of texts; None if vectors were given, or it is to be made by name
 
     @property
     def method(self) -> str: return self.config.method if self.config else self.ids.kind
@@ -156,7 +159,7 @@ def _vector_source(
     sha256 = hashlib.sha256(np.ascontiguousarray(x, np.float32)).hexdigest()
     return dict(sha256=sha256, dim=x.shape[1], encoder=getattr(encoder, 'key', None))
 
-# %% ../nbs/80_tokenizer.ipynb #d16eb8a6
+# %% ../nbs/80_tokenizer.ipynb #42780251
 def tokenize_items(
     data: Dataset, # the items, and who chose them
     split: Split | None = None, # only its training part is used; None: leave-one-out
@@ -181,7 +184,8 @@ def tokenize_items(
     made = TOKENIZERS[c.method].make(s, c, _fitted_settings(s, c))
     if isinstance(made, Identifiers): return Tokenized(made, config=c, items=list(data.catalog.ids))
     source = _vector_source(s.vectors, s.encoder)
-    return Tokenized(*_encode(made, s, c), made, s.vectors, s.cf, c, list(data.catalog.ids), source, s.encoder)
+    ids, codes = _encode(made, s, c)
+    return Tokenized(ids, codes, made, s.vectors, s.cf, c, list(data.catalog.ids), source, s.encoder)
 
 # %% ../nbs/80_tokenizer.ipynb #8ec57926
 def _fitted_settings(s: Sources, c: TokenizerConfig):
@@ -200,7 +204,7 @@ def _encode(
     near = lambda items: quantizer.last_distances(x[items])
     return Identifiers.from_codes(codes, s.sizes, c.policy, near), codes
 
-# %% ../nbs/80_tokenizer.ipynb #6e2740fc
+# %% ../nbs/80_tokenizer.ipynb #a7ef4cac
 def _embed_new(
     made: Tokenized,
     texts: list[str], # of the new items
@@ -208,12 +212,12 @@ def _embed_new(
     "Vectors of new texts, by the encoder of the old ones"
     key = made.source.get('encoder')
     if key is None:
-        raise GenrecError('the tokenizer was made from given vectors, so texts of new items do not help: '
-                          'give their vectors, made in the same way')
+        raise GenrecError('the tokenizer was made from given vectors, so texts of new items '
+                          'do not help: give their vectors, made in the same way')
     encoder = made.encoder or make_encoder(made.config.encoder)
     if encoder.key == key: return embed_texts(texts, encoder)
-    raise GenrecError(f'the encoder {made.config.encoder!r} is not the one that the tokenizer was made with: '
-                      'get that version, or tokenize again')
+    raise GenrecError(f'the encoder {made.config.encoder!r} is not the one that the tokenizer '
+                      'was made with: get that version, or tokenize again')
 
 def _new_vectors(
     made: Tokenized,
@@ -288,7 +292,7 @@ def _array(path: Path) -> np.ndarray | None:
     except (OSError, ValueError, EOFError) as e:
         raise FileError(f'{path} is damaged ({" ".join(str(e).split())})') from None
 
-# %% ../nbs/80_tokenizer.ipynb #2c8ff6f0
+# %% ../nbs/80_tokenizer.ipynb #ce3e3067
 def load_tokenized(
     folder: str | Path, # what `save` was given
     items=None, # the catalog (or its ids) that it must belong to; None: not compared
@@ -304,13 +308,15 @@ def load_tokenized(
     keys = own if items is None else list(getattr(items, 'ids', items))
     if keys != own:
         raise FileError(f'{folder}: was made for another catalog, {len(own)} items '
-                        f'from {own[0]!r} to {own[-1]!r}, not {len(keys)} from {keys[0]!r} to {keys[-1]!r}')
+                        f'from {own[0]!r} to {own[-1]!r}, '
+                        f'not {len(keys)} from {keys[0]!r} to {keys[-1]!r}')
     quantizer = load_quantizer(folder/'quantizer') if (folder/'quantizer').is_dir() else None
     encoder = load_encoder(folder/'encoder') if (folder/'encoder').is_dir() else None
     config = meta.get('config')
     if config: config = read_settings(TokenizerConfig, config, f'{folder}/tokenizer.json')
-    return Tokenized(Identifiers.load(folder/'index.json'), _array(folder/'codes.npy'), quantizer, None,
-                     _array(folder/'cf.npy'), config, own, meta.get('source', {}), encoder)
+    ids = Identifiers.load(folder/'index.json')
+    codes, cf = _array(folder/'codes.npy'), _array(folder/'cf.npy')
+    return Tokenized(ids, codes, quantizer, None, cf, config, own, meta.get('source', {}), encoder)
 
 # %% ../nbs/80_tokenizer.ipynb #788552a9
 def _continue_table(

@@ -35,7 +35,7 @@ class TokenizerReport:
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return own | dict(use=self.use.to_dict(), tokens=list(self.tokens))
 
-# %% ../nbs/80_tokenizer_report.ipynb #6ca75981
+# %% ../nbs/80_tokenizer_report.ipynb #4264514a
 @patch
 def table(self: TokenizerReport) -> pd.DataFrame: # one row a position
     "Tokens used, perplexity, variance left (%), mean information gain [nats], zero-gain tokens (%)"
@@ -54,7 +54,8 @@ def __repr__(self: TokenizerReport):
         f'vocabulary {self.vocabulary:,}',
         self.table().round(3).to_string(na_rep=''),
         f'collision rate {self.before["rate"]:.2%} before the policy, '
-        f'{self.after["rate"]:.2%} after; largest group {self.before["largest"]} and {self.after["largest"]}'])
+        f'{self.after["rate"]:.2%} after; '
+        f'largest group {self.before["largest"]} and {self.after["largest"]}'])
 
 # %% ../nbs/80_tokenizer_report.ipynb #e624ae5b
 def _position_use(ids: Identifiers) -> CodebookReport: # levels are positions of the path
