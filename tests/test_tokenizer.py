@@ -363,9 +363,9 @@ def genrec(*args, ok=True):
 
 
 
-SHORT = ['--option', 'steps=40', '--option', 'hidden=[16]']
-ASKED = dict(letter=['--levels', 2, '--size', 8, '--encoder', 'tfidf', '--cf', 'cf.npy', '--alpha', .1, '--beta', .001, '--clusters', 4, *SHORT], rqvae=['--levels', 2, '--size', 8, '--encoder', 'tfidf', *SHORT],
-             rqkmeans=['--encoder', 'tfidf', '--policy', 'free'], opq=['--encoder', 'tfidf', '--option', 'n-iter=4'], pq=['--encoder', 'tfidf', '--policy', 'keep'], tree=['--clusters', 3, '--option', 'leaf=8'], category=[], random=['--levels', 2, '--size', 9], title=['--option', f'lm={LM}'])
+SHORT = ['--tokenizer', 'steps=40', '--tokenizer', 'hidden=[16]']
+ASKED = dict(letter=['--tokenizer', 'levels=2', '--tokenizer', 'size=8', '--tokenizer', 'encoder=tfidf', '--tokenizer', 'cf=cf.npy', '--tokenizer', 'alpha=0.1', '--tokenizer', 'beta=0.001', '--tokenizer', 'clusters=4', *SHORT], rqvae=['--tokenizer', 'levels=2', '--tokenizer', 'size=8', '--tokenizer', 'encoder=tfidf', *SHORT],
+             rqkmeans=['--tokenizer', 'encoder=tfidf', '--tokenizer', 'policy=free'], opq=['--tokenizer', 'encoder=tfidf', '--tokenizer', 'n-iter=4'], pq=['--tokenizer', 'encoder=tfidf', '--tokenizer', 'policy=keep'], tree=['--tokenizer', 'clusters=3', '--tokenizer', 'leaf=8'], category=[], random=['--tokenizer', 'levels=2', '--tokenizer', 'size=9'], title=['--tokenizer', f'lm={LM}'])
 
 @pytest.mark.parametrize('method', TOKENIZERS)
 def test_genrec_tokenize(shop, tmp_path, monkeypatch, method):
@@ -378,13 +378,13 @@ def test_genrec_tokenize(shop, tmp_path, monkeypatch, method):
     assert report['method'] == method and report['items'] == 60 and report['after'] == t.ids.collisions() and set(report['versions']) and report['config']['seed'] == 0
     assert page.count('<img') == (4 if method in ('letter', 'rqvae') else 3) and 'src="http' not in page and '<script' not in page and str(tmp_path) not in page.replace(LM, '').replace(report['config'].get('cf') or '\0', '')
     assert set(json.loads((tmp_path/'tok'/'index.json').read_text())) == {str(i) for i in range(60)}
-    assert [f.name for f in tmp_path.iterdir()] == ['t']
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['cf.npy', 'tok']
 
 
 def test_genrec_tokenize_without_texts(bare, tmp_path):
     assert '60 items' in genrec('tokenize', bare, '--method', 'tree', '--out', tmp_path/'t')
     assert '60 items' in genrec('tokenize', bare, '--method', 'random', '--out', tmp_path/'r')
-    assert 'no item texts' in genrec('tokenize', bare, '--method', 'rqkmeans', '--out', tmp_path/'k', ok=False)
+    assert 'have no text' in genrec('tokenize', bare, '--method', 'rqkmeans', '--out', tmp_path/'k', ok=False)
     assert 'item' in genrec('tokenize', bare, '--method', 'category', '--out', tmp_path/'c', ok=False)
     assert not (tmp_path/'k').exists() and not (tmp_path/'c').exists()
 
@@ -394,18 +394,18 @@ def test_genrec_tokenize_tells_mistakes_in_one_line(shop, tmp_path):
     said = lambda *args: genrec('tokenize', shop, '--out', tmp_path/'o', *args, ok=False)
     assert 'expected one of letter' in said('--method', 'leter')
     assert 'not empty' in genrec('tokenize', shop, '--method', 'random', '--out', tmp_path/'full', ok=False)
-    assert "'alpha' is unknown" in said('--method', 'rqkmeans', '--alpha', 1)
-    assert "does not use 'levels'" in said('--method', 'tree', '--levels', 2)
-    assert 'NAME=VALUE' in said('--method', 'rqvae', '--option', 'steps')
-    assert 'whole number' in said('--method', 'rqvae', '--option', 'steps=many')
-    assert 'more than once' in said('--method', 'rqvae', '--option', 'steps=3', '--option', 'steps=4')
-    assert 'too few for 100 codes' in said('--method', 'rqvae', '--size', 100)
-    assert 'alpha is -1' in said('--method', 'letter', '--alpha', -1)
-    assert 'no such file' in said('--method', 'letter', '--cf', tmp_path/'no.npy')
+    assert "'alpha' is unknown" in said('--method', 'rqkmeans', '--tokenizer', 'alpha=1')
+    assert "does not use 'levels'" in said('--method', 'tree', '--tokenizer', 'levels=2')
+    assert 'NAME=VALUE' in said('--method', 'rqvae', '--tokenizer', 'steps')
+    assert 'whole number' in said('--method', 'rqvae', '--tokenizer', 'steps=many')
+    assert 'more than once' in said('--method', 'rqvae', '--tokenizer', 'steps=3', '--tokenizer', 'steps=4')
+    assert 'too few for 100 codes' in said('--method', 'rqvae', '--tokenizer', 'size=100')
+    assert 'alpha is -1' in said('--method', 'letter', '--tokenizer', 'alpha=-1')
+    assert 'no such file' in said('--method', 'letter', '--tokenizer', f"cf={tmp_path/'no.npy'}")
     np.save(tmp_path/'cf.npy', CF[:-1])
-    assert '59 rows' in said('--method', 'letter', '--cf', tmp_path/'cf.npy')
+    assert '59 rows' in said('--method', 'letter', '--tokenizer', f"cf={tmp_path/'cf.npy'}")
     told = ' '.join(genrec('tokenize', '--help').replace('│', ' ').split())
-    assert '.npy or .safetensors, float [items, 32]' in told and 'that of index.json' in told
+    assert '.npy or .safetensors, float [items, 32]' in told and 'of index.json' in told
     assert 'neither a known data set' in genrec('tokenize', 'nowhere', '--method', 'tree', '--out', tmp_path/'o', ok=False)
     assert not (tmp_path/'o').exists()
 
@@ -432,11 +432,11 @@ def test_ctrl_c_leaves_nothing_half(shop, tmp_path):
 def test_genrec_assign(shop, tmp_path):
     new = {'n1': dict(title='item new', description='colour 1 shape 2'), 'n2': dict(title='item newer', description='colour 4 shape 6')}
     (tmp_path/'new.json').write_text(json.dumps(new))
-    genrec('tokenize', shop, '--method', 'rqkmeans', '--encoder', 'tfidf', '--out', tmp_path/'tfidf')
+    genrec('tokenize', shop, '--method', 'rqkmeans', '--tokenizer', 'encoder=tfidf', '--out', tmp_path/'tfidf')
     genrec('assign', tmp_path/'tfidf', tmp_path/'new.json', '--out', tmp_path/'more.json')
     old, more = (json.loads(f.read_text()) for f in (tmp_path/'tfidf'/'index.json', tmp_path/'more.json'))
     assert list(more)[-2:] == ['n1', 'n2'] and list(more.items())[:-2] == list(old.items())
-    genrec('tokenize', shop, '--method', 'tree', '--option', 'leaf=8', '--out', tmp_path/'tree')
+    genrec('tokenize', shop, '--method', 'tree', '--tokenizer', 'leaf=8', '--out', tmp_path/'tree')
     assert 'no quantizer' in genrec('assign', tmp_path/'tree', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
     assert 'no saved tokenizer' in genrec('assign', tmp_path/'nowhere', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
     assert not (tmp_path/'o.json').exists()
@@ -482,7 +482,7 @@ def test_inspect_reads_tables_of_any_item_ids(tmp_path):
     x, ids = DATA.interactions, [str(i + 1) for i in range(N)]
     (folder/'interactions.csv').write_text('user,item,time\n' + ''.join(f'{u},{ids[i]},{t}\n' for u in range(x.n_users) for t, i in enumerate(x.user(u))))
     (folder/'items.csv').write_text('item,title\n' + ''.join(f'{i},film {i}\n' for i in ids))
-    genrec('tokenize', folder, '--method', 'rqkmeans', '--encoder', 'tfidf', '--size', 8, '--levels', 2, '--out', tmp_path/'t')
+    genrec('tokenize', folder, '--method', 'rqkmeans', '--tokenizer', 'encoder=tfidf', '--tokenizer', 'size=8', '--tokenizer', 'levels=2', '--out', tmp_path/'t')
     table = tmp_path/'t'/'index.json'
     said = genrec('inspect', table)
     assert '60 items' in said and said == genrec('inspect', tmp_path/'t')
