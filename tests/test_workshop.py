@@ -34,7 +34,7 @@ def copy_of_project(folder):
     shutil.copytree(ROOT/'nbs', folder/'nbs', ignore=shutil.ignore_patterns('.*', '_*.ipynb', '__pycache__'))
     for f in ('settings.ini', 'pyproject.toml'): shutil.copy(ROOT/f, folder)
     (folder/'genrec_nb').mkdir()
-    shutil.copy(LIB/'__init__.py', folder/'genrec_nb')
+    for f in ('__init__.py', '__main__.py'): shutil.copy(LIB/f, folder/'genrec_nb')      # three lines each, of no notebook
     return folder
 
 
