@@ -1,5 +1,5 @@
 """Slow, plain second opinions that the tests hold against the library: dictionaries, loops and the standard library's sums."""
-import math
+import json, math
 import numpy as np
 from hypothesis import settings, strategies as st
 from genrec_nb.semantic_ids import Identifiers, SPECIAL, EOS
@@ -132,3 +132,22 @@ def colliding(draw, levels=st.integers(1, 3), size=4):
     codes = draw(st.lists(st.tuples(*[st.integers(0, 1)]*(L - 1), st.integers(0, size - 1)), min_size=n, max_size=n))
     d = draw(st.lists(st.lists(st.integers(0, 6), min_size=size, max_size=size), min_size=n, max_size=n))
     return np.array(codes), np.array(d, float)
+
+
+def small_data(folder, users=80, items=40, seed=0, text=True):
+    "A made-up data set in the JSON layout: users walk through the catalog, a few are too short to be evaluated"
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    walk = lambda u: list(dict.fromkeys(int(i) for i in (rng.integers(items) + np.cumsum(rng.integers(1, 4, rng.integers(6, 14)))) % items))
+    inter = {str(u): walk(u) if u > 2 else [u, u + 1] for u in range(users)}
+    about = {str(i): dict(title=f'Item {i}', description=f'color {i % 5} shape {i % 7} size {i % 3}') for i in range(items)}
+    (folder/f'{folder.name}.inter.json').write_text(json.dumps(inter))
+    if text: (folder/f'{folder.name}.item.json').write_text(json.dumps(about))
+    return folder
+
+
+def change_held_out(folder, items=40):
+    "Replace every validation and test item of `small_data` by others"
+    path = folder/f'{folder.name}.inter.json'
+    inter = json.loads(path.read_text())
+    path.write_text(json.dumps({u: h[:-2] + [i for i in range(items) if i not in h][:2] if len(h) > 2 else h for u, h in inter.items()}))

@@ -4,14 +4,16 @@ import math
 import os
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from genrec_nb import bench
-from genrec_nb.bench import BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, format_bench, gain_error, generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, measure_lm_step, race, race_diversity, race_groups, race_lm, random_catalogue, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit
+sys.path.insert(0, str(Path(__file__).parents[1]/'.github'/'scripts'))
+import bench
+from bench import BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, format_bench, gain_error, generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, measure_lm_step, race, race_diversity, race_groups, race_lm, random_catalogue, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit
 from genrec_nb.core import GenrecError
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.semantic_ids import Identifiers

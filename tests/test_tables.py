@@ -1,0 +1,109 @@
+"Tables, plots and pages follow from the ranks, and are the same each time."
+import math
+from pathlib import Path
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from test_results import STORED, TUNE, made_up, written
+from genrec_nb.core import GenrecError
+from genrec_nb.experiments.grid_report import plot_sweep, provenance, results_page, rules, summary, sweep_table
+from genrec_nb.experiments.results import Block, read_results
+from genrec_nb.experiments.tables import compare_table, decoding_table, plot_alphas, plot_curves, plot_mixtures, plot_ranks, trial_table, two_by_two
+from genrec_nb.pipeline import unpack
+
+
+@pytest.fixture(scope='module')
+def searched(tmp_path_factory):
+    tune = dict(TUNE, values=TUNE['values'] | dict(multi=dict(half_life=[1, 20])))
+    return read_results(written(tmp_path_factory.mktemp('rows')/'r.jsonl', made_up(tune, ('ce', 'igd', 'pos', 'multi'))))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close('all')
+
+
+def test_the_table_follows_from_the_ranks(searched):
+    "Means, differences, head and tail, and Holm, by loops"
+    b, about = Block(searched), searched.data['d0']
+    targets, counts = unpack(about['test']['targets']), unpack(about['counts']).tolist()
+    order = sorted(range(len(counts)), key=lambda i: (-counts[i], i))
+    head = set(order[:len(counts) - math.ceil(.8*len(counts) - 1e-9)])
+    gain = lambda r: 1/math.log2(r + 2) if r < 10 else 0.
+    found = {m: [[gain(x) for x in unpack(r['decodings'][f'{b.alpha[m]:g}']['test']['ranks'])] for r in b.trials[m].values()] for m in b.methods}
+    mean = lambda m, keep=lambda t: True: np.mean([v for s in found[m] for v, t in zip(s, targets) if keep(t)])
+    table = compare_table(b)
+    assert list(table.index)[0] == 'ce' and set(table.index) == set(b.methods)
+    for m, r in table.iterrows():
+        assert r['mean'] == pytest.approx(mean(m)) and r['low'] <= r['mean'] <= r['high']
+        assert r['head'] == pytest.approx(mean(m, lambda t: t in head)) and r['tail'] == pytest.approx(mean(m, lambda t: t not in head))
+        assert r['sd'] == pytest.approx(np.std([np.mean(s) for s in found[m]], ddof=1))
+        if m == 'ce': continue
+        assert r['difference'] == pytest.approx(mean(m) - mean('ce')) and r['relative'] == pytest.approx(mean(m)/mean('ce') - 1)
+        assert r['tail_difference'] == pytest.approx(mean(m, lambda t: t not in head) - mean('ce', lambda t: t not in head))
+    p, worst = sorted((r['p'], m) for m, r in table.iterrows() if m != 'ce'), 0
+    for j, (x, m) in enumerate(p):
+        worst = max(worst, min(1, (len(p) - j)*x))
+        assert table.loc[m, 'holm'] == pytest.approx(worst)
+
+
+def test_tables_of_a_search(searched):
+    b = Block(searched)
+    t = trial_table(b)
+    assert len(t) == 7 and t.index[0] == ('ce', 'nothing to search')
+    for m in b.methods:
+        mine = t.loc[m]
+        assert mine.to_numpy().max() == pytest.approx(mine.loc[', '.join(f'{k} {v}' for k, v in b.values[m].items()) or 'nothing to search', b.alpha[m]])
+    d = decoding_table(b)
+    assert len(d) == 8 and d.holm.notna().sum() == 4 and d.chosen.sum() == 4
+    mean = lambda m, a: np.mean([e.values('ndcg@10').mean() for e in b.evaluations(a)[m].values()])
+    assert d.loc[('pos', .2), 'mean'] == pytest.approx(mean('pos', .2)) and d.loc[('pos', .2), 'difference'] == pytest.approx(mean('pos', .2) - mean('pos', 0))
+    both = {r.method: r for r in two_by_two(b).rows}
+    assert len(both) == 1 + sum(b.alpha[m] != 0 for m in ('ce', 'igd')) and all(r.difference == pytest.approx(r.mean - mean('ce', 0)) for r in both.values())
+    for bad in ('ce', 'nothing'):
+        with pytest.raises(GenrecError, match='expected one of igd, pos, multi'): two_by_two(b, bad)
+
+
+def test_plots(searched):
+    b = Block(searched)
+    assert len(plot_curves(b).axes[1].lines) == 5 and len(plot_alphas(b).axes) == 2 and plot_ranks([b]) is not None
+    assert len(plot_mixtures(b).axes) == 1 and len(plot_mixtures(b).axes[0].get_lines()) == 2
+
+
+def test_the_page_is_complete(searched, tmp_path):
+    a = results_page(searched).save(tmp_path/'a.html').read_text()
+    assert 'src="http' not in a and '<script' not in a and 'Not complete' not in a
+    for part in ('results', 'decoding', 'search', 'learning', 'popularity of the targets', 'How this was made'): assert part in a
+    for m, r in compare_table(Block(searched)).iterrows(): assert f'{r["mean"]:.4f}' in a
+    assert 'Each method had 2 trials' in a and 'No tuning seed is reported' in a and 'Nothing to search for: ce' in a
+    assert 'would other users and other seeds say the same?' in summary(searched)
+
+
+def test_an_unfinished_grid_is_reported_as_far_as_it_is(tmp_path):
+    keep = [r for r in made_up(TUNE) if (r.get('method'), r.get('seed')) != ('pos', 8)]
+    page = results_page(read_results(written(tmp_path/'r.jsonl', keep))).html()
+    assert 'Not complete' in page and 'pos: its search is not done' in page
+
+
+def test_one_seed_is_about_these_models_only(tmp_path):
+    results = read_results(written(tmp_path/'r.jsonl', made_up(seeds=(0,))))
+    assert 'one seed: would other users say the same of these models?' in summary(results) and 'No search' in rules(results.record())
+
+
+# ---- sweeps, and rows of version 0.1 -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name, points, over', [('letter', 10, 'beta'), ('letter-shape', 11, 'clusters'), ('letter-tau', 2, None)])
+def test_sweeps_of_version_0_1_are_shown(name, points, over):
+    results = read_results(STORED/f'{name}-scientific.jsonl')
+    table = sweep_table(results)
+    assert len(table) == points and 'rqvae' in table.index and table['collisions after'].notna().all()
+    if name == 'letter-tau': assert table['NDCG@10, validation'].notna().all()
+    if over: assert len(plot_sweep(results, over).axes[0].lines) > 1 and over in results_page(results).html()
+    with pytest.raises(GenrecError, match='was not varied'): plot_sweep(results, 'gamma')
+    with pytest.raises(GenrecError, match='identifiers only'): Block(results)
+
+
+def test_old_rows_say_which_version_made_them():
+    found = provenance([Block(read_results(STORED/'ids-scientific.jsonl'))])
+    assert set(found.genrec_nb) == {'0.1.0'} and found.commit.str.len().eq(12).all()
