@@ -22,21 +22,24 @@ from .trie import ItemTrie
 from .infogain import BLUE, GREEN, GREY, ORANGE, information_gain, item_prior, item_table
 from .token_weights import level_gains
 
-# %% ../nbs/34_diagnostics.ipynb #b5632ad4
+# %% ../nbs/34_diagnostics.ipynb #dfa7c7b2
 def _check_codes(codes, sizes: list | None = None) -> np.ndarray: # int [N, L]
     "Codes as an array; raises `GenrecError` for anything that cannot be codes"
     codes = np.asarray(codes)
-    if codes.ndim != 2 or not codes.size: raise GenrecError(f'codes have shape {codes.shape}, expected [items, levels]')
+    if codes.ndim != 2 or not codes.size:
+        raise GenrecError(f'codes have shape {codes.shape}, expected [items, levels]')
     if not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0:
-        raise GenrecError(f'codes are {codes.dtype} from {codes.min()}, expected whole numbers of at least 0')
-    if sizes is not None and (len(sizes) != codes.shape[1] or (codes.max(0) >= np.asarray(sizes)).any()):
-        raise GenrecError(f'sizes are {list(sizes)}, but the codes have {codes.shape[1]} levels and go up to {codes.max(0).tolist()}')
+        raise GenrecError(f'codes are {codes.dtype} from {codes.min()}, expected whole numbers from 0')
+    top, sizes = codes.max(0), codes.max(0) + 1 if sizes is None else np.asarray(sizes)
+    if len(sizes) != len(top) or (top >= sizes).any():
+        raise GenrecError(f'sizes are {sizes.tolist()}, but codes of {len(top)} levels go up to {top.tolist()}')
     return codes
 
 def _label_numbers(labels) -> np.ndarray: # int64 [N]
     "Labels as numbers; raises `GenrecError` if an item has none or several"
     for i, l in enumerate(labels):
-        if np.ndim(l) or pd.isna(l): raise GenrecError(f'label of item {i} is {l!r}, expected one name or number')
+        if np.ndim(l) or pd.isna(l):
+            raise GenrecError(f'label of item {i} is {l!r}, expected one name or number')
     return pd.factorize(pd.Series(list(labels)).astype(str))[0]
 
 def prefix_groups(
@@ -44,9 +47,10 @@ def prefix_groups(
 ) -> list: # L arrays int64 [N]: number of the group that shares the first 1, 2, .. L codes
     "Groups of items that share a prefix, for each length"
     codes = _check_codes(codes)
-    return [np.unique(codes[:, :k + 1], axis=0, return_inverse=True)[1].reshape(-1) for k in range(codes.shape[1])]
+    prefixes = [codes[:, :k + 1] for k in range(codes.shape[1])]
+    return [np.unique(p, axis=0, return_inverse=True)[1].reshape(-1) for p in prefixes]
 
-# %% ../nbs/34_diagnostics.ipynb #11ec3459
+# %% ../nbs/34_diagnostics.ipynb #21801f2f
 def _majority_share(group: np.ndarray, label: np.ndarray) -> float: # int [N] each
     "Share of items whose label is the most common one of their group"
     return float(pd.crosstab(group, label).max(axis=1).sum()/len(group))
@@ -59,10 +63,10 @@ def level_purity(
     "How well a prefix predicts a label, beside what groups of the same sizes would do by chance"
     groups, label = prefix_groups(codes), _label_numbers(labels)
     mixed = np.random.default_rng(seed).permutation(label)
-    return dict(purity=[_majority_share(g, label) for g in groups], shuffled=[_majority_share(g, mixed) for g in groups],
-                base=float(np.bincount(label).max()/len(label)))
+    share = lambda label: [_majority_share(g, label) for g in groups]
+    return dict(purity=share(label), shuffled=share(mixed), base=float(np.bincount(label).max()/len(label)))
 
-# %% ../nbs/34_diagnostics.ipynb #edecfa51
+# %% ../nbs/34_diagnostics.ipynb #d379e465
 def information_per_level(
     codes, # int [N, L]
     counts, # int [N] how often each item is a training target
@@ -70,25 +74,28 @@ def information_per_level(
     "Mutual information between each code and the target, given the codes before it"
     trie = ItemTrie.build(Identifiers.from_codes(np.asarray(codes), policy='keep'))
     prior = item_prior(np.asarray(counts))
-    return (item_table(trie, information_gain(trie, prior, 'conditional'))*prior[:, None]).sum(0).numpy()
+    gain = item_table(trie, information_gain(trie, prior, 'conditional'))
+    return (gain*prior[:, None]).sum(0).numpy()
 
-# %% ../nbs/34_diagnostics.ipynb #84562061
+# %% ../nbs/34_diagnostics.ipynb #f0487714
 def plot_codebook_use(
     report: CodebookReport, # of any quantizer
     title: str = 'How evenly are the codes used?', # above all panels
 ): # the matplotlib figure
-    "Items per code at each level, codes ordered from most to least used; the dotted line is an even share"
+    "Items per code at each level, from most to least used; the dotted line is an even share"
     n = len(report.counts)
-    fig, axes = plt.subplots(1, n, figsize=(3.1*n, 2.7), sharey=True, squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(1, n, figsize=(3.1*n, 2.7), sharey=True, squeeze=False,
+                             layout='constrained')
     for l, (ax, c) in enumerate(zip(axes[0], report.counts)):
-        ax.fill_between(np.arange(len(c)) + .5, np.sort(c)[::-1], step='mid', color=BLUE, alpha=.85, lw=0)
+        ax.fill_between(np.arange(len(c)) + .5, np.sort(c)[::-1], step='mid', color=BLUE, lw=0)
         ax.axhline(c.mean(), color='black', ls=':', lw=1)
         ax.set(xlabel='code, by rank', ylabel='' if l else 'items')
-        ax.set_title(f'level {l + 1}: {report.used[l]} of {len(c)} used,\nperplexity {report.perplexity[l]:.0f}', fontsize=10)
+        evenness = f'perplexity {report.perplexity[l]:.0f}'
+        ax.set_title(f'level {l + 1}: {report.used[l]} of {len(c)} used,\n{evenness}', fontsize=10)
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/34_diagnostics.ipynb #953043ba
+# %% ../nbs/34_diagnostics.ipynb #0a2a79d3
 def plot_first_codes(
     codes: dict, # name -> codes int [N, L]
     size: int, # codes of the level
@@ -96,11 +103,13 @@ def plot_first_codes(
 ): # the matplotlib figure
     "Items per code at one level, ordered from the most to the least used, one line a tokenizer"
     fig, ax = plt.subplots(figsize=(7, 3), layout='constrained')
-    for (name, c), color, style in zip(codes.items(), (GREY, BLUE, ORANGE, 'black'), ('-', '-', '--', ':')):
+    looks = [(GREY, '-'), (BLUE, '-'), (ORANGE, '--'), ('black', ':')]
+    for (name, c), (color, style) in zip(codes.items(), looks):
         n = np.sort(np.bincount(np.asarray(c)[:, level], minlength=size))[::-1]
-        ax.step(np.arange(size), n, where='mid', color=color, ls=style, label=f'{name}: {(n > 0).sum()} used')
+        used = f'{name}: {(n > 0).sum()} used'
+        ax.step(np.arange(size), n, where='mid', color=color, ls=style, label=used)
     ax.axhline(len(c)/size, color='black', lw=.7, ls=':')
-    ax.set(xlabel=f'code of level {level + 1}, by rank', ylabel='items', title=f'Are the codes of level {level + 1} evenly used?')
+    ax.set(xlabel='code, by rank', ylabel='items', title=f'Are the codes of level {level + 1} evenly used?')
     ax.legend(frameon=False)
     return fig
 
@@ -110,15 +119,17 @@ def plot_first_tokens(
 ): # the matplotlib figure
     "Items per first token, largest first, one line for each construction"
     fig, ax = plt.subplots(figsize=(6.4, 3.6), layout='constrained')
-    looks = [(c, s) for s in ('-', '--', ':') for c in (BLUE, ORANGE, GREEN, '#CC79A7', '#E69F00', '#56B4E9')]
+    colors = (BLUE, ORANGE, GREEN, '#CC79A7', '#E69F00', '#56B4E9')
+    looks = [(color, style) for style in ('-', '--', ':') for color in colors]
     for (name, ids), (color, style) in zip(made.items(), looks):
         n = first_tokens(ids)
-        ax.plot(np.arange(1, len(n) + 1), n, color=color, ls=style, marker='o', ms=2.5, lw=1.3, label=name)
-    ax.set(xscale='log', yscale='log', xlabel='first token, by rank', ylabel='items that begin with it', title=title)
+        ax.plot(np.arange(1, len(n) + 1), n, color=color, ls=style, marker='o', ms=2.5, label=name)
+    ax.set(xscale='log', yscale='log', title=title)
+    ax.set(xlabel='first token, by rank', ylabel='items that begin with it')
     ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1, .5))
     return fig
 
-# %% ../nbs/34_diagnostics.ipynb #c55f0ec0
+# %% ../nbs/34_diagnostics.ipynb #614cc3ec
 def on_sphere(
     book, # float [K, d] code vectors, numpy or torch
 ) -> np.ndarray: # float [K, 3] directions, each of length 1
@@ -128,26 +139,33 @@ def on_sphere(
     axes = linalg.svd(e, full_matrices=False).Vh[:3]
     return F.normalize(F.pad(e @ axes.T, (0, 3 - len(axes))), dim=1).numpy()
 
+def _draw_sphere(ax, p: np.ndarray, n: np.ndarray, top: int): # p [K, 3], n [K]; the dots, for a color bar
+    "Directions on one sphere"
+    near, far = p[:, 2] >= 0, p[:, 2] < 0
+    rings, shades = plt.cm.Blues(.25 + .75*n[far]/top), dict(cmap='Blues', vmin=-top/3, vmax=top)
+    ax.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, lw=1))
+    ax.scatter(*p[far, :2].T, s=14, facecolors='none', edgecolors=rings, linewidths=.8)
+    ax.set(aspect='equal', xlim=(-1.08, 1.08), ylim=(-1.08, 1.08))
+    ax.axis('off')
+    return ax.scatter(*p[near, :2].T, s=18, c=n[near], edgecolors=GREY, linewidths=.3, **shades)
+
 def plot_codebook_sphere(
     books: dict, # name -> (code vectors [K, d], items per code int [K])
     title: str = 'Where do the codes lie, and which are crowded?',
 ): # the matplotlib figure
-    "Codebooks on the unit sphere, seen from one side; darker = more items, open rings = codes on the far side"
-    fig, axes = plt.subplots(1, len(books), figsize=(3.3*len(books), 3.5), squeeze=False, layout='constrained')
+    "Codebooks on the unit sphere; darker = more items, open rings = codes on the far side"
+    fig, axes = plt.subplots(1, len(books), figsize=(3.3*len(books), 3.5), squeeze=False,
+                             layout='constrained')
     top = max(np.max(n) for _, n in books.values())
     for ax, (name, (book, n)) in zip(axes[0], books.items()):
-        p, n = on_sphere(book), np.asarray(n)
-        near, far = p[:, 2] >= 0, p[:, 2] < 0
-        ax.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, lw=1))
-        ax.scatter(*p[far, :2].T, s=14, facecolors='none', edgecolors=plt.cm.Blues(.25 + .75*n[far]/top), linewidths=.8)
-        dots = ax.scatter(*p[near, :2].T, s=18, c=n[near], cmap='Blues', vmin=-top/3, vmax=top, edgecolors=GREY, linewidths=.3)
-        ax.set(title=name, aspect='equal', xlim=(-1.08, 1.08), ylim=(-1.08, 1.08))
-        ax.axis('off')
-    fig.colorbar(dots, ax=axes, label='items', shrink=.7, boundaries=np.linspace(0, top, 50), ticks=np.linspace(0, top, 4).round())
+        dots = _draw_sphere(ax, on_sphere(book), np.asarray(n), top)
+        ax.set(title=name)
+    fig.colorbar(dots, ax=axes, label='items', shrink=.7, boundaries=np.linspace(0, top, 50),
+                 ticks=np.linspace(0, top, 4).round())
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/34_diagnostics.ipynb #d74f8f8e
+# %% ../nbs/34_diagnostics.ipynb #b28256f7
 @dataclass(repr=False)
 class CodeAnalysis:
     "What is in the codes of a catalog; None where what it takes was not given"
@@ -157,7 +175,7 @@ class CodeAnalysis:
     used: list # codes used of each level
     perplexity: list # of each level
     unexplained: float | None = None # share of the texts' variance that the codes leave
-    overlap_any: float | None = None # share of items with a code in common with their collaborative neighbor
+    overlap_any: float | None = None # share of items with a code in common with their neighbor
     overlap_mean: float | None = None # share of equal codes
     gains: list | None = None # mu_(k-1) - mu_k of each level, in the space of texts
     information: list | None = None # nats that each level contributes about the next item
@@ -168,14 +186,17 @@ class CodeAnalysis:
 @patch
 def __repr__(self: CodeAnalysis):
     purity = self.purity or {}
-    rows = {'codes used': self.used, 'perplexity': self.perplexity, 'gain in text space': self.gains,
-            'information [nats]': self.information, 'purity': purity.get('purity'), 'purity, shuffled': purity.get('shuffled')}
+    rows = {'codes used': self.used, 'perplexity': self.perplexity,
+            'gain in text space': self.gains, 'information [nats]': self.information,
+            'purity': purity.get('purity'), 'purity, shuffled': purity.get('shuffled')}
     numbers = {'unexplained variance': self.unexplained, 'neighbors sharing a code': self.overlap_any,
                'codes shared by neighbors': self.overlap_mean, 'collision rate': self.collision_rate}
-    table = pd.DataFrame({k: v for k, v in rows.items() if v is not None}, index=[f'level {l + 1}' for l in range(self.levels)]).T
-    return '\n'.join([table.round(3).to_string(), *(f'{k} {v:.3f}' for k, v in numbers.items() if v is not None)])
+    table = pd.DataFrame({k: v for k, v in rows.items() if v is not None}).T
+    table.columns = [f'level {l + 1}' for l in table.columns]
+    lines = [f'{k} {v:.3f}' for k, v in numbers.items() if v is not None]
+    return '\n'.join([table.round(3).to_string(), *lines])
 
-# %% ../nbs/34_diagnostics.ipynb #bdce4808
+# %% ../nbs/34_diagnostics.ipynb #75e3ed15
 def analyze_codes(
     codes, # int [N, L] before repair
     sizes: list | None = None, # codes of each level
@@ -188,15 +209,18 @@ def analyze_codes(
     "Measure codes; raises `GenrecError` where lengths do not match"
     codes = _check_codes(codes, sizes)
     if x_hat is not None and np.shape(x_hat) != np.shape(x):
-        raise GenrecError(f'x_hat has shape {np.shape(x_hat)}, expected that of x: {"x is missing" if x is None else np.shape(x)}')
+        raise GenrecError(f'x_hat has shape {np.shape(x_hat)}, expected that of x, {np.shape(x)}')
     for name, given in dict(x=x, cf=cf, counts=counts, labels=labels).items():
         if given is not None and len(given) != len(codes):
-            raise GenrecError(f'{name} has {len(given)} rows for {len(codes)} items: expected one each')
+            raise GenrecError(f'{name} has {len(given)} rows for {len(codes)} items')
     r = codebook_report(codes, sizes)
-    found = CodeAnalysis(codes.shape[1], [len(c) for c in r.counts], r.collision_rate, r.used, r.perplexity)
+    sizes = [len(c) for c in r.counts]
+    found = CodeAnalysis(len(sizes), sizes, r.collision_rate, r.used, r.perplexity)
     if x_hat is not None: found.unexplained = unexplained_share(x, x_hat)
     if x is not None: found.gains = level_gains(x, codes).tolist()
-    if cf is not None: found.overlap_any, found.overlap_mean = code_overlap(codes, cf), code_overlap(codes, cf, 'mean')
     if counts is not None: found.information = information_per_level(codes, counts).tolist()
     if labels is not None: found.purity = level_purity(codes, labels)
+    if cf is not None:
+        found.overlap_any = code_overlap(codes, cf)
+        found.overlap_mean = code_overlap(codes, cf, 'mean')
     return found

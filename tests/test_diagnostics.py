@@ -87,9 +87,9 @@ def test_codes_without_levels_are_refused():
 
 @pytest.mark.parametrize('bad, words', [
     (dict(codes=np.zeros(4, int)), 'expected \\[items, levels\\]'), (dict(codes=np.zeros((4, 2))), 'whole numbers'), (dict(codes=np.full((4, 2), -1)), 'whole numbers'),
-    (dict(codes=np.zeros((4, 2), int), sizes=[3]), 'have 2 levels'), (dict(codes=np.full((4, 2), 5), sizes=[3, 9]), 'go up to'),
+    (dict(codes=np.zeros((4, 2), int), sizes=[3]), 'codes of 2 levels'), (dict(codes=np.full((4, 2), 5), sizes=[3, 9]), 'go up to'),
     (dict(codes=np.zeros((4, 2), int), labels=['a', None, 'b', 'c']), 'label of item 1 is None'), (dict(codes=np.zeros((4, 2), int), labels=[1., 2., np.nan, 3.]), 'label of item 2 is nan'),
-    (dict(codes=np.zeros((4, 2), int), labels=[['a'], ['b'], ['a', 'b'], []]), 'label of item 0'), (dict(codes=np.zeros((4, 2), int), x_hat=np.ones((4, 2))), 'x is missing'),
+    (dict(codes=np.zeros((4, 2), int), labels=[['a'], ['b'], ['a', 'b'], []]), 'label of item 0'), (dict(codes=np.zeros((4, 2), int), x_hat=np.ones((4, 2))), 'expected that of x, \\(\\)'),
     (dict(codes=np.zeros((4, 2), int), x=np.ones((4, 3)), x_hat=np.ones((4, 2))), 'expected that of x')])
 def test_what_cannot_be_codes_or_labels_is_refused(bad, words):
     with pytest.raises(GenrecError, match=words): analyze_codes(**bad)

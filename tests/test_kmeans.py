@@ -67,9 +67,9 @@ def test_codes_are_the_nearest_level_by_level(n, d, sizes, chunk, seed, form):
     assert torch.equal(x, before)
     assert_nearest_level_by_level(x.float(), books, codes)
 
-def test_codes_beyond_one_chunk_of_the_real_size():
+def test_codes_beyond_one_chunk():
     x = torch.nn.functional.normalize(cloud(2*CHUNK + 37, 96))
-    q = residual_kmeans(x, 4, 256, n_iter=3)
+    q = residual_kmeans(x, 3, 64, n_iter=2)
     assert (residual_codes(x, q.codebooks)[0].numpy() == q.fit_codes).all(1).mean() > .999
     assert_nearest_level_by_level(x[-300:], q.codebooks, q.fit_codes[-300:])
 

@@ -39,13 +39,13 @@ def test_product_codes_are_the_nearest_of_all_combinations(rotate):
     assert_allclose(((x - q.decode(q.encode(x)))**2).sum(1), d.min(1), rtol=1e-4, atol=1e-5)
     assert_array_equal(q.encode(x), q.fit_codes)
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(3))
 def test_a_learned_rotation_is_orthogonal_and_never_worse(seed):
     x = correlated(seed=seed)
-    plain, turned = (product_kmeans(x, 3, 16, rotate=r, seed=seed) for r in (False, True))
+    plain, turned = (product_kmeans(x, 3, 16, rotate=r, seed=seed, n_iter=16) for r in (False, True))
     assert_allclose(turned.rotation.T @ turned.rotation, np.eye(12), atol=1e-5)
     assert squared_error(turned, x) < .9*squared_error(plain, x)
-    few = [squared_error(product_kmeans(x, 3, 16, seed=seed, n_iter=n), x) for n in (25, 50)]
+    few = [squared_error(product_kmeans(x, 3, 16, seed=seed, n_iter=n), x) for n in (8, 16)]
     assert few[1] <= few[0]*1.0001
 
 def test_partial_decoding_and_the_report():
@@ -96,7 +96,7 @@ def test_against_faiss():
     assert squared_error(product_kmeans(x, 4, 32), x) < 1.08*((pq.decode(pq.compute_codes(z)) - z)**2).sum(1).mean()
 
 @pytest.mark.parametrize('x,levels,size,message', [
-    (np.zeros((5, 2)), 3, 2, 'levels is 3, but vectors of 2 dimensions have no more pieces'), (np.zeros((5, 2)), 0, 2, 'each of 0 levels'),
+    (np.zeros((5, 2)), 3, 2, 'levels is 3, expected at most 2 dimensions'), (np.zeros((5, 2)), 0, 2, 'each of 0 levels'),
     (np.zeros((5, 2)), 2, 6, '5 vectors are too few, expected at least 6'), (np.full((5, 2), np.nan), 2, 2, 'vector of item 0 holds NaN'),
     (np.zeros((5, 2)), 2, [2, 2, 2], 'each of 2 levels'), (np.zeros(5), 1, 2, 'expected real')])
 def test_product_quantizer_refuses(x, levels, size, message):
@@ -104,7 +104,7 @@ def test_product_quantizer_refuses(x, levels, size, message):
 
 def test_vectors_of_another_width():
     q = product_kmeans(correlated(50, 6), 2, 4)
-    with pytest.raises(GenrecError, match='vectors have 5 dimensions, this product quantizer was made for 6'): q.encode(np.zeros((2, 5)))
+    with pytest.raises(GenrecError, match='vectors have 5 dimensions, expected 6'): q.encode(np.zeros((2, 5)))
     assert product_kmeans(correlated(50, 7), 3, 4).widths == [3, 2, 2] and 'rotated' in repr(q)
 
 
