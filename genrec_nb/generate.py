@@ -19,28 +19,30 @@ class TrieProcessor(LogitsProcessor):
     "The trie's constraint and IGD-decoding for `model.generate(num_beams=..)`"
     def __init__(self,
         trie: ItemTrie,
-        prompt: int = 1, # leading tokens that are not part of the path: 1 for T5, else the prompt's length
+        prompt: int = 1, # leading tokens before the path: 1 for T5, else the prompt's length
         gain: Tensor | None = None, # float [M], needed if alpha > 0
         alpha: float = 0., # strength of IGD-decoding
         normalize: str = 'vocabulary', # as in `DecodeConfig`
         end: int = EOS, # token allowed after a finished path
-        vocabulary: Tensor | None = None, # int64 [V] the model's id of each token of the trie, -1: none; None: the same
+        vocabulary: Tensor | None = None, # int64 [V] the model's id of each token, -1: none; None: the same
     ):
         self.trie, self.prompt, self.normalize, device = trie, prompt, normalize, trie.device
         number = torch.arange(trie.vocab_size, device=device)
         self.to_model = number if vocabulary is None else torch.as_tensor(vocabulary, device=device)
         self.end = int(self.to_model[end])
-        used = number[(number >= EOS) & (self.to_model >= 0)]               # PAD and BOS are in no path
+        used = number[(number >= EOS) & (self.to_model >= 0)]  # PAD and BOS are in no path
         unknown = torch.full((int(self.to_model.max()) + 1,), -1, device=device)
         self.to_trie = unknown.scatter(0, self.to_model[used], used)
-        self.weights = decoding_weights(trie, torch.zeros(trie.n_nodes, device=device) if gain is None else gain, alpha)
+        if gain is None: gain = torch.zeros(trie.n_nodes, device=device)
+        self.weights = decoding_weights(trie, gain, alpha)
 
 # %% ../nbs/52_generate.ipynb #1775afa7
 @patch
 def children(self: TrieProcessor, input_ids: Tensor) -> Tensor:
     "Nodes [B·k, C] that may follow the tokens [B·k, S], -1 where there is none"
     path = input_ids[:, self.prompt:]
-    path = torch.where(path < len(self.to_trie), self.to_trie[path.clamp(max=len(self.to_trie) - 1)], -1)
+    last = len(self.to_trie) - 1
+    path = torch.where(path <= last, self.to_trie[path.clamp(max=last)], -1)
     node = self.trie.walk(path)[:, -1] if path.shape[1] else path.new_zeros(len(path))
     return self.trie.children(node.clamp(min=0)).masked_fill((node < 0)[:, None], -1)
 
@@ -58,5 +60,5 @@ def __call__(self: TrieProcessor,
     if self.normalize == 'children': logp = logp.log_softmax(1).nan_to_num(nan=-torch.inf)
     out = torch.full_like(scores, -torch.inf)
     out = out.scatter_reduce(1, token, self.weights[child.clamp(min=0)]*logp, 'amax')
-    out[:, self.end] = torch.where((child < 0).all(1), 0., out[:, self.end])    # a finished path ends for nothing
+    out[:, self.end] = torch.where((child < 0).all(1), 0., out[:, self.end])  # a path's end is free
     return out

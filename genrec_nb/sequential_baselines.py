@@ -95,7 +95,7 @@ class SASRec(ItemRanker, nn.Module):
     kind, sizes = 'sasrec', ('n_items',)
     def __init__(self, n_items: int, config: SASRecConfig = SASRecConfig()):
         super().__init__()
-        c, self.settings, self.history = config, config, []                 # not `config`: `Trainer` writes into that name
+        c, self.settings, self.history = config, config, []  # not `config`: `Trainer` writes into that name
         self.item, self.place = nn.Embedding(n_items, c.dim), nn.Embedding(c.max_items, c.dim)
         self.blocks = nn.ModuleList(CausalBlock(c.dim, c.heads, c.dropout) for _ in range(c.layers))
         self.norm, self.drop = nn.LayerNorm(c.dim), nn.Dropout(c.dropout)

@@ -18,7 +18,8 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+from transformers import TrainerCallback, TrainingArguments
 from typing import Literal
 from .core import Count, FileError, GenrecError, Natural, Positive, Seed, patch, read_json, settings
 from .data import Cases, Interactions
@@ -31,21 +32,22 @@ from .beam_search import DecodeConfig, recommend_each
 
 # %% ../nbs/55_train.ipynb #f4707acc
 LIST_LENGTHS = (5, 10, 20) # at which the validation users are measured
-Metric = Literal[tuple(f'{m}@{k}' for m in ('recall', 'ndcg', 'mrr', 'hit') for k in LIST_LENGTHS) + ('ce',)]
+_RANKING = tuple(f'{m}@{k}' for m in ('recall', 'ndcg', 'mrr', 'hit') for k in LIST_LENGTHS)
+Metric = Literal[_RANKING + ('ce',)]
 
 @settings
 class TrainConfig:
     "How to train; everything else of `TrainingArguments` can be passed to `fit` by name"
     epochs: Count = 60 # passes over the training samples
-    batch_size: Count = 32 # samples per step and process: windows for the item decoder, prefixes for T5
+    batch_size: Count = 32 # samples per step and process: windows, or prefixes for T5
     lr: Positive = 5e-3 # highest learning rate
     weight_decay: float = .1 # of AdamW, not on biases and norms
-    warmup: float = .02 # share of the steps in which the learning rate rises; then it falls as a cosine to 0
+    warmup: float = .02 # share of the steps in which lr rises; then it falls as a cosine to 0
     accumulate: Count = 1 # micro-batches per step
     eval_every: Count = 5 # epochs between two evaluations
     patience: Natural = 4 # evaluations without a better metric before training stops; 0 = never
-    metric: Metric = 'ndcg@10' # what the best checkpoint has most of; of 'ce', plain cross-entropy, it has least
-    samples_per_epoch: Count | None = None # training samples of an epoch, sampled anew for each; None: all
+    metric: Metric = 'ndcg@10' # the best checkpoint has most of it; of 'ce' the least
+    samples_per_epoch: Count | None = None # sampled anew for each epoch; None: all
     eval_users: Count | None = None # validation users that are ranked, sampled once; None: all
     seed: Seed = 0 # of windows, order, dropout and samples
 
@@ -94,11 +96,11 @@ def rank_each(
     k: int = 20, # items per case
     batch_size: int | None = None, # cases searched together; None: what the model wants
     accelerator=None, # shares the cases among processes; None: one process
-    assistant=None, # float [cases, N] scores of an assistant model, needed if an assistant_weight > 0
+    assistant=None, # float [cases, N] scores, needed if an assistant_weight > 0
 ) -> list: # for each config int64 [cases, k] items, best first, -1 where nothing is left
-    "Ranked items of every case by several searches; seen items are those of the whole history, not only of its end"
+    "Ranked items of every case by several searches; items of the whole history are seen"
     if assistant is not None and len(assistant) != len(cases):
-        raise GenrecError(f'the assistant gave {len(assistant)} rows of scores for {len(cases)} cases')
+        raise GenrecError(f'the assistant gave {len(assistant)} rows of scores, not {len(cases)}')
     mine, longest = _share(len(cases), accelerator), int(np.diff(cases.offsets).max(initial=1))
     if assistant is not None: assistant = torch.as_tensor(assistant)[mine].to(trie.device)
     seen = torch.from_numpy(cases.tail(longest)[mine]).to(trie.device)
@@ -155,14 +157,15 @@ def case_ce(
 # %% ../nbs/55_train.ipynb #5d93075b
 class RankingTrainer(Trainer):
     "`Trainer` with batches of similar length, and ranking metrics of the validation users"
-    def __init__(self, model, args: TrainingArguments, samples, valid: Cases | None = None, **kwargs):
+    def __init__(self, model, args, samples, valid: Cases | None = None, **kwargs):
         self.samples, self.valid = samples, valid
         super().__init__(model, args, train_dataset=samples, eval_dataset=valid, **kwargs)
-        self.remove_callback(PrinterCallback)                               # logs are kept in the state
+        self.remove_callback(PrinterCallback)  # logs are kept in the state
 
     def get_train_dataloader(self):
         batches = LengthBatches(self.samples, self.args.per_device_train_batch_size, self.args.seed)
-        return self.accelerator.prepare(DataLoader(self.samples, batch_sampler=batches, collate_fn=self.samples.collate))
+        loader = DataLoader(self.samples, batch_sampler=batches, collate_fn=self.samples.collate)
+        return self.accelerator.prepare(loader)
 
     def measure(self, model) -> dict:
         "Metrics of the validation users"
@@ -172,7 +175,8 @@ class RankingTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         metrics = {f'{metric_key_prefix}_{k}': v for k, v in self.measure(model).items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        handler = self.callback_handler
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 # %% ../nbs/55_train.ipynb #826c473f
@@ -197,7 +201,8 @@ def _attached(loss, model):
     "The parameters of a mixture are those of the model's `objective`"
     if not isinstance(loss, MultiTargetLoss): yield; return
     def add_mixture(module, args, out):
-        if module.training and getattr(out, 'nll', None) is not None: out['mixture'] = loss.mixture()
+        has_loss = getattr(out, 'nll', None) is not None
+        if module.training and has_loss: out['mixture'] = loss.mixture()
         return out
     model.objective = loss
     hook = model.register_forward_hook(add_mixture)
@@ -220,12 +225,12 @@ def steps_per_epoch(samples: int, batch_size: int, accumulate: int = 1, processe
 # %% ../nbs/55_train.ipynb #938dffdc
 class GenrecTrainer(RankingTrainer):
     "`RankingTrainer` with token weights, or several targets with weights each"
-    def __init__(self, model, args, *, samples, trie: ItemTrie, weights, valid=None, decode=None, **kwargs):
+    def __init__(self, model, args, *, samples, trie, weights, valid=None, decode=None, **kwargs):
         super().__init__(model, args, samples, valid, **kwargs)
-        self.loss_is_scaled_for_ga = True                                   # by the weight of the whole step
+        self.loss_is_scaled_for_ga = True  # by the weight of the whole step
         self.trie, self.decode = trie.to(args.device), decode or DecodeConfig()
         self.loss = as_loss(weights, trie).place(args.device)
-        self.parts, self.since = 0., 0                                      # sums of the loss's parts, and of how many steps
+        self.parts, self.since = 0., 0  # sums of the loss's parts, and of how many steps
         if isinstance(self.loss, MultiTargetLoss):
             self.loss.set_pace(steps_per_epoch(len(samples), args.per_device_train_batch_size,
                                                args.gradient_accumulation_steps, args.world_size))
@@ -252,7 +257,7 @@ def get_batch_samples(self: GenrecTrainer, epoch_iterator, num_batches, device):
 def compute_loss(self: GenrecTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     out = model(**inputs, tau=self.loss.tau, null_history=self.loss.null_history)
     loss, parts = self.loss(out, num_items_in_batch)
-    if num_items_in_batch is not None: loss = loss*self.accelerator.num_processes    # DDP averages, we want the sum
+    if num_items_in_batch is not None: loss = loss*self.accelerator.num_processes  # DDP averages
     if model.training: self.parts = self.parts + parts
     return (loss, out) if return_outputs else loss
 
@@ -261,8 +266,8 @@ def compute_loss(self: GenrecTrainer, model, inputs, return_outputs=False, num_i
 def measure(self: GenrecTrainer, model) -> dict:
     ranked = rank_cases(model, self.trie, self.valid, self.decode, accelerator=self.accelerator)
     metrics = ranking_metrics(ranked, self.valid.targets, LIST_LENGTHS)
-    if self.args.metric_for_best_model == 'eval_ce': metrics['ce'] = case_ce(model, self.valid, accelerator=self.accelerator)
-    return metrics
+    if self.args.metric_for_best_model != 'eval_ce': return metrics
+    return metrics | dict(ce=case_ce(model, self.valid, accelerator=self.accelerator))
 
 @patch
 def log(self: GenrecTrainer, logs, *args, **kwargs):
@@ -282,16 +287,18 @@ def training_arguments(
     **more, # any other argument of `TrainingArguments`
 ) -> TrainingArguments: # for `GenrecTrainer`
     "Our settings in the words of `transformers`"
-    total, every = steps*config.epochs, steps*min(config.eval_every, config.epochs)
+    every = steps*min(config.eval_every, config.epochs)
+    warmup = min(math.ceil(config.warmup*steps*config.epochs), steps*config.epochs - 1)
     return TrainingArguments(**dict(
-        output_dir=str(folder), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulate, learning_rate=config.lr, weight_decay=config.weight_decay,
-        adam_beta2=.98, lr_scheduler_type='cosine', warmup_steps=min(math.ceil(config.warmup*steps*config.epochs), total - 1),
-        eval_strategy='steps', eval_steps=every, save_strategy='steps', save_steps=every, save_total_limit=1,
-        logging_strategy='steps', logging_steps=steps, load_best_model_at_end=True,
-        restore_callback_states_from_checkpoint=True, metric_for_best_model=f'eval_{config.metric}',
-        greater_is_better=config.metric != 'ce', seed=config.seed, disable_tqdm=True, report_to='none',
-        remove_unused_columns=False, dataloader_pin_memory=False) | more)
+        output_dir=str(folder), num_train_epochs=config.epochs, seed=config.seed,
+        per_device_train_batch_size=config.batch_size, gradient_accumulation_steps=config.accumulate,
+        learning_rate=config.lr, weight_decay=config.weight_decay, adam_beta2=.98,
+        lr_scheduler_type='cosine', warmup_steps=warmup, logging_strategy='steps', logging_steps=steps,
+        eval_strategy='steps', eval_steps=every, save_strategy='steps', save_steps=every,
+        save_total_limit=1, restore_callback_states_from_checkpoint=True, load_best_model_at_end=True,
+        metric_for_best_model=f'eval_{config.metric}', greater_is_better=config.metric != 'ce',
+        disable_tqdm=True, report_to='none', remove_unused_columns=False, dataloader_pin_memory=False,
+        ) | more)
 
 # %% ../nbs/55_train.ipynb #e35b971e
 def last_checkpoint(
@@ -331,18 +338,21 @@ class FitResult:
     best_epoch: float # when it was reached
     epochs: float # how many were run
 
-    def part(self, name: str) -> list: return [(l['epoch'], l[name]) for l in self.logs if name in l] # (epoch, value) of 'loss_..', 'weight_..'
-    def curve(self, metric: str = 'ndcg@10') -> list: return self.part(f'eval_{metric}') # (epoch, value)
+    def part(self, name: str) -> list: # (epoch, value) of 'loss_..', 'weight_..'
+        return [(l['epoch'], l[name]) for l in self.logs if name in l]
+    def curve(self, metric: str = 'ndcg@10') -> list: return self.part(f'eval_{metric}')
     @property
-    def losses(self) -> list: return self.part('loss') # (epoch, value)
-    def __repr__(self): return f'FitResult(best {self.best:.4f} at epoch {self.best_epoch:g} of {self.epochs:g})'
+    def losses(self) -> list: return self.part('loss')
+    def __repr__(self):
+        return f'FitResult(best {self.best:.4f} at epoch {self.best_epoch:g} of {self.epochs:g})'
 
 # %% ../nbs/55_train.ipynb #fc93cdc7
 def _samples(model, train: Interactions, config: TrainConfig):
     "The training samples that the model wants; windows are cut by the seed"
     seed = dict(seed=config.seed) if model.samples is Windows else {}
     samples = model.samples(train, model.config.max_items, **seed)
-    return EpochSubset(samples, config.samples_per_epoch, config.seed) if config.samples_per_epoch else samples
+    if config.samples_per_epoch is None: return samples
+    return EpochSubset(samples, config.samples_per_epoch, config.seed)
 
 def _precision(model) -> dict:
     "A bfloat16 model under float32 adapters is multiplied in bfloat16, too"
@@ -362,19 +372,21 @@ def fit(
     callbacks: list | None = None, # further callbacks of `transformers`
     **more, # any argument of `TrainingArguments`: bf16=True, report_to='wandb', ...
 ) -> FitResult: # the model and its curves
-    "Train with token weights; the best checkpoint has the best validation metric, not the least weighted loss"
+    "Train with token weights; the best checkpoint has the best validation metric"
     loss = as_loss(weights, trie)
     if not len(valid): raise GenrecError('no validation case: every user has fewer than 3 items')
     samples, valid = _samples(model, train, config), valid.sample(config.eval_users, config.seed)
-    steps = steps_per_epoch(len(samples), config.batch_size, config.accumulate, int(os.environ.get('WORLD_SIZE', 1)))
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    steps = steps_per_epoch(len(samples), config.batch_size, config.accumulate, world)
     args = training_arguments(config, steps, folder, **_precision(model) | more)
-    if isinstance(loss, MultiTargetLoss): loss.reset()                          # begins anew, or as the checkpoint says
+    if isinstance(loss, MultiTargetLoss): loss.reset()  # begins anew, or as the checkpoint says
     last = last_checkpoint(folder) if resume else None
     if last: _check_checkpoint(last, loss)
     stop = [EarlyStoppingCallback(config.patience)] if config.patience else []
     trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=loss, valid=valid, decode=decode,
                             callbacks=stop + (callbacks or []))
-    if last and _stopped_early(last): args.max_steps = int(last.name.split('-')[1])    # nothing is left to do
+    if last and _stopped_early(last): args.max_steps = int(last.name.split('-')[1])  # nothing is left to do
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     s = trainer.state
-    return FitResult(model, s.log_history, float(s.best_metric or 0.), (s.best_global_step or 0)/steps, s.epoch)
+    best, best_epoch = float(s.best_metric or 0.), (s.best_global_step or 0)/steps
+    return FitResult(model, s.log_history, best, best_epoch, s.epoch)
