@@ -67,25 +67,31 @@ def plot_sweep(
     "Criteria of the codes against one setting, the others at their base; dashed: other tokenizers"
     base, table = _vary(results), sweep_frame(results)
     if over not in table: raise SettingError(f'{over!r} was not varied, expected one of {", ".join(base)}')
-    mine = table[table[over].notna()]
-    for k, v in base.items():
-        if k != over: mine = mine[mine[k] == v]
+    lines = _lines(table, over, base)
     others = table[table[list(base)].isna().all(axis=1)] if base else table[:0]
     names = [c for c in table if c not in {'ids', 'seed', *base}][:6]
     fig, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout='constrained')
-    for ax, name in zip(axes.flat, names): _panel(ax, mine, others, over, name)
+    for ax, name in zip(axes.flat, names): _panel(ax, lines, others, over, name)
     for ax in axes.flat[len(names):]: ax.axis('off')
     fig.suptitle(f'What does {over} do to the codes? mean, lowest and highest seed', fontsize=10)
     return fig
 
-def _panel(ax: plt.Axes, mine: pd.DataFrame, others: pd.DataFrame, over: str, name: str) -> None:
+def _lines(table: pd.DataFrame, over: str, base: dict) -> dict: # name -> rows
+    "Rows whose other settings are the base; of a grid without its base one line a combination"
+    mine, others = table[table[over].notna()], [k for k in base if k != over]
+    here = mine[np.logical_and.reduce([mine[k] == base[k] for k in others])] if others else mine
+    if len(here): return {'': here}
+    return {', '.join(f'{k} {v:g}' for k, v in zip(others, key)): rows for key, rows in mine.groupby(others)}
+
+def _panel(ax: plt.Axes, lines: dict, others: pd.DataFrame, over: str, name: str) -> None:
     "One criterion"
-    by = mine.groupby(over)[name].agg(['mean', 'min', 'max'])
-    ax.errorbar(range(len(by)), by['mean'], [by['mean'] - by['min'], by['max'] - by['mean']], marker='o', ms=5, capsize=3)
+    for label, rows in lines.items():
+        by = rows.groupby(over)[name].agg(['mean', 'min', 'max'])
+        ax.errorbar(range(len(by)), by['mean'], [by['mean'] - by['min'], by['max'] - by['mean']], marker='o', ms=5, capsize=3, label=label)
     for other, y in others.groupby('ids')[name].mean().items(): ax.axhline(y, color='.4', ls='--', lw=1, label=other)
     ax.set_xticks(range(len(by)), [f'{v:g}' if isinstance(v, float) else str(v) for v in by.index])
     ax.set(title=name, xlabel=over, ylim=(0, None))
-    if len(others): ax.legend(fontsize=7)
+    if len(others) or len(lines) > 1: ax.legend(fontsize=7)
 
 # %% ../../nbs/94_grid_report.ipynb #3e3e2544
 def rules(record: dict) -> str:
