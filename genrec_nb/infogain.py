@@ -68,12 +68,13 @@ def _xlogx(x: Tensor) -> Tensor:
     "$x \\ln x$ with $0 \\ln 0 = 0$"
     return torch.special.xlogy(x, x)
 
+# %% ../nbs/31_infogain.ipynb #b62fe966
 def node_entropy(
     trie: ItemTrie,
     prior: Tensor, # float64 [N]
     kind: str = 'global', # 'global': p as it is; 'conditional': p renormalized below each prefix
 ) -> Tensor: # float64 [M] nats
-    "Uncertainty about the item at each prefix: as in IGD (arXiv 2506.13229), or the entropy of $p(i \\mid \\mathrm{prefix})$"
+    "Uncertainty about the item at each prefix: that of IGD (arXiv 2506.13229), or of $p(i \\mid \\mathrm{prefix})$"
     check_choice(kind, ('global', 'conditional'), 'kind')
     mass = _path_mass(trie, prior.to(trie.device))
     H = _subtree_sum(trie, -_xlogx(mass))
@@ -112,6 +113,7 @@ def _token_counts(
     counts = np.ones(trie.n_items) if counts is None else np.asarray(counts, np.float64)
     return torch.as_tensor(counts, device=trie.device)[:, None]*(trie.item_nodes() >= 0)
 
+# %% ../nbs/31_infogain.ipynb #94efee36
 def zero_gain_share(
     trie: ItemTrie,
     gain: Tensor, # float [M] as `information_gain` gives it
@@ -136,6 +138,7 @@ def gain_by_position(
 # %% ../nbs/31_infogain.ipynb #77a60927
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#999999' # told apart by everyone
 
+# %% ../nbs/31_infogain.ipynb #490083b3
 def plot_gain_by_position(
     trie: ItemTrie,
     gain: Tensor, # float [M]
@@ -203,7 +206,8 @@ def plot_gain_distribution(
     for t, color in enumerate(plt.cm.viridis(np.linspace(0, .9, min(trie.max_depth, 8)))):
         some = weight[:, t] > 0
         ax.ecdf(table[some, t], weight[some, t], color=color, label=f'{t + 1}')
-    ax.set(title='How are the gains distributed?', xlabel='gain [nats], log scale', ylabel='share of tokens up to there')
+    ax.set(title='How are the gains distributed?', xlabel='gain [nats], log scale',
+           ylabel='share of tokens up to there')
     ax.set_xscale('symlog', linthresh=1e-3)
     ax.set_xlim(-1e-4, None)
     ax.legend(title='position', fontsize=8)

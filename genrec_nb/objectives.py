@@ -26,8 +26,8 @@ def token_nll(
     ignore: int = PAD, # label of positions without a token
 ) -> Tensor: # float [...] nats, 0 where there is no token
     "Cross-entropy of each token"
-    logits = logits.float()/tau
-    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=ignore, reduction='none').view(labels.shape)
+    logits = (logits.float()/tau).flatten(0, -2)
+    return F.cross_entropy(logits, labels.flatten(), ignore_index=ignore, reduction='none').view(labels.shape)
 
 # %% ../nbs/33_objectives.ipynb #ff2767f3
 _TINY = torch.finfo(torch.float).tiny                         # stands in for a denominator of 0: 0/_TINY is 0
@@ -50,8 +50,8 @@ def _check_table(
     table = torch.as_tensor(table, dtype=torch.float)
     if table.ndim != 2: raise GenrecError(f'{name}: the table has shape {tuple(table.shape)}, expected [items, tokens]')
     bad = (~torch.isfinite(table) | (table < 0)).any(1).nonzero().flatten().tolist()
-    if bad: raise GenrecError(f'{name}: the weights of item {bad[0]} are {table[bad[0]].tolist()} ({len(bad)} such items): '
-                              'expected finite numbers, none negative')
+    if bad: raise GenrecError(f'{name}: the weights of item {bad[0]} are {table[bad[0]].tolist()} '
+                              f'({len(bad)} such items): expected finite numbers, none negative')
     if not table.any(): raise GenrecError(f'{name}: all weights are 0, nothing would be learned')
     return table
 
@@ -82,6 +82,7 @@ def totals(self: WeightedLoss, targets: Tensor) -> Tensor: # float [1] for int64
     "What the step will be divided by: the sum of the weights"
     return self.table[targets].sum()[None]
 
+# %% ../nbs/33_objectives.ipynb #3a7e5506
 @patch(as_prop=True)
 def shape(self: WeightedLoss) -> tuple: # (N, T)
     "Items and tokens"
@@ -100,6 +101,7 @@ class RankingGuided(Uniform):
     name: ClassVar[str] = 'ranking'
     tau: Positive = field(default=.7, kw_only=True) # below 1: hard negatives are pushed harder
 
+# %% ../nbs/33_objectives.ipynb #f334f558
 @patch
 def objective(
     self: Weighting,
@@ -170,13 +172,15 @@ def set_pace(
     if self.c is None: self.c = math.log(2)/(self.half_life*steps)
     return self
 
+# %% ../nbs/33_objectives.ipynb #53a95d66
 @patch
 def log_pace(self: MultiTargetLoss) -> Tensor: # float64 [K]
     "Logarithm of each target's pace at the current step, at least that of 1e-6; `expm1`, so that nothing underflows"
-    if self.c is None: raise GenrecError('the pace is not known: call `set_pace` with the optimizer steps of an epoch, or give c')
+    if self.c is None: raise GenrecError('the pace is not known: call `set_pace` with the steps of an epoch, or give c')
     ct = self.c*self.steps.double()
     return torch.where(self.rising, torch.log(-torch.expm1(-ct)), -ct).clamp(min=math.log(1e-6))
 
+# %% ../nbs/33_objectives.ipynb #ba1d6e9a
 @patch
 def mixture(self: MultiTargetLoss) -> Tensor: # float [K], sums to 1
     "Weights of the targets at the current step"
@@ -189,6 +193,7 @@ def totals(self: MultiTargetLoss, targets: Tensor) -> Tensor: # float [K] for in
     "What the step will be divided by, one number a target"
     return self.table[targets].sum((0, 2))
 
+# %% ../nbs/33_objectives.ipynb #ec6be096
 @patch
 def forward(
     self: MultiTargetLoss,
@@ -208,6 +213,7 @@ def advance(self: MultiTargetLoss) -> None:
     "An optimizer step is done"
     self.steps += 1
 
+# %% ../nbs/33_objectives.ipynb #c2bd2724
 @patch
 def reset(self: MultiTargetLoss) -> None:
     "Back to the beginning of a training"
@@ -218,15 +224,18 @@ def reset(self: MultiTargetLoss) -> None:
 class Mixture(Weighting):
     "Multi-target learning (arXiv 2601.17787): several weightings, mixed by learned weights under a curriculum"
     name: ClassVar[str] = 'multi'
-    targets: dict[str, dict] = field(default_factory=lambda: dict(uniform={}, front_greater={}, frequency={})) # name -> settings
+    targets: dict[str, dict] = field( # name -> settings
+        default_factory=lambda: dict(uniform={}, front_greater={}, frequency={}))
     rising: tuple[str, ...] = ('frequency',) # names of those that fade in
     half_life: Positive = 20. # epochs after which the others are at one half
     variant: Literal['curriculum', 'exp'] = 'curriculum' # 'exp': without pace
 
     def __post_init__(self):
         for n, rule in self.rules.items():
-            if isinstance(rule, (Mixture, CFT)): raise SettingError(f'{n!r} cannot be a target of a mixture, expected token weights')
-            if rule.tau != 1: raise SettingError(f'target {n!r} has a temperature of its own ({rule.tau}): set the tau of the mixture')
+            if isinstance(rule, (Mixture, CFT)):
+                raise SettingError(f'{n!r} cannot be a target of a mixture, expected token weights')
+            if rule.tau != 1:
+                raise SettingError(f'target {n!r} has a temperature of its own ({rule.tau}): set the tau of the mixture')
         unknown = sorted(set(self.rising) - set(self.targets))
         if unknown and self.variant == 'curriculum':
             raise SettingError(f'rising names {unknown[0]!r}, which is none of the targets {", ".join(self.targets)}')
@@ -240,15 +249,21 @@ class Mixture(Weighting):
 WEIGHTINGS = {w.name: w for w in (Uniform, IGD, Position, FrontGreater, Frequency, RankingGuided, CFT, Mixture)}
 
 SHORT = { # for tables and the command line: name and settings
-    'ce': ('uniform', {}), 'pos': ('position', {}), 'fg': ('front_greater', {}), 'fg-prefix': ('front_greater', dict(form='prefix'))}
+    'ce': ('uniform', {}), 'pos': ('position', {}),
+    'fg': ('front_greater', {}), 'fg-prefix': ('front_greater', dict(form='prefix'))}
+
+def _released_targets(beta: float) -> dict:
+    "The three targets of the released code"
+    return dict(uniform={}, front_greater=dict(scale=None), frequency=dict(beta=beta))
 
 PUBLISHED = { # as in the releases
     'frequency-tiger': ('frequency', dict(beta=.9)),
     'frequency-llama': ('frequency', dict(beta=.997)),
     'front_greater-release': ('front_greater', dict(scale=None)),
-    'multi-tiger': ('multi', dict(variant='exp', targets=dict(uniform={}, front_greater=dict(scale=None), frequency=dict(beta=.9)))),
-    'multi-llama': ('multi', dict(targets=dict(uniform={}, front_greater=dict(scale=None), frequency=dict(beta=.997))))}
+    'multi-tiger': ('multi', dict(variant='exp', targets=_released_targets(.9))),
+    'multi-llama': ('multi', dict(targets=_released_targets(.997)))}
 
+# %% ../nbs/33_objectives.ipynb #22a1bfb4
 def make_weighting(
     name: str, # one of `WEIGHTINGS`, `SHORT` or `PUBLISHED`
     **given, # its hyperparameters
@@ -258,12 +273,13 @@ def make_weighting(
     base, own = {**SHORT, **PUBLISHED}.get(name, (name, {}))
     return read_settings(WEIGHTINGS[base], {**own, **given}, f'weighting {name!r}')
 
-# %% ../nbs/33_objectives.ipynb #f18afb11
+# %% ../nbs/33_objectives.ipynb #7683ef7f
 @patch(as_prop=True)
 def rules(self: Mixture) -> dict: # name -> `Weighting`
     "The targets"
     return {n: make_weighting(n, **given) for n, given in self.targets.items()}
 
+# %% ../nbs/33_objectives.ipynb #0e20a259
 @patch(as_prop=True)
 def needs_vectors(self: Mixture) -> bool:
     "Does one of the targets need the items' embeddings?"

@@ -69,7 +69,8 @@ def node_gain(self: ItemFacts) -> Tensor: # float [M]
     "Information gain of each node"
     if self.gain is None: return information_gain(self.trie, item_prior(self.target_counts.cpu()))
     gain = self.need('gain', self.trie.n_nodes)
-    if not torch.isfinite(gain).all(): raise GenrecError('the gains hold NaN or infinite values: compute them again from the training counts')
+    if not torch.isfinite(gain).all():
+        raise GenrecError('the gains hold NaN or infinite values: compute them again from the training counts')
     return gain
 
 # %% ../nbs/32_token_weights.ipynb #8752ef13
@@ -84,8 +85,8 @@ class Weighting:
     eos: EosPolicy = 'token' # what EOS weighs
     tau: Positive = 1. # temperature of the loss
 
-    def weigh(self, known: ItemFacts, part: Tensor) -> Tensor: # float [N, T]; only what it says at `part` (bool [N, T]) counts
-        "The rule itself"
+    def weigh(self, known: ItemFacts, part: Tensor) -> Tensor: # float [N, T]
+        "The rule itself; only what it gives at `part` (bool [N, T]) counts"
         raise NotImplementedError
 
 # %% ../nbs/32_token_weights.ipynb #a18d7769
@@ -95,7 +96,8 @@ def _check_labels(
 ) -> None: # raises `GenrecError` naming the first item that the trie does not hold
     "Are these the identifiers that the trie was built from?"
     if ids.n_items != trie.n_items:
-        raise GenrecError(f'identifiers of {ids.n_items} items for a trie of {trie.n_items}: build the trie from these identifiers')
+        raise GenrecError(f'identifiers of {ids.n_items} items for a trie of {trie.n_items}: '
+                          'build the trie from these identifiers')
     labels = torch.from_numpy(ids.padded()).to(trie.device)
     other_end = trie.walk(labels).max(1).values != trie.leaf
     other_length = (labels > 0).sum(1) != trie.node_depth[trie.leaf]
@@ -129,6 +131,7 @@ class Uniform(Weighting):
 
     def weigh(self, known, part): return part.double()
 
+# %% ../nbs/32_token_weights.ipynb #4f318dbd
 @settings
 class IGD(Weighting):
     "IGD-tuning (arXiv 2506.13229): `beta` where the gain is zero, 1 elsewhere"
@@ -192,6 +195,7 @@ def _sum_to_length(
     total, n = w.sum(1, keepdim=True), part.sum(1, keepdim=True)
     return torch.where(total > 0, w*n/total.clamp(min=torch.finfo(w.dtype).tiny), 1.)*part
 
+# %% ../nbs/32_token_weights.ipynb #fe33d4d0
 def gain_weights(
     gains, # float [L] or [N, L]
 ) -> Tensor: # float64 of the same shape, summing to L in each row
@@ -240,6 +244,7 @@ def _token_frequency(
     tokens = trie.token[trie.item_nodes()].long()[part]
     return counts.new_zeros(trie.vocab_size).index_add_(0, tokens, counts[:, None].expand(part.shape)[part])
 
+# %% ../nbs/32_token_weights.ipynb #5693842b
 @settings
 class Frequency(Weighting):
     "Frequency weighting (arXiv 2601.17787): rare tokens weigh more; each item's weights sum to its length"
@@ -258,8 +263,10 @@ def _weight_map(ax, w: np.ndarray, names: list) -> None:
     ax.imshow(np.where(inside, np.clip(w, 0, 2), np.nan), cmap='PuOr_r', vmin=0, vmax=2, aspect='auto')
     for i, t in np.argwhere(inside):
         token = names[i][t].strip('<>').replace('/s', 'EOS')
-        ax.text(t, i, f'{token}  {w[i, t]:.2f}', ha='center', va='center', fontsize=6.5, color='white' if abs(w[i, t] - 1) > .7 else 'black')
+        color = 'white' if abs(w[i, t] - 1) > .7 else 'black'
+        ax.text(t, i, f'{token}  {w[i, t]:.2f}', ha='center', va='center', fontsize=6.5, color=color)
 
+# %% ../nbs/32_token_weights.ipynb #1dab8e98
 def plot_weights(
     tables: dict, # name -> float [N, T]
     ids: Identifiers, # whose tokens stand in the squares
@@ -269,11 +276,13 @@ def plot_weights(
     "One heat map a table: violet squares weigh less than 1, orange ones more"
     items = list(range(ids.n_items) if items is None else items)
     cols, rows = min(len(tables), 3), -(-len(tables)//3)
-    fig, axes = plt.subplots(rows, cols, figsize=(3.4*cols, rows*(1. + .26*len(items))), squeeze=False, sharex=True, sharey=True)
+    fig, axes = plt.subplots(rows, cols, figsize=(3.4*cols, rows*(1. + .26*len(items))),
+                             squeeze=False, sharex=True, sharey=True)
     for ax in axes.flat[len(tables):]: ax.axis('off')
     for ax, (title, table) in zip(axes.flat, tables.items()):
         _weight_map(ax, table[items].cpu().numpy(), [ids.names(i) for i in items])
-        ax.set(xticks=range(table.shape[1]), xticklabels=range(1, table.shape[1] + 1), yticks=range(len(items)), yticklabels=labels or items)
+        ax.set_xticks(range(table.shape[1]), range(1, table.shape[1] + 1))
+        ax.set_yticks(range(len(items)), labels or items)
         ax.set_title(title, fontsize=9)
     fig.supxlabel('position in the path', fontsize=9)
     fig.tight_layout()

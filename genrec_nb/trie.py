@@ -15,14 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from .core import FileError, patch, whole_file
-from .collisions import sort_rows
-from .semantic_ids import Identifiers
+from .semantic_ids import Identifiers, sort_rows
 
 # %% ../nbs/30_trie.ipynb #4c2a15e0
 def _levels(
     rows: np.ndarray, # int [N, L] sorted paths, PAD (0) behind short ones
 ): # yields (token, parent, row, count) of the nodes of each depth, in order
-    "Nodes of depth 1, 2, ..; `parent` counts within the depth above, `row` is the first row, `count` the number of rows"
+    "Nodes of depth 1, 2, ..; `parent` counts within the depth above, `row` is the first of `count` rows"
     N, L = rows.shape
     differs = np.arange(N) == 0                               # from the row above
     node = np.zeros(N, np.int32)                              # of each row, in the depth above
@@ -84,6 +83,7 @@ def n_children(self: ItemTrie) -> Tensor: # int32 [M]
     "Number of tokens that may follow each prefix"
     return self.first.diff()
 
+# %% ../nbs/30_trie.ipynb #20dbecf3
 @patch
 def children(
     self: ItemTrie,
@@ -102,6 +102,7 @@ def parent(self: ItemTrie) -> Tensor: # int64 [M], -1 at the root
     up = torch.repeat_interleave(self.n_children.long(), output_size=self.n_nodes - 1)
     return torch.cat([up.new_tensor([-1]), up])
 
+# %% ../nbs/30_trie.ipynb #379eba08
 @patch(cached=True)
 def edge_keys(self: ItemTrie) -> Tensor: # int64 [M-1] parent * V + token of nodes 1.., ascending
     "One sortable number for each edge"
@@ -139,6 +140,7 @@ def node_depth(self: ItemTrie) -> Tensor: # int64 [M]
     "Number of tokens from the root"
     return torch.repeat_interleave(torch.arange(self.max_depth + 1, device=self.device), self.level.diff())
 
+# %% ../nbs/30_trie.ipynb #af05693d
 @patch(cached=True)
 def leaves(self: ItemTrie) -> Tensor: # int64 [distinct paths]
     "Nodes without children, by row (paths of different lengths end at different depths)"
@@ -146,6 +148,7 @@ def leaves(self: ItemTrie) -> Tensor: # int64 [distinct paths]
     row = self.row[ends]
     return ends if (row[1:] > row[:-1]).all() else ends[torch.argsort(row)]
 
+# %% ../nbs/30_trie.ipynb #f207b104
 @patch(cached=True)
 def leaf(self: ItemTrie) -> Tensor: # int64 [N]
     "The node at which each item's path ends"
@@ -201,14 +204,15 @@ def to(self: ItemTrie, device) -> ItemTrie:
     "The same trie with its arrays on another device"
     return ItemTrie(**{n: a.to(device) for n, a in _arrays(self).items()}, vocab_size=self.vocab_size)
 
+# %% ../nbs/30_trie.ipynb #7c953324
 @patch
 def save(
     self: ItemTrie,
     path: str | Path, # file to write, usually trie.safetensors
 ) -> Path: # the file
     "Write the arrays as safetensors"
-    with whole_file(path) as part:
-        save_file({n: a.contiguous().cpu() for n, a in _arrays(self).items()}, part, metadata=dict(vocab_size=str(self.vocab_size)))
+    arrays = {n: a.contiguous().cpu() for n, a in _arrays(self).items()}
+    with whole_file(path) as part: save_file(arrays, part, metadata=dict(vocab_size=str(self.vocab_size)))
     return Path(path)
 
 # %% ../nbs/30_trie.ipynb #28b57d1a
