@@ -31,7 +31,7 @@ def top_items(
     items = scores.topk(n).indices.sort(1).values
     values, order = scores.gather(1, items).sort(dim=1, descending=True, stable=True)
     items, last = items.gather(1, order), values[:, -1:]
-    torn = (scores == last).sum(1) > (values == last).sum(1)                # equals inside and outside the list
+    torn = (scores == last).sum(1) > (values == last).sum(1)  # equals inside and outside the list
     if torn.any(): items[torn] = scores[torn].argsort(dim=1, descending=True, stable=True)[:, :n]
     return F.pad(items.masked_fill(values == -torch.inf, -1), (0, k - n), value=-1)
 
@@ -66,7 +66,7 @@ def rank(self: ItemRanker,
                           f'items 0..{self.n_items - 1}: it was trained on another catalog')
     self.eval()
     ranked, step = np.full((len(cases), k), -1), max(1, 2**23//self.n_items)
-    for a in range(0, len(cases), step):                                    # so that few million scores are held
+    for a in range(0, len(cases), step):  # so that few million scores are held
         part = cases.take(np.arange(a, min(a + step, len(cases))))
         scores, row = self.scores(part), np.repeat(np.arange(len(part)), np.diff(part.offsets))
         if exclude_seen: scores[torch.from_numpy(row), torch.from_numpy(part.items.astype(np.int64))] = -torch.inf
@@ -118,7 +118,7 @@ def normalized_graph(
     A = sparse.block_array([[None, edge], [edge.T, None]], format='csr')
     index, column = (torch.from_numpy(x.astype(np.int64)) for x in (A.indptr, A.indices))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)                        # torch calls its CSR tensors a beta feature
+        warnings.simplefilter('ignore', UserWarning)  # torch calls its CSR tensors a beta feature
         return torch.sparse_csr_tensor(index, column, torch.from_numpy(A.data.astype(np.float32)), A.shape, check_invariants=True)
 
 # %% ../nbs/72_baselines.ipynb #be5b50cb
@@ -159,7 +159,7 @@ class NegativeSampler:
         self.start, self.n_items = torch.from_numpy(R.indptr.astype(np.int64)), R.shape[1]
         degree = self.start.diff()
         user = torch.repeat_interleave(torch.arange(len(degree)), degree)
-        gap = torch.from_numpy(R.indices.astype(np.int64)) - (torch.arange(R.nnz) - self.start[user])    # s_m - m
+        gap = torch.from_numpy(R.indices.astype(np.int64)) - (torch.arange(R.nnz) - self.start[user])  # s_m - m
         self.keys, self.free = user*(self.n_items + 1) + gap, self.n_items - degree
     def at(self, user: Tensor, r: Tensor) -> Tensor:
         "The r-th item [n] that each user [n] did not choose: the formula"
@@ -226,7 +226,7 @@ def train_lightgcn(
     R, g = interaction_matrix(split.train), torch.Generator().manual_seed(seed)
     (U, N), graph, negatives = R.shape, normalized_graph(R).to(device), NegativeSampler(R)
     user, item = (torch.from_numpy(x.astype(np.int64)) for x in (np.repeat(np.arange(U), np.diff(R.indptr)), R.indices))
-    comparable = negatives.free[user] > 0                                   # who chose everything has no negatives
+    comparable = negatives.free[user] > 0  # who chose everything has no negatives
     user, item = user[comparable], item[comparable]
     if not len(user): raise GenrecError('every user chose every item: there is no item to rank lower')
     known_user, known_item = (torch.from_numpy(R.sum(axis) > 0).to(device) for axis in (1, 0))

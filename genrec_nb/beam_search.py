@@ -27,10 +27,10 @@ def decoding_weights(
     gain: Tensor, # float [M] from `information_gain`
     alpha: float, # 0 = plain beam search; published values .1 to .4
 ) -> Tensor: # float32 [M] weight of the step into each node
-    "IGD-decoding weights $1 - \\alpha f$ of every edge; raises `GenrecError` for gains of another trie"
-    if not 0 <= alpha <= 1: raise SettingError(f'alpha is {alpha}, expected a number between 0 and 1')
+    "IGD-decoding weights $1 - \\alpha f$ of every edge; `GenrecError` for gains of another trie"
+    if not 0 <= alpha <= 1: raise SettingError(f'alpha is {alpha}, expected 0 to 1')
     if len(gain) != trie.n_nodes:
-        raise GenrecError(f'there are {len(gain)} gains for {trie.n_nodes} nodes: compute them on this trie')
+        raise GenrecError(f'{len(gain)} gains for {trie.n_nodes} nodes: compute them on this trie')
     n, gain = trie.n_children[trie.n_children > 0].long(), gain[1:].contiguous()
     low = torch.segment_reduce(gain, 'min', lengths=n, unsafe=True).repeat_interleave(n)
     high = torch.segment_reduce(gain, 'max', lengths=n, unsafe=True).repeat_interleave(n)
@@ -43,19 +43,19 @@ class DecodeConfig:
     beams: Count = 20 # k, prefixes kept at each step
     alpha: Share = 0. # strength of IGD-decoding, 0 = plain
     length_penalty: float = 0. # finished scores are divided by length**this
-    normalize: Literal['vocabulary', 'children'] = 'vocabulary' # which tokens share a probability of 1
-    min_max: Literal['prefix', 'step'] = 'prefix' # the gains' range: children of a prefix, candidates of a step
+    normalize: Literal['vocabulary', 'children'] = 'vocabulary' # tokens whose P sums to 1
+    min_max: Literal['prefix', 'step'] = 'prefix' # which gains are scaled together
     exclude_seen: bool = True # items of the user's history cannot come out
-    assistant_weight: Share = 0. # share of an assistant's log-probability in each step (D3), 0 = none
+    assistant_weight: Share = 0. # share of an assistant's log-probability (D3), 0 = none
 
 # %% ../nbs/50_beam_search.ipynb #c921e6dd
 def exhausted_prefixes(
     trie: ItemTrie,
-    seen: Tensor, # int64 [B, S] items each user has seen, -1 where there is none; repetitions do not matter
+    seen: Tensor, # int64 [B, S] items each user has seen, -1 where there is none; repeats allowed
 ) -> Tensor: # int64 [n] user * M + node of every node of which a user has seen all items, ascending
     "Prefixes under which no item is left for a user"
     user = torch.arange(len(seen), device=seen.device)[:, None].expand_as(seen)
-    pair = torch.unique((user*trie.n_items + seen)[seen >= 0])              # each seen item once a user
+    pair = torch.unique((user*trie.n_items + seen)[seen >= 0])  # each seen item once a user
     nodes = trie.item_nodes(pair % trie.n_items)                            # [n, depth]
     nodes = torch.cat([nodes, torch.zeros_like(pair)[:, None]], 1)          # and the root
     key = (pair//trie.n_items)[:, None]*trie.n_nodes + nodes
@@ -72,10 +72,10 @@ def _contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
 # %% ../nbs/50_beam_search.ipynb #67c95deb
 def assistant_mass(
     trie: ItemTrie,
-    scores: Tensor, # float [B, N] of each item for each user; minus infinity for items that cannot be
+    scores: Tensor, # float [B, N] of each item for each user; minus infinity: impossible
     excluded: Tensor | None = None, # int64 [B, S] items without probability, -1 where there is none
 ) -> Tensor: # float64 [B, N + 1] running sum of the items' probabilities, in the order of the trie
-    "Cumulated probability of an assistant model; raises `GenrecError` for scores of other items, or NaN"
+    "Cumulated probability of an assistant model; `GenrecError` for scores of other items, or NaN"
     if scores.ndim != 2 or scores.shape[1] != trie.n_items:
         raise GenrecError(f'the assistant gave scores of shape {tuple(scores.shape)}, '
                           f'expected a row of {trie.n_items} items for each user')
@@ -84,7 +84,7 @@ def assistant_mass(
     if excluded is not None:
         user, place = (excluded >= 0).nonzero(as_tuple=True)
         scores = scores.index_put((user, excluded[user, place]), scores.new_tensor(-torch.inf))
-    p = scores.softmax(1).nan_to_num(nan=0.)                                # every item excluded: no mass at all
+    p = scores.softmax(1).nan_to_num(nan=0.)  # every item excluded: no mass at all
     return torch.cat([p.new_zeros(len(p), 1), p[:, trie.order.long()].cumsum(1)], 1)
 
 # %% ../nbs/50_beam_search.ipynb #c29c4cd1
@@ -99,7 +99,7 @@ def assistant_logp(
     mass: Tensor, # float64 [B, N + 1] from `assistant_mass`
     child: Tensor, # int64 [B, k, C] candidates, -1 where there is none
 ) -> Tensor: # float32 [B, k, C]
-    "Assistant log-probability of the step into each candidate: mass of the child over mass of its parent"
+    "Assistant log-probability of each step: mass of the child over mass of its parent"
     child = child.clamp(min=1)
     share = _mass_below(trie, mass, child)/_mass_below(trie, mass, trie.parent[child].long())
     return share.clamp(max=1).log().float()
@@ -121,7 +121,7 @@ class _Search:
 # %% ../nbs/50_beam_search.ipynb #2dd1948e
 @patch
 def candidates(self: _Search, node: Tensor, score: Tensor) -> Tensor:
-    "Nodes [B, k, C] that the beams [B, k] may enter, -1 where there is none; dead beams (minus infinity) have none"
+    "Nodes [B, k, C] that the beams [B, k] may enter, else -1; dead beams have none"
     child = self.trie.children(node).masked_fill((score == -torch.inf)[..., None], -1)
     if self.exhausted is None: return child
     user = torch.arange(len(node), device=node.device)[:, None, None]
@@ -152,7 +152,7 @@ def step_weights(self: _Search, child: Tensor) -> Tensor:
 
 @patch
 def step_scores(self: _Search, child: Tensor, logits: Tensor) -> Tensor:
-    "What each candidate [B, k, C] adds to the score of its prefix, minus infinity where there is none"
+    "What each candidate [B, k, C] adds to the score of its prefix, minus infinity at -1"
     logp = self.log_probabilities(child, logits)
     if self.config.alpha: logp = self.step_weights(child)*logp
     return logp.masked_fill(child < 0, -torch.inf)
@@ -180,7 +180,7 @@ def _merge_finished(finished: Beams, nodes: Tensor, scores: Tensor) -> Beams:
 # %% ../nbs/50_beam_search.ipynb #37e941ee
 @patch
 def drop_dead(self: _Search, score: Tensor, length: int, finished: Beams) -> Tensor:
-    "Scores [B, k] of prefixes of some length, minus infinity where they can no longer enter the finished beams"
+    "Scores [B, k], minus infinity where a beam can no longer enter the finished ones"
     penalty = self.config.length_penalty
     bound = score/(self.trie.max_depth if penalty > 0 else length + 1)**penalty
     return score.masked_fill(bound <= finished.scores[:, -1:], -torch.inf)
@@ -193,9 +193,9 @@ def beam_search(
     history: Tensor, # int64 [B, H] items, -1 where there is none
     config: DecodeConfig = DecodeConfig(),
     gain: Tensor | None = None, # float [M], needed if alpha > 0
-    seen: Tensor | None = None, # int64 [B, S] items to leave out, -1 where there is none; None: those of `history`
+    seen: Tensor | None = None, # int64 [B, S] items to leave out, -1: none; None: those of `history`
     weights: Tensor | None = None, # float [M] from `decoding_weights`, if they are at hand already
-    assistant: Tensor | None = None, # float [B, N] scores of an assistant model, needed if assistant_weight > 0
+    assistant: Tensor | None = None, # float [B, N] scores, needed if assistant_weight > 0
     prefilled: tuple | None = None, # what `model.prefill(history)` gave, if that was done before
 ) -> Beams: # up to `beams` finished paths a user
     "Constrained beam search with IGD-decoding, for a batch of users"
@@ -226,7 +226,7 @@ def expand_items(
     beams: Beams,
     k: int, # items wanted
     seen: Tensor | None = None, # int64 [B, S] items to leave out, -1 where there is none
-) -> tuple[Tensor, Tensor]: # (items int64 [B, k], scores float [B, k]); -1 and minus infinity where nothing is left
+) -> tuple[Tensor, Tensor]: # (items int64 [B, k], scores float [B, k]); else -1, -inf
     "Ranked items of each user"
     B, real = len(beams.nodes), beams.nodes >= 0
     item, owner = trie.items_below(beams.nodes[real])
@@ -265,7 +265,7 @@ def recommend_each(
     gain: Tensor | None = None, # float [M], needed if an alpha > 0
     seen: Tensor | None = None, # int64 [M, S] items to leave out; None: those of `history`
     batch_size: int | None = None, # users searched together; None: what the model wants
-    assistant: Tensor | None = None, # float [M, N] scores of an assistant model, needed if an assistant_weight > 0
+    assistant: Tensor | None = None, # float [M, N] scores, needed if an assistant_weight > 0
 ) -> list: # for each config (items int64 [M, k], scores float [M, k])
     "Ranked items for any number of users, by several searches"
     if not len(history): return [(history.new_empty((0, k)), torch.empty(0, k)) for _ in configs]
@@ -273,7 +273,8 @@ def recommend_each(
     found = [[] for _ in configs]
     model.eval()
     order = torch.argsort((history >= 0).sum(1), stable=True)
-    weights = [decoding_weights(trie, gain, c.alpha) if c.alpha and gain is not None else None for c in configs]
+    weights = [decoding_weights(trie, gain, c.alpha) if c.alpha and gain is not None else None
+               for c in configs]
     for rows in order.split(batch_size or _users_at_once(model, history.device)):
         advice, state = None if assistant is None else assistant[rows], None
         for config, w, lists in zip(configs, weights, found):
