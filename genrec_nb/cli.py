@@ -178,11 +178,13 @@ def _tokenizer_pairs(given: list[str] | None) -> dict:
             for n, v in _pairs(given, '--tokenizer').items()}
 
 # %% ../nbs/95_cli.ipynb #689b821f
+_COLUMN_NAMES = 'user', 'item', 'time', 'title'
+
 def _columns(given: list[str] | None) -> dict:
     "user, item, time, title -> name in the table; `time=` for rows that are in order"
     from genrec_nb.core import SettingError, check_keys
     names = {k: v if v == '' else str(v) for k, v in _pairs(given, '--column').items()}
-    check_keys(names, ('user', 'item', 'time', 'title'), '--column')
+    check_keys(names, _COLUMN_NAMES, '--column')
     empty = [k for k, v in names.items() if v == '' and k != 'time']
     if empty: raise SettingError(f'--column {empty[0]}=: expected the name of a column')
     return {k: v or None for k, v in names.items()}
@@ -220,8 +222,8 @@ def _free_folder(name: str) -> Path:
 
 def _newest_run() -> Path:
     "The run that was started last, runs/ml-100k if there is none"
-    found = Path('runs').glob('*/config.toml')
-    return max((p.parent for p in found), key=lambda p: p.stat().st_mtime, default=Path('runs/ml-100k'))
+    found = max(Path('runs').glob('*/config.toml'), key=lambda p: p.stat().st_mtime, default=Path('runs/ml-100k/config.toml'))
+    return found.parent
 
 def _method_rows(metrics: dict) -> list[dict]:
     "The table of a run; ★ marks the saved model"
@@ -249,6 +251,7 @@ def run(
 ):
     "Train and compare: popularity, cross-entropy, and IGD in training, in decoding, in both."
     _set_up_logging()
+    from genrec_nb.core import check_keys
     from genrec_nb.run import load_config, run as run_all
     changes = _pairs(change, '--set') | _tokenizer_pairs(tokenizer)
     changes |= _pairs(model, '--model', 'model.') | _pairs(trainer, '--trainer', 'trainer.')
@@ -257,6 +260,7 @@ def run(
     folder = out or (_newest_run() if resume else None)
     if resume and not (source or changes) and (folder/'config.toml').is_file(): file = folder/'config.toml'
     config = load_config(file, changes, quick)
+    check_keys(config.columns, _COLUMN_NAMES, 'columns')
     folder = folder or _free_folder(Path(config.data).resolve().name + '-quick'*quick)
     with _interruptible(f'`genrec run --resume --out {folder}` continues') as bars:
         metrics = run_all(config, folder, resume, bars, device=_device(device))

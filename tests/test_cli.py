@@ -1,0 +1,240 @@
+"The command line: settings, one-line errors, exit codes, Ctrl-C, a full disk, lines in a log."
+import errno, io, json, os, subprocess, sys
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import pytest
+from oracles import small_data
+from rich.console import Console
+from typer.testing import CliRunner
+from genrec_nb.cli import Bars, _pairs, _value, app, explain_error
+from genrec_nb.core import GenrecError, SettingError
+from genrec_nb.loaders import load_dataset
+from genrec_nb.recommender import GenerativeRecommender
+from genrec_nb.tokenizer import load_tokenized
+import genrec_nb.run as run_module
+
+GENREC = [sys.executable, '-m', 'genrec_nb']
+ENV = {**os.environ, 'COLUMNS': '200'}
+TINY = ['--tokenizer', 'method=rqkmeans', '--tokenizer', 'encoder=tfidf', '--tokenizer', 'size=6', '--tokenizer', 'levels=2', '--model', 'd_model=16',
+        '--model', 'num_heads=2', '--model', 'num_layers=1', '--set', 'train.epochs=2', '--set', 'train.batch_size=16', '--set', 'train.eval_every=1']
+
+
+def invoke(*args): return CliRunner(env={'COLUMNS': '200'}).invoke(app, [str(a) for a in args])
+
+def prints(*args):
+    "What the command prints"
+    r = invoke(*args)
+    assert r.exit_code == 0, r.exception or r.output
+    return r.stdout
+
+def line(*args):
+    "The one line that the command ends with"
+    r = invoke(*args)
+    assert r.exception and not isinstance(r.exception, SystemExit), r.output
+    text, code = explain_error(r.exception)
+    assert code == 2 and '\n' not in text
+    return text
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_process():
+    "Trainings one after the other"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(run_module.os, 'cpu_count', lambda: 1)
+        yield
+
+@pytest.fixture(scope='module')
+def toy(tmp_path_factory): return small_data(tmp_path_factory.mktemp('cli')/'toy')
+
+@pytest.fixture(scope='module')
+def finished(toy):
+    out = toy.parent/'out'
+    return out, prints('run', toy, *TINY, '--out', out)
+
+@pytest.fixture
+def seen(monkeypatch):
+    "What `run` is called with, without running"
+    calls = []
+    def fake(config, folder, resume, progress, **how): calls.append((config, Path(folder), resume, how)); raise GenrecError('enough')
+    monkeypatch.setattr(run_module, 'run', fake)
+    return calls
+
+
+# ---- settings -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('text, value', [('1e-3', .001), ('3', 3), ('true', True), ('[64, 32]', [64, 32]), ('shop', 'shop'), ('"3"', '3'), ('a b', 'a b'), ('', ''), ('sasrec.npy', 'sasrec.npy')])
+def test_values_are_toml_or_words(text, value): assert _value(text) == value and type(_value(text)) is type(value)
+
+@pytest.mark.parametrize('given, words', [(['lr'], 'expected NAME=VALUE'), (['=3'], 'expected NAME=VALUE'), (['a=1', 'a=2'], 'more than once'), (['max-items=1', 'max_items=2'], 'more than once')])
+def test_pairs_that_cannot_be(given, words):
+    with pytest.raises(SettingError, match=words): _pairs(given, '--set')
+
+def test_options_are_settings(seen, tmp_path):
+    line('run', 'shop', '--set', 'train.lr=1e-3', '--set', 'seed=3', '--tokenizer', 'method=letter', '--tokenizer', 'levels=4', '--tokenizer', 'clusters=8',
+         '--model', 'd-model=32', '--trainer', 'report_to=tensorboard', '--device', 'cpu', '--out', tmp_path/'o')
+    (config, folder, resume, how), = seen
+    assert (config.data, config.train.lr, config.seed, config.model, config.trainer) == ('shop', 1e-3, 3, {'d_model': 32}, {'report_to': 'tensorboard'})
+    assert (config.tokenizer.method, config.tokenizer.levels, config.tokenizer.options) == ('letter', 4, {'clusters': 8})
+    assert (folder, resume, how) == (tmp_path/'o', False, {'device': 'cpu'})
+
+def test_a_file_of_settings_and_changes(seen, tmp_path):
+    (tmp_path/'c.toml').write_text('data = "shop"\nalpha = 0.5\n[train]\nlr = 0.1\nepochs = 7\n')
+    line('run', tmp_path/'c.toml', '--set', 'train.lr=1e-3')
+    assert (seen[0][0].data, seen[0][0].alpha, seen[0][0].train.lr, seen[0][0].train.epochs) == ('shop', .5, 1e-3, 7)
+
+def test_folders_of_runs(seen, tmp_path, monkeypatch):
+    "A new name for a new run; the newest for --resume, with the settings that it wrote"
+    monkeypatch.chdir(tmp_path)
+    for n in ('shop', 'shop-2', 'other'): (tmp_path/'runs'/n).mkdir(parents=True); (tmp_path/'runs'/n/'config.toml').write_text(f'data = "{n}"\nalpha = 0.5')
+    os.utime(tmp_path/'runs'/'other'/'config.toml', (1, 1)); os.utime(tmp_path/'runs'/'shop'/'config.toml', (2, 2))
+    line('run', 'shop'); line('run', 'shop', '--quick'); line('run', '--resume'); line('run', '--resume', '--out', 'runs/other')
+    assert [str(f) for _, f, _, _ in seen] == ['runs/shop-3', 'runs/shop-quick', 'runs/shop-2', 'runs/other']
+    assert [(c.data, c.alpha, r) for c, _, r, _ in seen[2:]] == [('shop-2', .5, True), ('other', .5, True)]
+
+@pytest.mark.parametrize('args, words', [
+    (['run', '--epochs', 3], '--set train.epochs=N'), (['run', '--data', 'x'], 'genrec run DATA'), (['run', '--ids', 'tree'], '--tokenizer method=NAME'),
+    (['run', '--option', 'a=1'], '--tokenizer NAME=VALUE'), (['run', '--alpha=.2'], '--set alpha=VALUE'), (['run', '--train', 'lr=1'], '--set train.NAME=VALUE'),
+    (['tokenize', 'x', '--levels', 3], '--tokenizer levels=VALUE'), (['tokenize', 'x', '--option', 'a=1'], '--tokenizer NAME=VALUE'),
+])
+def test_former_options_are_refused_with_the_new_spelling(args, words): assert words in line(*args)
+
+
+# ---- a run --------------------------------------------------------------------------------------------------------
+
+def test_a_run_prints_its_table_and_writes_its_settings(finished, toy, tmp_path):
+    out, text = finished
+    metrics = json.loads((out/'metrics.json').read_text())
+    assert all(m in text for m in metrics['methods']) and f'★ {metrics["chosen"]}' in text and 'zero-gain' in text
+    assert f'{metrics["methods"]["CE"]["ndcg@10"]:.4f}'.removeprefix('0') in text
+    prints('run', out/'config.toml', '--out', tmp_path/'again')
+    assert json.loads((tmp_path/'again'/'metrics.json').read_text())['methods'] == metrics['methods']
+    prints('run', '--resume', '--out', out)
+    assert 'other settings (alpha)' in line('run', out/'config.toml', '--set', 'alpha=0.3', '--resume', '--out', out)
+
+def test_recommend_and_inspect(finished, toy):
+    out, _ = finished
+    text = prints('recommend', out, '--history', 'Item 3', '--history', 'item 5', '-k', '4', '--explain', '--alpha', .1, '--device', 'cpu')
+    assert text.count('Item ') >= 4 and 'Explanation' in text and 'α = 0.1' in text
+    assert '40 items' in prints('inspect', out/'tokenizer'/'index.json', '--data', toy) and 'zero-gain' in prints('inspect', out)
+    assert 'did you mean' in line('recommend', out, '--history', 'Itm 3') and prints('--version').startswith('genrec_nb ')
+
+def test_mistakes_are_one_line_and_make_no_folder(finished, toy, tmp_path):
+    def run(*a): return line('run', *a, '--out', tmp_path/'o')
+    (tmp_path/'bad').mkdir(); (tmp_path/'bad'/'bad.inter.json').write_text('{"0": [1, 2,\n ]}'); (tmp_path/'bad'/'bad.item.json').write_text('{}')
+    pd.DataFrame(dict(user=[1], thing=[2])).to_csv(tmp_path/'x.csv', index=False)
+    pd.DataFrame(dict(item=[2], title=['two'])).to_csv(tmp_path/'items.csv', index=False)
+    assert 'line 2' in run(tmp_path/'bad') and "'item'" in run(tmp_path/'x.csv') and 'no known data set' in run('nowhere')
+    assert 'no run to resume' in line('run', toy, '--resume', '--out', tmp_path/'o') and 'holds a run already' in line('run', toy, '--out', finished[0])
+    assert 'epochs is 0' in run(toy, '--set', 'train.epochs=0') and "did you mean 'lr'" in run(toy, '--set', 'train.lrr=1') and 'alpha is 2' in run(toy, '--set', 'alpha=2')
+    assert "did you mean 'weighting'" in run(toy, '--set', 'weigthing=fg') and "did you mean 'igd'" in run(toy, '--set', 'weighting=igdd')
+    assert "did you mean 'd_model'" in run(toy, '--model', 'dmodel=3') and '--model d_model: expected NAME=VALUE' in run(toy, '--model', 'd_model')
+    assert "did you mean 'steps'" in run(toy, '--tokenizer', 'step=3') and 'user' in run(toy, '--set', 'columns.usr=u')
+    assert '--device' in run(toy, '--device', 'tpu') and 'no such file' in run('nowhere.toml') and 'no such file' in run(toy, '--set', 'ids=nope')
+    table = json.loads((finished[0]/'tokenizer'/'index.json').read_text())
+    table.pop('7'); (tmp_path/'short.json').write_text(json.dumps(table))
+    assert "'7'" in run(toy, '--set', f'ids={tmp_path}/short.json', *TINY[8:])
+    assert not (tmp_path/'o').exists()
+
+
+# ---- how it ends --------------------------------------------------------------------------------------------------
+
+def test_a_mistake_ends_the_process_with_one_line(tmp_path):
+    r = subprocess.run([*GENREC, 'run', 'nowhere', '--out', str(tmp_path/'o')], capture_output=True, text=True, env=ENV)
+    assert r.returncode == 2 and r.stderr.strip() == 'genrec: nowhere: no known data set (ml-100k), no folder and no table'
+
+def test_ctrl_c_ends_with_130_and_a_hint(toy, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(run_module, 'run', interrupted)
+    r = invoke('run', toy, '--out', tmp_path/'o')
+    assert r.exit_code == 130 and f'stopped; `genrec run --resume --out {tmp_path}/o` continues' in r.stderr.replace('\n', '')
+
+def test_a_full_disk_ends_with_3(toy, tmp_path, monkeypatch):
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device', 'x.json')
+    monkeypatch.setattr(run_module, 'run', full)
+    text, code = explain_error(invoke('run', toy, '--out', tmp_path/'o').exception)
+    assert 'disk is full (x.json)' in text and '--resume' in text and '\n' not in text and code == 3
+
+def test_a_fault_of_ours_keeps_its_traceback(): assert explain_error(ZeroDivisionError()) is None
+
+def test_warnings_are_lines_on_the_error_stream(tmp_path):
+    data = small_data(tmp_path/'toy')
+    items = json.loads((data/'toy.item.json').read_text()); items['3']['title'] = ''
+    (data/'toy.item.json').write_text(json.dumps(items))
+    r = invoke('tokenize', data, '--method', 'random', '--tokenizer', 'size=8', '--out', tmp_path/'o')
+    assert r.exit_code == 0 and "genrec: " in r.stderr and "1 items have an empty title, the first is '3'" in r.stderr and 'done in' in r.stderr, r.stderr
+    assert 'collision rate' in r.stdout and 'title' not in r.stdout
+
+def test_stages_are_lines_where_there_is_no_terminal():
+    text, page = io.StringIO(), io.StringIO()
+    with Bars(Console(file=text)) as bars:
+        bars.stage('first'); bars.stage('first', 3); bars.advance(2)
+        assert text.getvalue() == 'first\n'                                    # as it happens
+        bars.stage('second')
+    assert text.getvalue() == 'first\nsecond\n'
+    with Bars(Console(file=page, force_terminal=True)) as bars: bars.stage('first', 3)
+    assert '━' in page.getvalue()
+
+def test_help_imports_nothing_large():
+    code = "import sys, genrec_nb.cli; print(sorted({'torch', 'numpy', 'pandas', 'transformers', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == '[]\n'
+    for name in ('run', 'tokenize', 'assign', 'recommend', 'inspect', 'compare'): assert invoke(name, '--help').output.count('--') <= 14
+
+
+# ---- grids --------------------------------------------------------------------------------------------------------
+
+def test_compare(toy, tmp_path, monkeypatch):
+    from genrec_nb.experiments import execution, grid_report
+    (tmp_path/'g.toml').write_text(f'seeds = [0]\nweightings = ["ce"]\n[data.toy]\npath = "{toy}"\n[ids.km]\nmethod = "rqkmeans"\nencoder = "tfidf"\nlevels = 2\nsize = 6\n')
+    assert 'to do' in prints('compare', tmp_path/'g.toml', '--out', tmp_path/'o', '--dry-run') and not (tmp_path/'o').exists()
+    calls = []
+    class Made:
+        def save(self, path): calls.append(path); return path
+    monkeypatch.setattr(execution, 'run_grid', lambda *a: calls.append(a) or 'rows')
+    monkeypatch.setattr(grid_report, 'summary', lambda rows: f'the {rows}')
+    monkeypatch.setattr(grid_report, 'results_page', lambda rows: Made())
+    assert prints('compare', tmp_path/'g.toml', '--out', tmp_path/'o', '--jobs', 2, '--device', 'cpu') == 'the rows\n'
+    (grid, out, jobs, cluster, device, _), page = calls
+    assert grid.seeds == [0] and (out, jobs, cluster, device) == (tmp_path/'o', 2, None, 'cpu') and page == tmp_path/'o'/'report.html'
+    (tmp_path/'bad.json').write_text('{"data": ["ml-100k"],\n "alphas": [0,]}'); (tmp_path/'typo.json').write_text('{"data": "ml-100k", "weigthings": ["ce"]}')
+    assert 'name either' in line('compare') and 'no such file' in line('compare', '--report', tmp_path/'nowhere') and 'no such file' in line('compare', 'nowhere.toml')
+    assert 'line 2' in line('compare', tmp_path/'bad.json') and "did you mean 'weightings'" in line('compare', tmp_path/'typo.json')
+
+
+# ---- language models ----------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def lm(tmp_path_factory):
+    "A data set with titles of more than eight tokens, and a tiny language model in a folder"
+    from genrec_nb.backbones import tiny_llama
+    base, rng, words = tmp_path_factory.mktemp('lm'), np.random.default_rng(0), 'red blue steel wood long short'.split()
+    titles = [f'the {rng.choice(words)} {rng.choice(words)} item number {i} of this <shop>' for i in range(30)]
+    rows = [(u, i, 1000*t + u) for u in range(30) for t, i in enumerate(rng.permutation(30)[:rng.integers(4, 9)])]
+    (base/'shop').mkdir()
+    pd.DataFrame(rows, columns=['user', 'item', 'time']).to_csv(base/'shop'/'interactions.csv', index=False)
+    pd.DataFrame(dict(item=range(30), title=titles)).to_csv(base/'shop'/'items.csv', index=False)
+    for part in tiny_llama(titles[:6], 300): part.save_pretrained(base/'tiny')
+    return base
+
+def llm(lm): return ['--set', 'backbone=llm', '--set', 'weighting=ce', '--model', f'base={lm}/tiny', '--model', 'r=4', '--model', 'max-items=4',
+                     '--set', 'train.epochs=1', '--set', 'train.samples_per_epoch=32', '--set', 'train.eval_users=8']
+
+def test_a_language_model_generates_titles(lm):
+    out = lm/'out'
+    assert 'CE + IGD decoding' in prints('run', lm/'shop', '--tokenizer', 'method=title', *llm(lm), '--model', 'max_tokens=150', '--out', out)
+    m, page = json.loads((out/'metrics.json').read_text()), (out/'report.html').read_text()
+    assert m['prompts']['prompts'] >= 2*m['users'] and m['prompts']['items'] >= m['prompts']['shortened'] > 0 and 0 < m['zero_gain_share'] < 1
+    ids = load_tokenized(out/'tokenizer').ids
+    assert ids.kind == 'titles' and GenerativeRecommender.from_pretrained(out/'model').ids == ids and '<shop>' not in page and 'class="strip"' in page
+    text = prints('recommend', out, '--history', '3', '--history', '4', '-k', '2', '--explain')
+    assert 'item number' in text and '⏎∎' in text and 'zero-gain' in prints('inspect', out/'tokenizer')
+
+def test_mistakes_about_language_models_make_no_folder(lm, tmp_path):
+    def run(*a): return line('run', lm/'shop', '--out', tmp_path/'o', *a)
+    title = ['--set', 'backbone=llm', '--tokenizer', 'method=title']
+    base = ['--model', f'base={lm}/tiny']
+    assert "backbone is 'lmm'" in run('--set', 'backbone=lmm') and "did you mean 'max_items'" in run('--set', 'backbone=llm', '--model', 'max_itms=3')
+    assert 'there is no room for one; ' in run(*title, *base, '--model', 'max_tokens=60') and "dtype is 'float99'" in run(*title, *base, '--model', 'dtype=float99')
+    assert 'no/such/model' in run('--set', 'backbone=llm', '--model', 'base=no/such/model') and 'is no regular expression' in run(*title, *base, '--tokenizer', 'drop=(')
+    assert 'leaves nothing of 30 titles' in run(*title, *base, '--tokenizer', 'drop=.*') and "backbone 'llm'" in run('--tokenizer', 'method=title')
+    assert not (tmp_path/'o').exists()
