@@ -102,7 +102,7 @@ _EXPECTED = dict(int_type='a whole number', int_parsing='a whole number', int_fr
                  dict_type='names with values', list_type='a list', tuple_type='a list',
                  dataclass_type='names with values')
 
-_KINDS_OF_UNIONS = ('int', 'float', 'str', 'bool')
+_KINDS_OF_UNIONS = ('int', 'float', 'str', 'bool', 'constrained-int', 'constrained-float')
 
 def _expected(error: dict) -> str:
     "What would have been right, in words, for one of pydantic's findings"
