@@ -262,6 +262,7 @@ def settle(stage, site_url):
     pattern = re.compile(r'(?<![\w.-])(' + '|'.join(map(re.escape, base)) + ')') if base else None
 
     def fix(text, depth=0):
+        text = re.sub(r'\[!\[([^\]]*)\]\(https?:[^)]*\)\]', r'[\1]', text)       # a badge is a picture from outside: its words stay
         text = text.replace(site_url+'/', '../'*depth)
         return pattern.sub(lambda m: base[m[1]], text) if pattern else text
 

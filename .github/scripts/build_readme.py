@@ -38,7 +38,7 @@ def code_cell(cell, name, assets):
         data = out.get('data', {})
         if out['output_type'] == 'stream': yield indented(out['text'])
         elif 'image/png' in data:
-            path = f'index_files/{name}-{i}.png'
+            path = f'nbs/index_files/{name}-{i}.png'
             assets[path] = base64.b64decode(joined(data['image/png']))
             yield f'![]({path})'
         elif 'text/markdown' in data: yield joined(data['text/markdown'])
@@ -77,7 +77,7 @@ def stale():
     text, assets = readme()
     want = {'README.md': text.encode(), **assets}
     have = {p: (ROOT/p).read_bytes() if (ROOT/p).exists() else None for p in want}
-    extra = {str(p.relative_to(ROOT)) for p in (ROOT/'index_files').glob('*')} - set(want)
+    extra = {str(p.relative_to(ROOT)) for p in (ROOT/'nbs'/'index_files').glob('*')} - set(want)
     return want, sorted({p for p in want if want[p] != have[p]} | extra)
 
 
@@ -88,7 +88,7 @@ def main():
     for name in differ:
         path = ROOT/name
         if name not in want: path.unlink(); continue
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(path.name+'.tmp').write_bytes(want[name])
         os.replace(path.with_name(path.name+'.tmp'), path)
     print(f"README.md: {'written' if differ else 'up to date'}")
