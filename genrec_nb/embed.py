@@ -210,9 +210,10 @@ def embed_texts(
     enc = make_encoder(encoder, device)
     if cache is False: return _embed(enc, texts, batch_size)
     path = Path(cache or cache_dir()/'vectors')/f'{_cache_key(texts, enc)}.npy'
+    if (x := _remembered(path, len(texts))) is not None: return x
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f'.{path.stem}.lock')):
-        if (x := _remembered(path, len(texts))) is not None: return x
+        if (x := _remembered(path, len(texts))) is not None: return x      # another process was quicker
         x = _embed(enc, texts, batch_size)
         with whole_file(path) as part: np.save(part, x, allow_pickle=False)
     return x
