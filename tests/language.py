@@ -1,5 +1,6 @@
 "Tiny language models and histories that several tests share."
 import numpy as np
+import pytest
 import torch
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.beam_search import DecodeConfig
@@ -64,3 +65,11 @@ def slow_prompt(model, history):
         if len(out) + len(new) > room: break
         out = new + out
     return cut(before) + out + cut(after)
+
+@pytest.fixture
+def base_folder(tmp_path):
+    "A tiny model as a folder"
+    def save(lm, tokenizer, name='base'):
+        lm.save_pretrained(tmp_path/name); tokenizer.save_pretrained(tmp_path/name)
+        return str(tmp_path/name)
+    return save

@@ -6,15 +6,7 @@ from genrec_nb.backbones import adapt, load_lm, tiny_llama
 from genrec_nb.core import GenrecError
 from genrec_nb.language_recommender import LMConfig, language_recommender
 from genrec_nb.semantic_ids import Identifiers
-from language import WORDS, base
-
-@pytest.fixture
-def base_folder(tmp_path):
-    "A tiny model as a folder"
-    def save(lm, tokenizer, name='base'):
-        lm.save_pretrained(tmp_path/name); tokenizer.save_pretrained(tmp_path/name)
-        return str(tmp_path/name)
-    return save
+from language import WORDS, base_folder, base
 
 def test_a_folder_without_tokenizer(tmp_path):
     lm, _ = tiny_llama(WORDS)

@@ -14,7 +14,7 @@ from genrec_nb.objectives import make_weighting
 from genrec_nb.prompts import title_identifiers
 from genrec_nb.semantic_ids import PAD, Identifiers
 from genrec_nb.train import TrainConfig, as_loss, batch_targets, case_ce, fit
-from language import WORDS, some_titles, base, make, make_codes, users, interactions, valid_cases, tiny_run, slow_prompt
+from language import base_folder, WORDS, some_titles, base, make, make_codes, users, interactions, valid_cases, tiny_run, slow_prompt
 
 TOL = 1e-3
 
@@ -36,7 +36,7 @@ def by_generate(model, history, k, gain, alpha, normalize='vocabulary', **kwargs
     law = TrieProcessor(model.trie, x.shape[1], gain, alpha, normalize, vocabulary=model.own)
     out = model.lm.generate(input_ids=x, attention_mask=mask, num_beams=k, num_return_sequences=k, max_new_tokens=model.trie.max_depth, do_sample=False,
                             logits_processor=[law], return_dict_in_generate=True, output_scores=True, **kwargs)
-    path = torch.where(out.sequences[:, x.shape[1]:] < len(law.ours), law.ours[out.sequences[:, x.shape[1]:].clamp(max=len(law.ours) - 1)], -1)
+    path = torch.where(out.sequences[:, x.shape[1]:] < len(law.to_trie), law.to_trie[out.sequences[:, x.shape[1]:].clamp(max=len(law.to_trie) - 1)], -1)
     nodes = model.trie.walk(path)
     leaf = torch.where(nodes >= 0, nodes, 0).amax(1)
     return leaf.view(-1, k), out.sequences_scores.view(-1, k)
@@ -456,4 +456,4 @@ def test_frozen_bfloat16_is_multiplied_in_bfloat16(tmp_path):
 def test_packed_training_refuses():
     with pytest.raises(GenrecError, match="suffix=''"): make(config=LMConfig(base=None, max_tokens=256, packed=True))(items=torch.tensor([[0, 1]]))
     with pytest.raises(GenrecError, match='CFT blanks'): packing()(items=torch.tensor([[0, 1]]), null_history=True)
-    with pytest.raises(GenrecError, match='max_items lower'): packing().samples(interactions(40), 100)
+    with pytest.raises(GenrecError, match='max_items lower'): packing().samples(interactions(40, 24), 100)

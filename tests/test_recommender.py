@@ -18,7 +18,7 @@ from genrec_nb.tokenizer_config import TokenizerConfig
 from genrec_nb.train import TrainConfig
 
 WORDS = 'red blue steel wood long short screw bolt'.split()
-QUICK = dict(epochs=1, batch_size=8, accumulate=1, samples_per_epoch=48, eval_users=12, lr=3e-3)
+QUICK = dict(epochs=1, batch_size=8, accumulate=1, samples_per_epoch=24, eval_users=6, lr=3e-3)
 
 
 def toy(n=30, users=40, seed=0):
@@ -226,3 +226,53 @@ def test_an_assistant_advises_the_ranking_and_the_single_list(writer):
         said = writer.recommend([DATA.catalog.ids[i] for i in history], 5, alone, Assistant())
         assert [x.item for x in said] == ranked[m].tolist()
     with pytest.raises(GenrecError, match='needs an assistant'): writer.rank(SPLIT.test, 5, alone)
+
+
+def test_a_folder_is_readable_and_has_a_model_card(writer, tmp_path):
+    "Settings as JSON, figures kept, an example that names items of the catalog"
+    writer.figures = {'NDCG@10': .25}
+    try: folder = writer.save_pretrained(tmp_path/'films', model_card_kwargs=dict(name='someone/films', license='cc-by-4.0'))
+    finally: writer.figures = {}
+    assert {p.name for p in folder.iterdir()} >= {'README.md', 'config.json', 'genrec.json', 'catalog.json', 'index.json', 'counts.safetensors', 'model'}
+    assert RecommenderConfig(**json.loads((folder/'config.json').read_text())) == writer.config
+    card = (folder/'README.md').read_text()
+    assert 'license: cc-by-4.0' in card and "from_pretrained('someone/films')" in card and '| NDCG@10 | 0.25 |' in card
+    assert GenerativeRecommender.from_pretrained(folder).figures == {'NDCG@10': .25}
+    (tmp_path/'run').mkdir()
+    folder.rename(tmp_path/'run'/'model')                                      # a run's folder holds it
+    assert GenerativeRecommender.from_pretrained(tmp_path/'run').ids == writer.ids
+
+
+def test_folders_that_cannot_be_read(writer, tmp_path):
+    with pytest.raises(GenrecError, match='genrec.json is missing'): GenerativeRecommender.from_pretrained('nowhere')
+    folder = writer.save_pretrained(tmp_path/'films')
+    (folder/'counts.safetensors').rename(folder/'elsewhere')
+    with pytest.raises(GenrecError, match='counts.safetensors is missing'): GenerativeRecommender.from_pretrained(folder)
+    (folder/'genrec.json').write_text(json.dumps(dict(config={}, versions=dict(genrec_nb='0.1.0'))))
+    with pytest.raises(GenrecError, match=r'saved by version 0\.1\.0 .*format 2'): GenerativeRecommender.from_pretrained(folder)
+    (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'thesis.txt').write_text('do not delete')
+    with pytest.raises(GenrecError, match='is not replaced'): writer.save_pretrained(tmp_path/'mine')
+
+
+def test_sharing_uploads_the_folder_and_loading_takes_it_from_the_hub(writer, tmp_path, monkeypatch):
+    "The client is replaced: what is uploaded is what is read back"
+    import shutil
+    import genrec_nb.recommender as module
+    import huggingface_hub.hub_mixin as mixin
+    class Hub:
+        def __init__(self, token=None): pass
+        def create_repo(self, repo_id, private, exist_ok): Hub.private = private; return type('Url', (), dict(repo_id=repo_id))
+        def upload_folder(self, repo_id, folder_path, **more): shutil.copytree(folder_path, tmp_path/'hub'); return f'https://hub/{repo_id}'
+    monkeypatch.setattr(mixin, 'HfApi', Hub)
+    monkeypatch.setattr(module, 'snapshot_download', lambda name, **more: tmp_path/'hub')
+    assert writer.push_to_hub('someone/films', license='mit') == 'https://hub/someone/films' and Hub.private
+    assert 'license: mit' in (tmp_path/'hub'/'README.md').read_text()
+    history = DATA.catalog.ids[:3]
+    assert GenerativeRecommender.from_pretrained('someone/films').recommend(history, 5) == writer.recommend(history, 5)
+
+
+def test_lists_and_explanations_are_tables(writer):
+    found = writer.recommend(DATA.catalog.ids[:3], 4)
+    assert found.to_frame().title.tolist() == [x.title for x in found] and found.to_frame().index.tolist() == [1, 2, 3, 4]
+    e = writer.explain(DATA.catalog.ids[:3], found[0].id)
+    assert e.to_frame().part.sum() == pytest.approx(found[0].score, abs=1e-3) and '&lt;b&gt;' in writer.explain(DATA.catalog.ids[:3], DATA.catalog.ids[9]).strip()
