@@ -406,7 +406,7 @@ def test_genrec_tokenize_tells_mistakes_in_one_line(shop, tmp_path):
     assert '59 rows' in said('--method', 'letter', '--tokenizer', f"cf={tmp_path/'cf.npy'}")
     told = ' '.join(genrec('tokenize', '--help').replace('│', ' ').split())
     assert '.npy or .safetensors, float [items, 32]' in told and 'of index.json' in told
-    assert 'neither a known data set' in genrec('tokenize', 'nowhere', '--method', 'tree', '--out', tmp_path/'o', ok=False)
+    assert 'no known data set' in genrec('tokenize', 'nowhere', '--method', 'tree', '--out', tmp_path/'o', ok=False)
     assert not (tmp_path/'o').exists()
 
 
