@@ -108,7 +108,7 @@ def check_backbone(
         raise SettingError(f"{what} identifiers are pieces of a language model's vocabulary: use backbone 'llm', "
                            f'{backbone!r} cannot write them')
     if ragged and backbone == 'packed':
-        raise SettingError(f'{what} identifiers differ in length, and the packed decoder writes paths of one length: '
+        raise SettingError(f'{what} identifiers differ in length, and the item decoder writes paths of one length: '
                            "use backbone 't5' or 'llm'")
 
 # %% ../nbs/81_generators.ipynb #590f33de

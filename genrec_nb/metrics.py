@@ -124,7 +124,7 @@ def lorenz(
 def gini(
     ranked: np.ndarray, # int [M, K]: items, -1 = padding
     n_items: int, # items N in the catalog
-) -> float: # 0 = all items equally often, towards 1 = one item takes all; nan if nothing is recommended
+) -> float: # 0 = all items equally often, toward 1 = one item takes all; nan if nothing is recommended
     "Inequality of the recommendations: the Gini coefficient of their counts"
     y = lorenz(recommendation_counts(ranked, n_items))
     return float(1 - (y[1:] + y[:-1]).mean())

@@ -157,7 +157,7 @@ def rank(self: GenerativeRecommender,
     decode: DecodeConfig | None = None, # None: the configuration's
     assistant=None, # as for `rank_each`
 ) -> np.ndarray: # int64 [cases, k], -1 where nothing is left
-    "Ranked items of many cases, for `evaluate`"
+    "Ranked items of many cases, for `evaluate_ranking`"
     return self.rank_each(cases, [decode or self.config.decode], k, assistant)[0]
 
 # %% ../nbs/81_recommender.ipynb #40dbecba

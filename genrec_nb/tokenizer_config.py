@@ -72,7 +72,7 @@ def tokenizer(
 # %% ../nbs/79_tokenizer_config.ipynb #88285f37
 _CODED = dict(uses=('levels', 'size', 'policy', 'encoder'), needs=('text',))
 
-@tokenizer('letter', 'a refinement, drawn towards behavior', LETTERConfig,
+@tokenizer('letter', 'a refinement, drawn toward behavior', LETTERConfig,
            uses=(*_CODED['uses'], 'cf'), needs=('text', 'cf'))
 def _letter(s: Sources, c, own: LETTERConfig):
     return fit_letter(s.vectors, s.cf, own, c.seed, s.device)

@@ -37,7 +37,7 @@ def test_prefix_samples_by_loops(rows, H):
 @quick
 @given(histories(), st.integers(1, 6), st.integers(0, 4), st.integers(0, 99))
 def test_windows_cover_every_target_once(rows, W, epoch, seed):
-    "At most W+1 neighbours of one user, every position but the first a target once, as many windows in every epoch"
+    "At most W+1 neighbors of one user, every position but the first a target once, as many windows in every epoch"
     windows = Windows(interactions(rows), W, seed)
     n = len(windows)
     windows.set_epoch(epoch)

@@ -134,7 +134,7 @@ def test_alpha_zero_is_plain_beam_search(which):
             for a, b in zip(recommend(model, trie, history, 10, DecodeConfig(beams=10, alpha=0., min_max=min_max), g), plain): assert torch.equal(a, b)
 
 
-# ---- against the whole catalogue ----------------------------------------------------------------------------------
+# ---- against the whole catalog ----------------------------------------------------------------------------------
 
 def score_catalog(model, d, history, gains, alpha):
     "Score of each item's path, from the training pass: {path: score}"
@@ -230,7 +230,7 @@ def test_batches_do_not_matter(which):
     assert none[0].shape == none[1].shape == (0, 10)
 
 @pytest.mark.parametrize('paths', [[[3]], [[3, 4]], [[3, 4]]*3, [[3], [4], [5]], [[3, 5], [4, 5], [3, 6]]])
-def test_tiny_catalogues_and_more_beams_than_paths(paths):
+def test_tiny_catalogs_and_more_beams_than_paths(paths):
     ids = identifiers(paths)
     trie = ItemTrie.build(ids)
     gain = information_gain(trie, item_prior([1]*len(paths)))

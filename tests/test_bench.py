@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'.github'/'scripts'))
 import bench
-from bench import BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, format_bench, gain_error, generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, measure_lm_step, race, race_diversity, race_groups, race_lm, random_catalogue, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit
+from bench import BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, format_bench, gain_error, generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, measure_lm_step, race, race_diversity, race_groups, race_lm, random_catalog, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit
 from genrec_nb.core import GenrecError
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.semantic_ids import Identifiers
@@ -30,14 +30,14 @@ from genrec_nb.trie import ItemTrie
 @pytest.mark.parametrize('seed', range(4))
 def test_dictionaries_and_arrays_agree(seed):
     "Few codes, so that collisions and items without mass abound"
-    ids, prior = random_catalogue(2000, levels=4, size=6, seed=seed)
+    ids, prior = random_catalog(2000, levels=4, size=6, seed=seed)
     paths = ids.codes().tolist()
     assert ids.collisions()['groups'] > 100 and (prior == 0).any()
     assert gain_error(dict_gains(paths, prior.tolist()), array_gains(ids, prior), paths) < 1e-12
 
 
 def test_gain_error_notices_a_difference():
-    ids, prior = random_catalogue(200, levels=3, size=5)
+    ids, prior = random_catalog(200, levels=3, size=5)
     trie, *gains = array_gains(ids, prior)
     gains[1] = gains[1].clone()
     gains[1][-1] += 1e-3
@@ -51,7 +51,7 @@ def test_ragged_paths_agree():
     assert gain_error(dict_gains(paths, prior.tolist()), array_gains(ids, prior), paths) < 1e-15
 
 
-def test_rounds_are_taken_in_turns_and_divided_by_neighbours():
+def test_rounds_are_taken_in_turns_and_divided_by_neighbors():
     order = []
     times, results = race(dict(a=lambda: order.append('a') or 1, b=lambda: order.append('b') or 2), rounds=3)
     assert order == list('ab'*4) and results == dict(a=1, b=2)

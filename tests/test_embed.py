@@ -158,7 +158,7 @@ def test_texts_and_names(tmp_path):
     refuses(lambda: embed_texts([], 'tfidf'), 'no texts')
     refuses(lambda: embed_texts(['a'], str(tmp_path), cache=False), str(tmp_path)) # a folder without a model
 
-def test_movielens_neighbours(minilm):
+def test_movielens_neighbors(minilm):
     try: ml = load_movielens()
     except GenrecError as e: pytest.skip(str(e))
     x = embed_texts(ml.catalog.texts)

@@ -78,7 +78,7 @@ def test_igd_decoding_is_generate_with_the_law(which, seed, k, alpha):
 
 @pytest.mark.parametrize('seed, k, alpha', [(0, 2, 0.), (1, 5, 0.), (2, 20, 0.), (3, 50, 0.), (0, 10, .3)])
 def test_length_penalty_is_generate_that_never_stops_early(seed, k, alpha):
-    "early_stopping='never' bounds what may still come by the longest path, as we do; -1 favours short paths"
+    "early_stopping='never' bounds what may still come by the longest path, as we do; -1 favors short paths"
     ids = titles(seed=seed)
     model, history = t5(ids, seed), users(ids.n_items, seed=seed)
     trie, d, gain, slow_gain = setup(ids, seed)

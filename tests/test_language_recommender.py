@@ -90,7 +90,7 @@ def test_chains_change_nothing(seed, alpha, penalty):
     assert passes == sorted(passes, reverse=True) and passes[0] > 2*passes[3]
 
 @pytest.mark.parametrize('which', ['titles', 'codes'])
-def test_a_beam_as_wide_as_the_catalogue_is_exact(which):
+def test_a_beam_as_wide_as_the_catalog_is_exact(which):
     "Every item's score by the training pass, sorted"
     model = make(3) if which == 'titles' else make_codes(3).eval()
     N = len(model.ids)
@@ -134,7 +134,7 @@ def test_any_causal_model_will_do(name, what):
     assert any('lora' in n for n, _ in model.named_parameters())
 
 @pytest.mark.parametrize('n', [1, 2])
-def test_a_catalogue_of_one_title(n):
+def test_a_catalog_of_one_title(n):
     "Nothing to choose: every token is forced, and no history is needed"
     titles = ['red saw']*n
     lm, tokenizer = base(titles)
@@ -274,10 +274,10 @@ def test_new_rows_learn_and_old_ones_do_not(tie):
         with torch.no_grad(): return tables[0](everything), tables[1](torch.eye(32)).T
     before = rows()
     model.train()
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=.1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=.1)
     targets = torch.arange(30)
     model(targets[:, None].flip(0), targets).nll.sum().backward()
-    optimiser.step()
+    optimizer.step()
     for name, a, b in zip(('embedding', 'output'), before, rows()):
         moved = (a != b).any(1)[:len(everything)]
         new = torch.zeros(len(everything), dtype=torch.bool)

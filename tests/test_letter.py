@@ -108,7 +108,7 @@ def test_variants_are_means_and_sums():
         got[variant] = m.diversity(m(x).codes)
     assert_allclose(got['paper'].detach(), 3*got['code'].detach(), rtol=1e-5)
 
-def test_collaboration_makes_neighbours_share_codes():
+def test_collaboration_makes_neighbors_share_codes():
     g = gen(5)
     h = torch.randn(20, 8, generator=g).repeat_interleave(10, 0) + .1*torch.randn(200, 8, generator=g)      # 20 kinds of buyers
     x = torch.randn(200, 16, generator=g)                                                                  # texts that know nothing of them
@@ -200,7 +200,7 @@ def test_concat_without_alpha_ignores_the_collaborative_vectors():
     assert_array_equal(a.encode(a.inputs(x, cf)), b.encode(b.inputs(x, cf)))
     assert_array_equal(a.encode(x), a.encode(a.inputs(x, cf)))
 
-def test_concat_brings_neighbours_together_where_texts_say_nothing():
+def test_concat_brings_neighbors_together_where_texts_say_nothing():
     g = gen(5)
     x = torch.randn(300, 16, generator=g)
     cf = torch.eye(8)[torch.arange(300) % 8] + .01*torch.randn(300, 8, generator=g)

@@ -255,9 +255,9 @@ def test_real_sets(data_dir, name, users, items, n, prefixes, text):
         with refused('no text', 'text=False'): load_dataset(data_dir/name)
 
 def test_items_from_every_layout_read_alike(tmp_path):
-    (tmp_path/'a.json').write_text(json.dumps({'7': dict(title='A lamp', colour='red'), '30': dict(title='B lamp', colour='blue')}))
-    (tmp_path/'a.csv').write_text('item,title,colour\n30,B lamp,blue\n7,A lamp,red\n')
-    (tmp_path/'a.item').write_text('item_id:token\tname:token\tcolour:token\n7\tA lamp\tred\n30\tB lamp\tblue\n')
+    (tmp_path/'a.json').write_text(json.dumps({'7': dict(title='A lamp', color='red'), '30': dict(title='B lamp', color='blue')}))
+    (tmp_path/'a.csv').write_text('item,title,color\n30,B lamp,blue\n7,A lamp,red\n')
+    (tmp_path/'a.item').write_text('item_id:token\tname:token\tcolor:token\n7\tA lamp\tred\n30\tB lamp\tblue\n')
     found = [read_items(tmp_path/f) for f in ('a.json', 'a.csv', 'a.item')]
     assert [c.ids for c in found] == [['7', '30'], ['30', '7'], ['7', '30']]       # the order of the file, not of the ids
     assert found[0] == found[2] == found[1].take([1, 0]) and found[0].texts == ['A lamp. red', 'B lamp. blue']

@@ -103,7 +103,7 @@ def test_unknown_metric(name):
     with pytest.raises(GenrecError, match='NAME@K'): metric_values(np.array([0]), name)
 
 
-# ---- the catalogue ------------------------------------------------------------------------------------------------
+# ---- the catalog ------------------------------------------------------------------------------------------------
 
 @quick
 @given(lists())
@@ -121,7 +121,7 @@ def test_coverage_gini_popularity_by_brute_force(case):
 def test_lorenz_runs_from_0_to_1_below_the_diagonal():
     y = lorenz([3, 0, 1, 4]); assert y[0] == 0 and y[-1] == 1 and (np.diff(y, 2) >= -1e-12).all() and (y <= np.linspace(0, 1, 5) + 1e-12).all()
 
-def test_item_outside_the_catalogue():
+def test_item_outside_the_catalog():
     with pytest.raises(GenrecError, match='item 7.*5 items'): coverage([[7]], 5)
 
 
@@ -145,7 +145,7 @@ def test_popularity_ranking_by_brute_force(counts, data):
     assert got.dtype == np.int64 and got.tolist() == slow_popularity(counts, histories, k, out)
     _check_ranked(got, n)
 
-def test_popularity_ranking_without_cases_and_with_strangers():
+def test_popularity_ranking_without_cases_and_with_unknown_items():
     assert popularity_ranking(np.array([1, 2]), make_cases([]), 2).shape == (0, 2)
     with pytest.raises(GenrecError, match='item 5.*2 items'): popularity_ranking(np.array([1, 2]), make_cases([[5]]), 2)
 
@@ -254,7 +254,7 @@ def test_evaluation_repr(small):
     assert 'mine &lt;b&gt;: 120 cases' in e._repr_html_() and '<b>' not in e._repr_html_()
     with pytest.raises(GenrecError, match="no metric 'recall@7'"): e['recall@7']
 
-def test_evaluation_is_deterministic_and_refuses_strangers(small):
+def test_evaluation_is_deterministic_and_refuses_unknown_items(small):
     train, cases, ranked = small
     assert evaluate_ranking(ranked, cases, train, ks=(5,)).to_dict() == evaluate_ranking(ranked, cases, train, ks=(5,)).to_dict()
     with pytest.raises(GenrecError, match='ranked, row 0'): evaluate_ranking(ranked + 5, cases, train, ks=(5,))

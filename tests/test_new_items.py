@@ -41,7 +41,7 @@ def test_append_never_changes_what_is_there(first, second, policy):
 
 @settings(max_examples=100, deadline=None)
 @given(colliding(st.just(2)), st.integers(1, 29))
-def test_appended_running_numbers_are_those_of_the_whole_catalogue(case, cut):
+def test_appended_running_numbers_are_those_of_the_whole_catalog(case, cut):
     codes, _ = case
     cut = min(cut, len(codes))
     whole = Identifiers.from_codes(codes, [2, 4], 'extra')

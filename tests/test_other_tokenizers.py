@@ -215,7 +215,7 @@ def test_leaf_numbers_are_drawn_not_counted():
 def test_tree_refuses(x, kw, message):
     with pytest.raises(GenrecError, match=message): tree_ids(x, **kw)
 
-def test_small_catalogue_is_one_leaf(tmp_path):
+def test_small_catalog_is_one_leaf(tmp_path):
     ids = tree_ids(Interactions([0, 1, 2], [0, 3], ['u'], 3))
     assert sorted(ids.names(i)[0] for i in range(3)) == ['<leaf_0>', '<leaf_1>', '<leaf_2>']
     ids.save(tmp_path)
@@ -264,7 +264,7 @@ def test_unordered_labels():
     assert popular_first([['rare', 'x'], ['x', 'y', 'x'], ['y', 'x'], []], least=2) == [['x'], ['x', 'y'], ['x', 'y'], []]
     assert split_names(['a b', None], ' ') == [['a', 'b'], []] and split_names([]) == []
 
-def test_genres_follow_the_catalogue():
+def test_genres_follow_the_catalog():
     catalog = load_dataset('ml-100k').catalog
     genres = read_categories('ml-100k', catalog)
     assert sorted(genres[catalog.find('Toy Story (1995)')]) == ['Animation', "Children's", 'Comedy']

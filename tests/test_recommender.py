@@ -1,4 +1,4 @@
-"A language model inside the whole: titles and codes, a fresh process, settings that cannot be, the coloured strip."
+"A language model inside the whole: titles and codes, a fresh process, settings that cannot be, the colored strip."
 import json, os, subprocess, sys
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
@@ -128,7 +128,7 @@ class Spans(HTMLParser):
         if self.deep: self.text[-1] += data
 
 
-def test_the_strip_writes_the_title_and_colours_what_decides(writer):
+def test_the_strip_writes_the_title_and_colors_what_decides(writer):
     e = writer.explain(DATA.catalog.ids[:2], DATA.catalog.ids[9], alpha=.3)
     assert len(e.parts) > 8 and e._repr_html_() == e.strip() == e.strip()._repr_html_()
     spans = Spans(e.strip())
@@ -184,9 +184,9 @@ def test_settings_that_cannot_be(base, make, what):
     with pytest.raises(GenrecError, match=what): make(base)
 
 
-def test_a_base_that_is_not_there_is_told_before_the_items_are_tokenised(base, tmp_path, monkeypatch):
+def test_a_base_that_is_not_there_is_told_before_the_items_are_tokenized(base, tmp_path, monkeypatch):
     import genrec_nb.recommender as module
-    def never(*a, **k): raise AssertionError('tokenised first')
+    def never(*a, **k): raise AssertionError('tokenized first')
     monkeypatch.setattr(module, 'tokenize_items', never)
     (tmp_path/'no').mkdir()
     with pytest.raises(GenrecError, match='holds no tokenizer'): GenerativeRecommender.fit(DATA, codes(tmp_path/'no'))

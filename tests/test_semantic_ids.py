@@ -113,7 +113,7 @@ def test_save_and_load_keep_the_numbering(tmp_path):
     assert json.loads((tmp_path/'f0'/'index.json').read_text()) == {'0': ['<a_0>', '<b_5>'], '1': ['<a_1>', '<b_2>']}
     assert not list(tmp_path.rglob('.*'))
 
-def test_index_follows_the_catalogue(tmp_path):
+def test_index_follows_the_catalog(tmp_path):
     f = table(tmp_path, {'x': ['<a_1>', '<b_0>'], 'y': ['<a_0>', '<b_10>'], 'z': ['<a_0>', '<b_9>']})
     ids = Identifiers.from_index(f, ['z', 'x', 'y'])
     assert [ids.names(i)[1] for i in range(3)] == ['<b_9>', '<b_0>', '<b_10>']

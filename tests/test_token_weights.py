@@ -66,7 +66,7 @@ def groups(paths, k):
     return out
 
 def mu(x, items):
-    "Mean distance to the centre"
+    "Mean distance to the center"
     c = [math.fsum(x[i][d] for i in items)/len(items) for d in range(len(x[0]))]
     return math.fsum(math.dist(x[i], c) for i in items)/len(items)
 
@@ -81,7 +81,7 @@ def slow_prefix(x, paths, i, k):
     parts = groups([paths[j] for j in inside], k + 1).values()
     return mu(x, inside) - math.fsum(len(g)*mu(x, [inside[j] for j in g]) for g in parts)/len(inside)
 
-def normalised(w): return [v*len(w)/math.fsum(w) for v in w] if math.fsum(w) > 1e-12 else [1.]*len(w)
+def normalized(w): return [v*len(w)/math.fsum(w) for v in w] if math.fsum(w) > 1e-12 else [1.]*len(w)
 
 def slow(name, paths, counts, x, beta, eos, i):
     "The weights of item i, token by token, from the formulas"
@@ -97,17 +97,17 @@ def slow(name, paths, counts, x, beta, eos, i):
     if name == 'position': w = [1. if n == 1 else 1 - (1 - beta)*k/(n - 1) for k in range(n)]
     if name == 'front_greater':
         unit = 32/mu(x, range(len(x)))
-        w = normalised([math.log1p(max(g*unit, 0)) for g in slow_levels(x, paths)[:n]])
+        w = normalized([math.log1p(max(g*unit, 0)) for g in slow_levels(x, paths)[:n]])
     if name == 'prefix':
         unit = 32/mu(x, range(len(x)))
-        w = normalised([math.log1p(max(slow_prefix(x, paths, i, k)*unit, 0)) for k in range(n)])
+        w = normalized([math.log1p(max(slow_prefix(x, paths, i, k)*unit, 0)) for k in range(n)])
     if name == 'frequency':
         f = {}
         for q, c in zip(paths, counts):
             for t in q:
                 if eos == 'token' or t != EOS: f[t] = f.get(t, 0) + c
         one = lambda v: 1. if f[v] == 0 else 1/f[v] if beta == 1 else (1 - beta)/(1 - beta**f[v])
-        w = normalised([one(t) for t in identifier])
+        w = normalized([one(t) for t in identifier])
     return w + [1. if eos == 'one' else 0.]*(len(paths[i]) - n)
 
 FAMILY = dict(uniform=lambda b, e: Uniform(eos=e), igd=lambda b, e: IGD(b, eos=e), position=lambda b, e: Position(b, eos=e), front_greater=lambda b, e: FrontGreater(eos=e),

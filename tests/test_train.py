@@ -457,7 +457,7 @@ def test_no_weight_decay_on_the_mixture(tmp_path):
     assert [g['weight_decay'] for g in groups if any(p is loss.s for p in g['params'])] == [0.] and any(g['weight_decay'] == .3 for g in groups)
 
 def test_the_mixture_learns_and_chooses_nothing(tmp_path):
-    "It moves, towards the smaller loss; the best checkpoint has the best NDCG all the same"
+    "It moves, toward the smaller loss; the best checkpoint has the best NDCG all the same"
     trie, _ = world(packed)
     result = run_loss(packed, loss_of(packed, variant='exp'), tmp_path, epochs=6, lr=3e-2)
     last = {n: result.part(f'weight_{n}')[-1][1] for n in ('uniform', 'front_greater', 'frequency')}

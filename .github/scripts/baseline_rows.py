@@ -1,6 +1,6 @@
 """Train the text-free baseline on a data set and store its figures: python .github/scripts/baseline_rows.py DATA OUT.json [--seeds 0,1,2]
 
-SASRec with the library's default settings (nothing tuned), leave-one-out, full catalogue, seen items left out."""
+SASRec with the library's default settings (nothing tuned), leave-one-out, full catalog, seen items left out."""
 import argparse
 from dataclasses import asdict
 from pathlib import Path

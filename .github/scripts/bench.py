@@ -74,7 +74,7 @@ def ratio(
     fast: str, # name of the faster one
     clock: str = 'wall', # or 'cpu'
 ) -> dict: # median, min, max of slow/fast
-    "How many times faster, round by round: only neighbours are divided by each other"
+    "How many times faster, round by round: only neighbors are divided by each other"
     return spread_of([a/max(b, 1e-9) for a, b in zip(times[slow][clock], times[fast][clock])])
 
 def processor_name() -> str: # as the maker calls it
@@ -119,7 +119,7 @@ def array_gains(
     trie = ItemTrie.build(ids)
     return trie, information_gain(trie, prior), information_gain(trie, prior, 'conditional')
 
-def random_catalogue(
+def random_catalog(
     n: int, # N items
     levels: int = 4, # L
     size: int = 256, # codes per level
@@ -151,10 +151,10 @@ def gain_error(
 def race_trie(
     n: int, # items
     rounds: int = 3, # A B A B A B
-    seed: int = 0, # of the catalogue
+    seed: int = 0, # of the catalog
 ) -> dict: # seconds, ratio and largest difference
-    "Arrays and dictionaries in turns on one catalogue"
-    ids, prior = random_catalogue(n, seed=seed)
+    "Arrays and dictionaries in turns on one catalog"
+    ids, prior = random_catalog(n, seed=seed)
     paths, masses = ids.codes().tolist(), prior.tolist()                     # lists are what the dictionaries read fastest
     times, results = race(dict(arrays=lambda: array_gains(ids, prior), dictionaries=lambda: dict_gains(paths, masses)), rounds, n <= 200_000)
     return dict(items=n, nodes=results['arrays'][0].n_nodes, seed=seed, seconds=seconds(times), ratio=ratio(times, 'dictionaries', 'arrays'),
@@ -171,10 +171,10 @@ def peak_memory() -> float: # GB
 def measure_trie(
     n: int, # items
     rounds: int = 3, # builds
-    seed: int = 0, # of the catalogue
+    seed: int = 0, # of the catalog
 ) -> dict: # seconds by both clocks, memory before and at the peak
-    "Build the trie and both gains of one catalogue in this process, which should be a fresh one"
-    ids, prior = random_catalogue(n, seed=seed)
+    "Build the trie and both gains of one catalog in this process, which should be a fresh one"
+    ids, prior = random_catalog(n, seed=seed)
     before = peak_memory()
     times, _ = race(dict(arrays=lambda: array_gains(ids, prior)[0].n_nodes), rounds, warm_up=False)
     return dict(items=n, seed=seed, **seconds(times)['arrays'], first=times['arrays']['wall'][0], before_gb=before, peak_gb=peak_memory())
@@ -191,7 +191,7 @@ def in_fresh_process(
     return json.loads(lines[-1][6:])
 
 def bench_trie(
-    quick: bool = False, # smaller catalogues
+    quick: bool = False, # smaller catalogs
     progress=None, # something with `stage(name)`
 ) -> dict:
     "trie and both information gains: arrays against dictionaries, time and memory by size"
@@ -322,7 +322,7 @@ RACERS = { # backbone, changes to its sizes, settings of the training
 def train_steps(
     racer: str, # one of `RACERS`
     data: tuple, # (split, identifiers, trie)
-    steps: int, # optimiser steps
+    steps: int, # optimizer steps
     limit: float, # processor seconds at most
     seed: int = 0, # of weights, order and dropout
 ) -> tuple: # (model, processor seconds used, steps done)
@@ -461,7 +461,7 @@ def network_epoch(
     x: np.ndarray, # float32 [N, d]
     batch: int = 1024, # items
 ): # function without arguments
-    "One epoch of the RQ-VAE itself, which both ways share: loss, gradient, optimiser"
+    "One epoch of the RQ-VAE itself, which both ways share: loss, gradient, optimizer"
     x, opt = torch.from_numpy(x), torch.optim.AdamW(model.parameters(), lr=1e-5)
     stream = batches(len(x), batch, generator(0))
     def epoch():
@@ -511,7 +511,7 @@ def measure_residual_kmeans(
     size: int = 256, # codes at each of 4 levels
     seed: int = 0, # of vectors and k-means
 ) -> dict: # seconds by both clocks, items per second, memory before and at the peak, agreement with double precision
-    "RQ-KMeans and assignment of a catalogue in this process, which should be a fresh one"
+    "RQ-KMeans and assignment of a catalog in this process, which should be a fresh one"
     with tempfile.TemporaryDirectory() as folder:
         write_vectors(Path(folder)/'x.npy', n, seed=seed)
         x, before = np.load(Path(folder)/'x.npy', mmap_mode='r'), peak_memory()
@@ -524,7 +524,7 @@ def measure_residual_kmeans(
                     before_gb=before, peak_gb=peak_memory())
 
 def bench_tokenizers(
-    quick: bool = False, # 2,000 items with 64 codes, and 50,000 for the large catalogue
+    quick: bool = False, # 2,000 items with 64 codes, and 50,000 for the large catalog
     progress=None, # something with `stage(name)`
 ) -> dict:
     "codes for items: balanced start, an epoch of LETTER's diversity, RQ-KMeans of a million vectors"
@@ -548,7 +548,7 @@ def weighted_steps(
     trie: ItemTrie, # of these identifiers
     batches: list, # of `samples.collate`
     loss, # of a weighting's `objective`
-): # function without arguments: one optimiser step a batch
+): # function without arguments: one optimizer step a batch
     "A training without anything around it"
     model = BACKBONES[backbone].make(ids, seed=0).train()
     if isinstance(loss, MultiTargetLoss): loss.set_pace(100)
@@ -755,7 +755,7 @@ def trie_lines(r: dict) -> list[str]:
              f'{format_ratio(x["ratio"])}, by processor time {x["ratio_cpu"]["median"]:.1f} ×; largest difference {x["difference"]:.0e}' for x in r['races']]
     lines += [f'{x["items"]:>12,} items, fresh process: {x["wall"]["median"]:.2f} s [{x["wall"]["min"]:.2f}, {x["wall"]["max"]:.2f}], processor time {x["cpu"]["median"]:.2f} s, first build {x["first"]:.2f} s, '
               f'peak {x["peak_gb"]:.2f} GB ({x["before_gb"]:.2f} GB before)' for x in r['sizes']]
-    return lines + [f'{"":>4}processor time per item in the largest catalogue, relative to the one a tenth as large: {r["per_item_growth"]:.2f}']
+    return lines + [f'{"":>4}processor time per item in the largest catalog, relative to the one a tenth as large: {r["per_item_growth"]:.2f}']
 
 def decode_lines(r: dict) -> list[str]:
     "Text of `bench_decode`"

@@ -1,8 +1,8 @@
 """Train a language model on titles and store how it ranks: python .github/scripts/llm_rows.py DATA OUT.jsonl [--weighting ce|igd] [--seed 0] [--split time]
 
 One line of OUT.jsonl per call: SmolLM2-135M with LoRA on packed histories, plain cross-entropy or IGD-tuning, decoded plainly and with IGD-decoding under the
-settings of BIGRec (scores divided by length), of D3 in IGD's release (not divided) and of D3 proper (a SASRec advises). Nothing is tuned but
-the share of the advice, which the validation users choose. Popularity and SASRec rank the same test users. The adapters stay beside OUT.jsonl,
+settings of BIGRec (scores divided by length), of D3 in IGD's release (not divided) and of D3 proper (a SASRec as the assistant). Nothing is tuned but
+the weight of the assistant, which the validation users choose. Popularity and SASRec rank the same test users. The adapters stay beside OUT.jsonl,
 with the time that their training took; a second call ranks by them."""
 import argparse, json, time
 from dataclasses import asdict, replace
