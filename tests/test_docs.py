@@ -1,4 +1,5 @@
 "The documentation site builds, has no broken link, and loads nothing from outside, as headless Chromium sees it."
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,10 @@ def katex_files():
 
 
 @pytest.fixture(scope='session')
-def site(katex_files, tmp_path_factory):
+def site(request, tmp_path_factory):
+    "The site: that of $GENREC_SITE, which .ci/run has just built, or one built here."
+    if built := os.environ.get('GENREC_SITE'): return Path(built)
+    request.getfixturevalue('katex_files')
     folder = tmp_path_factory.mktemp('site')/'_docs'
     try: build(folder)
     except Failed as e: pytest.fail(str(e), pytrace=False)
