@@ -274,7 +274,7 @@ def test_mistakes_in_a_grid_are_told_before_any_work(toy, tmp_path, changes, wha
 def test_mistakes_that_only_the_data_show(toy, tmp_path):
     bare, out = small_data(tmp_path/'bare', text=False), tmp_path/'o'
     random = dict(r=dict(method='random', size=8))
-    for match, changes in (('neither a known data set', dict(data=['nowhere'])), ('tokenizers without text', dict(data={'bare': dict(path=str(bare))})),
+    for match, changes in (('no known data set', dict(data=['nowhere'])), ('tokenizers without text', dict(data={'bare': dict(path=str(bare))})),
                            ('weighting fg', dict(data={'bare': dict(path=str(bare))}, weightings=['fg'], ids=random)), ('no such file', dict(ids=dict(x=dict(file='{path}/{name}.index.json')))),
                            ('ids.km.*40 items are too few for 64 codes', dict(ids={'km': dict(method='rqkmeans', encoder='tfidf', size=64)}))):
         with pytest.raises(GenrecError, match=match): run_grid(Grid(**settings(toy, **changes)), out)

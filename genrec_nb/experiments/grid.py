@@ -51,7 +51,7 @@ class Grid:
     weightings: dict | list | str = field(default_factory=lambda: ['ce', 'igd']) # name -> kind and hyperparameters
     alphas: list[Share] = field(default_factory=lambda: [0, .2]) # strengths of IGD-decoding
     seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2]) # of the reported trainings
-    tune: Tune | None = None # the search; None: hyperparameters are as given
+    tune: dict | Tune | None = None # the search; None: hyperparameters are as given
     reference: str | None = None # method that the others are compared with; None: the first
     metric: str = 'ndcg@10' # what validation chooses by
     title: str = '' # of the report
@@ -69,6 +69,7 @@ class Grid:
         self.ids = _expand(_named(self.ids, 'ids', lambda n: dict(method=n)))
         self.weightings = _named(self.weightings, 'weightings')
         self.alphas, self.seeds = plain(self.alphas), plain(self.seeds)
+        if isinstance(self.tune, dict): self.tune = read_settings(Tune, self.tune, 'tune')
         _check(self)
         self.reference = self.reference or next(iter(self.weightings), None)
 
