@@ -27,7 +27,7 @@ from genrec_nb.tiger import tiger_t5
 from genrec_nb.trie import ItemTrie
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(2))
 def test_dictionaries_and_arrays_agree(seed):
     "Few codes, so that collisions and items without mass abound"
     ids, prior = random_catalog(2000, levels=4, size=6, seed=seed)
@@ -81,7 +81,7 @@ def test_fresh_process_reports_a_failure_in_one_line():
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed', range(2))
 def test_engine_and_generate_give_the_same_lists(seed):
     "Batches of other sizes and orders on both sides; histories of all lengths"
     ids = Identifiers.random(400, levels=3, size=12, seed=seed).with_eos()
@@ -94,16 +94,6 @@ def test_engine_and_generate_give_the_same_lists(seed):
     same = agreement(ours, theirs)
     assert same['identical'] == 1 and same['difference'] < 1e-4
     assert agreement(ours, (theirs[0].flip(0), theirs[1]))['identical'] < 1
-
-
-def test_batch_size_changes_no_list():
-    ids = Identifiers.random(300, levels=3, size=9, seed=0)
-    rng, trie = np.random.default_rng(0), ItemTrie.build(ids)
-    history = torch.from_numpy(np.where(np.arange(8, 0, -1) <= rng.integers(1, 9, 17)[:, None], rng.integers(0, 300, (17, 8)), -1))
-    model = tiger_t5(ids, d_model=32, d_ff=64, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=16).eval()
-    one, whole = (recommend(model, trie, history, 5, DecodeConfig(5), batch_size=b) for b in (1, 17))
-    assert torch.equal(one[0], whole[0])
-    torch.testing.assert_close(one[1], whole[1], atol=1e-4, rtol=1e-4)
 
 
 def codebook(k=12, d=5, seed=0): return torch.randn(k, d, generator=generator(seed))
@@ -209,8 +199,7 @@ def readers(n_items, n=5, width=6, seed=0):
     rng = np.random.default_rng([seed, 1])
     return torch.from_numpy(np.where(np.arange(width, 0, -1) <= rng.integers(1, width + 1, n)[:, None], rng.integers(0, n_items, (n, width)), -1))
 
-@pytest.mark.parametrize('kind', ['titles', 'codes'])
-@pytest.mark.parametrize('seed', range(2))
+@pytest.mark.parametrize('kind, seed', [('titles', 0), ('codes', 1)])
 def test_race_of_language_models_agrees(kind, seed):
     model, history = writer(kind, seed), readers(60, seed=seed)
     r = race_lm(model, history, 6, 2, exact=5)
@@ -261,12 +250,11 @@ def tiny(monkeypatch):
         return model.to(getattr(torch, dtype)), tokenizer
     for name, what in dict(load_lm=load, smollm2_folder=lambda: None, data_folder=lambda name: None, in_fresh_process=lambda f, *args: getattr(bench, f)(*args)).items(): monkeypatch.setattr(bench, name, what)
 
-@pytest.mark.parametrize('checkpointing', [False, True])
-def test_step_of_a_language_model(tiny, checkpointing):
+def test_step_of_a_language_model(tiny):
     "The worst batch nearly fills the room; gradient checkpointing changes no loss"
-    r = measure_lm_step(3, 512, checkpointing)
-    assert r['batch'] == 3 and 470 < r['tokens'] <= 512 and 0 < r['before_gb'] <= r['peak_gb'] and r['checkpointing'] is checkpointing
-    assert r['loss'] == pytest.approx(measure_lm_step(3, 512, not checkpointing)['loss'], rel=1e-6) and 1 < r['loss'] < 20
+    r, again = (measure_lm_step(3, 512, on) for on in (False, True))
+    assert r['batch'] == 3 and 470 < r['tokens'] <= 512 and 0 < r['before_gb'] <= r['peak_gb'] and (r['checkpointing'], again['checkpointing']) == (False, True)
+    assert r['loss'] == pytest.approx(again['loss'], rel=1e-6) and 1 < r['loss'] < 20
     assert measure_lm_step(2, 300)['tokens'] <= 300
 
 def test_language_models_whole_way(tiny, monkeypatch):

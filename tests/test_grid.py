@@ -1,5 +1,5 @@
 "Grids: killed, shared, resumed; equal budgets; sweeps; mistakes told before any work."
-import json, signal, shutil, subprocess, sys, time
+import json, os, signal, shutil, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -7,12 +7,11 @@ import pytest
 from oracles import change_held_out, small_data
 import genrec_nb.experiments.execution as execution
 import genrec_nb.pipeline as pipeline
-from genrec_nb.core import GenrecError, SettingError, digest, plain
+from genrec_nb.core import GenrecError, SettingError, digest
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.data import global_time, leave_one_out
 from genrec_nb.experiments.execution import dry_run, make_plan, run_grid
 from genrec_nb.experiments.grid import Grid, read_grid, sweep_points
-from genrec_nb.experiments.results import read_results
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import ranking_metrics
 from genrec_nb.pipeline import unpack
@@ -121,32 +120,52 @@ def test_killed_and_resumed_gives_the_same_rows(finished, toy, tmp_path, wanted)
     assert {k: said(r) for k, r in trials(out).items()} == {k: said(r) for k, r in trials(finished).items()}
 
 
-KILLED_WORKER = '''
-import os, sys
+ON_A_CLUSTER = '''
+import os, signal, sys, threading, time
 from pathlib import Path
-import genrec_nb.pipeline as pipeline
 from genrec_nb.experiments.execution import read_grid, run_grid
+
+def slow(busy):
+    "In a worker: steps take their time, and a file named by the process stands there while it trains"
+    import genrec_nb.pipeline as pipeline
+    class Slow(pipeline._Steps):
+        def on_step_end(self, *args, **kwargs):
+            super().on_step_end(*args, **kwargs)
+            (busy/str(os.getpid())).touch()
+            time.sleep(.1)
+        def on_train_end(self, *args, **kwargs): (busy/str(os.getpid())).unlink(missing_ok=True)
+    pipeline._Steps = Slow
+
+def kill_one(pids, out, busy):
+    "SIGKILL to a worker that is training, as soon as there is a checkpoint"
+    while not list(out.glob('work/*/checkpoints/checkpoint-*')) or not list(busy.iterdir()): time.sleep(.02)
+    pid = int(next(busy.iterdir()).name)
+    assert pid in pids
+    os.kill(pid, signal.SIGKILL)
+    (out/'killed').write_text(str(pid))
+
 if __name__ == '__main__':
-    from distributed import LocalCluster
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        def die(dask_worker=None): os._exit(1)
-        import threading, time
-        def kill():
-            while not list(Path(sys.argv[2]).glob('work/*/checkpoints')): time.sleep(.05)
-            next(iter(cluster.workers.values())).process.process.kill() if hasattr(next(iter(cluster.workers.values())), 'process') else None
-        threading.Thread(target=kill, daemon=True).start()
-        run_grid(read_grid(sys.argv[1]), sys.argv[2], cluster=cluster.scheduler_address)
+    from distributed import Client, LocalCluster
+    out, busy = Path(sys.argv[2]), Path(sys.argv[3])
+    busy.mkdir()
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        client.run(slow, busy)
+        threading.Thread(target=kill_one, args=(client.run(os.getpid).values(), out, busy), daemon=True).start()
+        run_grid(read_grid(sys.argv[1]), out, cluster=cluster.scheduler_address)
 '''
 
 
 @pytest.mark.slow
 def test_a_cluster_gives_the_same_rows_though_a_worker_is_killed(finished, toy, tmp_path):
     pytest.importorskip('distributed')
+    out, busy = tmp_path/'o', tmp_path/'busy'
     (tmp_path/'grid.json').write_text(json.dumps(settings(toy)))
-    (tmp_path/'go.py').write_text(KILLED_WORKER)
-    r = subprocess.run([sys.executable, str(tmp_path/'go.py'), str(tmp_path/'grid.json'), str(tmp_path/'o')], capture_output=True, text=True, timeout=300)
+    (tmp_path/'go.py').write_text(ON_A_CLUSTER)
+    r = subprocess.run([sys.executable, *map(str, (tmp_path/'go.py', tmp_path/'grid.json', out, busy))], capture_output=True, text=True, timeout=300,
+                       env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])})
     assert r.returncode == 0, r.stderr[-2000:]
-    assert {k: said(x) for k, x in trials(tmp_path/'o').items()} == {k: said(x) for k, x in trials(finished).items()}
+    assert [p.name for p in busy.iterdir()] == [(out/'killed').read_text()], 'one worker, and in training'
+    assert {k: said(x) for k, x in trials(out).items()} == {k: said(x) for k, x in trials(finished).items()}
 
 
 def test_a_cluster_that_is_not_there_is_told_in_one_line(toy, tmp_path):

@@ -1,6 +1,5 @@
 "Tables, plots and pages follow from the ranks, and are the same each time."
 import math
-from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -13,9 +12,13 @@ from genrec_nb.pipeline import unpack
 
 
 @pytest.fixture(scope='module')
-def searched(tmp_path_factory):
+def rows(tmp_path_factory):
     tune = dict(TUNE, values=TUNE['values'] | dict(multi=dict(half_life=[1, 20])))
-    return read_results(written(tmp_path_factory.mktemp('rows')/'r.jsonl', made_up(tune, ('ce', 'igd', 'pos', 'multi'))))
+    return written(tmp_path_factory.mktemp('rows')/'r.jsonl', made_up(tune, ('ce', 'igd', 'pos', 'multi')))
+
+
+@pytest.fixture(scope='module')
+def searched(rows): return read_results(rows)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +63,11 @@ def test_tables_of_a_search(searched):
     mean = lambda m, a: np.mean([e.values('ndcg@10').mean() for e in b.evaluations(a)[m].values()])
     assert d.loc[('pos', .2), 'mean'] == pytest.approx(mean('pos', .2)) and d.loc[('pos', .2), 'difference'] == pytest.approx(mean('pos', .2) - mean('pos', 0))
     both = {r.method: r for r in two_by_two(b).rows}
-    assert len(both) == 1 + sum(b.alpha[m] != 0 for m in ('ce', 'igd')) and all(r.difference == pytest.approx(r.mean - mean('ce', 0)) for r in both.values())
+    igd = ', '.join(['igd', *(f'{k} {v}' for k, v in b.values['igd'].items())])
+    wanted = {igd: mean('igd', 0)}
+    wanted |= {f'{name}, α {b.alpha[m]:g}': mean(m, b.alpha[m]) for m, name in (('ce', 'ce'), ('igd', igd)) if b.alpha[m] != 0}
+    assert both.keys() == wanted.keys()
+    for name, want in wanted.items(): assert both[name].mean == pytest.approx(want) and both[name].difference == pytest.approx(want - mean('ce', 0))
     for bad in ('ce', 'nothing'):
         with pytest.raises(GenrecError, match='expected one of igd, pos, multi'): two_by_two(b, bad)
 
@@ -71,8 +78,10 @@ def test_plots(searched):
     assert len(plot_mixtures(b).axes) == 1 and len(plot_mixtures(b).axes[0].get_lines()) == 2
 
 
-def test_the_page_is_complete(searched, tmp_path):
-    a = results_page(searched).save(tmp_path/'a.html').read_text()
+def test_the_page_is_the_same_each_time_and_complete(searched, rows, tmp_path):
+    "Made twice from the same rows: byte for byte"
+    a, b = (results_page(read_results(rows)).save(tmp_path/f'{x}.html').read_text() for x in 'ab')
+    assert a == b and not list(tmp_path.glob('*.part'))
     assert 'src="http' not in a and '<script' not in a and 'Not complete' not in a
     for part in ('results', 'decoding', 'search', 'learning', 'popularity of the targets', 'How this was made'): assert part in a
     for m, r in compare_table(Block(searched)).iterrows(): assert f'{r["mean"]:.4f}' in a
