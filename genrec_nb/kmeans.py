@@ -79,7 +79,8 @@ def _sample(x: Tensor, seed: int) -> Tensor: # float32 [n, d]
 
 def _published_start(x: np.ndarray, k: int, random_state) -> np.ndarray: # float [k, d]
     "k-means++ without the greedy choice among several draws"
-    return kmeans_plusplus(x, k, random_state=random_state, n_local_trials=1)[0]
+    double = x.astype(float) # once: scikit-learn would convert all of x again for each center
+    return x[kmeans_plusplus(double, k, random_state=random_state, n_local_trials=1)[1]]
 
 # %% ../nbs/20_kmeans.ipynb #efb750fa
 def fit_centers(
@@ -168,6 +169,33 @@ def balanced_assign(
     return torch.as_tensor(out, device=device)
 
 # %% ../nbs/20_kmeans.ipynb #a45c0fe5
+def _swap(
+    cost: Tensor, # float [N, K]
+    assign: Tensor, # int64 [N] codes
+) -> Tensor: # int64 [N] codes; the same ones where no exchange helps
+    "One exchange of two vectors between each pair of codes that gain most from each other"
+    k = torch.arange(cost.shape[1], device=cost.device)
+    extra = cost - cost.gather(1, assign[:, None]) # of moving vector n to code k
+    leave = extra.new_full((len(k), len(k)), torch.inf) # m; infinite for an empty code
+    leave.scatter_reduce_(0, assign[:, None].expand_as(cost), extra, 'amin')
+    change, mate = (leave + leave.T).fill_diagonal_(torch.inf).min(1)
+    pays = (change < -1e-6) & (mate[mate] == k)
+    mover = extra[:, mate].masked_fill(assign[:, None] != k, torch.inf).argmin(0)
+    return assign.scatter(0, mover[pays], mate[pays])
+
+# %% ../nbs/20_kmeans.ipynb #19e555e4
+def _swap_improve(
+    cost: Tensor, # float [N, K]
+    assign: Tensor, # int64 [N] codes
+    rounds: int = 20, # at most
+) -> Tensor: # int64 [N] codes, as many vectors per code as before, at no larger total cost
+    "Exchange vectors between pairs of codes as long as that lowers the total cost"
+    for _ in range(rounds):
+        old, assign = assign, _swap(cost, assign)
+        if torch.equal(assign, old): break
+    return assign
+
+# %% ../nbs/20_kmeans.ipynb #59a94f0a
 def _centroids(x: Tensor, assign: Tensor, k: int) -> Tensor: # float [k, d]
     "Mean of each group, zero where a group is empty"
     one = F.one_hot(assign, k).to(x.dtype)
@@ -190,7 +218,8 @@ def balanced_kmeans(
         old, assign = assign, balanced_assign(d - g)
         if i and torch.equal(assign, old): break
         centers = _centroids(x, assign, k)
-    return centers, assign
+    assign = _swap_improve(sq_distances(x, centers), assign)
+    return _centroids(x, assign, k), assign
 
 # %% ../nbs/20_kmeans.ipynb #b46d9852
 QUANTIZERS: dict[str, type] = {} # kind -> class; subclasses of `Quantizer` enter themselves
