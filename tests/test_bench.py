@@ -1,4 +1,5 @@
 "Measurements: the two sides must agree, the statistics must be right, and bad names must be refused."
+import gc
 import json
 import math
 import os
@@ -25,6 +26,14 @@ from genrec_nb.backbones import tiny_llama
 from genrec_nb.kmeans import generator, residual_kmeans
 from genrec_nb.tiger import tiger_t5
 from genrec_nb.trie import ItemTrie
+
+
+@pytest.fixture(scope='module', autouse=True)
+def frozen():
+    "Collecting garbage before each measurement need not go through all that was imported"
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize('seed', range(2))
@@ -62,7 +71,6 @@ def test_rounds_are_taken_in_turns_and_divided_by_neighbors():
 
 
 def test_the_collector_is_on_again_after_a_failure():
-    import gc
     with pytest.raises(ZeroDivisionError): race(dict(a=lambda: 1/0))
     assert gc.isenabled()
 

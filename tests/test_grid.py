@@ -161,7 +161,7 @@ def test_a_cluster_gives_the_same_rows_though_a_worker_is_killed(finished, toy, 
     out, busy = tmp_path/'o', tmp_path/'busy'
     (tmp_path/'grid.json').write_text(json.dumps(settings(toy)))
     (tmp_path/'go.py').write_text(ON_A_CLUSTER)
-    r = subprocess.run([sys.executable, *map(str, (tmp_path/'go.py', tmp_path/'grid.json', out, busy))], capture_output=True, text=True, timeout=300,
+    r = subprocess.run([sys.executable, *map(str, (tmp_path/'go.py', tmp_path/'grid.json', out, busy))], capture_output=True, text=True, timeout=600,
                        env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])})
     assert r.returncode == 0, r.stderr[-2000:]
     assert [p.name for p in busy.iterdir()] == [(out/'killed').read_text()], 'one worker, and in training'
@@ -264,10 +264,23 @@ def test_given_identifiers(finished, toy, tmp_path):
     assert again['decodings']['0']['test'] == row['decodings']['0']['test'] and again['config']['ids'].startswith('file:')
 
 
-# ---- mistakes ------------------------------------------------------------------------------------------------------------
-
 def tuned(**t): return dict(tune={**dict(seeds=[9], values=dict(igd=dict(beta=[.1, .2])), untuned=['ce']), **t})
 
+
+def test_a_search_is_run_first_and_only_its_choice_is_reported(finished, toy, tmp_path):
+    "Three trials with the tuning seed; of IGD the setting that is best on validation goes on to the reported seed"
+    out = shutil.copytree(finished, tmp_path/'o', ignore=shutil.ignore_patterns('results.jsonl'))
+    grid = Grid(**settings(toy, seeds=[0], **tuned()))
+    run_grid(grid, out)
+    ran = [l for l in lines(out) if l['kind'] == 'trial']
+    best = lambda r: max(d['valid']['metrics']['ndcg@10'] for d in r['decodings'].values())
+    chosen = max((r for r in ran[:3] if r['method'] == 'igd'), key=best)['values']['beta']
+    named = [(r['method'], r['seed'], r['values'].get('beta')) for r in ran]
+    assert sorted(named[:3], key=str) == [('ce', 9, None), ('igd', 9, .1), ('igd', 9, .2)] and sorted(named[3:]) == [('ce', 0, None), ('igd', 0, chosen)]
+    assert '0 of 5 are to do; nothing is left' in dry_run(grid, out)
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('changes, what', [
     (dict(alhpas=[0]), "'alhpas' is unknown, did you mean 'alphas'"), (dict(weightings=['ce', 'igdd']), "'igdd'.* did you mean 'igd'"),

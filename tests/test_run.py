@@ -98,6 +98,7 @@ def test_the_same_seed_gives_the_same_figures_and_another_does_not(finished, tmp
     assert run(small_config(data, seed=1), tmp_path/'other', jobs=1)['methods'] != metrics['methods']
 
 
+@pytest.mark.slow                                           # as is test_several_processes_give_the_same_rows of grids, which is quick
 def test_side_by_side_gives_the_same_figures(finished, tmp_path):
     data, _, metrics = finished
     assert run(small_config(data), tmp_path/'out', jobs=2)['methods'] == metrics['methods']
