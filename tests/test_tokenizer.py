@@ -274,7 +274,7 @@ def test_what_cannot_work_is_refused_before_texts_are_embedded(monkeypatch, meth
 
 
 def test_vectors_that_do_not_fit():
-    for x, message in ((X[:-1], '59 vectors for 60 items'), (X*np.nan, 'NaN'), (X*0 + 1, 'are equal'), (X[:, :1], 'have no more pieces')):
+    for x, message in ((X[:-1], '59 vectors for 60 items'), (X*np.nan, 'NaN'), (X*0 + 1, 'are equal'), (X[:, :1], 'levels is 2, expected at most 1 dimensions')):
         with pytest.raises(GenrecError, match=message): tokenize_items(DATA, SPLIT, config('pq'), x)
     with pytest.raises(GenrecError, match='12 dimensions|have 5'): made('rqkmeans').assign(X[:3, :5])
     with pytest.raises(GenrecError, match='takes a Dataset'): tokenize_items(DATA.catalog, config('pq'))
