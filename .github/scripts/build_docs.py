@@ -89,6 +89,16 @@ def only_imports(source):
     return bool(body) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
 
 
+# A class without an __init__ of its own is shown with that of its base, whose annotations may name what only its own module imports.
+SIGNATURES = """import inspect
+if not hasattr(inspect, 'strict_from_callable'):
+    inspect.strict_from_callable = inspect.Signature.from_callable.__func__
+    def _tolerant(cls, obj, *, eval_str=False, **how):
+        try: return inspect.strict_from_callable(cls, obj, eval_str=eval_str, **how)
+        except NameError: return inspect.strict_from_callable(cls, obj, eval_str=False, **how)
+    inspect.Signature.from_callable = classmethod(_tolerant)"""
+
+
 def prepare(nbs):
     """Three changes to each notebook before nbdev's processors see it.
 
@@ -113,7 +123,7 @@ def prepare(nbs):
             m = re.match(r'#\|\s*default_exp\s+([\w.]+)', ''.join(c['source'])) if c['cell_type'] == 'code' else None
             if not m: continue
             nb['cells'].insert(i+1, dict(cell_type='code', id='import-all', metadata={}, outputs=[], execution_count=None,
-                                         source=f'#| hide\nfrom genrec_nb.{m[1]} import *'))
+                                         source=f'#| hide\n{SIGNATURES}\nfrom genrec_nb.{m[1]} import *'))
             break
         show_test_imports(nb)
         f.write_text(json.dumps(nb))
