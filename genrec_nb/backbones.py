@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
 from transformers.utils import logging as hf_logging
-from .core import FileError, SettingError, cache_dir
+from .core import FileError, SettingError
+from .loaders import cache_dir
 
 # %% ../nbs/60_backbones.ipynb #623bf73c
 def _byte_level_bpe(

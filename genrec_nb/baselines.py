@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy import sparse
 from torch import Tensor, nn
-from .core import Count, FileError, GenrecError, Natural, NonNegative, Positive, check_vectors, patch, settings
+from .core import (Count, FileError, GenrecError, Natural, NonNegative, Positive, patch,
+                            settings)
+from .embed import check_vectors
 from .data import Cases, Interactions, Split
 from .metrics import ranking_metrics
 

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
-from .core import GenrecError, GenrecWarning, IncompleteTextError, patch
+from .core import GenrecError, GenrecWarning, MissingTextError, patch
 
 # %% ../nbs/10_data.ipynb #e7a4f250
 def _refuse_repeats(ids: list[str], where: str) -> None:
@@ -101,14 +101,14 @@ def from_texts(cls: Catalog,
     others: list[list[str]], # [N] further texts, in the order an encoder should read them
     where: str = 'the items', # the source, for messages
 ) -> Catalog: # in the order given
-    "A catalog from titles and further texts; raises `IncompleteTextError` for an item without any"
+    "A catalog from titles and further texts; raises `MissingTextError` for an item without any"
     ids, titles = [str(x) for x in ids], [_words(t) for t in titles]
     parts = [[t, *map(_words, other)] for t, other in zip(titles, others)]
     texts = ['. '.join(x.rstrip('.') for x in part if x) for part in parts]
     _refuse_repeats(ids, where)
     if '' in texts:
         first, n = ids[texts.index('')], texts.count('')
-        raise IncompleteTextError(f'{where}: item {first!r} has neither title nor other text '
+        raise MissingTextError(f'{where}: item {first!r} has neither title nor other text '
                                   f'({n} such items); add text to them')
     if '' in titles:
         first, n = ids[titles.index('')], titles.count('')
@@ -252,9 +252,9 @@ def _histories(
 
 # %% ../nbs/10_data.ipynb #dcee3cdf
 def _refuse_unknown(items: pd.Series, users: pd.Series, n_items: int, where: str) -> None:
-    "Raise an `IncompleteTextError` that names the first of the unknown items"
+    "Raise an `MissingTextError` that names the first of the unknown items"
     item, user = str(items.iloc[0]), str(users.iloc[0])
-    raise IncompleteTextError(
+    raise MissingTextError(
         f'{where}: item {item!r} of user {user!r} is not in the catalog of {n_items:,} items, so it has '
         f'no text; {items.nunique():,} such items; add them to the items, or drop their rows')
 

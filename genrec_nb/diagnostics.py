@@ -13,7 +13,8 @@ import pandas as pd
 import torch.nn.functional as F
 from dataclasses import asdict, dataclass
 from torch import linalg
-from .core import GenrecError, check_vectors, patch
+from .core import GenrecError, patch
+from .embed import check_vectors
 from .kmeans import CodebookReport, codebook_report, unexplained_share
 from .letter import code_overlap
 from .semantic_ids import Identifiers

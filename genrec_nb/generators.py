@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from transformers import T5Config
 from typing import Callable
-from .core import (MissingTextError, SettingError, check_choice, check_keys, check_option, read_settings)
+from .core import (MissingTextError, SettingError, check_choice, check_keys, _check_option, read_settings)
 from .data import Catalog
 from .semantic_ids import Identifiers
 from .tiger import TigerT5, tiger_t5
@@ -123,7 +123,7 @@ def check_model(
     known = BACKBONES[backbone].sizes()
     check_keys(settings, known, where)
     if backbone == 'llm': return _check_language_model(settings, where, titles, weighting)
-    for n, v in settings.items(): check_option(n, v, known[n], where)
+    for n, v in settings.items(): _check_option(n, v, known[n], where)
 
 def _check_language_model(settings: dict, where: str, titles: bool, weighting: str) -> None:
     "Values, tasks, and what excludes what"

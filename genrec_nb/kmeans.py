@@ -22,8 +22,8 @@ from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from .core import (FileError, SettingError, check_vectors, patch, read_json, write_json,
-                            write_tensors)
+from .core import FileError, SettingError, patch, read_json, write_json, write_tensors
+from .embed import check_vectors
 
 # %% ../nbs/20_kmeans.ipynb #2028ed52
 def sq_distances(

@@ -16,8 +16,8 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache
 from typing import Annotated, Literal
-from .core import (Count, FileError, GenrecError, Natural, Seed, SettingError, patch, read_json, read_settings,
-                            settings, whole_folder, write_json)
+from .core import (Count, FileError, GenrecError, Natural, SettingError, patch, read_json,
+                            read_settings, settings, whole_folder, write_json)
 from .data import Interactions
 from .semantic_ids import EOS, Identifiers, PAD
 from .trie import ItemTrie
@@ -52,7 +52,7 @@ class LMConfig:
     fill: Natural | None = None # tokens up to which a pass is filled by reading ahead; None: 64 on a CPU, else 1,024
     tasks: Annotated[list[str], BeforeValidator(_names)] = field(default_factory=list) # LC-Rec's; ['all']: every one
     share: Annotated[float, Field(gt=0, le=1)] = .2 # of the training samples, for each further task and epoch
-    seed: Seed = 0 # of adapters and new tokens
+    seed: Natural = 0 # of adapters and new tokens
 
     def __post_init__(self):
         if self.packed and self.template == TEMPLATE: self.template = LIST_TEMPLATE

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing import Literal
 from pydantic import StrictBool
-from .core import (Count, GenrecError, NonNegative, SettingError, check_choice, check_vectors, patch,
+from .core import (Count, GenrecError, NonNegative, SettingError, check_choice, patch,
                             settings)
+from .embed import check_vectors
 from .kmeans import CHUNK, balanced_kmeans, generator, leading_dims
 from .rqvae import RQOutput, RQVAE, RQVAEConfig, fit_rqvae, mlp
 

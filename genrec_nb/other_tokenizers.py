@@ -21,8 +21,8 @@ from pathlib import Path
 from scipy.linalg import orthogonal_procrustes
 from sklearn.cluster import SpectralClustering
 from torch import Tensor
-from .core import (FileError, GenrecError, SettingError, check_choice, check_vectors, patch,
-                            read_json)
+from .core import FileError, GenrecError, SettingError, check_choice, patch, read_json
+from .embed import check_vectors
 from .data import Interactions, offsets_of
 from .loaders import fetch, read_atomic
 from .kmeans import Quantizer, fit_centers, level_sizes, nearest, sq_distances

@@ -18,7 +18,8 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from pathlib import Path
 from transformers import TrainerCallback
-from .core import GenrecError, Silent, digest, plain, read_json, versions, whole_file, write_json
+from .core import (GenrecError, _Silent, digest, plain, read_json, versions, whole_file,
+                            write_json)
 from .data import Cases, Dataset, Split
 from .metrics import average_popularity, coverage, gini, metric_values, rank_of
 from .sequential_baselines import SASRec, load_or_train_sasrec
@@ -101,7 +102,7 @@ def train_trial(
     made = make_identifiers(trial, data, split, folder, device, progress)
     if trial.data.vectors: made = replace(made, vectors=own_vectors(trial.data, len(data.catalog)))
     rec = GenerativeRecommender.fit(data, trial.recommender, split, made, work/'checkpoints', resume=True,
-                                    callbacks=[_Steps(f'train {trial.label}', progress or Silent())],
+                                    callbacks=[_Steps(f'train {trial.label}', progress or _Silent())],
                                     **dict(use_cpu=device == 'cpu') | trial.trainer)
     rec.save_pretrained(work/'model')
     r = rec.result
@@ -203,7 +204,7 @@ def run_trial(
     "Identifiers, training, ranking, metrics"
     device, (data, split) = device or default_device(), load_data(trial.data)
     rec, start = train_trial(trial, data, split, folder, device, progress), time.perf_counter()
-    (progress or Silent()).stage(f'rank {trial.label}')
+    (progress or _Silent()).stage(f'rank {trial.label}')
     rank_trial(trial, split, rec, decodings, folder)
     done = read_json(Path(folder)/'work'/trial.key/'trained.json')
     took = dict(train=done.pop('seconds'), decode=round(time.perf_counter() - start, 1))

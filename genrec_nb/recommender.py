@@ -17,8 +17,9 @@ from pathlib import Path
 from pydantic import Field
 from safetensors.torch import load_file
 from typing import Annotated, Literal
-from .core import (FileError, GenrecError, MissingTextError, Seed, SettingError, Share, patch, read_json,
-                            read_settings, settings, versions, whole_folder, write_json, write_tensors)
+from .core import (FileError, GenrecError, MissingTextError, Natural, SettingError, Share,
+                            patch, read_json, read_settings, settings, versions, whole_folder,
+                            write_json, write_tensors)
 from .data import Cases, Catalog, Dataset, Split, leave_one_out
 from .embed import embed_texts
 from .kmeans import load_quantizer
@@ -47,7 +48,7 @@ class RecommenderConfig:
     beta: Share = .1 # IGD-tuning: weight of zero-gain tokens; 1: plain cross-entropy
     train: Annotated[dict | TrainConfig, Field(union_mode='left_to_right')] = field(default_factory=dict) # changes to `train_defaults`, or all
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    seed: Seed = 0 # of everything that is random
+    seed: Natural = 0 # of everything that is random
 
     def __post_init__(self):
         method = self.tokenizer.method

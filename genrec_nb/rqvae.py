@@ -14,7 +14,8 @@ from pydantic import StrictBool
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing import Literal
-from .core import Count, GenrecError, NonNegative, Positive, Share, check_vectors, patch, settings
+from .core import Count, GenrecError, NonNegative, Positive, Share, patch, settings
+from .embed import check_vectors
 from .kmeans import (CHUNK, Quantizer, SAMPLE, center_distances, generator, leading_dims, level_sizes,
                               nearest, residual_kmeans, sinkhorn, sq_distances)
 

@@ -11,8 +11,9 @@ import numpy as np
 from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Literal
-from .core import (Count, FileError, GenrecError, SettingError, Share, Silent, plain, read_json,
-                            read_settings, read_spec, settings, versions, write_json, write_spec)
+from .core import (Count, FileError, GenrecError, SettingError, Share, _Silent, plain,
+                            read_json, read_settings, _read_spec, settings, versions, write_json,
+                            _write_spec)
 from .data import Dataset, Split, leave_one_out
 from .loaders import load_dataset
 from .metrics import Evaluation, evaluate_ranking, metric_values, popularity_ranking, rank_of
@@ -61,7 +62,7 @@ def load_config(
     quick: bool = False, # a rehearsal: nothing is downloaded but the data, few epochs
 ) -> RunConfig:
     "Read the settings of a run; raises `SettingError` for unknown names and impossible values"
-    given = read_spec(path) if path else {}
+    given = _read_spec(path) if path else {}
     for name, value in (overrides or {}).items():
         for part in reversed(name.split('.')): value = {part: value}
         given = _merge(given, value)
@@ -86,7 +87,7 @@ def open_run(
         if resume: raise FileError(f'{folder}: there is no run to resume{_others(folder)}')
         if folder.exists() and any(folder.iterdir()):
             raise FileError(f'{folder}: exists and is no run; name another folder with --out')
-        write_spec(mine, asdict(config))
+        _write_spec(mine, asdict(config))
     elif not resume: raise FileError(f'{folder}: holds a run already; --resume goes on with it, another --out keeps both')
     given, stored = (_flat(plain(asdict(c))) for c in (config, load_config(mine)))
     other = [k for k in {**stored, **given} if stored.get(k) != given.get(k)]
@@ -246,7 +247,7 @@ def run(
     "Train and compare; leaves config.toml, metrics.json, report.html, tokenizer/ and model/ in the folder"
     config, data, split, trials = _check_run(config or RunConfig())
     fresh, device = not resume and not Path(folder).exists(), device or default_device()
-    folder, progress = open_run(folder, config, resume), _Timed(progress or Silent())
+    folder, progress = open_run(folder, config, resume), _Timed(progress or _Silent())
     try: made = make_identifiers(trials['ce'], data, split, folder, device, progress)
     except GenrecError:
         if fresh: shutil.rmtree(folder)                        # the corrected command may have its name
@@ -266,7 +267,7 @@ def tokenize(
     device: str | None = None, # where neural tokenizers are trained; None: the best there is
 ) -> dict: # what report.json holds
     "Tokenize a catalog; leaves the tokenizer, report.json and report.html in the folder, or nothing at all"
-    folder, progress = Path(folder), _Timed(progress or Silent())
+    folder, progress = Path(folder), _Timed(progress or _Silent())
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileError(f'{folder}: exists and is not empty; name another --out')
     progress.stage('data')

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing import ClassVar, Literal
 from .core import GenrecError, Positive, Share, patch, settings
 from .infogain import information_gain, item_prior, item_table, segment_sum
-from .kmeans import check_vectors
+from .embed import check_vectors
 from .semantic_ids import EOS, Identifiers
 from .trie import ItemTrie
 

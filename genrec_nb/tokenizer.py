@@ -10,11 +10,11 @@ import hashlib
 import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from .core import (FileError, GenrecError, MissingTextError, SettingError, check_vectors, patch,
+from .core import (FileError, GenrecError, MissingTextError, SettingError, patch,
                             read_json, read_settings, versions, whole_folder, write_json)
 from .data import Catalog, Dataset, Split, leave_one_out
 from .loaders import read_items
-from .embed import TfidfEncoder, embed_texts, load_encoder, make_encoder
+from .embed import TfidfEncoder, embed_texts, load_encoder, make_encoder, check_vectors
 from .kmeans import load_quantizer
 from .semantic_ids import Identifiers
 import genrec_nb.new_items # gives `Identifiers.append`

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 from pydantic import StrictBool
-from .core import (Count, Seed, SettingError, check_choice, check_keys, read_settings,
+from .core import (Count, Natural, SettingError, check_choice, check_keys, read_settings,
                             settings)
 from .data import Interactions
 from .kmeans import level_sizes, residual_kmeans
@@ -187,7 +187,7 @@ class TokenizerConfig:
     encoder: str | None = None # 'minilm' if not given, 'tfidf', or any Hugging Face encoder
     cf: str | Path | None = None # 'sasrec' if not given, 'lightgcn', or a file of embeddings
     options: dict = field(default_factory=dict) # the method's own settings
-    seed: Seed = 0 # of everything that is random
+    seed: Natural = 0 # of everything that is random
 
     def __post_init__(self):
         check_choice(self.method, TOKENIZERS, 'tokenizer')

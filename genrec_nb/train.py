@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from transformers import TrainerCallback, TrainingArguments
 from typing import Literal
-from .core import Count, FileError, GenrecError, Natural, Positive, Seed, patch, read_json, settings
+from .core import (Count, FileError, GenrecError, Natural, Positive, patch, read_json,
+                            settings)
 from .data import Cases, Interactions
 from .metrics import ranking_metrics
 from .trie import ItemTrie
@@ -49,7 +50,7 @@ class TrainConfig:
     metric: Metric = 'ndcg@10' # the best checkpoint has most of it; of 'ce' the least
     samples_per_epoch: Count | None = None # sampled anew for each epoch; None: all
     eval_users: Count | None = None # validation users that are ranked, sampled once; None: all
-    seed: Seed = 0 # of windows, order, dropout and samples
+    seed: Natural = 0 # of windows, order, dropout and samples
 
 # %% ../nbs/55_train.ipynb #03608cc2
 def batch_targets(

@@ -15,7 +15,7 @@ from typing import Literal
 from .core import Count, FileError, GenrecError, MissingTextError, digest, patch, plain, read_json, settings
 from .data import Dataset, Split, global_time, leave_one_out
 from .loaders import load_dataset
-from .kmeans import check_vectors
+from .embed import check_vectors
 from .semantic_ids import Identifiers, index_files
 from .item_decoder import level_ranges
 from .baselines import check_split

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 import numpy as np
 import pytest
-from genrec_nb.core import (Count, FileError, GenrecError, Natural, Positive, SettingError, Share, check_choice, check_keys, check_option,
-                            digest, patch, plain, read_json, read_settings, read_spec, settings, whole_file, whole_folder, write_json, write_spec, write_tensors)
+from genrec_nb.core import (Count, FileError, GenrecError, Natural, Positive, SettingError, Share, check_choice, check_keys, _check_option,
+                            digest, patch, plain, read_json, read_settings, _read_spec, settings, whole_file, whole_folder, write_json, _write_spec, write_tensors)
 
 @settings
 class Train:
@@ -43,9 +43,9 @@ def test_settings_nest_compare_and_are_replaced():
     with pytest.raises(SettingError, match='expected names with values'): read_settings(Train, [1], 'x')
 
 def test_options_of_another_library():
-    check_option('d', 3, 1, 'model'); check_option('lr', 1, .5, 'model'); check_option('x', object(), None, 'model')
+    _check_option('d', 3, 1, 'model'); _check_option('lr', 1, .5, 'model'); _check_option('x', object(), None, 'model')
     for value, default in ((True, 1), ('wide', 1), (float('nan'), .5), (1, True), (3, 'word')):
-        with pytest.raises(SettingError, match='model: d is'): check_option('d', value, default, 'model')
+        with pytest.raises(SettingError, match='model: d is'): _check_option('d', value, default, 'model')
     with pytest.raises(SettingError, match="did you mean 'letter'"): check_choice('leter', ['letter', 'rqvae'], 'tokenizer')
     with pytest.raises(SettingError, match="did you mean 'lr'"): check_keys(dict(lrr=1), ['lr'], 'train')
 
@@ -96,12 +96,12 @@ def test_malformed_json(tmp_path, text, message):
 
 def test_files_of_settings(tmp_path):
     given = dict(data='ml-100k', users=None, train=dict(lr=1e-3, epochs=20., sizes=[4, 2]))
-    write_spec(tmp_path/'run.toml', given); write_json(tmp_path/'run.json', dict(a=1))
-    assert read_spec(tmp_path/'run.toml') == dict(data='ml-100k', train=dict(lr=1e-3, epochs=20, sizes=[4, 2])) and read_spec(tmp_path/'run.json') == dict(a=1)
+    _write_spec(tmp_path/'run.toml', given); write_json(tmp_path/'run.json', dict(a=1))
+    assert _read_spec(tmp_path/'run.toml') == dict(data='ml-100k', train=dict(lr=1e-3, epochs=20, sizes=[4, 2])) and _read_spec(tmp_path/'run.json') == dict(a=1)
     (tmp_path/'bad.toml').write_text('a = \n')
-    with pytest.raises(FileError, match='bad.toml.*line 1'): read_spec(tmp_path/'bad.toml')
-    with pytest.raises(FileError, match='.toml or .json'): read_spec(tmp_path/'x.yaml')
-    with pytest.raises(FileError, match='no such file'): read_spec(tmp_path/'x.toml')
+    with pytest.raises(FileError, match='bad.toml.*line 1'): _read_spec(tmp_path/'bad.toml')
+    with pytest.raises(FileError, match='.toml or .json'): _read_spec(tmp_path/'x.yaml')
+    with pytest.raises(FileError, match='no such file'): _read_spec(tmp_path/'x.toml')
 
 def test_tensors_of_any_layout_are_written(tmp_path):
     import torch

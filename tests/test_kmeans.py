@@ -8,7 +8,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.optimize import linear_sum_assignment
 
 from genrec_nb import kmeans as kmeans_module
-from genrec_nb.core import GenrecError, check_vectors
+from genrec_nb.core import GenrecError
+from genrec_nb.embed import check_vectors
 from genrec_nb.kmeans import CHUNK, ResidualQuantizer, _swap_improve, balanced_assign, balanced_kmeans, center_distances, codebook_report, generator, kmeans, level_sizes, load_quantizer, nearest, quantizer_report, residual_codes, residual_kmeans, sinkhorn, sinkhorn_codes, sinkhorn_prices, sq_distances, unexplained_share
 
 

@@ -387,8 +387,7 @@ def test_nothing_to_load_by_name():
 
 def test_smollm2_finds_what_generate_finds():
     "One user, three beams, real titles; only where the model was converted before"
-    from genrec_nb.core import cache_dir
-    from genrec_nb.loaders import load_movielens
+    from genrec_nb.loaders import load_movielens, cache_dir
     if not (cache_dir()/'smollm2-135m-instruct-from-q4_1'/'config.json').is_file(): pytest.skip('SmolLM2 has not been converted here: load_lm() does it')
     lm, tokenizer = load_lm(device='cpu')
     assert lm.num_parameters() == 134_515_008 and not hasattr(lm.config, 'quantization_config')

@@ -4,7 +4,7 @@ import numpy as np
 import pooch
 import pytest
 import genrec_nb.loaders as L
-from genrec_nb.core import FileError, GenrecError, IncompleteTextError, MissingTextError
+from genrec_nb.core import FileError, GenrecError, MissingTextError
 from genrec_nb.data import leave_one_out
 from genrec_nb.loaders import fetch, load_dataset, load_json, load_movielens, load_table, read_atomic, read_items
 
@@ -60,7 +60,7 @@ def test_bad_items(folder):
     with refused("item '2'", 'title'): load_dataset(folder)
     f.write_text(json.dumps({str(i): dict(title='' if i==2 else 't', brand=None) for i in range(4)}))
     with refused("item '2'", 'neither title nor other text'): load_dataset(folder)
-    with pytest.raises(IncompleteTextError): load_dataset(folder)
+    with pytest.raises(MissingTextError): load_dataset(folder)
     assert load_dataset(folder, text=None).catalog.texts==['']*4
     f.write_text(json.dumps({str(i): dict(title='' if i==2 else 't', brand=['x','y']) for i in range(4)}))
     with pytest.warns(UserWarning, match="1 items have an empty title.*'2'"): d = load_dataset(folder)

@@ -10,8 +10,8 @@ import itertools
 import numpy as np
 from dataclasses import asdict, field, fields
 from pathlib import Path
-from ..core import (Seed, SettingError, Share, check_choice, check_keys, digest, patch, plain, read_settings,
-                            read_spec, settings)
+from ..core import (Natural, SettingError, Share, check_choice, check_keys, digest, patch,
+                            plain, read_settings, _read_spec, settings)
 from ..metrics import metric_values
 from ..beam_search import DecodeConfig
 from ..train import TrainConfig
@@ -38,7 +38,7 @@ def _named(
 @settings
 class Tune:
     "The search for each method's hyperparameters, with equal budgets"
-    seeds: list[Seed] # of the search
+    seeds: list[Natural] # of the search
     values: dict # method -> hyperparameter -> values to try; 'train.lr' and 'model.d_model', too
     untuned: list[str] = field(default_factory=list) # methods that have nothing to search for
 
@@ -50,7 +50,7 @@ class Grid:
     ids: dict | list | str = 'rqvae' # name -> settings of a tokenizer, perhaps `vary`; or file = 'index.json'
     weightings: dict | list | str = field(default_factory=lambda: ['ce', 'igd']) # name -> kind and hyperparameters
     alphas: list[Share] = field(default_factory=lambda: [0, .2]) # strengths of IGD-decoding
-    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2]) # of the reported trainings
+    seeds: list[Natural] = field(default_factory=lambda: [0, 1, 2]) # of the reported trainings
     tune: dict | Tune | None = None # the search; None: hyperparameters are as given
     reference: str | None = None # method that the others are compared with; None: the first
     metric: str = 'ndcg@10' # what validation chooses by
@@ -203,7 +203,7 @@ def read_grid(
     path: str | Path, # .toml or .json
 ) -> Grid:
     "Read a grid; files and folders are named from here, or from the file's own folder"
-    spec, home = read_spec(path), Path(path).parent
+    spec, home = _read_spec(path), Path(path).parent
     for old, new in _RENAMED.items():
         if old in spec: raise SettingError(f'{path}: {old!r} of version 0.1 is now {new}')
     def near(d, *names):
