@@ -2,27 +2,23 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
-from exec_nbs import ROOT, environment, notebooks
+from exec_nbs import ROOT, Forks, notebooks
 
 LIMIT = int(os.environ.get('GENREC_NB_LIMIT', 300))         # seconds a notebook
-SLOW = ['--slow'] if os.environ.get('GENREC_NB_SLOW') else []
+SLOW = bool(os.environ.get('GENREC_NB_SLOW'))
 
 
-def execute(path):
-    "Run one notebook, writing nothing; None, or what went wrong."
-    command = [sys.executable, str(ROOT/'.github'/'scripts'/'exec_nbs.py'), '--here', '--check', *SLOW, str(path)]
-    p = subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         text=True, errors='replace', start_new_session=True)
-    try: out, _ = p.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(p.pid, signal.SIGKILL)
-        p.communicate()
-        return f'not finished after {LIMIT} s'
-    return shortened(out) if p.returncode else None
+@pytest.fixture(scope='session')
+def forks():
+    with Forks() as f: yield f
+
+
+def execute(forks, path, log):
+    "Run one notebook, writing nothing but `log`; None, or what went wrong."
+    status, _ = forks.run(path, SLOW, store=False, log=log, limit=LIMIT)
+    return f'not finished after {LIMIT} s' if status == -signal.SIGALRM else shortened(log.read_text(errors='replace')) if status else None
 
 
 def shortened(text):
@@ -34,11 +30,11 @@ def shortened(text):
 
 
 @pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.relative_to(ROOT/'nbs').with_suffix('').as_posix())
-def test_notebook(path):
-    if wrong := execute(path): pytest.fail(f'{path.relative_to(ROOT)}\n{wrong}', pytrace=False)
+def test_notebook(forks, path, tmp_path):
+    if wrong := execute(forks, path, tmp_path/'log'): pytest.fail(f'{path.relative_to(ROOT)}\n{wrong}', pytrace=False)
 
 
-def test_a_failing_notebook_is_reported(tmp_path):
+def test_a_failing_notebook_is_reported(forks, tmp_path):
     "The check itself: an error is seen, its cause is shown, and nothing is written."
     path = ROOT/'nbs'/f'_failing_{os.getpid()}.ipynb'       # a leading underscore: no tool of the project takes it for a lesson
     text = ('{"cells": [{"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": null, "source": "#| slow\\nraise OSError"},'
@@ -46,7 +42,7 @@ def test_a_failing_notebook_is_reported(tmp_path):
             ' "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
     try:
         path.write_text(text)
-        wrong = execute(path)
+        wrong = execute(forks, path, tmp_path/'log')
         assert 'ZeroDivisionError' in wrong and 'def f(x): return 1/x' in wrong and 'OSError' not in wrong
         assert 'execnb' not in wrong and path.read_text() == text
         assert path not in notebooks()
