@@ -13,16 +13,17 @@ from filelock import FileLock
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
-from .core import (FileError, GenrecError, MissingTextError, patch, read_json, whole_file,
-                            whole_folder, write_json, write_tensors)
+from .core import (FileError, GenrecError, MissingTextError, patch, read_json, require,
+                            whole_file, whole_folder, write_json, write_tensors)
 from .loaders import fetch, cache_dir
 
 # %% ../nbs/12_embed.ipynb #6ef38561
 def check_vectors(
     x, # [N, d] numbers: an array, a memory-mapped one, a tensor, lists
     least: int = 1, # so many vectors are needed
+    width: int | None = None, # so many dimensions are needed; None: any number
 ): # tensor float32 [N, d], sharing memory with x where that is possible
-    "Vectors as a tensor; raises `GenrecError` for wrong shapes, NaN or infinity, and too few vectors"
+    "Vectors as a tensor; raises `GenrecError` for wrong shapes, NaN or infinity, too few vectors"
     import torch                                       # here, since most readers of this module need none
     try:
         with warnings.catch_warnings():
@@ -39,7 +40,8 @@ def check_vectors(
     if len(bad):
         raise GenrecError(f'vector of item {int(bad[0])} holds NaN or infinite values '
                           f'({len(bad)} of {len(x)} items)')
-    if len(x) < least: raise GenrecError(f'{len(x)} vectors are too few, expected at least {least}')
+    require(len(x) >= least, f'{len(x)} vectors are too few, expected at least {least}')
+    require(width in (None, x.shape[1]), f'vectors have {x.shape[1]} dimensions, expected {width}')
     return x
 
 # %% ../nbs/12_embed.ipynb #56c25bc1
