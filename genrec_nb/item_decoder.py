@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 from .batches import Windows
-from .core import GenrecError, patch
+from .core import GenrecError, check_choice, patch
+from .likelihood import ChildSoftmax
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD
 from .tiger import TokenLoss, take_beams
+from .trie import ItemTrie
 
 # %% ../nbs/42_item_decoder.ipynb #e7c61d80
 def level_ranges(
@@ -39,12 +41,18 @@ def level_ranges(
 class ItemDecoderConfig(PreTrainedConfig):
     "Sizes of an `ItemDecoder`"
     model_type = 'genrec_item_decoder'
-    def __init__(self, vocab_size=3, first=(), sizes=(), d_model=64, num_layers=2, num_heads=4, head_ff=2,
-                 dropout=.2, max_items=50, **kwargs):
+    def __init__(self, vocab_size=3, first=(), sizes=(), levels=None, n_items=0, d_model=64, num_layers=2,
+                 num_heads=4, head_ff=2, dropout=.2, max_items=50, softmax='vocabulary', prior='none',
+                 scale_embeddings=False, **kwargs):
+        check_choice(softmax, ('vocabulary', 'children'), 'softmax')
+        check_choice(prior, ('none', 'trie'), 'prior')
         self.first, self.sizes = list(first), list(sizes)          # token range of each level
+        self.levels = list(levels or [len(self.sizes)])            # how many levels each identifier has
         self.d_model, self.num_layers, self.num_heads = d_model, num_layers, num_heads
         self.head_ff, self.dropout = head_ff, dropout              # width of the head's MLPs in multiples of d_model
         self.max_items = max_items                                 # last items of the history that are read
+        self.softmax, self.prior, self.n_items = softmax, prior, n_items # over what; a prior for N items
+        self.scale_embeddings = scale_embeddings                   # items' vectors times sqrt(d_model)
         tokens = dict(vocab_size=vocab_size, pad_token_id=PAD, eos_token_id=EOS)
         super().__init__(**{**kwargs, **tokens, 'use_cache': False})
 
@@ -75,6 +83,11 @@ class CodeHead(nn.Module):
         self.norm = nn.LayerNorm(d)
     def forward(self, u): return self.norm(u + self.mlp(u)) # [..., d] -> [..., d]
 
+def _head(d: int, width: int, dropout: float, first: bool) -> nn.Module:
+    "Without an MLP (width 0) only the norm is left, and a hidden state is normalized already"
+    if width: return CodeHead(d, width, dropout)
+    return nn.Identity() if first else nn.LayerNorm(d)
+
 # %% ../nbs/42_item_decoder.ipynb #1221e2c6
 class ItemDecoder(PreTrainedModel, GenerationMixin):
     "A causal transformer over items with a head over codes (after RQ-Transformer, arXiv 2203.01941)"
@@ -89,7 +102,9 @@ class ItemDecoder(PreTrainedModel, GenerationMixin):
         self.place = nn.Embedding(c.max_items, c.d_model)
         self.blocks = nn.ModuleList(CausalBlock(c.d_model, c.num_heads, c.dropout) for _ in range(c.num_layers))
         self.norm, self.drop = nn.LayerNorm(c.d_model), nn.Dropout(c.dropout)
-        self.heads = nn.ModuleList(CodeHead(c.d_model, c.head_ff, c.dropout) for _ in c.sizes)
+        self.starts = np.cumsum([0, *c.levels]).tolist()           # first level of each identifier, and the end
+        self.heads = nn.ModuleList(_head(c.d_model, c.head_ff, c.dropout, l in self.starts) for l in range(len(c.sizes)))
+        if c.prior == 'trie': self.register_buffer('counts', torch.zeros(c.n_items, dtype=torch.long))
         self.post_init()
 
     def _init_weights(self, m):
@@ -103,32 +118,64 @@ AutoConfig.register(ItemDecoderConfig.model_type, ItemDecoderConfig)
 AutoModel.register(ItemDecoderConfig, ItemDecoder)
 
 # %% ../nbs/42_item_decoder.ipynb #e1100ee6
+def _one_or_more(ids) -> list[Identifiers]:
+    "The identifiers of one or several kinds; raises `GenrecError` for those of different catalogs, or the same twice"
+    ids = list(ids) if isinstance(ids, (list, tuple)) else [ids]
+    sizes = sorted({i.n_items for i in ids})
+    if len(sizes) != 1: raise GenrecError(f'identifiers of {sizes} items, expected one or more of the same catalog')
+    codes = [i.codes() for i in ids if not i.is_ragged]
+    twice = any(np.array_equal(a, b) for n, a in enumerate(codes) for b in codes[:n])
+    if twice: raise GenrecError('the same identifiers are given twice: give each once')
+    return ids
+
 @patch
 def set_items(
     self: ItemDecoder,
-    ids: Identifiers, # paths of all items
+    ids: Identifiers | list, # paths of all items, or several kinds of them
 ) -> ItemDecoder: # itself
     "Keep the paths of the items; raises `GenrecError` for identifiers with other levels"
-    if (level_ranges(ids)[0], ids.vocab_size) != (self.config.first, self.config.vocab_size):
+    ids, c = _one_or_more(ids), self.config
+    ranges = [level_ranges(i)[0] for i in ids]
+    if (sum(ranges, []), [*map(len, ranges)], sum(i.vocab_size for i in ids)) != (c.first, c.levels, c.vocab_size):
         raise GenrecError('the identifiers have other levels than the model was made for: '
                           'they belong to different runs')
-    self.register_buffer('paths', torch.from_numpy(ids.codes()).to(self.device), persistent=False)
-    self.register_buffer('first', torch.tensor(self.config.first, device=self.device), persistent=False)
+    paths = np.concatenate([i.codes() for i in ids], 1)
+    self.register_buffer('paths', torch.from_numpy(paths).to(self.device), persistent=False)
+    self.register_buffer('first', torch.tensor(c.first, device=self.device), persistent=False)
+    counts = self.counts.cpu().numpy() if c.prior == 'trie' else None
+    self._trees = [ChildSoftmax.build(ItemTrie.build(i), counts) for i in ids]
     return self
 
 # %% ../nbs/42_item_decoder.ipynb #a95fdf6f
+@patch(as_prop=True)
+def trees(self: ItemDecoder) -> list[ChildSoftmax]: # one an identifier
+    "Trie and prior of each identifier, on the model's device"
+    self._trees = [t.to(self.paths.device) for t in self._trees]
+    return self._trees
+
+@patch(as_prop=True)
+def tries(self: ItemDecoder) -> list[ItemTrie]: return [t.trie for t in self.trees] # one an identifier
+
+# %% ../nbs/42_item_decoder.ipynb #778974ca
 def item_decoder(
-    ids: Identifiers, # paths of all items, of one length
+    ids: Identifiers | list, # paths of all items, of one length; or several kinds of identifiers
     max_items: int = 50, # last items of the history that are read
     seed: int = 0, # of the initial weights
+    counts: np.ndarray | None = None, # int [N] training targets, needed for prior='trie'
     **config, # changes to the sizes, as `ItemDecoderConfig` names them
 ) -> ItemDecoder: # untrained
     "A fresh decoder over items"
-    first, sizes = level_ranges(ids)
-    config = ItemDecoderConfig(vocab_size=ids.vocab_size, first=first, sizes=sizes, max_items=max_items, **config)
+    ids = _one_or_more(ids)
+    first, sizes = zip(*map(level_ranges, ids))
+    config = ItemDecoderConfig(sum(i.vocab_size for i in ids), sum(first, []), sum(sizes, []), [*map(len, sizes)],
+                               ids[0].n_items, max_items=max_items, **config)
+    if config.prior == 'trie' and counts is None:
+        raise GenrecError("prior='trie' needs counts=, how often each item is a training target")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ItemDecoder(config).set_items(ids)
+        model = ItemDecoder(config)
+    if config.prior == 'trie': model.counts = torch.as_tensor(np.asarray(counts, np.int64))
+    return model.set_items(ids)
 
 # %% ../nbs/42_item_decoder.ipynb #b8699b20
 @patch
@@ -148,7 +195,8 @@ def read(
     codes: Tensor, # int64 [B, T, L] code of each item at each level, counted from 0 within the level
 ) -> Tensor: # float [B, T, d] hidden state after each item
     "The causal transformer over items"
-    return self.transform(sum(e(codes[..., l]) for l, e in enumerate(self.codes)))
+    x = sum(e(codes[..., l]) for l, e in enumerate(self.codes))
+    return self.transform(x*self.config.d_model**.5 if self.config.scale_embeddings else x)
 
 # %% ../nbs/42_item_decoder.ipynb #ec194f70
 @patch
@@ -162,17 +210,49 @@ def level_logits(
 
 # %% ../nbs/42_item_decoder.ipynb #2b09fab1
 @patch
+def _rows(self: ItemDecoder, items: Tensor, level: int): # int64 [m], or a slice
+    "The targets [n] that need a softmax at a level: all, or under `children` those whose token has a sibling"
+    if self.config.softmax == 'vocabulary': return slice(None)
+    k, l = self._place(level)
+    return self.trees[k].deciding[items, l].nonzero().flatten()
+
+@patch
+def _place(self: ItemDecoder, level: int) -> tuple[int, int]:
+    "Which identifier a level belongs to, and its position there"
+    k = next(k for k, end in enumerate(self.starts[1:]) if level < end)
+    return k, level - self.starts[k]
+
+# %% ../nbs/42_item_decoder.ipynb #6973d894
+@patch
 def code_logits(
     self: ItemDecoder,
-    u: Tensor, # float [n, d] hidden states
-    target: Tensor, # int64 [n, L] codes of the item that follows
-) -> list[Tensor]: # for each level float [n, K_level]
+    hidden: Tensor, # float [n, d] hidden states
+    items: Tensor, # int64 [n] the items that follow
+) -> list[Tensor]: # for each level float [n, K_level]; under `children` [m, K_level] of the deciding tokens
     "Scores at each level, given the true codes of the levels before"
-    out = []
+    out, target = [], self.paths[items] - self.first
     for l, e in enumerate(self.codes):
-        out.append(self.level_logits(u, l))
+        if l in self.starts: u = hidden
+        out.append(self.level_logits(u[self._rows(items, l)], l))
         u = u + e(target[:, l])
     return out
+
+# %% ../nbs/42_item_decoder.ipynb #dd84c22d
+@patch
+def _offsets(self: ItemDecoder, nodes: Tensor, level: int, prior: bool = True): # [m, K_level], or 0.
+    "What is added to the logits of a level after the prefixes `nodes` [m]"
+    if self.config.softmax == 'vocabulary': return 0.
+    k, l = self._place(level)
+    if not l: nodes = nodes[:1]                                                   # all at the root
+    return self.trees[k].offsets(nodes, self.config.first[level], self.config.sizes[level], prior)
+
+@patch
+def _level_nll(self: ItemDecoder, logits: Tensor, items: Tensor, level: int, tau: float, prior: bool = True):
+    "Loss [n] of one token of the items [n] from the logits of `code_logits`; forced ones 0"
+    (k, l), rows = self._place(level), self._rows(items, level)
+    codes, before = self.paths[items[rows], level] - self.first[level], self.trees[k].before[items[rows], l]
+    nll = token_nll(logits + self._offsets(before, level, prior), codes, tau, ignore=-1)
+    return nll if nll.shape == items.shape else nll.new_zeros(items.shape).index_put((rows,), nll)
 
 # %% ../nbs/42_item_decoder.ipynb #86cc53d1
 @patch
@@ -193,14 +273,29 @@ def item_loss(
     null_history: bool = False, # also give `effect`: what the history changes
 ) -> TokenLoss: # of every item but the first of each row
     "Loss of every token of every item, from one pass over the rows"
-    codes, here = self.paths[items.clamp(min=0)] - self.first, items[:, 1:] >= 0
-    target = codes[:, 1:][here]                                                    # [n, L]
-    nll = lambda logits: torch.stack([token_nll(x, target[:, l], tau, ignore=-1) for l, x in enumerate(logits)], 1)
-    full, effect = self.code_logits(self.read(codes[:, :-1])[here], target), None
+    here, targets = items[:, 1:] >= 0, items[:, 1:][items[:, 1:] >= 0]
+    def nll(logits, prior=True):
+        return torch.stack([self._level_nll(z, targets, l, tau, prior) for l, z in enumerate(logits)], 1)
+    hidden = self.read(self.paths[items[:, :-1].clamp(min=0)] - self.first)[here]
+    full, effect = self.code_logits(hidden, targets), None
     if null_history:
-        null = self.code_logits(self.null_states(here), target)
-        effect = nll([a.float() - b.float() for a, b in zip(full, null)])
-    return TokenLoss(nll=nll(full), targets=items[:, 1:][here], effect=effect)
+        null = self.code_logits(self.null_states(here), targets)
+        effect = nll([a.float() - b.float() for a, b in zip(full, null)], prior=False)
+    return TokenLoss(nll=nll(full), targets=targets, effect=effect)
+
+# %% ../nbs/42_item_decoder.ipynb #83214472
+@patch
+def node_logits(
+    self: ItemDecoder,
+    u: Tensor, # float [..., d] hidden state plus the embeddings of the codes so far
+    nodes: Tensor, # int64 [...] the prefix in the trie of each
+    level: int,
+) -> Tensor: # float [..., K_level]; under `children` log-probabilities over the children, prior included
+    "Scores of the codes of one level after given prefixes"
+    logits = self.level_logits(u, level)
+    if self.config.softmax == 'vocabulary': return logits
+    offsets = self._offsets(nodes.flatten(), level).expand(nodes.numel(), -1).view_as(logits)
+    return (logits.float() + offsets).log_softmax(-1).nan_to_num(nan=-torch.inf)
 
 # %% ../nbs/42_item_decoder.ipynb #8c750dba
 def align_left(
@@ -219,6 +314,7 @@ def flat_logits(
 ) -> Tensor: # float [B, S - L + 1, V] logits of the tokens that follow positions L-1 ..
     "The model as a language model over flat tokens"
     (B, S), L = input_ids.shape, len(self.codes)
+    if len(self.config.levels) > 1: raise GenrecError('a model of several identifiers is no language model of flat tokens')
     T = S//L                                                                      # whole items
     whole = input_ids[:, :T*L].view(B, T, L)
     following = F.pad(input_ids, (0, (T + 1)*L - S), value=PAD)[:, L:].view(B, T, L)
@@ -227,9 +323,10 @@ def flat_logits(
     hidden = self.read(align_left((whole - self.first).clamp(min=0), here)[0])
     u = take_beams(hidden, (here.cumsum(1) - 1).clamp(min=0))                     # back to where the items stood
     out = hidden.new_full((B, T, L, self.config.vocab_size), -torch.inf)
+    node = F.pad(self.tries[0].walk(following), (1, 0))
     for l, e in enumerate(self.codes):
         a, n = self.config.first[l], self.config.sizes[l]
-        out[:, :, l, a:a + n] = self.level_logits(u, l)
+        out[:, :, l, a:a + n] = self.node_logits(u, node[..., l], l)
         u = u + e((following[..., l] - a).clamp(0, n - 1))
     return out.view(B, T*L, -1)[:, :S - L + 1]
 
@@ -259,28 +356,39 @@ def prepare_inputs_for_generation(self: ItemDecoder, input_ids, attention_mask=N
 class CodeState:
     "What is kept between the steps of a beam search"
     u: Tensor # float [B, k, d] hidden state plus the embeddings of the codes so far
+    node: Tensor # int64 [B, k] the prefix of each beam in the trie
     level: int = 0 # of the next code
 
 @patch
 def _beam_logits(self: ItemDecoder, state: CodeState) -> Tensor: # float [B, k, V]
     "Logits of the current level at their places in the vocabulary, minus infinity elsewhere"
-    logits, a = self.level_logits(state.u, state.level), self.config.first[state.level]
+    logits, a = self.node_logits(state.u, state.node, state.level), self.config.first[state.level]
     return F.pad(logits, (a, self.config.vocab_size - a - logits.shape[-1]), value=-torch.inf)
 
 # %% ../nbs/42_item_decoder.ipynb #ce8e0389
 @patch
-def prefill(
+def last_hidden(
     self: ItemDecoder,
     history: Tensor, # int64 [B, H] items, -1 where there is none
-) -> tuple[Tensor, CodeState]: # (logits float [B, 1, V] of the first token, state)
-    "Read the histories, once a user; raises `GenrecError` for an empty or too long one"
+) -> Tensor: # float [B, d]
+    "Hidden state after each history; raises `GenrecError` for an empty or too long one"
     items, n = align_left(history, history >= 0)
     if (n == 0).any(): raise GenrecError('an empty history: the item decoder needs at least one item')
     if n.max() > self.config.max_items:
         raise GenrecError(f'a history of {int(n.max())} items: the model reads {self.config.max_items} at most, '
                           'cut it with `Cases.tail`')
     hidden = self.read(self.paths[items[:, :int(n.max())].clamp(min=0)] - self.first)
-    state = CodeState(hidden[torch.arange(len(n), device=n.device), n - 1][:, None])
+    return hidden[torch.arange(len(n), device=n.device), n - 1]
+
+# %% ../nbs/42_item_decoder.ipynb #40b5ae94
+@patch
+def prefill(
+    self: ItemDecoder,
+    history: Tensor, # int64 [B, H] items, -1 where there is none
+) -> tuple[Tensor, CodeState]: # (logits float [B, 1, V] of the first token, state)
+    "Read the histories, once a user"
+    u = self.last_hidden(history)[:, None]
+    state = CodeState(u, torch.zeros(len(u), 1, dtype=torch.long, device=u.device))
     return self._beam_logits(state), state
 
 # %% ../nbs/42_item_decoder.ipynb #e872dd8f
@@ -294,5 +402,6 @@ def decode_step(
     "One step for all beams of all users"
     l = state.level
     code = (tokens - self.config.first[l]).clamp(0, self.config.sizes[l] - 1)
+    state.node = self.tries[0].step(take_beams(state.node, parents), tokens)
     state.u, state.level = take_beams(state.u, parents) + self.codes[l](code), l + 1
     return self._beam_logits(state)

@@ -60,6 +60,7 @@ class WeightedLoss(nn.Module):
     "One weighted cross-entropy"
     names = ()                                                # of its parts
     null_history = False                                      # does it need the logits of the null history?
+    deciding = None                                           # bool [N, T], see `per_item`
     def __init__(self,
         table: Tensor, # float [N, T] weight of each token of each item
         tau: float = 1., # temperature
@@ -70,17 +71,22 @@ class WeightedLoss(nn.Module):
 
     def forward(self,
         out, # with `nll` float [n, T] and `targets` int64 [n]
-        totals: Tensor | None = None, # float [1] of the whole optimizer batch; None: of this one
+        totals: Tensor | None = None, # from `totals`, of the whole optimizer batch; None: of this one
     ) -> tuple[Tensor, Tensor]: # (the loss, its parts float [len(names)] without gradient)
         "The share of these targets in the loss of the step"
         totals = self.totals(out.targets) if totals is None else totals
-        return weighted_mean(out.nll, self.table[out.targets], totals[0]), out.nll.new_empty(0)
+        return self.mean(out.nll, out.targets, totals), out.nll.new_empty(0)
 
 # %% ../nbs/33_objectives.ipynb #31055dba
 @patch
-def totals(self: WeightedLoss, targets: Tensor) -> Tensor: # float [1] for int64 [n] items
-    "What the step will be divided by: the sum of the weights"
-    return self.table[targets].sum()[None]
+def totals(self: WeightedLoss, targets: Tensor) -> Tensor: # float [1] or [3] for int64 [n] items
+    "What the step will be divided by: the sum of the weights; in nats an item also how many tokens decide, and items"
+    return self._with_items(self.table[targets].sum()[None], targets)
+
+@patch
+def mean(self: WeightedLoss, nll: Tensor, targets: Tensor, totals: Tensor) -> Tensor: # scalar
+    "Weighted mean of the losses [n, T] of the targets [n]"
+    return weighted_mean(nll, self.table[targets], totals[0])*self._scale(totals)
 
 # %% ../nbs/33_objectives.ipynb #3a7e5506
 @patch(as_prop=True)
@@ -92,7 +98,39 @@ def shape(self: WeightedLoss) -> tuple: # (N, T)
 def place(self: WeightedLoss, device) -> WeightedLoss: # itself
     "Move the table; it is no buffer, as buffers would be copied between processes at each step"
     self.table = self.table.to(device)
+    if self.deciding is not None: self.deciding = self.deciding.to(device)
     return self.to(device)
+
+# %% ../nbs/33_objectives.ipynb #ee4645d1
+@patch
+def per_item(
+    self: WeightedLoss,
+    deciding: Tensor, # bool [N, T] tokens with a sibling, of one or several identifiers side by side
+    identifiers: int = 1, # how many
+) -> WeightedLoss: # itself
+    "Nats an item instead of nats a token: forced tokens weigh nothing"
+    self.deciding, self.identifiers = deciding.to(self.table.device), identifiers
+    self.table = self.table*(self.deciding if self.table.ndim == 2 else self.deciding[:, None])
+    return self
+
+@patch
+def _with_items(self: WeightedLoss, weights: Tensor, targets: Tensor) -> Tensor:
+    "Sums of weights [K], and in nats an item the numbers of deciding tokens and of items"
+    if self.deciding is None: return weights
+    more = [self.deciding[targets].sum(), weights.new_tensor(targets.numel())]
+    return torch.cat([weights, torch.stack(more).to(weights)])
+
+@patch
+def _scale(self: WeightedLoss, totals: Tensor):
+    "Deciding tokens an item and identifier, or 1"
+    return 1. if self.deciding is None else totals[-2]/(totals[-1]*self.identifiers)
+
+# %% ../nbs/33_objectives.ipynb #d16ea015
+def _joint_table(rule: Weighting, trie, ids, **facts) -> Tensor: # float [N, T]
+    "The weights of one identifier, or those of several side by side"
+    if not isinstance(ids, (list, tuple)): return rule.table(trie, ids, **facts)
+    gain = facts.pop('gain', None) or [None]*len(ids)
+    return torch.cat([rule.table(t, i, gain=g, **facts) for t, i, g in zip(trie, ids, gain)], 1)
 
 # %% ../nbs/33_objectives.ipynb #b63a80bb
 @settings
@@ -105,12 +143,12 @@ class RankingGuided(Uniform):
 @patch
 def objective(
     self: Weighting,
-    trie: ItemTrie,
-    ids: Identifiers, # the labels
-    **facts, # counts=, gain=, vectors=: as `table` takes them
+    trie: ItemTrie | list, # or one an identifier
+    ids: Identifiers | list, # the labels
+    **facts, # counts=, gain=, vectors=: as `table` takes them; of several identifiers a list of gains
 ): # `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`, for `train.fit`
     "The loss that this weighting stands for"
-    return WeightedLoss(self.table(trie, ids, **facts), self.tau)
+    return WeightedLoss(_joint_table(self, trie, ids, **facts), self.tau)
 
 # %% ../nbs/33_objectives.ipynb #949ac3f0
 class CFTLoss(WeightedLoss):
@@ -126,13 +164,13 @@ class CFTLoss(WeightedLoss):
 
     def forward(self,
         out, # besides, with `effect` float [n, T]: cross-entropy of the difference of the logits
-        totals: Tensor | None = None, # float [1]
+        totals: Tensor | None = None, # from `totals`
     ) -> tuple[Tensor, Tensor]: # (the loss, its two parts)
         "Direct and causal loss of these targets"
-        totals, w = self.totals(out.targets) if totals is None else totals, self.table[out.targets]
-        direct = weighted_mean(out.nll, w, totals[0])
+        totals = self.totals(out.targets) if totals is None else totals
+        direct = self.mean(out.nll, out.targets, totals)
         if not self.null_history: return direct, torch.stack([direct, 0*direct]).detach()
-        effect = weighted_mean(out.effect, w, totals[0])
+        effect = self.mean(out.effect, out.targets, totals)
         return direct + self.lam*effect, torch.stack([direct, effect]).detach()
 
 # %% ../nbs/33_objectives.ipynb #aae264d9
@@ -142,7 +180,7 @@ class CFT(Position):
     name: ClassVar[str] = 'cft'
     lam: NonNegative = .1 # weight of the effect; 0 leaves Pos alone
 
-    def objective(self, trie, ids, **facts): return CFTLoss(self.table(trie, ids, **facts), self.lam, self.tau)
+    def objective(self, trie, ids, **facts): return CFTLoss(_joint_table(self, trie, ids, **facts), self.lam, self.tau)
 
 # %% ../nbs/33_objectives.ipynb #c5d0952d
 class MultiTargetLoss(WeightedLoss):
@@ -189,21 +227,21 @@ def mixture(self: MultiTargetLoss) -> Tensor: # float [K], sums to 1
 
 # %% ../nbs/33_objectives.ipynb #3df3c3f7
 @patch
-def totals(self: MultiTargetLoss, targets: Tensor) -> Tensor: # float [K] for int64 [n] items
+def totals(self: MultiTargetLoss, targets: Tensor) -> Tensor: # float [K], or [K + 2], for int64 [n] items
     "What the step will be divided by, one number a target"
-    return self.table[targets].sum((0, 2))
+    return self._with_items(self.table[targets].sum((0, 2)), targets)
 
 # %% ../nbs/33_objectives.ipynb #ec6be096
 @patch
 def forward(
     self: MultiTargetLoss,
     out, # with `nll` float [n, T], `targets` int64 [n], and perhaps `mixture` float [K]
-    totals: Tensor | None = None, # float [K] of the whole optimizer batch; None: of this one
+    totals: Tensor | None = None, # from `totals`, of the whole optimizer batch; None: of this one
 ) -> tuple[Tensor, Tensor]: # (the loss, the K losses without gradient)
     "Mixed loss of these targets"
-    w = self.table[out.targets]
-    total = w.sum((0, 2)) if totals is None else totals
-    losses = torch.einsum('nkt,nt->k', w, out.nll)/total.clamp(min=_TINY)
+    totals = self.totals(out.targets) if totals is None else totals
+    losses = torch.einsum('nkt,nt->k', self.table[out.targets], out.nll)
+    losses = losses/totals[:len(losses)].clamp(min=_TINY)*self._scale(totals)
     mixture = getattr(out, 'mixture', None)
     return ((self.mixture() if mixture is None else mixture)*losses).sum(), losses.detach()
 
@@ -242,7 +280,7 @@ class Mixture(Weighting):
         if len(self.targets) < 2: raise SettingError(f'{len(self.targets)} target to mix, expected two or more')
 
     def objective(self, trie, ids, **facts):
-        tables = {n: rule.table(trie, ids, **facts) for n, rule in self.rules.items()}
+        tables = {n: _joint_table(rule, trie, ids, **facts) for n, rule in self.rules.items()}
         return MultiTargetLoss(tables, self.rising, self.half_life, None, self.variant, self.tau)
 
 # %% ../nbs/33_objectives.ipynb #28a4ffe7

@@ -1,0 +1,124 @@
+"""Exact ranking: against brute force over all items, against beams that lose nothing; chunks, memory, several identifiers."""
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from genrec_nb.beam_search import DecodeConfig, recommend
+from genrec_nb.core import GenrecError, SettingError
+from genrec_nb.data import Cases
+from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_weights, item_nats, rank_exact, _first_topk, _fit
+from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.semantic_ids import Identifiers
+from oracles import few, packed, t5
+
+HISTORY = torch.tensor([[1, 0, 2, 3], [-1, -1, -1, 4], [-1, 2, 2, 5]])
+
+@st.composite
+def models(draw):
+    "A model over random codes, with many collisions or none, any softmax and prior"
+    n, levels = draw(st.integers(6, 25)), draw(st.integers(1, 4))
+    table = np.random.default_rng(draw(st.integers(0, 9))).integers(0, draw(st.integers(1, 5)), (n, levels))
+    soft, prior = draw(st.sampled_from([('vocabulary', 'none'), ('children', 'none'), ('children', 'trie')]))
+    return packed(Identifiers.from_codes(table, policy='keep'), d_model=8, softmax=soft, prior=prior, counts=np.arange(n))
+
+def whole(model, history, **kwargs): # float [K, M, N] in the order of the users
+    parts = list(exact_scores(model, history, **kwargs))
+    return torch.cat([p.logp for p in parts], 1)[:, torch.argsort(torch.cat([p.rows for p in parts]))]
+
+@few
+@given(models())
+def test_scores_are_the_losses_of_the_training_pass(model):
+    n = len(model.paths)
+    logp = whole(model, HISTORY)[0]
+    for h, row in zip(HISTORY, logp):
+        items = torch.cat([h[h >= 0].expand(n, -1), torch.arange(n)[:, None]], 1)
+        with torch.inference_mode(): nll = model(items=items).nll.view(n, -1, model.paths.shape[1])[:, -1].sum(1)
+        torch.testing.assert_close(row, -nll, atol=1e-4, rtol=1e-4)
+
+@few
+@given(models(), st.sampled_from(['vocabulary', 'children']), st.booleans(), st.sampled_from([0., .3, 1.]),
+       st.sampled_from([0., 1.]), st.sampled_from([0., .4, 1.]))
+def test_a_beam_that_loses_nothing(model, normalize, exclude, alpha, penalty, share):
+    trie, n = model.tries[0], len(model.paths)
+    gain = information_gain(trie, item_prior(np.arange(n) + 1.))
+    config = DecodeConfig(beams=100, alpha=alpha, length_penalty=penalty, normalize=normalize, exclude_seen=exclude, assistant_weight=share)
+    assistant = torch.randn(3, n, generator=torch.Generator().manual_seed(0))
+    items, scores = exact_search(model, HISTORY, n + 2, config, gain, assistant=assistant)
+    want, beams = recommend(model, trie, HISTORY, n + 2, config, gain, assistant=assistant)
+    torch.testing.assert_close(scores[scores > -1e30], beams[beams > -1e30], atol=1e-4, rtol=1e-4)
+    assert ((items >= 0) == (want >= 0)).all()
+    for row, other, s in zip(items.tolist(), want.tolist(), scores):                   # the same items but for equal scores
+        for a, b, x in zip(row, other, s): assert a == b or (s - x).abs().sort().values[1] < 1e-4
+
+def test_colliding_items_come_in_the_order_of_the_trie():
+    model = packed(Identifiers.from_codes(np.array([[0, 0], [1, 1], [0, 0], [1, 0], [1, 1], [0, 0]]), policy='keep'))
+    config = DecodeConfig(exclude_seen=False)
+    for k in (2, 3, 6): assert torch.equal(exact_search(model, HISTORY, k, config)[0], recommend(model, model.tries[0], HISTORY, k, config)[0])
+
+@given(st.lists(st.integers(-1, 2), min_size=3, max_size=12), st.integers(1, 12))
+def test_first_topk(row, k):
+    x = torch.tensor([row, row[::-1]], dtype=torch.float).masked_fill(torch.tensor([row, row[::-1]]) < 0, -torch.inf)
+    for a, b in zip(x, _first_topk(x, k)): assert b.tolist() == sorted(range(len(a)), key=lambda i: -a[i])[:k]
+
+def three(n=25, softmax='children', **config):
+    rng = np.random.default_rng(3)
+    ids = [Identifiers.from_codes(rng.integers(0, s, (n, 3)), policy='extra') for s in (3, 4)]
+    return packed([*ids, Identifiers.from_codes(np.arange(n)[:, None], policy='keep')], counts=np.arange(n), softmax=softmax, **config)
+
+def test_chunks_change_nothing():
+    model, history = three(prior='trie'), torch.randint(0, 25, (40, 5), generator=torch.Generator().manual_seed(0))
+    want = exact_search(model, history, 5)
+    for memory in (20_000, 60_000):
+        parts = list(exact_scores(model, history, memory=memory))
+        assert len(parts) > 1 and torch.equal(torch.cat([p.rows for p in parts]).sort().values, torch.arange(40))
+        got = exact_search(model, history, 5, exact=ExactConfig(memory=memory))
+        assert torch.equal(got[0], want[0])
+        torch.testing.assert_close(got[1], want[1])
+
+def test_refusals():
+    model = three()
+    with pytest.raises(GenrecError, match='memory is 2,000: give more'): exact_search(model, HISTORY, exact=ExactConfig(memory=2000))
+    with pytest.raises(SettingError, match="min_max='prefix'"): exact_search(model, HISTORY, config=DecodeConfig(min_max='step'))
+    with pytest.raises(GenrecError, match='needs the gains'): exact_search(model, HISTORY, config=DecodeConfig(alpha=.2))
+    with pytest.raises(GenrecError, match='needs an assistant'): exact_search(model, HISTORY, config=DecodeConfig(assistant_weight=.2))
+    with pytest.raises(GenrecError, match='needs the item decoder'): exact_search(t5(Identifiers.random(9, 2, 3)), HISTORY)
+    with pytest.raises(SettingError, match='expected 3 numbers'): exact_search(model, HISTORY, exact=ExactConfig(weights=(1., 1.)))
+
+@pytest.mark.parametrize('how', ['product', 'mixture'])
+def test_combinations_by_hand(how):
+    logp = torch.randn(3, 2, 6).log_softmax(-1)
+    p, w = logp.exp().numpy(), np.array([.2, .5, .3])
+    want = np.einsum('k,kbn->bn', w, p) if how == 'mixture' else np.prod(p**w[:, None, None], 0)
+    got = combine(logp, ExactConfig(how, tuple(w)))
+    np.testing.assert_allclose(got.exp(), want/want.sum(-1, keepdims=True), rtol=1e-4)
+    assert torch.equal(combine(logp[:1]), logp[0])
+    torch.testing.assert_close(combine(logp, ExactConfig(how, (0., 1., 0.))), logp[1])
+
+def test_several_identifiers_rank_by_their_combination():
+    model = three(prior='trie')
+    logp = whole(model, HISTORY)
+    for exact in (ExactConfig(), ExactConfig('mixture', (1., 2., 3.))):
+        total = combine(logp, exact).scatter(1, HISTORY.clamp(min=0), torch.tensor(-torch.inf).expand(3, 4))
+        for u in (1, 2): total[u, 0] = combine(logp, exact)[u, 0]                      # the padding of these histories
+        assert torch.equal(exact_search(model, HISTORY, 4, exact=exact)[0], total.topk(4).indices)
+
+def cases(n=25, users=60):
+    rng = np.random.default_rng(0)
+    return Cases(np.arange(users), rng.integers(0, n, 3*users), np.arange(users + 1)*3, rng.integers(0, n, users))
+
+def test_nats_and_fitted_weights():
+    model, valid = three(), cases()
+    logp = whole(model, torch.from_numpy(valid.tail(3)))
+    own = combine(logp).gather(1, torch.from_numpy(valid.targets)[:, None])
+    assert item_nats(model, valid) == pytest.approx(-own.mean().item(), rel=1e-4)
+    for how in ('product', 'mixture'):
+        fitted, equal = fit_weights(model, valid, ExactConfig(how)), ExactConfig(how)
+        assert item_nats(model, valid, fitted) < item_nats(model, valid, equal)
+    assert rank_exact(model, valid, 7).shape == (60, 7)
+
+def test_weights_find_the_expert():
+    "One identifier knows the targets, the other is noise"
+    targets = torch.arange(40) % 8
+    good = torch.nn.functional.one_hot(targets, 8).float()*2 + torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    logp = torch.stack([good, torch.randn(40, 8, generator=torch.Generator().manual_seed(1))*3]).log_softmax(-1)
+    for how in ('product', 'mixture'): w = _fit(logp, targets, how); assert w[0] > 5*w[1]

@@ -1,0 +1,79 @@
+"""Training over children, with one identifier and several: gradients of whole steps, resume, exact validation."""
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from genrec_nb.exact import item_nats, rank_exact
+from genrec_nb.item_decoder import item_decoder
+from genrec_nb.metrics import ranking_metrics
+from genrec_nb.objectives import make_weighting
+from genrec_nb.semantic_ids import Identifiers
+from genrec_nb.train import GenrecTrainer, TrainConfig, as_loss, fit, training_arguments
+from test_train import Break, CODES, N, SPLIT, Watch, same_end
+
+COUNTS = SPLIT.train.target_counts()
+FLAT = Identifiers.from_codes(np.arange(N)[:, None], policy='keep')
+SMALL = dict(max_items=5, d_model=16, num_layers=1, num_heads=2)
+
+def children(ids, dropout=.1):
+    return item_decoder(ids, counts=COUNTS, softmax='children', prior='trie', dropout=dropout, **SMALL)
+
+@pytest.mark.parametrize('name', ['igd', 'multi', 'cft'])
+def test_accumulation_changes_nothing(name, tmp_path):
+    "The step of 24 samples has gradient and loss of plain torch, in one piece and in five"
+    ids, numbers = [CODES, FLAT], list(range(24))
+    options = dict(targets=dict(uniform={}, igd={}), rising=['igd']) if name == 'multi' else {}
+    loss = make_weighting(name, **options).objective(children(ids).tries, ids, counts=COUNTS)
+    if name == 'multi': loss.c = .05; loss.steps.fill_(9)
+    model = children(ids, dropout=0.).train()
+    loss.per_item(torch.cat([t.deciding for t in model.trees], 1), 2)
+    out = model(**model.samples(SPLIT.train, 5).collate(numbers), null_history=loss.null_history)
+    value, _ = loss(out)
+    value.backward()
+    want = torch.cat([p.grad.flatten() for p in model.parameters()])
+    for size, pieces in ((24, 1), (5, 5)):
+        if name == 'multi': loss.steps.fill_(9)
+        model, watch = children(ids, dropout=0.), Watch()
+        samples, batches = model.samples(SPLIT.train, 5), [numbers[i:i + size] for i in range(0, 24, size)]
+        args = training_arguments(TrainConfig(epochs=1, batch_size=size, accumulate=pieces), 1, tmp_path/str(size), learning_rate=0., weight_decay=0.,
+                                  max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
+        trainer = GenrecTrainer(model, args, samples=samples, trie=model.tries, weights=loss, callbacks=[watch])
+        trainer.get_train_dataloader = lambda: trainer.accelerator.prepare(DataLoader(samples, batch_sampler=batches, collate_fn=samples.collate))
+        trainer.train()
+        torch.testing.assert_close(watch.steps[0][:len(want)], want, rtol=1e-3, atol=1e-6)
+        assert trainer.state.log_history[0]['loss'] == pytest.approx(value.item(), rel=1e-4)
+
+def run(ids, folder, **more):
+    model = children(ids)
+    config = TrainConfig(epochs=3, batch_size=16, lr=1e-2, eval_every=1, patience=0, metric='ce')
+    return fit(model, SPLIT.train, SPLIT.valid, model.tries, None, config, folder, **more)
+
+def test_several_identifiers_train_resume_and_are_ranked_exactly(tmp_path):
+    ids = [CODES, FLAT]
+    whole = run(ids, tmp_path/'a')
+    with pytest.raises(KeyboardInterrupt): run(ids, tmp_path/'b', callbacks=[Break(8)])
+    same_end(run(ids, tmp_path/'b', resume=True), whole)
+    assert whole.losses[-1][1] < whole.losses[0][1] < np.log(N) + .2                    # nats an item
+    assert whole.best == pytest.approx(item_nats(whole.model, SPLIT.valid), rel=1e-5)
+    best = next(l for l in whole.logs if l.get('eval_ce') == whole.best)
+    ranked = rank_exact(whole.model, SPLIT.valid)
+    assert best['eval_ndcg@10'] == ranking_metrics(ranked, SPLIT.valid.targets, (10,))['ndcg@10']
+
+def test_a_list_of_one_trains_as_the_single_model(tmp_path):
+    one, several = run(CODES, tmp_path/'a'), run([CODES], tmp_path/'b')
+    same_end(one, several)
+
+def test_beta_of_igd_is_no_hyperparameter(tmp_path):
+    "Weighted tokens have loss 0: two betas train the same model"
+    ends = []
+    for beta in (.1, .8):
+        model = children(CODES)
+        loss = make_weighting('igd', beta=beta).objective(model.tries[0], CODES, counts=COUNTS + 1)
+        config = TrainConfig(epochs=1, batch_size=16, patience=0)
+        fit(model, SPLIT.train, SPLIT.valid, model.tries[0], loss, config, tmp_path/str(beta))
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*ends)
+
+def test_bfloat16(tmp_path):
+    result = run([CODES, FLAT], tmp_path, bf16=True, use_cpu=True)
+    assert all(np.isfinite(l) for _, l in result.losses)
