@@ -77,6 +77,19 @@ class WeightedLoss(nn.Module):
         totals = self.totals(out.targets) if totals is None else totals
         return self.mean(out.nll, out.targets, totals), out.nll.new_empty(0)
 
+# %% ../nbs/33_objectives.ipynb #702a0cac
+@patch
+def _with_items(self: WeightedLoss, weights: Tensor, targets: Tensor) -> Tensor:
+    "Sums of weights [K], and in nats an item the numbers of deciding tokens and of items"
+    if self.deciding is None: return weights
+    more = [self.deciding[targets].sum(), weights.new_tensor(targets.numel())]
+    return torch.cat([weights, torch.stack(more).to(weights)])
+
+@patch
+def _scale(self: WeightedLoss, totals: Tensor):
+    "Deciding tokens an item and identifier, or 1"
+    return 1. if self.deciding is None else totals[-2]/(totals[-1]*self.identifiers)
+
 # %% ../nbs/33_objectives.ipynb #31055dba
 @patch
 def totals(self: WeightedLoss, targets: Tensor) -> Tensor: # float [1] or [3] for int64 [n] items
@@ -112,18 +125,6 @@ def per_item(
     self.deciding, self.identifiers = deciding.to(self.table.device), identifiers
     self.table = self.table*(self.deciding if self.table.ndim == 2 else self.deciding[:, None])
     return self
-
-@patch
-def _with_items(self: WeightedLoss, weights: Tensor, targets: Tensor) -> Tensor:
-    "Sums of weights [K], and in nats an item the numbers of deciding tokens and of items"
-    if self.deciding is None: return weights
-    more = [self.deciding[targets].sum(), weights.new_tensor(targets.numel())]
-    return torch.cat([weights, torch.stack(more).to(weights)])
-
-@patch
-def _scale(self: WeightedLoss, totals: Tensor):
-    "Deciding tokens an item and identifier, or 1"
-    return 1. if self.deciding is None else totals[-2]/(totals[-1]*self.identifiers)
 
 # %% ../nbs/33_objectives.ipynb #d16ea015
 def _joint_table(rule: Weighting, trie, ids, **facts) -> Tensor: # float [N, T]

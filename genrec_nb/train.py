@@ -30,6 +30,7 @@ from .token_weights import uniform_weights
 from .objectives import MultiTargetLoss, WeightedLoss, token_nll
 from .batches import LengthBatches, Windows
 from .beam_search import DecodeConfig, recommend_each
+from .exact import item_nats, rank_exact
 
 # %% ../nbs/55_train.ipynb #f4707acc
 LIST_LENGTHS = (5, 10, 20) # at which the validation users are measured
@@ -124,6 +125,13 @@ def rank_cases(
     "Ranked items of every case"
     return rank_each(model, trie, cases, [config], gain, k, **kwargs)[0]
 
+# %% ../nbs/55_train.ipynb #a6841b34
+def _rank_shared(model, cases: Cases, config: DecodeConfig, accelerator=None, k: int = 20) -> np.ndarray:
+    "`rank_exact`, shared among processes"
+    mine, ranked = _share(len(cases), accelerator), np.full((len(cases), k), -1)
+    for rows, part in _gather((mine, rank_exact(model, cases.take(mine), k, config)), accelerator): ranked[rows] = part
+    return ranked
+
 # %% ../nbs/55_train.ipynb #7e6fb2b3
 def _path_nll(model, history: Tensor, path: Tensor):
     "Yield -ln P [B] of each token of the paths [B, L], 0 at padding"
@@ -183,15 +191,16 @@ class RankingTrainer(Trainer):
 # %% ../nbs/55_train.ipynb #826c473f
 def as_loss(
     weights, # float [N, T] token weights, a `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`, or None for plain cross-entropy
-    trie: ItemTrie, # of the model's items
+    trie: ItemTrie | list, # of the model's items, or one an identifier: their tokens stand side by side
 ): # `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`
     "The loss to minimize; raises `GenrecError` for weights of other items"
-    loss = uniform_weights(trie) if weights is None else weights
+    tries = trie if isinstance(trie, (list, tuple)) else [trie]
+    loss = torch.cat([uniform_weights(t) for t in tries], 1) if weights is None else weights
     if isinstance(loss, Tensor): loss = WeightedLoss(loss)
     if not isinstance(loss, (WeightedLoss, MultiTargetLoss)):
         raise GenrecError(f'the weights are a {type(weights).__name__}: expected a table [items, tokens] or a loss, '
                           'for a weighting its `objective(trie, ids, ..)`')
-    (n, length), want = loss.shape, (trie.n_items, trie.max_depth)
+    (n, length), want = loss.shape, (tries[0].n_items, sum(t.max_depth for t in tries))
     if (n, length) != want: raise GenrecError(f'the weights are those of {n} items with {length} tokens, '
                                               f'the trie has {want[0]} with {want[1]}')
     return loss
@@ -224,12 +233,22 @@ def steps_per_epoch(samples: int, batch_size: int, accumulate: int = 1, processe
     return math.ceil(math.ceil(samples/batch_size/processes)/accumulate)
 
 # %% ../nbs/55_train.ipynb #938dffdc
+def _on(trie, device): # a trie, or a list of them
+    "Tries on a device"
+    return [t.to(device) for t in trie] if isinstance(trie, (list, tuple)) else trie.to(device)
+
+def _is_exact(model) -> bool:
+    "Is the whole catalog ranked: a softmax over children, or several identifiers?"
+    c = model.config
+    return getattr(c, 'softmax', '') == 'children' or len(getattr(c, 'levels', ())) > 1
+
+# %% ../nbs/55_train.ipynb #54eeef99
 class GenrecTrainer(RankingTrainer):
     "`RankingTrainer` with token weights, or several targets with weights each"
     def __init__(self, model, args, *, samples, trie, weights, valid=None, decode=None, **kwargs):
         super().__init__(model, args, samples, valid, **kwargs)
         self.loss_is_scaled_for_ga = True  # by the weight of the whole step
-        self.trie, self.decode = trie.to(args.device), decode or DecodeConfig()
+        self.trie, self.decode = _on(trie, args.device), decode or DecodeConfig()
         self.loss = as_loss(weights, trie).place(args.device)
         self.parts, self.since = 0., 0  # sums of the loss's parts, and of how many steps
         if isinstance(self.loss, MultiTargetLoss):
@@ -265,9 +284,12 @@ def compute_loss(self: GenrecTrainer, model, inputs, return_outputs=False, num_i
 # %% ../nbs/55_train.ipynb #756de23c
 @patch
 def measure(self: GenrecTrainer, model) -> dict:
-    ranked = rank_cases(model, self.trie, self.valid, self.decode, accelerator=self.accelerator)
+    exact = _is_exact(model)
+    if exact: ranked = _rank_shared(model, self.valid, self.decode, self.accelerator)
+    else: ranked = rank_cases(model, self.trie, self.valid, self.decode, accelerator=self.accelerator)
     metrics = ranking_metrics(ranked, self.valid.targets, LIST_LENGTHS)
     if self.args.metric_for_best_model != 'eval_ce': return metrics
+    if exact: return metrics | dict(ce=item_nats(model, self.valid))
     return metrics | dict(ce=case_ce(model, self.valid, accelerator=self.accelerator))
 
 @patch
@@ -364,7 +386,7 @@ def fit(
     model, # from `item_decoder`, `tiger_t5` or a language model
     train: Interactions, # the training part of a split, nothing else
     valid: Cases, # its validation cases
-    trie: ItemTrie, # of the model's items
+    trie: ItemTrie | list, # of the model's items; of several identifiers its `tries`
     weights=None, # float [N, T] token weights, a `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`; None: plain cross-entropy
     config: TrainConfig = TrainConfig(),
     folder: str | Path = 'checkpoints', # checkpoints go here
@@ -375,6 +397,8 @@ def fit(
 ) -> FitResult: # the model and its curves
     "Train with token weights; the best checkpoint has the best validation metric"
     loss = as_loss(weights, trie)
+    if getattr(model.config, 'softmax', '') == 'children':
+        loss.per_item(torch.cat([t.deciding for t in model.trees], 1), len(model.trees))
     if not len(valid): raise GenrecError('no validation case: every user has fewer than 3 items')
     samples, valid = _samples(model, train, config), valid.sample(config.eval_users, config.seed)
     world = int(os.environ.get('WORLD_SIZE', 1))

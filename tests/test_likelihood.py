@@ -112,7 +112,7 @@ def test_weights_apply_to_deciding_tokens():
     loss = {}
     for name, given in (('uniform', {}), ('igd', dict(beta=.1)), ('igd', dict(beta=.9)), ('position', {}), ('frequency', {})):
         rule = make_weighting(name, **given).objective(trie, ids, counts=counts).per_item(soft.deciding)
-        loss[name, *given.values()] = rule(out)[0].item()
+        loss[(name, *given.values())] = rule(out)[0].item()
         halves = [rule.totals(out.targets[:3]), rule.totals(out.targets[3:])]           # additive over micro-batches
         torch.testing.assert_close(sum(halves), rule.totals(out.targets))
     for same in (('uniform',), ('igd', .1), ('igd', .9)): assert loss[same] == pytest.approx(nats.item(), rel=1e-6)
