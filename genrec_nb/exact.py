@@ -9,6 +9,7 @@ __all__ = ['ExactConfig', 'combine', 'ExactScores', 'exact_scores', 'exact_searc
 import math
 import numpy as np
 import torch
+import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
 from typing import Literal
@@ -74,11 +75,14 @@ def users(self: _Scorer, seen: Tensor | None, assistant: Tensor | None) -> None:
 def log_probabilities(self: _Scorer, level: _Level, rows: slice, hidden: Tensor) -> Tensor: # [b, m, C]
     "Of the children of some prefixes, for users [b, d]; minus infinity behind the last child"
     child, code = level.child[rows], level.code[rows]
-    prefix = sum(self.model.codes[level.column - level.codes.shape[1] + j](c) for j, c in enumerate(level.codes[rows].T))
-    u = hidden[:, None] + prefix if level.codes.shape[1] else hidden[:, None]
-    logits = self.model.level_logits(u, level.column).float()
-    logp = logits.gather(2, code.expand(len(hidden), -1, -1))
-    if self.vocabulary: return (logp - logits.logsumexp(2, keepdim=True)).masked_fill(child < 0, -torch.inf)
+    head, table, bias = (x[level.column] for x in (self.model.heads, self.model.codes, self.model.bias))
+    first = level.column - level.codes.shape[1]
+    prefix = sum(self.model.codes[first + j](c) for j, c in enumerate(level.codes[rows].T))
+    out = head(hidden[:, None] + prefix if level.codes.shape[1] else hidden[:, None])          # [b, m, d]
+    logp = (out.transpose(0, 1) @ table(code).mT).transpose(0, 1).float() + bias[code]
+    if self.vocabulary: # over all codes of the level
+        total = F.linear(out, table.weight, bias).float().logsumexp(2, keepdim=True)
+        return (logp - total).masked_fill(child < 0, -torch.inf)
     if self.model.config.softmax == 'children': logp = logp + self.tree.prior[child]
     logp = logp.masked_fill(child < 0, -torch.inf)
     if self.exhausted is not None: logp = logp.masked_fill(self.exhausted[:, child.clamp(min=0)], -torch.inf)
@@ -95,12 +99,19 @@ def step_scores(self: _Scorer, level: _Level, rows: slice, hidden: Tensor) -> Te
 
 # %% ../nbs/51_exact.ipynb #9604ebe2
 @patch
-def scores(self: _Scorer, hidden: Tensor, at_once: int) -> Tensor: # float [b, N]
-    "Scores of all items for users [b, d], so many prefixes at once"
+def node_bytes(self: _Scorer, level: _Level) -> int:
+    "What one prefix of one user needs: the head's activations, the scores of the children, all logits if they count"
+    c, wide = self.model.config, 6*level.child.shape[1]
+    if self.vocabulary: wide += 2*self.model.config.sizes[level.column]
+    return 4*(wide + (4 + 2*c.head_ff)*c.d_model)
+
+@patch
+def scores(self: _Scorer, hidden: Tensor, memory: int) -> Tensor: # float [b, N]
+    "Scores of all items for users [b, d], so many prefixes at once as the memory [bytes] holds"
     out = hidden.new_zeros((len(hidden), self.tree.trie.n_items), dtype=torch.float)
     for level in self.levels:
         m, C = level.child.shape
-        table = out.new_zeros(len(hidden), m*C + 1)
+        table, at_once = out.new_zeros(len(hidden), m*C + 1), max(1, memory//(len(hidden)*self.node_bytes(level)))
         for a in range(0, m, at_once):
             part = self.step_scores(level, slice(a, a + at_once), hidden)
             table[:, a*C:a*C + part[0].numel()] = part.flatten(1)
@@ -129,18 +140,15 @@ def combine(
     return torch.where(w > 0, w*logp, 0.).sum(0).log_softmax(-1)
 
 # %% ../nbs/51_exact.ipynb #e28e542f
-def _sizes(scorers: list, memory: int) -> tuple[int, int]: # (users, prefixes) at once
-    "How much is handled together; raises `GenrecError` if one user is too much"
-    c, levels = scorers[0].model.config, [x for s in scorers for x in s.levels]
-    n, table = scorers[0].tree.trie.n_items, max((x.child.numel() for x in levels), default=0)
-    user = 4*((len(scorers) + 4)*n + 2*table)
-    wide = max((c.sizes[x.column] + 4*x.child.shape[1] for x in levels), default=0)
-    node = 4*(wide + (4 + 2*c.head_ff)*c.d_model)
+def _users_at_once(scorers: list, memory: int) -> int:
+    "How many users are scored together; raises `GenrecError` if one is too much"
+    n, levels = scorers[0].tree.trie.n_items, [(s, x) for s in scorers for x in s.levels]
+    user = 4*((len(scorers) + 4)*n + 2*max((x.child.numel() for _, x in levels), default=0))
+    node = max((s.node_bytes(x) for s, x in levels), default=0)
     if user + node > memory//2:
         raise GenrecError(f'exact ranking of {n:,} items needs {2*(user + node):,} bytes, and memory is {memory:,}: '
                           'give more, or use a beam search')
-    users = min(memory//2//user, memory//2//node)
-    return users, max(1, memory//2//(node*users))
+    return memory//2//max(user, node)
 
 # %% ../nbs/51_exact.ipynb #b855f07a
 @dataclass
@@ -166,12 +174,12 @@ def exact_scores(
     K, was_training, seen = len(model.trees), model.training, history if seen is None else seen
     gain = [gain]*K if gain is None or torch.is_tensor(gain) else gain
     scorers = [_Scorer(model, k, config, gain[k]) for k in range(K)]
-    users, nodes = _sizes(scorers, memory)
+    users = _users_at_once(scorers, memory)
     model.eval()
     for rows in torch.argsort((history >= 0).sum(1), stable=True).split(users):
         hidden = model.last_hidden(history[rows])
         for s in scorers: s.users(seen[rows], None if assistant is None else assistant[rows])
-        yield ExactScores(rows, torch.stack([s.scores(hidden, nodes) for s in scorers]))
+        yield ExactScores(rows, torch.stack([s.scores(hidden, memory//2) for s in scorers]))
     model.train(was_training)
 
 # %% ../nbs/51_exact.ipynb #fa9c512f

@@ -210,17 +210,11 @@ def level_logits(
 
 # %% ../nbs/42_item_decoder.ipynb #2b09fab1
 @patch
-def _rows(self: ItemDecoder, items: Tensor, level: int): # int64 [m], or a slice
-    "The targets [n] that need a softmax at a level: all, or under `children` those whose token has a sibling"
-    if self.config.softmax == 'vocabulary': return slice(None)
-    k, l = self._place(level)
-    return self.trees[k].deciding[items, l].nonzero().flatten()
-
-@patch
-def _place(self: ItemDecoder, level: int) -> tuple[int, int]:
-    "Which identifier a level belongs to, and its position there"
-    k = next(k for k, end in enumerate(self.starts[1:]) if level < end)
-    return k, level - self.starts[k]
+def _rows(self: ItemDecoder, items: Tensor) -> list: # for each level int64 [m], or a slice
+    "Which of the targets [n] need a softmax: all, or under `children` those whose token has a sibling"
+    if self.config.softmax == 'vocabulary': return [slice(None)]*len(self.codes)
+    deciding = torch.cat([t.deciding[items] for t in self.trees], 1)
+    return [rows.nonzero().flatten() for rows in deciding.T]
 
 # %% ../nbs/42_item_decoder.ipynb #6973d894
 @patch
@@ -228,12 +222,13 @@ def code_logits(
     self: ItemDecoder,
     hidden: Tensor, # float [n, d] hidden states
     items: Tensor, # int64 [n] the items that follow
-) -> list[Tensor]: # for each level float [n, K_level]; under `children` [m, K_level] of the deciding tokens
+    rows: list | None = None, # for each level which of them, int64 [m]; None: all
+) -> list[Tensor]: # for each level float [m, K_level]
     "Scores at each level, given the true codes of the levels before"
     out, target = [], self.paths[items] - self.first
     for l, e in enumerate(self.codes):
         if l in self.starts: u = hidden
-        out.append(self.level_logits(u[self._rows(items, l)], l))
+        out.append(self.level_logits(u if rows is None else u[rows[l]], l))
         u = u + e(target[:, l])
     return out
 
@@ -242,17 +237,19 @@ def code_logits(
 def _offsets(self: ItemDecoder, nodes: Tensor, level: int, prior: bool = True): # [m, K_level], or 0.
     "What is added to the logits of a level after the prefixes `nodes` [m]"
     if self.config.softmax == 'vocabulary': return 0.
-    k, l = self._place(level)
-    if not l: nodes = nodes[:1]                                                   # all at the root
-    return self.trees[k].offsets(nodes, self.config.first[level], self.config.sizes[level], prior)
+    if level in self.starts: nodes = nodes[:1]                                    # all at the root
+    tree = self.trees[sum(level >= a for a in self.starts) - 1]
+    return tree.offsets(nodes, self.config.first[level], self.config.sizes[level], prior)
 
 @patch
-def _level_nll(self: ItemDecoder, logits: Tensor, items: Tensor, level: int, tau: float, prior: bool = True):
-    "Loss [n] of one token of the items [n] from the logits of `code_logits`; forced ones 0"
-    (k, l), rows = self._place(level), self._rows(items, level)
-    codes, before = self.paths[items[rows], level] - self.first[level], self.trees[k].before[items[rows], l]
-    nll = token_nll(logits + self._offsets(before, level, prior), codes, tau, ignore=-1)
-    return nll if nll.shape == items.shape else nll.new_zeros(items.shape).index_put((rows,), nll)
+def _token_losses(self: ItemDecoder, logits: list, items: Tensor, rows: list, tau: float, prior: bool = True):
+    "Loss of every token [n, L] from the logits of `code_logits`; forced ones 0"
+    codes, out = self.paths[items] - self.first, []
+    before = torch.cat([t.before[items] for t in self.trees], 1)
+    for l, (z, at) in enumerate(zip(logits, rows)):
+        nll = token_nll(z + self._offsets(before[at, l], l, prior), codes[at, l], tau, ignore=-1)
+        out.append(nll if len(nll) == len(items) else nll.new_zeros(len(items)).index_put((at,), nll))
+    return torch.stack(out, 1)
 
 # %% ../nbs/42_item_decoder.ipynb #86cc53d1
 @patch
@@ -274,14 +271,14 @@ def item_loss(
 ) -> TokenLoss: # of every item but the first of each row
     "Loss of every token of every item, from one pass over the rows"
     here, targets = items[:, 1:] >= 0, items[:, 1:][items[:, 1:] >= 0]
-    def nll(logits, prior=True):
-        return torch.stack([self._level_nll(z, targets, l, tau, prior) for l, z in enumerate(logits)], 1)
     hidden = self.read(self.paths[items[:, :-1].clamp(min=0)] - self.first)[here]
-    full, effect = self.code_logits(hidden, targets), None
+    rows, effect = self._rows(targets), None
+    full = self.code_logits(hidden, targets, rows)
     if null_history:
-        null = self.code_logits(self.null_states(here), targets)
-        effect = nll([a.float() - b.float() for a, b in zip(full, null)], prior=False)
-    return TokenLoss(nll=nll(full), targets=targets, effect=effect)
+        null = self.code_logits(self.null_states(here), targets, rows)
+        changed = [a.float() - b.float() for a, b in zip(full, null)]
+        effect = self._token_losses(changed, targets, rows, tau, prior=False)
+    return TokenLoss(nll=self._token_losses(full, targets, rows, tau), targets=targets, effect=effect)
 
 # %% ../nbs/42_item_decoder.ipynb #83214472
 @patch
