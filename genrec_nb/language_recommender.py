@@ -20,12 +20,12 @@ from .core import (Count, FileError, GenrecError, Natural, SettingError, patch, 
                             read_settings, settings, whole_folder, write_json)
 from .data import Interactions
 from .semantic_ids import EOS, Identifiers, PAD
-from .trie import ItemTrie
+from .trie import ItemTrie, find_keys
 from .tiger import TokenLoss
 from .backbones import SMOLLM2, adapt, add_code_tokens, grow_rows, load_lm, peft_quiet
 from .prompts import (LIST_TEMPLATE, TEMPLATE, PackedSamples, PromptSamples, item_tokens, lm_tokens,
                                make_prompter)
-from .tree_attention import LMState, find_keys, rows_of, tree_mask
+from .tree_attention import LMState, rows_of, tree_mask
 
 # %% ../nbs/62_language_recommender.ipynb #c504eee1
 def _names(x): # a list

@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.data import Interactions, leave_one_out
 from genrec_nb.semantic_ids import Identifiers
-from genrec_nb.infogain import gain_by_position, information_gain, item_prior, item_table, node_entropy, segment_sum, zero_gain_share
+from genrec_nb.infogain import gain_by_position, information_gain, item_prior, item_table, node_entropy, zero_gain_share
 from genrec_nb.batches import PrefixSamples, Windows
 from genrec_nb.trie import ItemTrie
 import oracles
@@ -118,15 +118,6 @@ def test_shares_and_positions_by_counting(case):
             n = sum(x for _, x in here)
             assert report['items'][k] == len(here)
             if n: assert report['gain'][k] == pytest.approx(sum(v*x for v, x in here)/n) and report['zero'][k] == pytest.approx(sum(x for v, x in here if v == 0)/n)
-
-@quick
-@given(st.lists(st.integers(0, 4), max_size=8), st.randoms())
-def test_segment_sums(lengths, random):
-    values = [random.random() for _ in range(sum(lengths))]
-    at = np.cumsum([0] + lengths)
-    np.testing.assert_allclose(segment_sum(torch.tensor(values, dtype=torch.double), torch.tensor(lengths, dtype=torch.long)),
-                               [sum(values[a:b]) for a, b in zip(at, at[1:])], atol=1e-12)
-
 
 # ---- bad input ----------------------------------------------------------------------------------------------------
 
