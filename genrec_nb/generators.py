@@ -51,7 +51,7 @@ def _defaults(
 # %% ../nbs/81_generators.ipynb #eb384f82
 def _decoder_sizes() -> dict: # name -> default
     "Settings of the decoder over items"
-    return _defaults(ItemDecoderConfig, ('vocab_size', 'first', 'sizes'))
+    return _defaults(ItemDecoderConfig, ('vocab_size', 'first', 'sizes', 'levels', 'n_items'))
 
 def _t5_sizes() -> dict: # name -> default of `T5Config`; `tiger_t5` has smaller ones
     "Settings of TIGER"
@@ -145,10 +145,12 @@ def make_model(
     catalog: Catalog, # the items, whose texts alignment tasks are made of
     seed: int = 0,
     settings: dict | None = None, # see `check_model`
+    counts=None, # int [N] training targets, for the item decoder's prior='trie'
 ): # untrained
     "A fresh generator; raises `SettingError` if it cannot write these identifiers"
     check_backbone(backbone, ids.backbone_ids is not None, ids.is_ragged, ids.kind)
-    model = BACKBONES[backbone].make(ids, seed=seed, **(settings or {}))
+    more = dict(counts=counts) if backbone == 'packed' else {}
+    model = BACKBONES[backbone].make(ids, seed=seed, **more, **(settings or {}))
     if getattr(model.config, 'tasks', None): model.set_tasks(catalog)
     return model
 

@@ -108,7 +108,7 @@ class GenerativeRecommender(ModelHubMixin):
             raise SettingError(f'identifiers of {ids.n_items} items for a catalog of {len(catalog)}')
         self.catalog, self.ids, self.counts, self.quantizer = catalog, ids, np.asarray(counts), quantizer
         self.config = c = config or RecommenderConfig()
-        self.model = make_model(c.backbone, ids, catalog, c.seed, c.model) if model is None else model
+        self.model = make_model(c.backbone, ids, catalog, c.seed, c.model, self.counts) if model is None else model
         self.trie = ItemTrie.build(ids).to(self.model.device)
         self.gain = information_gain(self.trie, item_prior(self.counts).to(self.trie.device), c.gain)
         self.result: FitResult | None = None # curves of the training, after `fit`
