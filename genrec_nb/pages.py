@@ -25,68 +25,80 @@ from .recommender import GenerativeRecommender
 from .report import Page, facts, gain_strips, plot_learning, preformatted, user_card
 
 # %% ../nbs/85_pages.ipynb #51e77f8b
-def _lead(m: dict, rec: GenerativeRecommender) -> str: # m: as in metrics.json
-    "Who was evaluated, and by what"
-    c, d, by_time = m['config'], rec.config.decode, m['config']['split'] == 'time'
-    sampled = bool(c['users'])
-    who = ('test cases, ' + 'sampled from '*sampled + 'the last tenth by time' if by_time else
-           ('test users, sampled once' if sampled else 'users') + ', leave-one-out')
+def _cases(m: dict) -> str: # m: as in metrics.json
+    "Who was evaluated, and who was not"
+    by_time, sampled = m['config']['split'] == 'time', bool(m['config']['users'])
+    if by_time: who = f'test cases, {"sampled from "*sampled}the last tenth by time'
+    else: who = f'{"test users, sampled once" if sampled else "users"}, leave-one-out'
     skipped = 'left out' if by_time else 'kept for training and not evaluated'
+    return (f'{m["users"]:,} {who}; {m["items"]:,} items, full catalog, seen items excluded; '
+            f'seed {m["seed"]}. {m["skipped_users"]:,} users with fewer than {2 if by_time else 3} '
+            f'items were {skipped}.')
+
+def _model(m: dict, rec: GenerativeRecommender) -> str:
+    "What was trained, and how it was decoded"
+    c, d, p = m['config'], rec.config.decode, m['prompts']
     epochs = ', '.join(f'{name}: {n:g} epochs' for name, n in m['epochs'].items())
     samples = c['train']['samples_per_epoch']
-    base = c['model'].get('base', c['backbone'])
-    text = (f'{m["users"]:,} {who}; {m["items"]:,} items, full catalog, seen items excluded; seed {m["seed"]}. '
-            f'{m["skipped_users"]:,} users with fewer than {2 if by_time else 3} items were {skipped}. '
-            f'The recommender is {base}, trained on {f"{samples:,} sampled" if samples else "all"} samples an '
-            f'epoch ({epochs}; learning rate {c["train"]["lr"]:g}) and decoded with {d.beams} beams'
-            + (f'; scores are divided by length to the power of {d.length_penalty:g}' if d.length_penalty else '') + '.')
-    p = m['prompts']
-    return text + (f' In {p["shortened"]:,} of {p["prompts"]:,} prompts there was no room for {p["items"]:,} of '
-                   'the oldest items.' if p and p['shortened'] else '')
+    text = (f'The recommender is {c["model"].get("base", c["backbone"])}, trained on '
+            f'{f"{samples:,} sampled" if samples else "all"} samples an epoch ({epochs}; learning '
+            f'rate {c["train"]["lr"]:g}) and decoded with {d.beams} beams')
+    power = d.length_penalty
+    if power: text += f'; scores are divided by length to the power of {power:g}'
+    if not p or not p['shortened']: return text + '.'
+    return text + (f'. In {p["shortened"]:,} of {p["prompts"]:,} prompts there was no room for '
+                   f'{p["items"]:,} of the oldest items.')
 
-# %% ../nbs/85_pages.ipynb #3c4ef2d7
-_NOTE = ('Means over test cases with 95 % bootstrap intervals; each has one target, so Recall@k is the hit rate. '
-         'Intervals that overlap do not settle which method is better. CE is plain cross-entropy; IGD tuning gives '
-         'zero-gain tokens the weight {beta:g}; IGD decoding favors tokens with gain, α = {alpha:g}. The saved '
-         'model is the one with the best validation NDCG@10: {chosen}.')
+# %% ../nbs/85_pages.ipynb #dc7dcee2
+_NOTE = ('Means over test cases with 95 % bootstrap intervals; each has one target, so Recall@k is '
+         'the hit rate. Intervals that overlap do not settle which method is better. CE is plain '
+         'cross-entropy; IGD tuning gives zero-gain tokens the weight {beta:g}; IGD decoding '
+         'favors tokens with gain, α = {alpha:g}. The saved model is the one with the best '
+         'validation NDCG@10: {chosen}.')
+_ASSISTED = (' Rows with SASRec take {assistant_weight:.0%} of each step from a SASRec, as D3 '
+             'does; they are not saved.')
+_EVERY = [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)]
 
 def _results(page: Page, m: dict, evaluations: list, trainings: dict) -> None:
     "Key figures, the table of methods, learning curves"
-    best = next(e for e in evaluations if e.name == m['chosen'])
-    page.add('Results', facts(Recall_at_10_of_popularity=f'{evaluations[0]["recall@10"]:.4f}',
-                              **{f'Recall_at_10_of_{best.name}': f'{best["recall@10"]:.4f}'},
-                              zero_gain_tokens=f'{m["zero_gain_share"]:.1%}',
+    recall = {e.name: f'{e["recall@10"]:.4f}' for e in evaluations}
+    figures = {f'Recall_at_10_of_{name}': recall[name] for name in ('popularity', m['chosen'])}
+    page.add('Results', facts(**figures, zero_gain_tokens=f'{m["zero_gain_share"]:.1%}',
                               collisions_before_repair=f'{m["collisions_before"]["rate"]:.2%}',
                               minutes=f'{sum(m["seconds"].values())/60:.1f}'))
-    every = [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)]
-    w = m['config']['assistant_weight']
-    page.add('All methods', metrics_table(evaluations), metrics_table(evaluations, every, intervals=False),
-             note=_NOTE.format(beta=m['config']['beta'], alpha=m['config']['alpha'], chosen=m['chosen'])
-             + (f' Rows with SASRec take {w:.0%} of each step from a SASRec, as D3 does; they are not saved.' if w else ''))
+    note = _NOTE + _ASSISTED*(m['config']['assistant_weight'] > 0)
+    page.add('All methods', metrics_table(evaluations),
+             metrics_table(evaluations, _EVERY, intervals=False),
+             note=note.format(**m['config'], chosen=m['chosen']))
     page.add('Learning', plot_learning(trainings, m['methods']['popularity']['valid_ndcg@10']))
 
-# %% ../nbs/85_pages.ipynb #dc7dcee2
-def _tokens(page: Page, m: dict, rec: GenerativeRecommender, counts: np.ndarray, made: Tokenized) -> None:
+# %% ../nbs/85_pages.ipynb #14174542
+def _sample(n: int, most: int, seed: int) -> np.ndarray: # int64 [min(n, most)]
+    "Some of n, by the seed"
+    return np.random.default_rng(seed).choice(n, min(most, n), replace=False)
+
+def _tokens(page: Page, m: dict, rec: GenerativeRecommender, made: Tokenized) -> None:
     "How the codes are used, and which tokens decide"
-    rng, n, titles = np.random.default_rng(m['seed']), len(rec.catalog), rec.ids.kind == 'titles'
-    items = rng.choice(n, min(14, n), replace=False)
+    items, counts = _sample(len(rec.catalog), 14, m['seed']), rec.counts
     if made.codes is not None and made.quantizer is not None:
         page.add('Codebooks', plot_codebook_use(codebook_report(made.codes, made.quantizer.sizes)))
-    names = [rec.catalog.titles[i] for i in items]
-    shown = gain_strips(rec, items) if titles else plot_token_gains(rec.trie, rec.gain, rec.ids, items, names)
-    mark = 'Tokens without color are zero-gain tokens.' if titles else 'A dot marks a zero-gain token.'
+    if rec.ids.kind == 'titles':
+        shown, mark = gain_strips(rec, items), 'Tokens without color are zero-gain tokens.'
+    else:
+        names = [rec.catalog.titles[i] for i in items]
+        shown = plot_token_gains(rec.trie, rec.gain, rec.ids, items, names)
+        mark = 'A dot marks a zero-gain token.'
     page.add('Information gain', plot_gain_by_position(rec.trie, rec.gain, counts),
-             plot_gain_distribution(rec.trie, rec.gain, counts), shown, preformatted(repr(rec.trie.describe())),
+             plot_gain_distribution(rec.trie, rec.gain, counts), shown,
+             preformatted(repr(rec.trie.describe())),
              note=f'Gains are computed from training targets only. {mark}')
 
-def _users(page: Page, m: dict, rec: GenerativeRecommender, test: Cases) -> None:
-    "Five test cases, sampled by the seed, and how all of this was made"
-    some = np.random.default_rng(m['seed']).choice(len(test), min(5, len(test)), replace=False)
-    page.add('Five users', *(user_card(rec, test, int(u)) for u in np.sort(some)), note=f'Recommended by: {m["chosen"]}.')
+def _how(page: Page, m: dict) -> Page:
+    "How all of this was made"
     made = {k: m[k] for k in ('config', 'versions', 'seconds')}
-    page.add('How this was made', preformatted(json.dumps(made, indent=1)))
+    return page.add('How this was made', preformatted(json.dumps(made, indent=1)))
 
-# %% ../nbs/85_pages.ipynb #14174542
+# %% ../nbs/85_pages.ipynb #1bc82658
 def run_page(
     m: dict, # what metrics.json holds
     evaluations: list, # `Evaluation`s of all methods
@@ -96,26 +108,24 @@ def run_page(
     test: Cases,
 ) -> Page:
     "The page of a run"
-    page = Page(f'genrec run: {m["data"]}', _lead(m, rec))
+    page = Page(f'genrec run: {m["data"]}', f'{_cases(m)} {_model(m, rec)}')
     _results(page, m, evaluations, curves)
-    _tokens(page, m, rec, rec.counts, made)
-    _users(page, m, rec, test)
-    return page
+    _tokens(page, m, rec, made)
+    cards = [user_card(rec, test, int(u)) for u in np.sort(_sample(len(test), 5, m['seed']))]
+    page.add('Five users', *cards, note=f'Recommended by: {m["chosen"]}.')
+    return _how(page, m)
 
 # %% ../nbs/85_pages.ipynb #d35105af
-def _plot_history(
-    history: list, # of an `RQVAE` or a subclass
-) -> plt.Figure:
+def _plot_history(history: list) -> plt.Figure: # of an `RQVAE` or a subclass
     "Loss while a neural tokenizer was trained"
     fig, ax = plt.subplots(figsize=(6, 2.8), layout='constrained')
-    step = [h['step'] for h in history]
-    for key, color, label in (('loss', BLUE, 'total'), ('quant', ORANGE, 'quantization')):
-        ax.plot(step, [h[key] for h in history], color=color, label=label)
-    ax.set(title='Has the training converged?', xlabel='step', ylabel='loss, log scale', yscale='log')
-    ax.legend(fontsize=8)
+    steps = pd.DataFrame(history).set_index('step')[['loss', 'quant']]
+    steps.plot(ax=ax, color=[BLUE, ORANGE], logy=True, title='Has the training converged?')
+    ax.set(xlabel='step', ylabel='loss, log scale')
+    ax.legend(['total', 'quantization'], fontsize=8)
     return fig
 
-# %% ../nbs/85_pages.ipynb #3e6e6f09
+# %% ../nbs/85_pages.ipynb #e4d9db51
 def tokenizer_page(
     made: Tokenized,
     report: TokenizerReport,
@@ -125,18 +135,23 @@ def tokenizer_page(
 ) -> Page:
     "The page of a tokenizer"
     ids, use, trie, method = made.ids, report.use, ItemTrie.build(made.ids), report.method
-    gain = information_gain(trie, item_prior(counts if counts.sum() else np.ones(ids.n_items)))
-    page = Page(f'genrec tokenize: {m["data"]}', f'{ids.n_items:,} items, tokenizer {method} (a token is '
-                f'{TOKENIZERS[method].token}), seed {made.config.seed}; gains from training targets only.')
-    page.add('Results', facts(items=f'{ids.n_items:,}', vocabulary=f'{report.vocabulary:,}',
-                              collisions_before=f'{report.before["rate"]:.2%}',
-                              collisions_after=f'{report.after["rate"]:.2%}'), preformatted(repr(report)))
-    page.add('Use per level', plot_codebook_use(replace(use, counts=use.counts[:4], unexplained=use.unexplained[:4])))
+    counts = counts if counts.sum() else None
+    gain = information_gain(trie, item_prior(np.ones(ids.n_items) if counts is None else counts))
+    page = Page(f'genrec tokenize: {m["data"]}',
+                f'{ids.n_items:,} items, tokenizer {method} (a token is '
+                f'{TOKENIZERS[method].token}), seed {made.config.seed}; '
+                'gains from training targets only.')
+    figures = facts(items=f'{ids.n_items:,}', vocabulary=f'{report.vocabulary:,}',
+                    collisions_before=f'{report.before["rate"]:.2%}',
+                    collisions_after=f'{report.after["rate"]:.2%}')
+    page.add('Results', figures, preformatted(repr(report)))
+    first = replace(use, counts=use.counts[:4], unexplained=use.unexplained[:4])
+    page.add('Use per level', plot_codebook_use(first))
     page.add('The first token', plot_first_tokens({method: ids}))
-    page.add('Information gain', plot_gain_by_position(trie, gain, counts if counts.sum() else None))
-    if getattr(made.quantizer, 'history', None): page.add('Training', _plot_history(made.quantizer.history))
-    some = np.sort(np.random.default_rng(made.config.seed).choice(ids.n_items, min(14, ids.n_items), replace=False))
+    page.add('Information gain', plot_gain_by_position(trie, gain, counts))
+    history = getattr(made.quantizer, 'history', None)
+    if history: page.add('Training', _plot_history(history))
+    some = np.sort(_sample(ids.n_items, 14, made.config.seed))
     page.add('Some items', pd.DataFrame({'identifier': [' '.join(ids.names(i)) for i in some]},
                                         index=[titles[i][:60] for i in some]))
-    made_by = {k: m[k] for k in ('config', 'versions', 'seconds')}
-    return page.add('How this was made', preformatted(json.dumps(made_by, indent=1)))
+    return _how(page, m)

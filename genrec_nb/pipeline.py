@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['K', 'make_identifiers', 'item_vectors', 'default_device', 'train_trial', 'rank_trial', 'train_assistant',
-           'ranked_lists', 'pack', 'unpack', 'measure', 'run_trial', 'run_trials']
+           'ranked_lists', 'pack', 'unpack', 'run_trial', 'run_trials']
 
 # %% ../nbs/84_pipeline.ipynb #f14b5bc3
 import base64, math, shutil, time, warnings, zlib
 import numpy as np
 import torch
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,52 +27,42 @@ from .sequential_baselines import SASRec, load_or_train_sasrec
 from .tokenizer import Tokenized, collaborative_embeddings, load_tokenized, tokenize_items
 import genrec_nb.tokenizer_report # gives `Tokenized.report`
 from .recommender import GenerativeRecommender
-from .trial import Trial, content_digest, given_identifiers, load_data, own_vectors
+from .trial import Trial, _given_identifiers, content_digest
 
 # %% ../nbs/84_pipeline.ipynb #07c24a35
 @contextmanager
-def _made_once(
-    path: Path, # a file or folder
-    mark: str = '', # the file of a folder that is written last
-): # yields True for the process that has to make it
-    "Several processes ask, one makes"
+def _made_once(path: Path, mark: str = ''): # mark: the file of a folder that is written last
+    "Several processes ask, one makes: yields True for it"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'): yield not (path/mark).exists()
 
-# %% ../nbs/84_pipeline.ipynb #3e840545
+# %% ../nbs/84_pipeline.ipynb #52c3c27c
 def make_identifiers(
-    trial: Trial, data: Dataset, split: Split,
-    folder: str | Path, # of the run
-    device: str = 'cpu', # where neural tokenizers are trained
-    progress=None, # something with `stage` and `advance`
+    trial: Trial, data: Dataset, split: Split, folder, device: str = 'cpu', progress=None
 ) -> Tokenized:
-    "The identifiers of a trial: read, or made and kept"
+    "The identifiers of a trial: read from the folder of the run, or made and kept there"
     made = Path(folder)/'identifiers'/trial.identifiers_key
     with _made_once(made, 'facts.json') as mine:
         if mine:
-            found = _make(trial, data, split, Path(folder), device, progress)
+            found = _make(trial, data, split, folder, device, progress)
             found.save(made)
             write_json(made/'facts.json', found.report(split.train.target_counts()).to_dict())
     return load_tokenized(made, data.catalog)
 
-def _make(trial, data, split, folder, device, progress) -> Tokenized:
+def _make(trial: Trial, data: Dataset, split: Split, folder, device, progress) -> Tokenized:
     "Read given identifiers, or run the tokenizer"
-    if trial.ids: return given_identifiers(trial.ids, data)
+    if trial.ids: return _given_identifiers(trial.ids, data)
     c = trial.recommender.tokenizer_config
     cf = item_vectors(c.cf, trial, split, folder, c.options.get('d_code') or 32) if c.cf else None
     where = None if data.name == 'ml-100k' else trial.data.path
     return tokenize_items(data, split, c, cf=cf, categories=where, device=device, progress=progress)
 
-# %% ../nbs/84_pipeline.ipynb #52c3c27c
 def item_vectors(
-    name: str, # 'sasrec', 'lightgcn', or a file
-    trial: Trial, split: Split,
-    folder: Path, # of the run
-    dim: int = 32,
+    name: str, trial: Trial, split: Split, folder, dim: int = 32
 ) -> np.ndarray: # float32 [N, dim]
-    "Item vectors of a recommender, trained once and kept"
-    seed, name_ = trial.recommender.seed, content_digest(name)
-    path = Path(folder)/'identifiers'/f'vectors-{digest([trial.digest, name_, seed, dim])}.npy'
+    "Item vectors of a recommender ('sasrec', 'lightgcn') or a file, made once and kept"
+    seed, source = trial.recommender.seed, content_digest(name)
+    path = Path(folder)/'identifiers'/f'vectors-{digest([trial.digest, source, seed, dim])}.npy'
     with _made_once(path) as mine:
         if mine:
             x = collaborative_embeddings(name, split, seed, dim)
@@ -82,38 +73,40 @@ def item_vectors(
 class _Steps(TrainerCallback):
     "Report training steps to the progress"
     def __init__(self, name, progress): self.name, self.progress = name, progress
-    def on_train_begin(self, args, state, control, **kwargs): self.progress.stage(self.name, state.max_steps)
-    def on_step_end(self, args, state, control, **kwargs): self.progress.advance(state.global_step)
+    def on_train_begin(self, args, state, *_, **kw): self.progress.stage(self.name, state.max_steps)
+    def on_step_end(self, args, state, *_, **kw): self.progress.advance(state.global_step)
 
 def default_device() -> str: # 'cuda' or 'cpu'
     "The best there is"
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
-# %% ../nbs/84_pipeline.ipynb #bfb1e7f9
+def _work(trial: Trial, folder) -> Path: return Path(folder)/'work'/trial.key
+
+# %% ../nbs/84_pipeline.ipynb #3a68feee
 def train_trial(
-    trial: Trial, data: Dataset, split: Split,
-    folder: str | Path, # of the run
-    device: str = 'cpu',
-    progress=None, # something with `stage` and `advance`
+    trial: Trial, data: Dataset, split: Split, folder, device: str = 'cpu', progress=None
 ) -> GenerativeRecommender: # trained
     "Train, go on with a training, or read what was trained"
-    work, start = Path(folder)/'work'/trial.key, time.perf_counter()
-    if (work/'trained.json').is_file(): return GenerativeRecommender.from_pretrained(work/'model', device)
+    work, start, Rec = _work(trial, folder), time.perf_counter(), GenerativeRecommender
+    if (work/'trained.json').is_file(): return Rec.from_pretrained(work/'model', device)
     made = make_identifiers(trial, data, split, folder, device, progress)
-    if trial.data.vectors: made = replace(made, vectors=own_vectors(trial.data, len(data.catalog)))
-    rec = GenerativeRecommender.fit(data, trial.recommender, split, made, work/'checkpoints', resume=True,
-                                    callbacks=[_Steps(f'train {trial.label}', progress or _Silent())],
-                                    **dict(use_cpu=device == 'cpu') | trial.trainer)
+    if trial.data.vectors: made = replace(made, vectors=trial.data.item_vectors(len(data.catalog)))
+    steps = _Steps(f'train {trial.label}', progress or _Silent())
+    rec = Rec.fit(data, trial.recommender, split, made, work/'checkpoints', resume=True,
+                  callbacks=[steps], **dict(use_cpu=device == 'cpu') | trial.trainer)
     rec.save_pretrained(work/'model')
-    r = rec.result
-    write_json(work/'trained.json', dict(logs=r.logs, best=r.best, best_epoch=r.best_epoch, epochs=r.epochs,
-                                         parameters=rec.model.num_parameters(),
-                                         seconds=round(time.perf_counter() - start, 1)))
+    found = {k: getattr(rec.result, k) for k in ('logs', 'best', 'best_epoch', 'epochs')}
+    write_json(work/'trained.json', found | dict(parameters=rec.model.num_parameters(),
+                                                 seconds=round(time.perf_counter() - start, 1)))
     shutil.rmtree(work/'checkpoints', ignore_errors=True)
     return rec
 
 # %% ../nbs/84_pipeline.ipynb #26972854
 K = 20 # items of a ranked list
+
+def _prompts(rec: GenerativeRecommender) -> Counter: # prompts, shortened, items
+    "How many prompts a language model has read so far, and what did not fit into them"
+    return Counter(getattr(getattr(rec.model, 'prompt', None), 'cut', {}))
 
 def rank_trial(
     trial: Trial, split: Split,
@@ -122,46 +115,38 @@ def rank_trial(
     folder: str | Path, # of the run
 ) -> None:
     "Rank validation and test users in every way that is missing; leaves NAME.npz for each"
-    path = Path(folder)/'work'/trial.key/'ranked'
+    path, before = _work(trial, folder)/'ranked', _prompts(rec)
     todo = {name: d for name, d in decodings.items() if not (path/f'{name}.npz').is_file()}
     if not todo: return
     configs = [replace(trial.recommender.decode, **changes) for changes in todo.values()]
-    assistant = train_assistant(trial, split, folder) if any(c.assistant_weight for c in configs) else None
+    assisted = any(c.assistant_weight for c in configs)
+    assistant = train_assistant(trial, split, folder) if assisted else None
     valid, test = (rec.rank_each(c, configs, K, assistant) for c in (split.valid, split.test))
-    cut = getattr(getattr(rec.model, 'prompt', None), 'cut', None) or {}      # of a language model's prompts
-    for name, v, t in zip(todo, valid, test):
-        with whole_file(path/f'{name}.npz') as part: np.savez_compressed(part, valid=v, test=t, **cut)
+    read = {k: n - before[k] for k, n in _prompts(rec).items()}      # without those of training
+    for name, *ranked in zip(todo, valid, test):
+        lists = dict(zip(('valid', 'test'), ranked)) | read
+        with whole_file(path/f'{name}.npz') as part: np.savez_compressed(part, **lists)
 
 # %% ../nbs/84_pipeline.ipynb #f4a4c454
-def train_assistant(
-    trial: Trial, split: Split,
-    folder: str | Path, # of the run
-) -> SASRec:
+def train_assistant(trial: Trial, split: Split, folder) -> SASRec:
     "The assistant of D3: a SASRec of the same seed, trained once and kept"
     seed = trial.recommender.seed
     path = Path(folder)/'work'/f'sasrec-{digest([trial.digest, seed])}'
     with _made_once(path): return load_or_train_sasrec(split, path, seed)
 
-def ranked_lists(
-    trial: Trial,
-    folder: str | Path, # of the run
-    name: str, # of the decoding
-) -> dict: # valid, test: int64 [M, K]; of a language model also how many prompts were cut
-    "What `rank_trial` left"
-    with np.load(Path(folder)/'work'/trial.key/'ranked'/f'{name}.npz', allow_pickle=False) as f: return dict(f)
+def ranked_lists(trial: Trial, folder, name: str) -> dict: # valid, test: int64 [M, K]
+    "What `rank_trial` left; of a language model also how many prompts were cut"
+    path = _work(trial, folder)/'ranked'/f'{name}.npz'
+    with np.load(path, allow_pickle=False) as f: return dict(f)
 
 # %% ../nbs/84_pipeline.ipynb #942df5bf
-def pack(
-    x, # int [n], not negative
-) -> str:
+def pack(x) -> str: # x: int [n], not negative
     "Whole numbers as short text: narrow bytes, compressed"
     a = np.asarray(x)
     kind = next(t for t in ('<u1', '<u2', '<u4') if a.max(initial=0) <= np.iinfo(t).max)
     return f'{kind[1:]}:{base64.b64encode(zlib.compress(a.astype(kind).tobytes(), 9)).decode()}'
 
-def unpack(
-    text: str, # from `pack`
-) -> np.ndarray: # int64 [n]
+def unpack(text: str) -> np.ndarray: # int64 [n]
     "The numbers again"
     kind, _, body = text.partition(':')
     return np.frombuffer(zlib.decompress(base64.b64decode(body)), f'<{kind}').astype(np.int64)
@@ -169,31 +154,29 @@ def unpack(
 # %% ../nbs/84_pipeline.ipynb #5dea04fe
 _STORED = [f'{m}@{k}' for m in ('recall', 'ndcg') for k in (1, 5, 10, 20)] + ['mrr@10']
 
-def measure(
-    ranked: np.ndarray, # int64 [M, K]
-    cases: Cases,
-    counts: np.ndarray, # int [N] training counts
-) -> dict: # ranks as text, and metrics
-    "What is kept of ranked lists"
-    ranks, top = rank_of(ranked, cases.targets), ranked[:, :10]
-    lists = {'coverage@10': coverage(top, len(counts)), 'gini@10': gini(top, len(counts)),
-             'avg_popularity@10': average_popularity(top, counts)}
-    kept = {m: float(metric_values(ranks, m).mean()) for m in _STORED}
-    return dict(ranks=pack(ranks), metrics=kept | {k: None if math.isnan(v) else float(v) for k, v in lists.items()})
+def _measure(ranked: np.ndarray, cases: Cases, counts: np.ndarray) -> dict: # ranked: int64 [M, K]
+    "What is kept of ranked lists: ranks as text, and metrics"
+    ranks, top, n = rank_of(ranked, cases.targets), ranked[:, :10], len(counts)
+    found = {m: metric_values(ranks, m).mean() for m in _STORED}
+    found |= {'coverage@10': coverage(top, n), 'gini@10': gini(top, n),
+              'avg_popularity@10': average_popularity(top, counts)}
+    metrics = {k: None if math.isnan(v) else float(v) for k, v in found.items()}
+    return dict(ranks=pack(ranks), metrics=metrics)
 
 # %% ../nbs/84_pipeline.ipynb #d7c7c3ed
-def _curves(
-    logs: list, # of a `FitResult`
-) -> dict: # name -> [[epoch, value], ..]
+_CURVES = ('eval_ndcg@10', 'eval_recall@10', 'eval_ce', 'loss')
+
+def _curves(logs: list) -> dict: # name -> [[epoch, value], ..]
     "Loss, its parts, mixture weights and validation metrics by epoch, with six digits"
-    kept, out = ('eval_ndcg@10', 'eval_recall@10', 'eval_ce', 'loss'), {}
+    out = {}
     for log in logs:
         for k, v in log.items():
-            if k in kept or k.startswith(('loss_', 'weight_')):
-                out.setdefault(k.removeprefix('eval_'), []).append([plain(round(log['epoch'], 4)), float(f'{v:.6g}')])
+            if k not in _CURVES and not k.startswith(('loss_', 'weight_')): continue
+            point = [plain(round(log['epoch'], 4)), float(f'{v:.6g}')]
+            out.setdefault(k.removeprefix('eval_'), []).append(point)
     return out
 
-# %% ../nbs/84_pipeline.ipynb #8a408735
+# %% ../nbs/84_pipeline.ipynb #f42d35a4
 def run_trial(
     trial: Trial,
     decodings: dict, # name -> changes to the trial's `DecodeConfig`
@@ -202,28 +185,26 @@ def run_trial(
     progress=None, # something with `stage` and `advance`
 ) -> dict: # the row
     "Identifiers, training, ranking, metrics"
-    device, (data, split) = device or default_device(), load_data(trial.data)
+    device, (data, split) = device or default_device(), trial.data.load()
     rec, start = train_trial(trial, data, split, folder, device, progress), time.perf_counter()
     (progress or _Silent()).stage(f'rank {trial.label}')
     rank_trial(trial, split, rec, decodings, folder)
-    done = read_json(Path(folder)/'work'/trial.key/'trained.json')
+    done = read_json(_work(trial, folder)/'trained.json')
     took = dict(train=done.pop('seconds'), decode=round(time.perf_counter() - start, 1))
-    return dict(kind='trial', trial=trial.key, label=trial.label, config=trial.config, versions=versions(),
-                device=device, seconds=took, collisions=float(rec.ids.collisions()['rate']),
-                curve=_curves(done.pop('logs')), **done,
-                decodings={name: _measured(trial, split, folder, name) for name in decodings})
+    measured = {name: _measured(trial, split, folder, name) for name in decodings}
+    return dict(kind='trial', trial=trial.key, label=trial.label, config=trial.config,
+                versions=versions(), device=device, seconds=took,
+                collisions=float(rec.ids.collisions()['rate']), curve=_curves(done.pop('logs')),
+                **done, decodings=measured)
 
-def _measured(trial: Trial, split: Split, folder: str | Path, name: str) -> dict: # valid, test
+def _measured(trial: Trial, split: Split, folder, name: str) -> dict: # valid, test
     "One decoding's metrics from its lists"
     counts, lists = split.train.item_counts(), ranked_lists(trial, folder, name)
-    return {part: measure(lists[part], getattr(split, part), counts) for part in ('valid', 'test')}
+    return {part: _measure(lists[part], getattr(split, part), counts) for part in ('valid', 'test')}
 
 # %% ../nbs/84_pipeline.ipynb #98207154
-def _attempt(
-    work, # `run_trial`, or another function of the same arguments
-    trial: Trial, how, folder: Path, device: str | None, progress=None,
-) -> dict: # the row, or one of kind 'failure'
-    "Run a trial; an error is returned, so that the others go on"
+def _attempt(work, trial: Trial, how, folder, device: str | None, progress=None) -> dict: # the row
+    "Run a trial; an error is a row of kind 'failure', so that the others go on"
     try: return work(trial, how, folder, device, progress)
     except (GenrecError, RuntimeError, FloatingPointError) as e:
         return dict(kind='failure', trial=trial.key, label=trial.label, error=f'{trial.label}: {e}')
@@ -236,20 +217,19 @@ def _in_worker(n: int, *args) -> tuple[int, dict]: # number of the task, its row
     warnings.filterwarnings('ignore')
     return n, _attempt(*args)
 
-# %% ../nbs/84_pipeline.ipynb #626e20f0
+# %% ../nbs/84_pipeline.ipynb #50245044
 @contextmanager
-def _workers(
-    jobs: int,
-    cluster: str | None, # address of a dask scheduler
-):
+def _workers(jobs: int, cluster: str | None): # cluster: address of a dask scheduler
     "Where joblib sends its calls"
     if not cluster:
         with parallel_config('loky', n_jobs=jobs, inner_max_num_threads=1): yield
         return
     try: from distributed import Client
-    except ImportError: raise GenrecError("--cluster needs dask: pip install 'genrec_nb[cluster]'") from None
+    except ImportError:
+        raise GenrecError("--cluster needs dask: pip install 'genrec_nb[cluster]'") from None
     try: client = Client(cluster, timeout=5)
-    except (OSError, ValueError): raise GenrecError(f'{cluster}: no dask scheduler answers there') from None
+    except (OSError, ValueError):
+        raise GenrecError(f'{cluster}: no dask scheduler answers there') from None
     with client, parallel_config('dask', n_jobs=-1): yield
 
 # %% ../nbs/84_pipeline.ipynb #104ee029
@@ -267,7 +247,7 @@ def run_trials(
         for trial, how in tasks: yield _attempt(work, trial, how, folder, device, progress)
         return
     left = dict(enumerate(tasks))
-    for _ in range(3):                                         # a killed worker's trials are tried again
+    for _ in range(3):                               # a killed worker's trials are tried again
         calls = [delayed(_in_worker)(n, work, *task, folder, device) for n, task in left.items()]
         try:
             with _workers(jobs, cluster):
@@ -276,4 +256,5 @@ def run_trials(
                     yield row
             return
         except TerminatedWorkerError: continue
-    raise GenrecError('worker processes were killed again and again (out of memory?): take fewer jobs')
+    raise GenrecError('worker processes were killed again and again (out of memory?): '
+                      'take fewer jobs')

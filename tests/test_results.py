@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from genrec_nb.core import FileError, GenrecError
-from genrec_nb.experiments.results import Block, blocks, choose, read_results, results_writer
+from genrec_nb.experiments.results import Block, blocks, read_results, results_writer
 from genrec_nb.pipeline import pack, unpack
 
 STORED = Path(__file__).parents[1]/'nbs'/'results'
@@ -142,7 +142,7 @@ def test_an_unfinished_grid_is_there_as_far_as_it_is(tmp_path):
     results = read_results(written(tmp_path/'r.jsonl', keep))
     b = Block(results)
     assert b.methods == ['ce', 'igd'] and b.seeds == [0] and b.missing == ['igd: 1 of 2 seeds are not done', 'pos: its search is not done']
-    assert choose(results, results.record(), 'toy', 'km', 'pos') is None
+    assert results.choose(results.record(), 'toy', 'km', 'pos') is None
     with pytest.raises(GenrecError, match='was not run'): b.evaluations(.7)
     with pytest.raises(GenrecError, match="data is 'x'"): Block(results, 'x')
 

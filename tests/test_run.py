@@ -16,8 +16,8 @@ from genrec_nb.tokenizer import load_tokenized
 import genrec_nb.pipeline as pipeline
 import genrec_nb.run as run_module
 from genrec_nb.pipeline import pack, ranked_lists, run_trials, unpack
-from genrec_nb.run import RunConfig, load_config, open_run, run, run_decodings, run_trials_of, tokenize
-from genrec_nb.trial import DataConfig, content_digest, data_digest, load_data
+from genrec_nb.run import RunConfig, _open_run, load_config, run, tokenize
+from genrec_nb.trial import content_digest
 
 METHODS = ['CE', 'CE + IGD decoding', 'IGD tuning', 'IGD tuning + decoding']
 TINY = dict(tokenizer=dict(method='rqkmeans', encoder='tfidf', size=6, levels=2), model=dict(d_model=16, num_heads=2, num_layers=1),
@@ -29,9 +29,8 @@ def small_config(data, **changes): return read_settings(RunConfig, TINY | dict(d
 
 def trials_of(config):
     "The trials of a run, and its data"
-    where = DataConfig(config.data, config.columns, config.split, config.users)
-    data, split = load_data(where)
-    return run_trials_of(config, data_digest(where, data)), data, split
+    data, split = config.data_config.load()
+    return config.trials(data), data, split
 
 
 @pytest.fixture(scope='module')
@@ -186,7 +185,7 @@ def test_any_weighting_can_be_run(finished, tmp_path, weighting, options):
     shutil.copytree(folder/'identifiers', tmp_path/'out'/'identifiers')
     shutil.copy(folder/'config.toml', tmp_path/'out'/'config.toml')
     (tmp_path/'out'/'config.toml').unlink()
-    open_run(tmp_path/'new', config, False)
+    _open_run(tmp_path/'new', config, False)
     shutil.copy(tmp_path/'new'/'config.toml', tmp_path/'out'/'config.toml')
     metrics = run(config, tmp_path/'out', resume=True, jobs=1)
     assert list(metrics['methods']) == ['popularity', 'CE', 'CE + IGD decoding', *([] if weighting == 'ce' else [weighting, f'{weighting} + IGD decoding'])]
@@ -211,7 +210,7 @@ def test_a_first_stage_that_fails_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, 'make_identifiers', fails)
     with pytest.raises(GenrecError, match='no codes today'): run(small_config(data), tmp_path/'out')
     assert not (tmp_path/'out').exists()
-    open_run(tmp_path/'out', small_config(data), False)
+    _open_run(tmp_path/'out', small_config(data), False)
     with pytest.raises(GenrecError, match='no codes today'): run(small_config(data), tmp_path/'out', resume=True)
     assert (tmp_path/'out'/'config.toml').is_file()                             # it was there before
 
@@ -257,7 +256,7 @@ def test_failures_are_rows_and_the_others_go_on(finished, tmp_path, monkeypatch)
         if trial.label == 'ce': raise RuntimeError('out of memory')
         return real(trial, *a)
     monkeypatch.setattr(pipeline, 'train_trial', train)
-    failed, row = run_trials([(t, run_decodings(config)) for t in trials.values()], folder)
+    failed, row = run_trials([(t, config.decodings) for t in trials.values()], folder)
     assert failed['kind'] == 'failure' and failed['error'] == 'ce: out of memory' and row['kind'] == 'trial' and set(row['decodings']) == {'plain', 'igd'}
 
 

@@ -14,7 +14,7 @@ from ..core import FileError, GenrecError, SettingError, digest, plain, read_jso
 from ..data import Cases, Dataset, Split
 from ..metrics import popularity_ranking, rank_of
 from ..letter import code_overlap
-from ..trial import DataConfig, Trial, check_trial, content_digest, data_digest, load_data
+from ..trial import DataConfig, Trial, content_digest
 from ..pipeline import K, default_device, item_vectors, make_identifiers, pack, run_trials
 from .results import Results, choose, read_results, results_writer, search_values
 from .grid import Grid, data_config, read_grid
@@ -52,9 +52,9 @@ def make_plan(grid: Grid) -> Plan:
     plan = Plan({})
     for data in grid.data:
         config = data_config(grid, data)
-        try: found, split = load_data(config)
+        try: found, split = config.load()
         except GenrecError as e: raise type(e)(f'data.{data}: {e}') from None
-        plan.data[data] = data_row(data, found, split, data_digest(config, found))
+        plan.data[data] = data_row(data, found, split, config.key(found))
         for ids in grid.ids: _plan_block(grid, plan, data, ids, config, found, split)
     if len({t.recommender.model.get('base') for _, t in plan.trials}) > 1: raise SettingError('model.base: a grid has one language model')
     plan.record = _record(grid, plan)
@@ -79,7 +79,7 @@ def _plan_block(grid: Grid, plan: Plan, data: str, ids: str, config: DataConfig,
             t = Trial(config, key, grid.recommender(data, ids, method, seed, values), file, trainer, label)
             if grid.weightings: plan.trials.append(([data, ids, method, seed, values], t))
             if seed in grid.seeds and [data, ids, seed] not in [a for a, _ in plan.tokens]: plan.tokens.append(([data, ids, seed], t))
-        try: check_trial(t, found, split)
+        try: t.check(found, split)
         except GenrecError as e: raise type(e)(f'data.{data}, ids.{ids}, {method}: {e}') from None
 
 def _record(grid: Grid, plan: Plan) -> dict:
@@ -105,7 +105,7 @@ def measure_identifiers(
     progress=None,
 ) -> dict: # the row
     "Collisions, use, reconstruction; do items share codes with their nearest neighbor?"
-    data, split = load_data(trial.data)
+    data, split = trial.data.load()
     made = make_identifiers(trial, data, split, folder, device or default_device(), progress)
     d = read_json(Path(folder)/'identifiers'/trial.identifiers_key/'facts.json')
     use = d['use']
