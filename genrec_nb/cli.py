@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn,
+                           TimeRemainingColumn)
 from rich.table import Table
 from typing import Annotated
 from typer.core import TyperCommand
@@ -50,45 +51,37 @@ class Bars:
     "Progress as bars in a terminal, as lines elsewhere"
     def __init__(self, console: Console):
         self.console, self.name, self.task = console, None, None
-        columns = (SpinnerColumn(), TextColumn('{task.description:<28}'), BarColumn(), TimeElapsedColumn(),
-                   TextColumn('left'), TimeRemainingColumn())
-        self.bars = Progress(*columns, console=console, disable=not console.is_terminal)
-
+        self.bars = Progress(SpinnerColumn(), TextColumn('{task.description:<28}'), BarColumn(),
+                             TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn(),
+                             console=console, disable=not console.is_terminal)
     def stage(self, name: str, total: int = 0) -> None:
         "A stage begins, or its number of steps is now known"
         if name == self.name: return self.bars.update(self.task, total=total or None)
         self.finish()
         if not self.console.is_terminal: self.console.print(name, markup=False)
         self.name, self.task = name, self.bars.add_task(name, total=total or None)
-
-    def advance(self, done: int) -> None:
-        "So many steps are done"
-        self.bars.update(self.task, completed=done)
-
+    def advance(self, done: int) -> None: self.bars.update(self.task, completed=done)
     def finish(self) -> None:
-        "The stage is over"
         if self.name: self.bars.update(self.task, total=1, completed=1)
-
     def __enter__(self):
         self.bars.start()
         return self
-
     def __exit__(self, *error):
         if error[0] is None: self.finish()
         self.bars.stop()
 
 # %% ../nbs/95_cli.ipynb #f0e7d391
-def explain_error(
-    e: BaseException,
-) -> tuple[str, int] | None: # (one line, exit code), None for errors that are our own fault
-    "What to tell a person"
+_STOPPED = 'stopped; the same command with --resume continues'
+_FULL = '; free some space and start again (`genrec run --resume` continues a run)'
+
+def explain_error(e: BaseException) -> tuple[str, int] | None: # (one line, exit code)
+    "What to tell a person; None for errors that are our own fault"
     from genrec_nb.core import GenrecError
     if isinstance(e, GenrecError): return str(e), 2
-    if isinstance(e, KeyboardInterrupt): return 'stopped; the same command with --resume continues', 130
+    if isinstance(e, KeyboardInterrupt): return _STOPPED, 130
     if not isinstance(e, OSError): return None
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (f'the disk is full ({e.filename or "while writing"}); free some space and start again '
-                '(`genrec run --resume` continues a run)', 3)
+        return f'the disk is full ({e.filename or "while writing"}){_FULL}', 3
     return f'{e.filename or ""}: {e.strerror or e}'.strip(': '), 2
 
 def main() -> None:
@@ -106,34 +99,38 @@ def _interruptible(hint: str):
     "Yield bars; Ctrl-C is one line with a hint, and exit code 130"
     try:
         with Bars(_errors()) as bars: yield bars
-    except KeyboardInterrupt:                                   # typer would end with a code of its own
+    except KeyboardInterrupt:                           # typer would end with a code of its own
         _LOG.error('stopped; %s', hint)
         raise typer.Exit(130) from None
 
 # %% ../nbs/95_cli.ipynb #0a26fc5a
-_SETTINGS = dict(epochs='train.epochs=N', samples_per_epoch='train.samples_per_epoch=N', train='train.NAME=VALUE',
-                 eval_users='train.eval_users=N', decode='decode.NAME=VALUE', column='columns.user=NAME',
-                 weigh='weighting_options.NAME=VALUE', weighting='weighting=NAME', backbone='backbone=NAME',
-                 split='split=time', users='users=N', beta='beta=VALUE', alpha='alpha=VALUE', seed='seed=N',
-                 assistant_weight='assistant_weight=VALUE')
-_MOVED = {'run': {'--' + k.replace('_', '-'): f'--set {v}' for k, v in _SETTINGS.items()}
-                 | {'--data': 'genrec run DATA', '--option': '--tokenizer NAME=VALUE',
-                    '--ids': '--tokenizer method=NAME, or --set ids=FILE for a table or folder'},
-          'tokenize': {f'--{k}': f'--tokenizer {k}=VALUE' for k in
-                       ('levels', 'size', 'policy', 'encoder', 'cf', 'alpha', 'beta', 'clusters', 'seed')}
-                      | {'--option': '--tokenizer NAME=VALUE'}}
+_SETTINGS = dict(epochs='train.epochs=N', samples_per_epoch='train.samples_per_epoch=N',
+                 eval_users='train.eval_users=N', train='train.NAME=VALUE',
+                 decode='decode.NAME=VALUE', column='columns.user=NAME',
+                 weigh='weighting_options.NAME=VALUE', weighting='weighting=NAME',
+                 backbone='backbone=NAME', split='split=time', users='users=N', beta='beta=VALUE',
+                 alpha='alpha=VALUE', seed='seed=N', assistant_weight='assistant_weight=VALUE')
+_OF_TOKENIZERS = 'levels', 'size', 'policy', 'encoder', 'cf', 'alpha', 'beta', 'clusters', 'seed'
+_OPTION = {'--option': '--tokenizer NAME=VALUE'}
+_MOVED = dict(run={'--' + k.replace('_', '-'): f'--set {v}' for k, v in _SETTINGS.items()} | _OPTION
+              | {'--data': 'genrec run DATA',
+                 '--ids': '--tokenizer method=NAME, or --set ids=FILE for a table or folder'},
+              tokenize={f'--{k}': f'--tokenizer {k}=VALUE' for k in _OF_TOKENIZERS} | _OPTION)
 
 class _Command(TyperCommand):
     "A command that knows where its former options went"
     def parse_args(self, ctx, args):
-        moved = _MOVED.get(self.name, {})
-        old = next((a for a in (a.partition('=')[0] for a in args) if a in moved), None)
+        moved, names = _MOVED.get(self.name, {}), [a.partition('=')[0] for a in args]
+        old = next((a for a in names if a in moved), None)
         if old is None: return super().parse_args(ctx, args)
         from genrec_nb.core import SettingError
         raise SettingError(f'{old} is now: {moved[old]}')
 
-app = typer.Typer(name='genrec', no_args_is_help=True, rich_markup_mode='rich', pretty_exceptions_enable=False,
-                  help='Recommend items by generating their identifiers, weighing each token by its information gain.')
+# %% ../nbs/95_cli.ipynb #53786d73
+app = typer.Typer(name='genrec', no_args_is_help=True, rich_markup_mode='rich',
+                  pretty_exceptions_enable=False,
+                  help='Recommend items by generating their identifiers, weighing each token by '
+                       'its information gain.')
 
 def _show_version(value: bool) -> None:
     "Print the version and leave"
@@ -141,10 +138,11 @@ def _show_version(value: bool) -> None:
     typer.echo(f'genrec_nb {__version__}')
     raise typer.Exit()
 
+_Version = Annotated[bool, typer.Option('--version', callback=_show_version, is_eager=True,
+                                        help='Show the version.')]
+
 @app.callback()
-def _options(
-    version: Annotated[bool, typer.Option('--version', callback=_show_version, is_eager=True, help='Show the version.')] = False,
-): pass
+def _options(version: _Version = False): pass
 
 # %% ../nbs/95_cli.ipynb #ee9a0e14
 def _value(text: str) -> object:
@@ -154,20 +152,16 @@ def _value(text: str) -> object:
     try: return tomllib.loads(f'x = {text}')['x']
     except tomllib.TOMLDecodeError: return text
 
-def _pairs(
-    given: list[str] | None, # NAME=VALUE each
-    option: str, # which option, for messages
-    prefix: str = '', # of the setting's full name
-) -> dict: # full name -> value
-    "Read settings"
-    from genrec_nb.core import SettingError
+def _pairs(given: list[str] | None, option: str, prefix: str = '') -> dict: # full name -> value
+    "Read settings, NAME=VALUE each; a full name begins with `prefix`"
+    from genrec_nb.core import SettingError, require
     out = {}
     for text in given or []:
         name, equals, value = text.partition('=')
-        name = prefix + name.replace('-', '_')
-        if not equals or name == prefix: raise SettingError(f'{option} {text}: expected NAME=VALUE')
-        if name in out: raise SettingError(f'{option} {text}: {name} is given more than once')
-        out[name] = _value(value)
+        full = prefix + name.replace('-', '_')
+        require(bool(equals and name), f'{option} {text}: expected NAME=VALUE', SettingError)
+        require(full not in out, f'{option} {text}: {full} is given more than once', SettingError)
+        out[full] = _value(value)
     return out
 
 def _tokenizer_pairs(given: list[str] | None) -> dict:
@@ -182,38 +176,61 @@ _COLUMN_NAMES = 'user', 'item', 'time', 'title'
 
 def _columns(given: list[str] | None) -> dict:
     "user, item, time, title -> name in the table; `time=` for rows that are in order"
-    from genrec_nb.core import SettingError, check_keys
+    from genrec_nb.core import SettingError, check_keys, require
     names = {k: v if v == '' else str(v) for k, v in _pairs(given, '--column').items()}
     check_keys(names, _COLUMN_NAMES, '--column')
-    empty = [k for k, v in names.items() if v == '' and k != 'time']
-    if empty: raise SettingError(f'--column {empty[0]}=: expected the name of a column')
+    for k, v in names.items():
+        named = v != '' or k == 'time'
+        require(named, f'--column {k}=: expected the name of a column', SettingError)
     return {k: v or None for k, v in names.items()}
 
 def _device(name: str | None) -> str:
     "The device asked for, if it is there; the best one if none is"
     import torch
-    from genrec_nb.core import SettingError
+    from genrec_nb.core import SettingError, require
     best = 'cuda' if torch.cuda.is_available() else 'cpu'
-    kind = (name or best).partition(':')[0]
-    if kind == 'cpu' or kind == 'cuda' == best or kind == 'mps' and torch.backends.mps.is_available(): return name or best
-    raise SettingError(f'--device is {name!r}, which is not here; expected cpu' + ', cuda or cuda:N'*(best == 'cuda'))
+    here = ['cpu', best] + ['mps']*torch.backends.mps.is_available()
+    known = 'cpu' + ', cuda or cuda:N'*(best == 'cuda')
+    require((name or best).partition(':')[0] in here,
+            f'--device is {name!r}, which is not here; expected {known}', SettingError)
+    return name or best
 
-def _table(
-    rows: list[dict], # column -> text
-    title: str = '',
-    left: tuple = ('method', 'title', 'identifier', 'token'), # columns of words
-) -> Table:
+# %% ../nbs/95_cli.ipynb #a05416ee
+_WORDS = 'method', 'title', 'identifier', 'token' # columns that are aligned on the left
+
+def _table(rows: list[dict], title: str = '') -> Table: # rows: column -> text
     "Rows as a table in the terminal"
     table = Table(title=escape(title), box=SIMPLE_HEAD, pad_edge=False)
-    for c in rows[0]: table.add_column(escape(c), justify='left' if c in left else 'right', overflow='fold')
+    for c in rows[0]:
+        table.add_column(escape(c), justify='left' if c in _WORDS else 'right', overflow='fold')
     for r in rows: table.add_row(*(escape(str(v)) for v in r.values()))
     return table
 
-# %% ../nbs/95_cli.ipynb #7b984ebe
-_Tokenizer = Annotated[list[str] | None, typer.Option('--tokenizer', metavar='NAME=VALUE', help='Setting of the tokenizer, once for each: method, levels, size, policy, encoder, or one of its own; cf, for letter: sasrec, lightgcn, or a file of item vectors, .npy or .safetensors, float \\[items, 32], rows in the order of index.json.')]
-_Device = Annotated[str | None, typer.Option(help='cpu, cuda, cuda:1, ..; the best there is if not given.')]
-_Column = Annotated[list[str] | None, typer.Option(metavar='NAME=COLUMN', help='For tables, what a column is called: user, item, time, title; `time=` for rows that are in order.')]
+def _print(*lines) -> None:
+    "Results, on the standard output"
+    console = Console(highlight=False, soft_wrap=True)
+    for line in lines: console.print(line)
 
+# %% ../nbs/95_cli.ipynb #7b984ebe
+def _some(text: str, *names: str, metavar: str = 'NAME=VALUE'):
+    "An option that may be given more than once"
+    return Annotated[list[str] | None, typer.Option(*names, metavar=metavar, help=text)]
+
+def _may(kind: type, text: str, **more):
+    "An option that may be left out"
+    return Annotated[kind | None, typer.Option(help=text, **more)]
+
+def _flag(name: str, text: str): return Annotated[bool, typer.Option(name, help=text)]
+
+_Tokenizer = _some('Setting of the tokenizer, once for each: method, levels, size, policy, '
+                   'encoder, or one of its own; cf, for letter: sasrec, lightgcn, or a file of '
+                   'item vectors, .npy or .safetensors, float \\[items, 32], rows in the order of '
+                   'index.json.', '--tokenizer')
+_Column = _some('For tables, what a column is called: user, item, time, title; `time=` for rows '
+                'that are in order.', metavar='NAME=COLUMN')
+_Device = _may(str, 'cpu, cuda, cuda:1, ..; the best there is if not given.')
+
+# %% ../nbs/95_cli.ipynb #71c42181
 def _free_folder(name: str) -> Path:
     "runs/NAME, or the first of runs/NAME-2, -3, .. that does not exist"
     folder, n = Path('runs')/name, 2
@@ -222,31 +239,46 @@ def _free_folder(name: str) -> Path:
 
 def _newest_run() -> Path:
     "The run that was started last, runs/ml-100k if there is none"
-    found = max(Path('runs').glob('*/config.toml'), key=lambda p: p.stat().st_mtime, default=Path('runs/ml-100k/config.toml'))
-    return found.parent
+    found = sorted(Path('runs').glob('*/config.toml'), key=lambda p: p.stat().st_mtime)
+    return found[-1].parent if found else Path('runs/ml-100k')
 
 def _method_rows(metrics: dict) -> list[dict]:
     "The table of a run; ★ marks the saved model"
     def short(x, digits=4): return '–' if x is None else f'{x:.{digits}f}'.removeprefix('0')
     rows = []
     for name, m in metrics['methods'].items():
-        lo, hi = m['intervals']['recall@10']
-        rows.append({'method': '★ '*(name == metrics['chosen']) + name, 'recall@10': short(m['recall@10']),
-                     '95 %': f'{short(lo, 3)}–{short(hi, 3)}', 'ndcg@10': short(m['ndcg@10']),
-                     'tail/recall@10': short(m['tail/recall@10']), 'coverage@10': short(m['coverage@10'])})
+        ends = '–'.join(short(x, 3) for x in m['intervals']['recall@10'])
+        star, more = '★ '*(name == metrics['chosen']), ('ndcg@10', 'tail/recall@10', 'coverage@10')
+        rows.append({'method': star + name, 'recall@10': short(m['recall@10']), '95 %': ends}
+                    | {k: short(m[k]) for k in more})
     return rows
 
-# %% ../nbs/95_cli.ipynb #71c42181
+# %% ../nbs/95_cli.ipynb #c47b4738
+_Source = Annotated[str | None, typer.Argument(
+    metavar='DATA|CONFIG.toml',
+    help="'ml-100k' (the default); a folder with NAME.inter.json and NAME.item.json, with RecBole "
+         'files, or with interactions.csv and items.csv (or .parquet); such a table; or settings, '
+         'as a run writes them to config.toml.')]
+_Out = _may(Path, 'Folder for the results, runs/NAME if none is given.')
+_Quick = _flag('--quick', 'A rehearsal: few epochs, nothing downloaded but the data.')
+_Resume = _flag('--resume', 'Continue an interrupted run, the newest or that of --out, with its '
+                            'own settings.')
+_Set = _some('Any setting of config.toml by its dotted name: train.lr=1e-3, weighting=fg, '
+             'backbone=llm, alpha=0.3, seed=1; once for each.', '--set')
+_Model = _some('Setting of the backbone: d_model, num_layers, ..; of a language model base, '
+               'tuning, r, max_items, tasks, ..')
+_Trainer = _some("Any of transformers' TrainingArguments: report_to=tensorboard, bf16=true.")
+
 @app.command(cls=_Command)
 def run(
-    source: Annotated[str | None, typer.Argument(metavar='DATA|CONFIG.toml', help="'ml-100k' (the default); a folder with NAME.inter.json and NAME.item.json, with RecBole files, or with interactions.csv and items.csv (or .parquet); such a table; or settings, as a run writes them to config.toml.")] = None,
-    out: Annotated[Path | None, typer.Option(help='Folder for the results, runs/NAME if none is given.')] = None,
-    quick: Annotated[bool, typer.Option('--quick', help='A rehearsal: few epochs, nothing downloaded but the data.')] = False,
-    resume: Annotated[bool, typer.Option('--resume', help='Continue an interrupted run, the newest or that of --out, with its own settings.')] = False,
-    change: Annotated[list[str] | None, typer.Option('--set', metavar='NAME=VALUE', help='Any setting of config.toml by its dotted name: train.lr=1e-3, weighting=fg, backbone=llm, alpha=0.3, seed=1; once for each.')] = None,
+    source: _Source = None,
+    out: _Out = None,
+    quick: _Quick = False,
+    resume: _Resume = False,
+    change: _Set = None,
     tokenizer: _Tokenizer = None,
-    model: Annotated[list[str] | None, typer.Option(metavar='NAME=VALUE', help='Setting of the backbone: d_model, num_layers, ..; of a language model base, tuning, r, max_items, tasks, ..')] = None,
-    trainer: Annotated[list[str] | None, typer.Option(metavar='NAME=VALUE', help="Any of transformers' TrainingArguments: report_to=tensorboard, bf16=true.")] = None,
+    model: _Model = None,
+    trainer: _Trainer = None,
     device: _Device = None,
 ):
     "Train and compare: popularity, cross-entropy, and IGD in training, in decoding, in both."
@@ -258,40 +290,46 @@ def run(
     file = source if source and Path(source).suffix in ('.toml', '.json') else None
     if source and not file: changes['data'] = source
     folder = out or (_newest_run() if resume else None)
-    if resume and not (source or changes) and (folder/'config.toml').is_file(): file = folder/'config.toml'
-    config = load_config(file, changes, quick)
+    same = resume and not (source or changes) and (folder/'config.toml').is_file()
+    config = load_config(folder/'config.toml' if same else file, changes, quick)
     check_keys(config.columns, _COLUMN_NAMES, 'columns')
     folder = folder or _free_folder(Path(config.data).resolve().name + '-quick'*quick)
     with _interruptible(f'`genrec run --resume --out {folder}` continues') as bars:
         metrics = run_all(config, folder, resume, bars, device=_device(device))
-    title = f'{metrics["data"]}: {metrics["users"]:,} users, {metrics["items"]:,} items, seed {metrics["seed"]}'
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(_table(_method_rows(metrics), title))
-    console.print(f'★ saved: best NDCG@10 on the validation users. {metrics["zero_gain_share"]:.1%} of the target tokens are zero-gain.')
-    _LOG.info('done in %.1f minutes; see %s, metrics.json, and model/', sum(metrics['seconds'].values())/60, folder/'report.html')
+    _show_run(metrics)
+    _LOG.info('done in %.1f minutes; see %s, metrics.json, and model/',
+              sum(metrics['seconds'].values())/60, folder/'report.html')
+
+def _show_run(m: dict) -> None: # m: as in metrics.json
+    "The table of a run"
+    title = f'{m["data"]}: {m["users"]:,} users, {m["items"]:,} items, seed {m["seed"]}'
+    _print(_table(_method_rows(m), title),
+           f'★ saved: best NDCG@10 on the validation users. {m["zero_gain_share"]:.1%} of the '
+           'target tokens are zero-gain.')
 
 # %% ../nbs/95_cli.ipynb #35165643
-_NOTES = dict(unlinked='items that were chosen together with no other', missing='items without a category',
-              revived='dead codes revived while training', kept='items that found no free path')
-
-def _level_rows(figures: dict) -> list[dict]:
+def _level_rows(figures: dict) -> list[dict]: # figures: as in report.json
     "Use of the codes, level by level; at most eight"
-    use, gain, rows = figures['use'], figures['gain'], []
-    for l in range(min(max(len(gain), len(use['used'])), 8)):
-        inside = l < len(use['used'])
-        left = f'{use["unexplained"][l]:.1%}' if l < len(use['unexplained']) else '–'
-        rows.append({'level': l + 1, 'used': f'{use["used"][l]:,}' if inside else '–',
-                     'of': f'{use["sizes"][l]:,}' if inside else '–',
-                     'perplexity': f'{use["perplexity"][l]:.1f}' if inside else '–',
-                     'largest': f'{use["largest"][l]:,}' if inside else '–', 'unexplained': left,
-                     'gain [nats]': f'{gain[l]:.3f}' if l < len(gain) else '–'})
-    return rows
+    use, gain = figures['use'], figures['gain']
+    columns = {'used': (use['used'], ','), 'of': (use['sizes'], ','),
+               'perplexity': (use['perplexity'], '.1f'), 'largest': (use['largest'], ','),
+               'unexplained': (use['unexplained'], '.1%'), 'gain [nats]': (gain, '.3f')}
+    def cell(values, form, l): return format(values[l], form) if l < len(values) else '–'
+    levels = range(min(max(len(gain), len(use['used'])), 8))
+    return [{'level': l + 1} | {k: cell(*c, l) for k, c in columns.items()} for l in levels]
+
+# %% ../nbs/95_cli.ipynb #2a6f7ca1
+_NOTES = dict(unlinked='items that were chosen together with no other',
+              missing='items without a category', revived='dead codes revived while training',
+              kept='items that found no free path')
 
 @app.command(cls=_Command)
 def tokenize(
     data: Annotated[str, typer.Argument(help='Data set, as in `genrec run`.')],
-    method: Annotated[str, typer.Option(help='letter, rqvae, rqkmeans, opq, pq, tree, category, random or title.')],
-    out: Annotated[Path, typer.Option(help='Folder for table, model and report; must not exist, or be empty.')],
+    method: Annotated[str, typer.Option(
+        help='letter, rqvae, rqkmeans, opq, pq, tree, category, random or title.')],
+    out: Annotated[Path, typer.Option(
+        help='Folder for table, model and report; must not exist, or be empty.')],
     tokenizer: _Tokenizer = None,
     column: _Column = None,
     device: _Device = None,
@@ -301,28 +339,40 @@ def tokenize(
     from genrec_nb.core import read_settings
     from genrec_nb.run import tokenize as tokenize_all
     from genrec_nb.tokenizer_config import TokenizerConfig
-    given = {n.removeprefix('tokenizer.'): v for n, v in _tokenizer_pairs(tokenizer).items()}
-    own = {n.removeprefix('options.'): given.pop(n) for n in list(given) if n.startswith('options.')}
-    config = read_settings(TokenizerConfig, dict(method=method, options=own) | given)
+    given = dict(method=method, options={})
+    for name, value in _tokenizer_pairs(tokenizer).items():
+        *_, part, name = name.split('.')
+        (given['options'] if part == 'options' else given)[name] = value
+    config = read_settings(TokenizerConfig, given)
     with _interruptible('nothing was written') as bars:
-        figures = tokenize_all(data, config, out, _columns(column), bars, _device(device))
-    console, before, after = Console(highlight=False, soft_wrap=True), figures['before'], figures['after']
-    console.print(_table(_level_rows(figures), f'{figures["data"]}: {figures["items"]:,} items, {figures["method"]}'))
-    console.print(f'{" to ".join(map(str, sorted(set(figures["tokens"]))))} tokens an item, vocabulary {figures["vocabulary"]:,}; '
-                  f'collision rate {before["rate"]:.2%} before the policy, {after["rate"]:.2%} after, '
-                  f'largest group {before["largest"]} and {after["largest"]}')
-    for k, words in _NOTES.items():
-        if figures['notes'].get(k): console.print(f'{figures["notes"][k]:,} {words}')
-    _LOG.info('done in %.0f s; see %s, report.json and index.json', sum(figures['seconds'].values()), out/'report.html')
+        found = tokenize_all(data, config, out, _columns(column), bars, _device(device))
+    _show_tokenizer(found)
+    _LOG.info('done in %.0f s; see %s, report.json and index.json', sum(found['seconds'].values()),
+              out/'report.html')
+
+def _show_tokenizer(f: dict) -> None: # f: as in report.json
+    "Use per level, collisions, and what the method noted"
+    before, after, length = f['before'], f['after'], map(str, sorted(set(f['tokens'])))
+    notes = [f'{f["notes"][k]:,} {words}' for k, words in _NOTES.items() if f['notes'].get(k)]
+    _print(_table(_level_rows(f), f'{f["data"]}: {f["items"]:,} items, {f["method"]}'),
+           f'{" to ".join(length)} tokens an item, vocabulary {f["vocabulary"]:,}; collision rate '
+           f'{before["rate"]:.2%} before the policy, {after["rate"]:.2%} after, '
+           f'largest group {before["largest"]} and {after["largest"]}', *notes)
 
 # %% ../nbs/95_cli.ipynb #d1c437f9
+_Index = _may(Path, 'Table of an earlier assign to continue; if not given, that of the folder.')
+_Policy = _may(str, 'Equal codes: free or keep; a table made with extra takes only extra. As for '
+                    'the old items if not given.')
+
 @app.command()
 def assign(
-    folder: Annotated[Path, typer.Argument(help='What `genrec tokenize` wrote, or the tokenizer/ of a run.')],
-    items: Annotated[Path, typer.Argument(help='New items alone: {item: {"title": ..}} as .json, RecBole .item, .csv or .parquet.')],
+    folder: Annotated[Path, typer.Argument(
+        help='What `genrec tokenize` wrote, or the tokenizer/ of a run.')],
+    items: Annotated[Path, typer.Argument(
+        help='New items alone: {item: {"title": ..}} as .json, RecBole .item, .csv or .parquet.')],
     out: Annotated[Path, typer.Option(help='Table to write, NAME.json; must not exist.')],
-    index: Annotated[Path | None, typer.Option(help='Table of an earlier assign to continue; if not given, that of the folder.')] = None,
-    policy: Annotated[str | None, typer.Option(help='Equal codes: free or keep; a table made with extra takes only extra. As for the old items if not given.')] = None,
+    index: _Index = None,
+    policy: _Policy = None,
     column: _Column = None,
 ):
     "Give identifiers to new items without changing old ones."
@@ -332,11 +382,12 @@ def assign(
     with _interruptible('nothing was written') as bars:
         bars.stage('assign')
         ids, new, first = assign_file(folder, items, out, index, policy, columns)
-    note, console = ids.notes['appended'][-1], Console(highlight=False, soft_wrap=True)
-    rows = [{'id': new.ids[i], 'title': new.titles[i][:48], 'identifier': ' '.join(ids.names(first + i))} for i in range(min(len(new), 8))]
-    console.print(_table(rows, f'{len(new):,} new items'))
-    console.print(f'{note["moved"]:,} moved to another last code as their path was taken, {note["shared"]:,} share a path; '
-                  f'{first:,} old items unchanged')
+    note = ids.notes['appended'][-1]
+    rows = [{'id': item, 'title': title[:48], 'identifier': ' '.join(ids.names(first + i))}
+            for i, (item, title) in enumerate(zip(new.ids[:8], new.titles))]
+    _print(_table(rows, f'{len(new):,} new items'),
+           f'{note["moved"]:,} moved to another last code as their path was taken, '
+           f'{note["shared"]:,} share a path; {first:,} old items unchanged')
     _LOG.info('written to %s', out)
 
 # %% ../nbs/95_cli.ipynb #c2c6d073
@@ -344,22 +395,30 @@ def _explanation_rows(parts: list) -> list[dict]:
     "One row a token; in long titles, neighbors without a choice are taken together"
     from itertools import groupby
     from math import prod
-    def row(ps): return {'token': ''.join(p.token for p in ps), 'choices': max(p.choices for p in ps),
-                         'probability': f'{prod(p.probability for p in ps):.4f}', 'gain [nats]': f'{max(p.gain for p in ps):.4f}',
-                         'weight': f'{max(p.weight for p in ps):.2f}', 'adds': f'{sum(p.part for p in ps):.3f}'}
-    if len(parts) <= 8: return [row([p]) for p in parts]
+    def row(ps):
+        return {'token': ''.join(p.token for p in ps), 'choices': max(p.choices for p in ps),
+                'probability': f'{prod(p.probability for p in ps):.4f}',
+                'gain [nats]': f'{max(p.gain for p in ps):.4f}',
+                'weight': f'{max(p.weight for p in ps):.2f}',
+                'adds': f'{sum(p.part for p in ps):.3f}'}
+    def forced(p): return len(parts) > 8 and p.gain == 0 and p.choices == 1
     rows = []
-    for forced, group in groupby(parts, lambda p: p.gain == 0 and p.choices == 1):
-        rows += [row(list(group))] if forced else [row([p]) for p in group]
+    for together, group in groupby(parts, forced):
+        rows += [row(list(group))] if together else [row([p]) for p in group]
     return rows
+
+_Alpha = _may(float, 'Strength of IGD decoding, 0 to 1; as saved if not given.')
+_Why = _flag('--explain', 'Show the tokens of the first recommendation.')
 
 @app.command()
 def recommend(
-    folder: Annotated[Path, typer.Argument(metavar='RUN', help='Folder of a run, or of a saved recommender.')],
-    history: Annotated[list[str], typer.Option(help='Title or id of an item, oldest first; once for each.')],
+    folder: Annotated[Path, typer.Argument(
+        metavar='RUN', help='Folder of a run, or of a saved recommender.')],
+    history: Annotated[list[str], typer.Option(
+        help='Title or id of an item, oldest first; once for each.')],
     k: Annotated[int, typer.Option('-k', min=1, help='How many items.')] = 10,
-    alpha: Annotated[float | None, typer.Option(help='Strength of IGD decoding, 0 to 1; as saved if not given.')] = None,
-    why: Annotated[bool, typer.Option('--explain', help='Show the tokens of the first recommendation.')] = False,
+    alpha: _Alpha = None,
+    why: _Why = False,
     device: _Device = None,
 ):
     "Recommend the next items for a history of titles."
@@ -367,10 +426,13 @@ def recommend(
     from dataclasses import replace
     from genrec_nb.recommender import GenerativeRecommender
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
-    if alpha is not None: rec.config = replace(rec.config, decode=replace(rec.config.decode, alpha=alpha))
+    decode = rec.config.decode
+    if alpha is not None: rec.config = replace(rec.config, decode=replace(decode, alpha=alpha))
     found, console = rec.recommend(history, k), Console(highlight=False)
     if not found: return _LOG.warning('nothing is left to recommend')
-    console.print(_table([{'': n, 'title': x.title, 'id': x.id, 'score': f'{x.score:.3f}'} for n, x in enumerate(found, 1)]))
+    rows = [{'': n, 'title': x.title, 'id': x.id, 'score': f'{x.score:.3f}'}
+            for n, x in enumerate(found, 1)]
+    console.print(_table(rows))
     if not why: return
     e = rec.explain(history, found[0].id)
     console.print(_table(_explanation_rows(e.parts), f'Explanation: {e.title}'))
@@ -379,44 +441,58 @@ def recommend(
 # %% ../nbs/95_cli.ipynb #526e656a
 def _open_identifiers(path: Path, items) -> tuple: # (Identifiers, counts or None)
     "The identifiers of a run, a tokenizer's folder or a table"
-    from genrec_nb.core import GenrecError
+    from genrec_nb.core import require
     from genrec_nb.recommender import GenerativeRecommender
     from genrec_nb.trial import table_ids
-    if (path/'tokenizer.json').is_file(): return table_ids(path/'index.json', items, saved=True), None
-    if not path.is_dir(): return table_ids(path, items, saved=True), None
+    table = path/'index.json' if (path/'tokenizer.json').is_file() else path
+    if not table.is_dir(): return table_ids(table, items, saved=True), None
     rec = GenerativeRecommender.from_pretrained(path)
-    if items is None or items.ids == rec.catalog.ids: return rec.ids, rec.counts
-    raise GenrecError(f'--data: its {len(items)} items are not those of the run, {len(rec.catalog)} from '
-                      f'{rec.catalog.ids[0]!r} to {rec.catalog.ids[-1]!r}')
+    ids, given = rec.catalog.ids, rec.catalog.ids if items is None else items.ids
+    require(given == ids, f'--data: its {len(given)} items are not those of the run, '
+            f'{len(ids)} from {ids[0]!r} to {ids[-1]!r}')
+    return rec.ids, rec.counts
+
+# %% ../nbs/95_cli.ipynb #a7f0b2cb
+def _position_rows(trie, gain, counts) -> list[dict]:
+    "Choices and gain at each position of the paths"
+    from genrec_nb.infogain import gain_by_position
+    by, levels = gain_by_position(trie, gain, counts), trie.describe().to_dict('records')
+    return [{'position': t + 1, 'nodes': f'{here["nodes"]:,}',
+             'choices before': f'{above["choices"]:.2f}', 'forced before': f'{above["forced"]:.1%}',
+             'mean gain [nats]': f'{by["gain"][t]:.4f}', 'zero gain': f'{by["zero"][t]:.1%}'}
+            for t, (above, here) in enumerate(zip(levels, levels[1:]))]
+
+_Data = _may(str, 'Data set whose training targets give the items their mass.')
+_Gain = Annotated[str, typer.Option(help="Information gain: 'global' or 'conditional'.")]
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help='Folder of a run, of `genrec tokenize`, or an index.json.')],
-    data: Annotated[str | None, typer.Option(help='Data set whose training targets give the items their mass.')] = None,
+    path: Annotated[Path, typer.Argument(
+        help='Folder of a run, of `genrec tokenize`, or an index.json.')],
+    data: _Data = None,
     column: _Column = None,
-    kind: Annotated[str, typer.Option(help="Information gain: 'global' or 'conditional'.")] = 'global',
+    kind: _Gain = 'global',
 ):
     "Show the trie of a table of identifiers and the information gain of its tokens."
     _set_up_logging()
     import numpy as np
     from genrec_nb.data import leave_one_out
-    from genrec_nb.infogain import gain_by_position, information_gain, item_prior, zero_gain_share
+    from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
     from genrec_nb.loaders import load_dataset
     from genrec_nb.trie import ItemTrie
     found = load_dataset(data, text=None, **_columns(column)) if data else None
     ids, counts = _open_identifiers(path, found and found.catalog)
-    source = 'every item the same mass (no --data given)' if counts is None else 'training targets of the run'
-    if found: counts, source = leave_one_out(found.interactions).train.target_counts(), f'training targets of {data}'
-    trie, c, console = ItemTrie.build(ids), ids.collisions(), Console(highlight=False, soft_wrap=True)
-    gain = information_gain(trie, item_prior(np.ones(ids.n_items) if counts is None else counts), kind)
-    console.print(f'{ids.n_items:,} items, {ids.lengths.min()}–{ids.max_len} tokens, vocabulary {ids.vocab_size:,}; '
-                  f'{c["distinct"]:,} distinct paths, collision rate {c["rate"]:.2%}, {c["groups"]:,} groups, largest {c["largest"]}')
-    by, levels = gain_by_position(trie, gain, counts), trie.describe().to_dict('records')
-    rows = [{'position': t + 1, 'nodes': f'{here["nodes"]:,}', 'choices before': f'{above["choices"]:.2f}',
-             'forced before': f'{above["forced"]:.1%}', 'mean gain [nats]': f'{by["gain"][t]:.4f}', 'zero gain': f'{by["zero"][t]:.1%}'}
-            for t, (above, here) in enumerate(zip(levels, levels[1:]))]
-    console.print(_table(rows, f'{kind} information gain, {source}'))
-    console.print(f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens are zero-gain')
+    source = f'training targets of {data or "the run"}'
+    if found: counts = leave_one_out(found.interactions).train.target_counts()
+    elif counts is None: source = 'every item the same mass (no --data given)'
+    trie, c = ItemTrie.build(ids), ids.collisions()
+    prior = item_prior(np.ones(ids.n_items) if counts is None else counts)
+    gain = information_gain(trie, prior, kind)
+    _print(f'{ids.n_items:,} items, {ids.lengths.min()}–{ids.max_len} tokens, '
+           f'vocabulary {ids.vocab_size:,}; {c["distinct"]:,} distinct paths, collision rate '
+           f'{c["rate"]:.2%}, {c["groups"]:,} groups, largest {c["largest"]}',
+           _table(_position_rows(trie, gain, counts), f'{kind} information gain, {source}'),
+           f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens are zero-gain')
 
 # %% ../nbs/95_cli.ipynb #9ff80dbc
 def _report(results, path: Path) -> None:
@@ -425,28 +501,39 @@ def _report(results, path: Path) -> None:
     typer.echo(summary(results))
     _LOG.info('written to %s', results_page(results).save(path))
 
+_GridOut = _may(Path, 'Folder for results, cache and report, runs/compare-GRID if none is given; '
+                      'with --report the page.')
+_Report = _may(list[Path], 'Only report on the results of a folder or .jsonl file; once for each, '
+                           'they are merged.')
+_Jobs = Annotated[int, typer.Option(
+    min=1, help='Processes on this machine; with several each has one thread.')]
+_Cluster = _may(str, 'Address of a dask scheduler, tcp://HOST:PORT; its workers share the folder.')
+_DryRun = _flag('--dry-run', 'List the trials, what is done, and an estimate.')
+
 @app.command()
 def compare(
     grid: Annotated[Path | None, typer.Argument(help='File of the grid, .toml or .json.')] = None,
-    out: Annotated[Path | None, typer.Option(help='Folder for results, cache and report, runs/compare-GRID if none is given; with --report the page.')] = None,
-    report: Annotated[list[Path] | None, typer.Option(help='Only report on the results of a folder or .jsonl file; once for each, they are merged.')] = None,
-    jobs: Annotated[int, typer.Option(min=1, help='Processes on this machine; with several each has one thread.')] = 1,
-    cluster: Annotated[str | None, typer.Option(help='Address of a dask scheduler, tcp://HOST:PORT; its workers share the folder.')] = None,
-    dry_run: Annotated[bool, typer.Option('--dry-run', help='List the trials, what is done, and an estimate.')] = False,
+    out: _GridOut = None,
+    report: _Report = None,
+    jobs: _Jobs = 1,
+    cluster: _Cluster = None,
+    dry_run: _DryRun = False,
     device: _Device = None,
 ):
     "Run a grid of data x identifiers x weighting x decoding x seed, and compare."
     _set_up_logging()
-    from genrec_nb.core import SettingError
+    from genrec_nb.core import SettingError, require
     from genrec_nb.experiments import execution
     from genrec_nb.experiments.grid import read_grid
     from genrec_nb.experiments.results import read_results
-    if bool(report) == (grid is not None): raise SettingError('name either the file of a grid, or --report FOLDER')
+    one = bool(report) != (grid is not None)
+    require(one, 'name either the file of a grid, or --report FOLDER', SettingError)
     if report:
         first = report[0] if report[0].is_dir() else report[0].parent
         return _report(read_results(*report), out or first/'report.html')
     plan, out = read_grid(grid), out or Path('runs')/f'compare-{grid.stem}'
     if dry_run: return typer.echo(execution.dry_run(plan, out, jobs))
     with _interruptible('the same command continues') as bars:
-        results = execution.run_grid(plan, out, jobs, cluster, _device(device) if device else None, bars)
+        where = _device(device) if device else None
+        results = execution.run_grid(plan, out, jobs, cluster, where, bars)
     _report(results, out/'report.html')

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 from .core import (Count, FileError, GenrecError, SettingError, Share, _Silent, patch,
-                            plain, read_json, read_settings, _read_spec, require, settings, versions,
-                            write_json, _write_spec)
+                            plain, read_json, read_settings, _read_spec, require, settings,
+                            versions, write_json, _write_spec)
 from .data import Dataset, Split, leave_one_out
 from .loaders import load_dataset
 from .metrics import evaluate_ranking, metric_values, popularity_ranking, rank_of

@@ -11,7 +11,7 @@ import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from .core import (Count, FileError, GenrecError, MissingTextError, digest, patch, plain,
+from .core import (Count, FileError, MissingTextError, digest, patch, plain,
                             read_json, require, settings)
 from .data import Dataset, Split, global_time, leave_one_out
 from .loaders import load_dataset

@@ -11,7 +11,7 @@ from genrec_nb.core import GenrecError, SettingError, digest
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.data import global_time, leave_one_out
 from genrec_nb.experiments.execution import dry_run, make_plan, run_grid
-from genrec_nb.experiments.grid import Grid, read_grid, sweep_points
+from genrec_nb.experiments.grid import Grid, _points, read_grid
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import ranking_metrics
 from genrec_nb.pipeline import unpack
@@ -95,7 +95,8 @@ def test_several_processes_give_the_same_rows(finished, toy, tmp_path):
 SLOW = '''
 import sys, time
 import genrec_nb.pipeline as pipeline
-from genrec_nb.experiments.execution import read_grid, run_grid
+from genrec_nb.experiments.execution import run_grid
+from genrec_nb.experiments.grid import read_grid
 
 class Slow(pipeline._Steps):
     def on_step_end(self, *args, **kwargs): time.sleep(.03)
@@ -123,7 +124,8 @@ def test_killed_and_resumed_gives_the_same_rows(finished, toy, tmp_path, wanted)
 ON_A_CLUSTER = '''
 import os, signal, sys, threading, time
 from pathlib import Path
-from genrec_nb.experiments.execution import read_grid, run_grid
+from genrec_nb.experiments.execution import run_grid
+from genrec_nb.experiments.grid import read_grid
 
 def slow(busy):
     "In a worker: steps take their time, and a file named by the process stands there while it trains"
@@ -332,8 +334,8 @@ def swept(toy, **vary):
 
 def test_a_star_varies_one_at_a_time_and_a_grid_all():
     vary, base = dict(a=[1, 2], b=[0, 5]), dict(a=1, b=3)
-    assert sweep_points(vary, base) == [dict(a=1, b=3), dict(a=2, b=3), dict(a=1, b=0), dict(a=1, b=5)]
-    assert sweep_points(vary, base, 'grid') == [dict(a=a, b=b) for a in (1, 2) for b in (0, 5)]
+    assert _points(vary, base) == [dict(a=1, b=3), dict(a=2, b=3), dict(a=1, b=0), dict(a=1, b=5)]
+    assert _points(vary, base, 'grid') == [dict(a=a, b=b) for a in (1, 2) for b in (0, 5)]
 
 
 def test_identifiers_are_measured_and_not_twice(toy, tmp_path, monkeypatch):
@@ -351,7 +353,7 @@ def test_identifiers_are_measured_and_not_twice(toy, tmp_path, monkeypatch):
         assert m['perplexity'][0] == pytest.approx(np.prod(share**-share))
         near = [max((j for j in range(40) if j != i), key=lambda j: float(unit[i] @ unit[j])) for i in range(40)]
         assert m['overlap_any'] == pytest.approx(np.mean([(codes[i] == codes[j]).any() for i, j in enumerate(near)]))
-    monkeypatch.setattr(execution, 'measure_identifiers', lambda *a: 1/0)
+    monkeypatch.setattr(execution, '_measure_identifiers', lambda *a: 1/0)
     assert len(run_grid(swept(toy), tmp_path/'o').tokens) == 10
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from test_results import STORED, TUNE, made_up, written
 from genrec_nb.core import GenrecError
-from genrec_nb.experiments.grid_report import plot_sweep, provenance, results_page, rules, summary, sweep_table
+from genrec_nb.experiments.grid_report import _provenance, _rules, plot_sweep, results_page, summary, sweep_table
 from genrec_nb.experiments.results import Block, read_results
 from genrec_nb.experiments.tables import compare_table, decoding_table, plot_alphas, plot_curves, plot_mixtures, plot_ranks, trial_table, two_by_two
 from genrec_nb.pipeline import unpack
@@ -97,7 +97,7 @@ def test_an_unfinished_grid_is_reported_as_far_as_it_is(tmp_path):
 
 def test_one_seed_is_about_these_models_only(tmp_path):
     results = read_results(written(tmp_path/'r.jsonl', made_up(seeds=(0,))))
-    assert 'one seed: would other users say the same of these models?' in summary(results) and 'No search' in rules(results.record())
+    assert 'one seed: would other users say the same of these models?' in summary(results) and 'No search' in _rules(results.record())
 
 
 # ---- sweeps, and rows of version 0.1 -------------------------------------------------------------------------------------
@@ -114,5 +114,5 @@ def test_sweeps_of_version_0_1_are_shown(name, points, over):
 
 
 def test_old_rows_say_which_version_made_them():
-    found = provenance([Block(read_results(STORED/'ids-scientific.jsonl'))])
+    found = _provenance([Block(read_results(STORED/'ids-scientific.jsonl'))])
     assert set(found.genrec_nb) == {'0.1.0'} and found.commit.str.len().eq(12).all()

@@ -71,7 +71,7 @@ class Grid:
         self.reference = self.reference or next(iter(self.weightings), None)
 
 # %% ../../nbs/91_grid.ipynb #eb75f5c2
-def _points(vary: dict, base: dict, mode: str) -> list: # of dicts setting -> value
+def _points(vary: dict, base: dict, mode: str = 'star') -> list: # of dicts setting -> value
     "The points of a sweep, each once; in a star the first is the base"
     if mode == 'grid': return [dict(zip(vary, x)) for x in itertools.product(*vary.values())]
     points = [base] + [{**base, k: v} for k, values in vary.items() for v in values]
@@ -90,8 +90,10 @@ def _tokenizer(s: dict, where: str) -> TokenizerConfig:
 # %% ../../nbs/91_grid.ipynb #eb312ef1
 def _check_list(x, what: str) -> None:
     "A list of different values"
-    require(isinstance(x, list) and x != [], f'{what}: found {x!r}, expected a list of values', SettingError)
-    require(len({str(v) for v in x}) == len(x), f'{what}: a value stands twice in {x}', SettingError)
+    is_list = isinstance(x, list) and x != []
+    require(is_list, f'{what}: found {x!r}, expected a list of values', SettingError)
+    once = len({str(v) for v in x}) == len(x)
+    require(once, f'{what}: a value stands twice in {x}', SettingError)
 
 def _vary(name: str, s: dict, vary: dict, mode: str) -> dict: # name -> settings, with `point`
     "Identifiers of each point of one sweep"

@@ -137,7 +137,7 @@ def read_results(
         require(s.exists() or empty, f'{s}: no such file or folder of results', FileError)
         files = [s] if s.suffix == '.jsonl' else sorted(s.glob('*.jsonl'))
         for path in files: _read_file(results, path)
-    require(empty or results.trials or results.tokens,
+    require(empty or bool(results.trials or results.tokens),
             f'{", ".join(map(str, sources))}: there are no result rows (*.jsonl)', FileError)
     return results
 
@@ -147,7 +147,8 @@ def record(self: Results) -> dict:
     "The newest grid; raises `FileError` if the rows say none, or two"
     newest = max((g['n'] for g in self.grids), default=None)
     last = {g['digest']: g for g in self.grids if g['n'] == newest}
-    require(last != {}, 'these are not the rows of a grid: no row says what was asked for', FileError)
+    none = 'these are not the rows of a grid: no row says what was asked for'
+    require(last != {}, none, FileError)
     where = ', '.join(sorted(g['where'] for g in last.values()))
     require(len(last) == 1, f'the rows come from {len(last)} different grids ({where}): '
             'report them one by one', FileError)
@@ -215,7 +216,8 @@ class Block:
         check_choice(self.ids, r['ids'], 'ids')
         self._collect()
         missing = '; '.join(self.missing)
-        require(self.seeds != [], f'{self.data}, {self.ids}: nothing to report yet ({missing})', FileError)
+        where = f'{self.data}, {self.ids}'
+        require(self.seeds != [], f'{where}: nothing to report yet ({missing})', FileError)
         self._choose_alphas()
         self.methods, self.about = list(self.trials), results.data[r['data'][self.data]['digest']]
         self.reference = r['reference'] if r['reference'] in self.trials else self.methods[0]

@@ -12,112 +12,104 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
-from ..core import SettingError
+from ..core import SettingError, require
 from ..metrics import metric_values, styled, target_groups
-from ..significance import (Comparisons, Scores, bootstrap_totals, compare_head_tail, compare_methods,
-                                    holm, plot_critical_difference, rank_methods)
+from ..significance import (Comparisons, Scores, bootstrap_totals, compare_head_tail,
+                                    compare_methods, holm, plot_critical_difference, rank_methods)
 from ..pipeline import unpack
 from .results import Block, search_values
 
 # %% ../../nbs/93_tables.ipynb #62e10dd2
-def _mean_intervals(
-    scores: Scores,
-    level: float = .95,
-    n: int = 2000, # bootstrap resamples
-) -> np.ndarray: # float64 [methods, 2]
-    "Interval of each method's mean, over users and (if there are several) seeds"
-    x = scores.by_user(np.concatenate([scores.values, np.ones((1, *scores.values.shape[1:]))]))
-    drawn = bootstrap_totals(x, 'both' if scores.n_seeds > 1 else 'users', n)
+def _mean_intervals(scores: Scores, level: float = .95, n: int = 2000) -> np.ndarray: # [methods, 2]
+    "Bootstrap interval of each method's mean, over users and (if there are several) seeds"
+    x = np.concatenate([scores.values, np.ones((1, *scores.values.shape[1:]))])
+    drawn = bootstrap_totals(scores.by_user(x), 'both' if scores.n_seeds > 1 else 'users', n)
     return np.quantile(drawn[:, :-1]/drawn[:, -1:], [(1 - level)/2, (1 + level)/2], axis=0).T
 
-# %% ../../nbs/93_tables.ipynb #f3a71e16
+# %% ../../nbs/93_tables.ipynb #3986d5c4
+_SHOWN = dict(difference='difference', difference_low='difference_low',
+              difference_high='difference_high', relative='relative', p='p', p_holm='holm',
+              verdict='verdict')
+
+def _differences(found: Comparisons, group: str = '') -> pd.DataFrame: # index: methods
+    "What is shown of comparisons with a reference"
+    return found.frame().xs(group, level='group')[list(_SHOWN)].rename(columns=_SHOWN)
+
 def compare_table(
     block: Block,
     metric: str | None = None, # None: the one that validation chose by
     alpha: float | str = 'chosen', # of all methods, or the one that validation chose for each
     reference: str | None = None, # None: the grid's
 ) -> pd.DataFrame: # one row a method, the reference first
-    """Every method against the reference, over users and seeds. Columns: chosen, mean, low, high, sd,
-    difference, difference_low, difference_high, relative, p, holm, verdict, and head, tail: the same by
-    popularity of the target"""
-    reference = reference or block.reference
-    s = block.scores(metric, alpha)
-    ends, masks = _mean_intervals(s), target_groups(s.targets, block.counts)
-    own = s.frame()
-    table = pd.DataFrame({'chosen': [_setting(block, m, alpha) for m in s.methods], 'mean': own['mean'],
-                          'low': ends[:, 0], 'high': ends[:, 1], 'sd': own['sd of seeds']}, index=s.methods)
-    for g in ('head', 'tail'): table[g] = s.values[:, :, masks[g]].mean((1, 2)) if masks[g].any() else math.nan
+    """Every method against the reference, over users and seeds. Columns: chosen, mean, low, high,
+    sd, difference, difference_low, difference_high, relative, p, holm, verdict, and head, tail: the
+    same by popularity of the target"""
+    reference, s = reference or block.reference, block.scores(metric, alpha)
+    (low, high), own = _mean_intervals(s).T, s.frame()
+    settings = [block.setting(m, None if alpha == 'chosen' else alpha) for m in s.methods]
+    table = pd.DataFrame(dict(chosen=settings, mean=own['mean'], low=low, high=high,
+                              sd=own['sd of seeds']), index=s.methods)
+    masks = target_groups(s.targets, block.counts)
+    for g in ('head', 'tail'):
+        table[g] = s.values[:, :, masks[g]].mean((1, 2)) if masks[g].any() else math.nan
     if len(s.methods) > 1:
         table = table.join(_differences(compare_methods(s, reference)))
         groups = compare_head_tail(s, block.counts, reference)
         for g in ('head', 'tail'): table = table.join(_differences(groups, g).add_prefix(f'{g}_'))
     return table.sort_index(key=lambda i: i != reference, kind='stable')
 
-# %% ../../nbs/93_tables.ipynb #3986d5c4
-def _setting(block: Block, method: str, alpha: float | str) -> str:
-    "A method's settings in words"
-    if alpha == 'chosen': return block.setting(method)
-    return ', '.join(block.setting(method).split(', ')[:-1] + [f'α {alpha:g}'])
-
-def _differences(found: Comparisons, group: str = '') -> pd.DataFrame: # index: methods
-    "What is shown of comparisons with a reference"
-    d = found.frame().xs(group, level='group')
-    names = dict(difference='difference', difference_low='difference_low', difference_high='difference_high',
-                 relative='relative', p='p', p_holm='holm', verdict='verdict')
-    return d[list(names)].rename(columns=names)
-
 # %% ../../nbs/93_tables.ipynb #85a95b49
-def _number(x, form: str = '.4f') -> str:
-    return '–' if x is None or not math.isfinite(x) else format(x, form)
-
-def _range(row, name: str, form: str) -> str:
-    "A figure with its interval"
-    low, high = (row.get(f'{name}_{end}' if name != 'mean' else end, math.nan) for end in ('low', 'high'))
-    return _number(row.get(name), form) + (f' [{low:{form}}, {high:{form}}]' if math.isfinite(low) else '')
+def _number(x, form: str = '.4f', ends: tuple = (math.nan,)) -> str:
+    "A figure, perhaps with its interval; – for nothing"
+    if x is None or not math.isfinite(x): return '–'
+    interval = f' [{ends[0]:{form}}, {ends[-1]:{form}}]'
+    return format(x, form) + interval*math.isfinite(ends[0])
 
 def _p(x) -> str: return '<.0001' if x < 1e-4 else _number(x)
 
-# %% ../../nbs/93_tables.ipynb #eca59f9f
-def show_comparison(
-    table: pd.DataFrame, # from `compare_table`
-    metric: str, # its name
-    note: str = '',
-): # a Styler, for reading
-    "Means and differences with intervals, p after Holm, verdict"
-    shown = {m: {'chosen': r['chosen'], f'{metric} [95 %]': _range(r, 'mean', '.4f'), 'sd of seeds': _number(r['sd']),
-                 'difference [95 %]': _range(r, 'difference', '+.4f'), '%': _number(100*r.get('relative', math.nan), '+.1f'),
-                 'p': _p(r.get('p', math.nan)), 'Holm': _p(r.get('holm', math.nan)), 'verdict': r.get('verdict') if isinstance(r.get('verdict'), str) else 'reference'}
-             for m, r in table.iterrows()}
-    return styled(pd.DataFrame.from_dict(shown, orient='index'), note)
+def _difference(r: dict, prefix: str = '') -> str:
+    "The difference of a row of `compare_table`, and its interval"
+    d, *ends = (r.get(f'{prefix}difference{end}', math.nan) for end in ('', '_low', '_high'))
+    return _number(d, '+.4f', ends)
 
-def show_head_tail(
-    table: pd.DataFrame, # from `compare_table`
-    metric: str, # its name
-): # a Styler, for reading
-    "The same by popularity of the target"
-    shown = {m: {k: v for g in ('head', 'tail') for k, v in (
-                (f'{metric}, {g}', _number(r[g])), (f'{g}: difference [95 %]', _range(r, f'{g}_difference', '+.4f')),
-                (f'{g}: Holm', _p(r.get(f'{g}_holm', math.nan))))} for m, r in table.iterrows()}
-    return styled(pd.DataFrame.from_dict(shown, orient='index'), 'Holm: over head and tail together')
+# %% ../../nbs/93_tables.ipynb #d6eb1d14
+def show_comparison(table: pd.DataFrame, metric: str, note: str = ''): # a Styler
+    "`compare_table` for reading: means and differences with intervals, p after Holm, verdict"
+    def row(r):
+        ends, verdict = (r['low'], r['high']), r.get('verdict')
+        return {'chosen': r['chosen'], f'{metric} [95 %]': _number(r['mean'], ends=ends),
+                'sd of seeds': _number(r['sd']), 'difference [95 %]': _difference(r),
+                '%': _number(100*r.get('relative', math.nan), '+.1f'),
+                'p': _p(r.get('p', math.nan)), 'Holm': _p(r.get('holm', math.nan)),
+                'verdict': verdict if isinstance(verdict, str) else 'reference'}
+    return styled(pd.DataFrame([row(r) for r in table.to_dict('records')], table.index), note)
+
+def show_head_tail(table: pd.DataFrame, metric: str): # a Styler
+    "`compare_table` by popularity of the target, for reading"
+    shown = pd.DataFrame(index=table.index)
+    for g in ('head', 'tail'):
+        rows = table.to_dict('records')
+        shown[f'{metric}, {g}'] = [_number(r[g]) for r in rows]
+        shown[f'{g}: difference [95 %]'] = [_difference(r, f'{g}_') for r in rows]
+        shown[f'{g}: Holm'] = [_p(r.get(f'{g}_holm', math.nan)) for r in rows]
+    return styled(shown, 'Holm: over head and tail together')
 
 # %% ../../nbs/93_tables.ipynb #4c78d2bb
-def decoding_table(
-    block: Block,
-    metric: str | None = None, # None: the one that validation chose by
-) -> pd.DataFrame: # one row a method and α: mean on the test, difference, holm, chosen
-    "Each method at each α, against itself at the first; Holm over the whole table"
-    metric, alphas = metric or block.record['metric'], block.record['alphas']
-    by, rows = {a: block.evaluations(a) for a in alphas}, []
+def decoding_table(block: Block, metric: str | None = None) -> pd.DataFrame: # indexed by method, α
+    """Each method at each α, against itself at the first; Holm over the whole table. Columns: mean
+    on the test, difference, p, holm, chosen"""
+    metric, (first, *others) = metric or block.record['metric'], block.record['alphas']
+    by, rows = {a: block.evaluations(a) for a in (first, *others)}, []
     for m in block.methods:
-        s = Scores.from_evaluations({f'{a:g}': by[a][m] for a in alphas}, metric)
-        tests = compare_methods(s, f'{alphas[0]:g}').rows if len(alphas) > 1 else []
-        rows.append(dict(method=m, alpha=alphas[0], mean=s.values[0].mean(), difference=math.nan, p=math.nan))
-        rows += [dict(method=m, alpha=a, mean=t.mean, difference=t.difference, p=t.p) for a, t in zip(alphas[1:], tests)]
-    table = pd.DataFrame(rows)
+        s = Scores.from_evaluations({f'{a:g}': e[m] for a, e in by.items()}, metric)
+        tests = compare_methods(s, f'{first:g}').rows if others else []
+        rows.append(dict(method=m, alpha=first, mean=s.values[0].mean()))
+        rows += [dict(method=m, alpha=a, mean=t.mean, difference=t.difference, p=t.p)
+                 for a, t in zip(others, tests)]
+    table = pd.DataFrame(rows, columns=['method', 'alpha', 'mean', 'difference', 'p', 'holm'])
     tested = table.p.notna()
-    table['holm'] = math.nan
     if tested.any(): table.loc[tested, 'holm'] = holm(table.p[tested].to_list())
-    table['chosen'] = [a == block.alpha[m] for m, a in zip(table.method, table.alpha)]
+    table['chosen'] = table.alpha == table.method.map(block.alpha)
     return table.set_index(['method', 'alpha'])
 
 # %% ../../nbs/93_tables.ipynb #ceb2ef9e
@@ -127,52 +119,54 @@ def two_by_two(
     metric: str | None = None, # None: the one that validation chose by
 ) -> Comparisons: # up to four rows: either training, decoded plainly or with its chosen α
     "Training and decoding apart: {plain, weighted training} × {plain, weighted decoding}"
-    others = [m for m in block.methods if m != block.reference]
-    if method not in others:
-        raise SettingError(f'{method!r} cannot be set beside {block.reference!r}; expected one of {", ".join(others)}')
+    ref, first = block.reference, block.record['alphas'][0]
+    others = [m for m in block.methods if m != ref]
+    require(method in others, f'{method!r} cannot be set beside {ref!r}; '
+            f'expected one of {", ".join(others)}', SettingError)
     words = ', '.join([method, *(f'{k} {v}' for k, v in block.values[method].items())])
-    names, first = {block.reference: block.reference, method: words}, block.record['alphas'][0]
-    plain, chosen = block.evaluations(first), block.evaluations()
+    names, plain, chosen = {ref: ref, method: words}, block.evaluations(first), block.evaluations()
     rows = {name: plain[m] for m, name in names.items()}
-    rows |= {f'{name}, α {block.alpha[m]:g}': chosen[m] for m, name in names.items() if block.alpha[m] != first}
-    return compare_methods(Scores.from_evaluations(rows, metric or block.record['metric']), block.reference)
+    rows |= {f'{name}, α {block.alpha[m]:g}': chosen[m] for m, name in names.items()
+             if block.alpha[m] != first}
+    return compare_methods(Scores.from_evaluations(rows, metric or block.record['metric']), ref)
 
 # %% ../../nbs/93_tables.ipynb #2309fef3
-def trial_table(block: Block) -> pd.DataFrame: # one row a trial; a column an α; validation means
-    "The search: every trial at every α, on the tuning seeds"
+def trial_table(block: Block) -> pd.DataFrame: # one row a trial, one column an α
+    "The search: validation means of every trial at every α, on the tuning seeds"
     r, rows = block.record, {}
-    if not r.get('tune'): return pd.DataFrame()
-    for m in block.methods:
+    for m in block.methods if r.get('tune') else ():
         for v in search_values(r, m):
-            found = [block.results.find(r, block.data, block.ids, m, s, v) for s in r['tune']['seeds']]
             words = ', '.join(f'{k} {x}' for k, x in v.items()) or 'nothing to search'
-            rows[m, words] = {a: np.mean([t['decodings'][f'{a:g}']['valid']['metrics'][r['metric']] for t in found]) for a in r['alphas']}
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis(['method', 'trial'])
+            fixed = r, (block.data, block.ids, m), r['tune']['seeds'], v
+            rows[m, words] = {a: block.results.valid(*fixed, a) for a in r['alphas']}
+    table = pd.DataFrame.from_dict(rows, orient='index')
+    return table.rename_axis(['method', 'trial']) if rows else table
 
 # %% ../../nbs/93_tables.ipynb #2c8f0c89
-_MARKS = 'osD^vXP*<>hd'
+def _style(j: int, label: str) -> dict:
+    "How the j-th method is drawn"
+    return dict(color=f'C{j % 10}', ls='-' if j < 10 else '--', lw=1.3, label=label)
 
-def _curve(block: Block, method: str, name: str) -> tuple: # (epochs, mean, lowest, highest) over seeds
-    "A learning curve, as long as all seeds run"
-    by = [dict(map(tuple, row['curve'][name])) for row in block.trials[method].values()]
-    at = sorted(set.intersection(*map(set, by)))
-    x = np.array([[b[e] for e in at] for b in by])
-    return np.array(at), x.mean(0), x.min(0), x.max(0)
+def _mark(j: int) -> dict: return dict(marker='osD^vXP*<>hd'[j % 12], ms=4)
 
-def plot_curves(
-    block: Block,
-    methods: list | None = None, # None: all
-) -> plt.Figure:
+def _curve(block: Block, method: str, name: str) -> pd.DataFrame: # columns mean, min, max
+    "A learning curve over seeds by epoch, as long as all seeds run"
+    by = [pd.Series(dict(row['curve'][name])) for row in block.trials[method].values()]
+    return pd.concat(by, axis=1, join='inner').sort_index().agg(['mean', 'min', 'max'], axis=1)
+
+# %% ../../nbs/93_tables.ipynb #502bfd74
+def plot_curves(block: Block, methods: list | None = None) -> plt.Figure: # None: all methods
     "Training loss and validation NDCG of each method, mean over seeds"
     fig, (loss, ndcg) = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
     for j, m in enumerate(methods or block.methods):
-        style = dict(color=f'C{j % 10}', lw=1.3, ls='-' if j < 10 else '--', label=m)
-        loss.plot(*_curve(block, m, 'loss')[:2], **style)
-        ndcg.plot(*_curve(block, m, 'ndcg@10')[:2], marker=_MARKS[j % 12], ms=4, **style)
+        loss.plot(_curve(block, m, 'loss')['mean'], **_style(j, m))
+        ndcg.plot(_curve(block, m, 'ndcg@10')['mean'], **_style(j, m), **_mark(j))
     floor = metric_values(unpack(block.about['valid']['popularity']), 'ndcg@10').mean()
     ndcg.axhline(floor, color='.5', ls='--', lw=1, label='popularity')
-    loss.set(title='Does the loss fall? (each method has its own)', xlabel='epoch', ylabel='weighted cross-entropy [nats per token]')
-    ndcg.set(title=f'Do the rankings improve? {block.data}, {block.ids}', xlabel='epoch', ylabel='NDCG@10, validation', ylim=(0, None))
+    loss.set(title='Does the loss fall? (each method has its own)', xlabel='epoch',
+             ylabel='weighted cross-entropy [nats per token]')
+    ndcg.set(title=f'Do the rankings improve? {block.data}, {block.ids}', xlabel='epoch',
+             ylabel='NDCG@10, validation', ylim=(0, None))
     ndcg.legend(fontsize=7, ncols=2)
     for ax in (loss, ndcg): ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return fig
@@ -180,43 +174,40 @@ def plot_curves(
 # %% ../../nbs/93_tables.ipynb #f3195adc
 def plot_mixtures(block: Block) -> plt.Figure | None: # None if no method mixes losses
     "Weights of the targets by epoch, for methods that mix several; band: lowest to highest seed"
-    names = {m: [k for k in next(iter(t.values()))['curve'] if k.startswith('weight_')] for m, t in block.trials.items()}
-    mixed = {m: n for m, n in names.items() if n}
+    parts = {m: [k for k in next(iter(t.values()))['curve'] if k.startswith('weight_')]
+             for m, t in block.trials.items()}
+    mixed = [m for m in parts if parts[m]]
     if not mixed: return None
-    fig, axes = plt.subplots(1, len(mixed), figsize=(5*len(mixed), 3.2), squeeze=False, sharey=True, layout='constrained')
-    for ax, (m, parts) in zip(axes[0], mixed.items()):
-        for j, k in enumerate(parts):
-            epochs, mean, low, high = _curve(block, m, k)
-            ax.plot(epochs, mean, f'C{j}', marker=_MARKS[j], ms=3, label=k.removeprefix('weight_'))
-            ax.fill_between(epochs, low, high, color=f'C{j}', alpha=.2, lw=0)
-        ax.set(title=f'Which target has how much weight? {m}, {block.data}', xlabel='epoch', ylabel='weight in the mixture', ylim=(0, 1))
+    fig, axes = plt.subplots(1, len(mixed), figsize=(5*len(mixed), 3.2), squeeze=False, sharey=True,
+                             layout='constrained')
+    for ax, m in zip(axes[0], mixed):
+        for j, k in enumerate(parts[m]):
+            c = _curve(block, m, k)
+            ax.plot(c['mean'], **_style(j, k.removeprefix('weight_')), **_mark(j))
+            ax.fill_between(c.index, c['min'], c['max'], color=f'C{j}', alpha=.2, lw=0)
+        ax.set(title=f'Which target has how much weight? {m}, {block.data}', xlabel='epoch',
+               ylabel='weight in the mixture', ylim=(0, 1))
         ax.legend(fontsize=8)
     return fig
 
 # %% ../../nbs/93_tables.ipynb #b8293c9e
-def plot_alphas(
-    block: Block,
-    metric: str | None = None, # None: the one that validation chose by
-) -> plt.Figure:
+def plot_alphas(block: Block, metric: str | None = None) -> plt.Figure:
     "The metric against the strength of IGD-decoding: validation, which chooses, and test"
     metric, alphas = metric or block.record['metric'], block.record['alphas']
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharex=True, layout='constrained')
     titles = dict(valid='Validation, which chooses', test=f'Test, {block.data}, {block.ids}')
     for ax, (split, title) in zip(axes, titles.items()):
-        by = [block.scores(metric, a, split).means().mean(1) for a in alphas]
-        for j, (m, line) in enumerate(zip(block.methods, np.array(by).T)):
-            ax.plot(alphas, line, f'C{j % 10}', marker=_MARKS[j % 12], ms=4, lw=1.2, ls='-' if j < 10 else '--', label=m)
+        by = np.array([block.scores(metric, a, split).means().mean(1) for a in alphas])
+        for j, m in enumerate(block.methods): ax.plot(alphas, by[:, j], **_style(j, m), **_mark(j))
         ax.set(xticks=alphas, xlabel='α, strength of IGD-decoding', ylabel=metric, title=title)
     axes[1].legend(fontsize=7, ncols=2)
     return fig
 
 # %% ../../nbs/93_tables.ipynb #70e4402f
-def plot_ranks(
-    found: list, # `Block`s
-    metric: str | None = None,
-) -> plt.Axes | None: # None for fewer than two methods or two seeds
-    "Critical-difference plot: data sets, identifiers and seeds are the blocks"
+def plot_ranks(found: list, metric: str | None = None) -> plt.Axes | None: # found: `Block`s
+    """Critical-difference plot: data sets, identifiers and seeds are the blocks. None for fewer
+    than two methods or two seeds"""
     methods = [m for m in found[0].methods if all(m in b.methods for b in found)]
-    scores = [b.scores(metric) for b in found]
-    x = np.concatenate([s.means()[[s.methods.index(m) for m in methods]].T for s in scores])
-    return plot_critical_difference(rank_methods(x, methods)) if len(x) > 1 and len(methods) > 1 else None
+    means = [pd.DataFrame(b.scores(metric).means(), b.methods).loc[methods].T for b in found]
+    x = pd.concat(means).to_numpy()
+    return plot_critical_difference(rank_methods(x, methods)) if min(x.shape) > 1 else None
