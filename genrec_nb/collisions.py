@@ -148,7 +148,7 @@ def resolve_sinkhorn(
             items = np.flatnonzero(size == s)
             items = items[np.argsort(group[items], kind='stable')]
             d = rows(items).reshape(len(items)//s, s, -1)
-            codes[items, -1] = sinkhorn_codes(d).reshape(-1)
+            codes[items, -1] = sinkhorn_codes(d).numpy().reshape(-1)
         if (codes[:, -1] == before).all(): break
     return codes
 

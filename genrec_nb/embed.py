@@ -21,7 +21,7 @@ from .loaders import fetch, cache_dir
 def check_vectors(
     x, # [N, d] numbers: an array, a memory-mapped one, a tensor, lists
     least: int = 1, # so many vectors are needed
-    width: int | None = None, # so many dimensions are needed; None: any number
+    width=None, # so many dimensions are needed, a number or several that are possible; None: any
 ): # tensor float32 [N, d], sharing memory with x where that is possible
     "Vectors as a tensor; raises `GenrecError` for wrong shapes, NaN or infinity, too few vectors"
     import torch                                       # here, since most readers of this module need none
@@ -41,7 +41,9 @@ def check_vectors(
         raise GenrecError(f'vector of item {int(bad[0])} holds NaN or infinite values '
                           f'({len(bad)} of {len(x)} items)')
     require(len(x) >= least, f'{len(x)} vectors are too few, expected at least {least}')
-    require(width in (None, x.shape[1]), f'vectors have {x.shape[1]} dimensions, expected {width}')
+    wanted = [x.shape[1]] if width is None else np.atleast_1d(width).tolist()
+    require(x.shape[1] in wanted, f'vectors have {x.shape[1]} dimensions, '
+            f'expected {" or ".join(map(str, wanted))}')
     return x
 
 # %% ../nbs/12_embed.ipynb #56c25bc1

@@ -10,7 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from genrec_nb import kmeans as kmeans_module
 from genrec_nb.core import GenrecError
 from genrec_nb.embed import check_vectors
-from genrec_nb.kmeans import CHUNK, ResidualQuantizer, _swap_improve, balanced_assign, balanced_kmeans, center_distances, codebook_report, generator, kmeans, level_sizes, load_quantizer, nearest, quantizer_report, residual_codes, residual_kmeans, sinkhorn, sinkhorn_codes, sinkhorn_prices, sq_distances, unexplained_share
+from genrec_nb.kmeans import (_CHUNK as CHUNK, ResidualQuantizer, _equal_shares, _prices, _swaps, _unit_scale, balanced_kmeans, codebook_report, generator, kmeans, level_sizes,
+                              load_quantizer, nearest, quantizer_report, residual_codes, residual_kmeans, sinkhorn, sinkhorn_codes, sq_distances, unexplained_share)
 
 
 def cloud(n, d, seed=0): return torch.randn(n, d, generator=generator(seed))
@@ -32,7 +33,7 @@ def test_distances_and_nearest_against_loops():
     x, e = cloud(40, 7), cloud(9, 7, 1)
     slow = np.array([[float(((a - b)**2).sum()) for b in e] for a in x])
     assert_allclose(sq_distances(x, e), slow, rtol=1e-4, atol=1e-4)
-    assert_array_equal(nearest(x, e, chunk=7), slow.argmin(1))
+    assert_array_equal(nearest(x, e), slow.argmin(1))
 
 def test_residual_codes_against_loop():
     x, books = cloud(30, 5), [cloud(6, 5, s) for s in (1, 2, 3)]
@@ -102,7 +103,7 @@ def test_kmeans_on_equal_points_on_a_sample_and_in_batches(monkeypatch):
     e, a = kmeans(torch.ones(10, 2), 3)
     assert torch.isfinite(e).all() and a.max() < 3
     x = torch.cat([cloud(500, 2), cloud(500, 2, 1) + 50])
-    for name, limit in (('SAMPLE', 100), ('_BATCHED', 500)):
+    for name, limit in (('_SAMPLE', 100), ('_BATCHED', 500)):
         monkeypatch.setattr(kmeans_module, name, limit)
         e, a = kmeans(x, 2)
         assert len(a) == 1000 and sorted(torch.bincount(a).tolist()) == [500, 500]
@@ -115,10 +116,10 @@ def test_kmeans_on_equal_points_on_a_sample_and_in_batches(monkeypatch):
 def test_balanced_sizes_within_bounds(n, k, seed, ties):
     d = torch.rand(n, k, generator=generator(seed))
     if ties: d = (3*d).round()
-    a = balanced_assign(d)
+    a = _equal_shares(d)
     size = torch.bincount(a, minlength=k)
     assert size.sum() == n and n//k <= size.min() and size.max() <= -(-n//k)
-    b = _swap_improve(d, a)
+    b = _swaps(d, a)
     assert_array_equal(torch.bincount(b, minlength=k), size)
     assert d.gather(1, b[:, None]).sum() <= d.gather(1, a[:, None]).sum() + 1e-5
 
@@ -135,8 +136,8 @@ def test_balanced_kmeans_sizes_with_equal_points_and_given_centers(n, k, d, copi
 def test_balanced_assignment_is_near_the_exact_optimum(n, k):
     x = cloud(n, 5)
     d = sq_distances(x, kmeans(x, k)[0])
-    c = center_distances(d)
-    a = _swap_improve(d, balanced_assign(c - sinkhorn_prices(c, .02, 20)))
+    c = _unit_scale(d)
+    a = _swaps(d, _equal_shares(c - _prices(c, .02, 20)))
     best = exact_balanced_cost(d)
     assert best*(1 - 1e-5) <= float(d.gather(1, a[:, None]).sum()) <= 1.04*best
 
@@ -161,7 +162,7 @@ def test_sinkhorn_marginals_of_any_shape_and_scale(n, k, seed, ties, scale):
     assert_allclose(q.sum(0), n/k, rtol=1e-6)
 
 def test_sinkhorn_at_the_published_temperature_is_finite_and_improves():
-    d = center_distances(sq_distances(cloud(256, 8), cloud(64, 8, 1))).double()
+    d = _unit_scale(sq_distances(cloud(256, 8), cloud(64, 8, 1))).double()
     def error(n): q = sinkhorn(d, .003, n); assert torch.isfinite(q).all(); assert_allclose(q.sum(1), 1); return float((q.sum(0) - 4).abs().mean())
     assert error(200) < error(50) < error(1)
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from genrec_nb.other_tokenizers import category_ids, co_occurrence, compare_identifiers, first_tokens, grow_tree, popular_first, product_kmeans, read_categories, shuffled_number, spectral_clusters, split_cluster, split_names, tree_ids
+from genrec_nb.other_tokenizers import (_grow_tree, _shuffled_number, _spectral_clusters, _split_cluster, category_ids, co_occurrence, compare_identifiers,
+                                        first_tokens, popular_first, product_kmeans, read_categories, split_names, tree_ids)
 from genrec_nb.data import Catalog, Interactions, leave_one_out
 from genrec_nb.core import GenrecError
 from genrec_nb.loaders import load_dataset
@@ -140,23 +141,23 @@ def same_partition(a, b): return len(set(zip(a.tolist(), b.tolist()))) == len(se
 @pytest.mark.parametrize('seed', range(5))
 def test_spectral_clusters_recover_planted_groups(seed):
     group, a = planted([12, 20, 9, 30], 60, seed)
-    label = spectral_clusters(a, 4, seed)
+    label = _spectral_clusters(a, 4, seed)
     assert same_partition(label, group)
     _, first = np.unique(label, return_index=True)
     assert (np.diff(first) > 0).all()                                            # numbered by first items
 
 def test_spectral_clusters_of_a_large_sparse_graph():
     group, a = planted([500, 400, 600], 3000)                                    # beyond the dense limit
-    assert same_partition(spectral_clusters(a, 3), group)
+    assert same_partition(_spectral_clusters(a, 3), group)
 
 def test_items_without_edges_are_told_apart():
     _, a = planted([10, 10], 5)
     a = sp.csr_array(np.pad(a.toarray(), (0, 4)))
-    label = spectral_clusters(a, 2)
+    label = _spectral_clusters(a, 2)
     assert_array_equal(label[20:], -1); assert set(label[:20]) == {0, 1}
-    child = split_cluster(a, 2)
+    child = _split_cluster(a, 2)
     assert set(child[20:]) == {2} and set(child[:20]) == {0, 1}
-    alone = split_cluster(sp.csr_array((7, 7)), 3)
+    alone = _split_cluster(sp.csr_array((7, 7)), 3)
     assert sorted(np.bincount(alone)) == [2, 2, 3]                               # dealt out
 
 @pytest.mark.parametrize('seed', range(3))
@@ -165,10 +166,10 @@ def test_tree_recovers_a_planted_tree(seed):
     group = np.random.default_rng(seed).permutation(np.repeat(np.arange(4), [20, 18, 16, 19]))
     half = group//2
     a = np.where(group[:, None] == group, 50., np.where(half[:, None] == half, 6., .1)); np.fill_diagonal(a, 0)
-    levels = grow_tree(sp.csr_array(a), 2, 20, seed)
+    levels = _grow_tree(sp.csr_array(a), 2, 20, seed)
     assert levels.shape[1] == 2 and same_partition(levels[:, 0], half)
     assert same_partition(np.unique(levels, axis=0, return_inverse=True)[1].reshape(-1), group)
-    assert_array_equal(grow_tree(sp.csr_array(a), 2, 40, seed)[:, 0], levels[:, 0])
+    assert_array_equal(_grow_tree(sp.csr_array(a), 2, 40, seed)[:, 0], levels[:, 0])
 
 
 # ---- tree ids ----
@@ -205,7 +206,7 @@ def test_tree_sees_training_only():
 
 def test_leaf_numbers_are_drawn_not_counted():
     group = np.repeat(np.arange(50), 20)
-    number = shuffled_number(group)
+    number = _shuffled_number(group)
     assert_array_equal(np.sort(number.reshape(50, 20)), np.tile(np.arange(20), (50, 1)))
     assert abs(np.corrcoef(number, np.tile(np.arange(20), 50))[0, 1]) < .1
 

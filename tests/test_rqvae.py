@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from genrec_nb import kmeans as kmeans_module
 from genrec_nb.core import GenrecError
 from genrec_nb.kmeans import generator, load_quantizer, nearest, quantizer_report, residual_kmeans
-from genrec_nb.rqvae import RQVAE, RQVAEConfig, fit_rqvae, quantize, revive_dead, train_rqvae
+from genrec_nb.rqvae import RQVAE, RQVAEConfig, _revive_dead, fit_rqvae, quantize, train_rqvae
 
 TINY = dict(levels=2, size=4, d_code=3, hidden=[5])
 
@@ -62,7 +62,7 @@ def test_dead_codes_are_revived_and_reported():
     with torch.no_grad(): m.codebooks[0][3] = 1e3
     codes = torch.as_tensor(m.encode(x))
     assert 3 not in codes[:, 0]
-    assert revive_dead(m, x, [codes], generator(0)) >= 1
+    assert _revive_dead(m, x, [codes], generator(0)) >= 1
     assert m.codebooks[0][3].abs().max() < 100
     assert (m.latent(x) == m.codebooks[0][3]).all(1).any()           # it now lies on some item's latent vector
 
@@ -86,7 +86,7 @@ def test_refresh_is_called_from_the_start_of_the_codebooks_on():
     assert_array_equal(w.encode(x), fit_rqvae(RQVAE(cfg), x).encode(x))     # doing nothing changes nothing
 
 def test_other_kinds_register_themselves(tmp_path, monkeypatch):
-    monkeypatch.setattr(kmeans_module, 'QUANTIZERS', dict(kmeans_module.QUANTIZERS))
+    monkeypatch.setattr(kmeans_module, '_KINDS', dict(kmeans_module._KINDS))
     class Other(RQVAE, kind='other'): pass
     x = cloud(40, 6)
     m = fit_rqvae(Other(RQVAEConfig(6, **TINY, steps=30)), x)
@@ -94,7 +94,7 @@ def test_other_kinds_register_themselves(tmp_path, monkeypatch):
     again = load_quantizer(tmp_path)
     assert type(again) is Other and again.history == m.history and again.revived == m.revived and repr(again) == repr(m)
     assert_array_equal(again.encode(x), m.encode(x))
-    del kmeans_module.QUANTIZERS['other']
+    del kmeans_module._KINDS['other']
     with pytest.raises(GenrecError, match=r"kind is 'other', expected one of residual_kmeans, .*rqvae.*import the module"): load_quantizer(tmp_path)
 
 def test_sinkhorn_assignment_while_training_is_more_even():
@@ -142,5 +142,5 @@ def test_bad_vectors_are_refused_before_training(bad, k, message):
     with pytest.raises(GenrecError, match=message): train_rqvae(bad, RQVAEConfig(2, size=k, steps=5))
 
 def test_vectors_of_another_width():
-    with pytest.raises(GenrecError, match='d_in = 5'): train_rqvae(cloud(20, 6), RQVAEConfig(5))
+    with pytest.raises(GenrecError, match="6 dimensions, expected 5"): train_rqvae(cloud(20, 6), RQVAEConfig(5))
     with pytest.raises(GenrecError, match='5 dimensions, expected 6'): RQVAE(RQVAEConfig(6)).encode(cloud(3, 5))

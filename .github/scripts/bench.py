@@ -22,7 +22,7 @@ from genrec_nb.loaders import load_dataset
 from genrec_nb.embed import embed_texts
 from genrec_nb.metrics import popularity_ranking, ranking_metrics
 from genrec_nb.kmeans import generator, residual_kmeans
-from genrec_nb.rqvae import RQVAE, batches
+from genrec_nb.rqvae import RQVAE, _batches
 from genrec_nb.letter import LETTER, LETTERConfig, diversity_loss, group_mates
 from genrec_nb.semantic_ids import EOS, Identifiers, PAD, code_tokens
 from genrec_nb.trie import ItemTrie
@@ -465,7 +465,7 @@ def network_epoch(
 ): # function without arguments
     "One epoch of the RQ-VAE itself, which both ways share: loss, gradient, optimizer"
     x, opt = torch.from_numpy(x), torch.optim.AdamW(model.parameters(), lr=1e-5)
-    stream = batches(len(x), batch, generator(0))
+    stream = _batches(len(x), batch, generator(0))
     def epoch():
         for _ in range(-(-len(x)//batch)):
             loss = RQVAE.loss(model, model(x[next(stream)]), None)
