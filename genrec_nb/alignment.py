@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from collections import Counter
+from dataclasses import replace
 from torch import Tensor, nn
 from typing import NamedTuple
 from .core import MissingTextError, SettingError, check_keys, patch
@@ -19,7 +20,7 @@ from .semantic_ids import PAD
 from .batches import PrefixSamples
 from .tiger import TokenLoss
 from .item_decoder import align_left
-from .prompts import TEMPLATE, Prompter, item_tokens, make_prompter
+from .prompts import TEMPLATE, Prompter, make_prompter
 from .language_recommender import LanguageRecommender, completion_nll
 
 # %% ../nbs/63_alignment.ipynb #f5ce3232
@@ -32,32 +33,26 @@ class TaskSpec(NamedTuple):
     about: str # .. of the 'history' or of the 'target'
 
 _PICKED = 'Below is what one person picked, oldest first.\n{history}\n'
-TASKS = dict(
-    seqrec = TaskSpec(TEMPLATE, 'codes', 'history', 'codes', 'target'),
-    item2index = TaskSpec('An item is described as follows.\n{history}\nIts code:\n', 'text', 'target', 'codes', 'target'),
-    index2item = TaskSpec('This is the code of an item.\n{history}\nIts title:\n', 'codes', 'target', 'title', 'target'),
-    fusionseqrec = TaskSpec('Titles of what one person picked, oldest first.\n{history}\n'
-                            'Code of what this person picked next:\n', 'title', 'history', 'codes', 'target'),
-    fusiontitle = TaskSpec(_PICKED + 'Title of what this person picked next:\n', 'codes', 'history', 'title', 'target'),
-    itemsearch = TaskSpec('Someone looks for this.\n{history}\nCode of an item that fits:\n', 'query', 'target', 'codes', 'target'),
-    preferenceobtain = TaskSpec(_PICKED + 'This person likes:\n', 'codes', 'history', 'likes', 'history'))
+_TITLES = 'Titles of what one person picked, oldest first.\n{history}\nCode of what this person picked next:\n'
+TASKS = {name: TaskSpec(template, *what.split()) for name, template, what in (
+    ('seqrec', TEMPLATE, 'codes history codes target'),
+    ('item2index', 'An item is described as follows.\n{history}\nIts code:\n', 'text target codes target'),
+    ('index2item', 'This is the code of an item.\n{history}\nIts title:\n', 'codes target title target'),
+    ('fusionseqrec', _TITLES, 'title history codes target'),
+    ('fusiontitle', _PICKED + 'Title of what this person picked next:\n', 'codes history title target'),
+    ('itemsearch', 'Someone looks for this.\n{history}\nCode of an item that fits:\n', 'query target codes target'),
+    ('preferenceobtain', _PICKED + 'This person likes:\n', 'codes history likes history'))}
 
-# %% ../nbs/63_alignment.ipynb #4f7325aa
-def check_tasks(
-    names: list, # of tasks, or ['all']
-    where: str = 'tasks', # for messages
-) -> list: # names, 'seqrec' first
-    "The alignment tasks that are meant; raises `SettingError` for an unknown one, naming the nearest"
+# %% ../nbs/63_alignment.ipynb #7c196fdc
+def check_tasks(names: list, where: str = 'tasks') -> list: # names, 'seqrec' first
+    "The alignment tasks that are meant, ['all'] for every one; raises `SettingError` for an unknown one"
     if list(names) == ['all']: return list(TASKS)
     check_keys(dict.fromkeys(names), TASKS, where)
     return [n for n in TASKS if n in names or n == 'seqrec']
 
 # %% ../nbs/63_alignment.ipynb #4fc2ad52
-def key_words(
-    texts: list[str], # N texts
-    n: int = 2, # words of each
-) -> list[str]: # such as 'drill, cordless'
-    "The words of each text with the highest tf-idf, among those that at least two texts share"
+def key_words(texts: list[str], n: int = 2) -> list[str]: # such as 'drill, cordless'
+    "The n words of each text with the highest tf-idf, among those that at least two texts share"
     words = [re.findall(r'[^\W\d_]{4,}', t.lower()) for t in texts]
     df = Counter(w for ws in words for w in set(ws))
     def rank(ws):
@@ -66,11 +61,8 @@ def key_words(
     return [', '.join(rank(ws)) or 'anything' for ws in words]
 
 # %% ../nbs/63_alignment.ipynb #b85e48a9
-def task_texts(
-    catalog: Catalog, # the items
-    query: int = 24, # words of a query
-) -> dict: # 'title', 'text', 'query', 'likes' -> list of N texts
-    "What the tasks say about each item, from the catalog alone"
+def task_texts(catalog: Catalog, query: int = 24) -> dict: # 'title', 'text', 'query', 'likes' -> N texts
+    "What the tasks say about each item, from the catalog alone; a query has so many words"
     pairs = list(zip(catalog.titles, catalog.texts))
     text = [t or title for title, t in pairs]
     rest = [t[len(title):].strip(' .') if t.startswith(title) else t for title, t in pairs]
@@ -81,34 +73,23 @@ def task_texts(
 # %% ../nbs/63_alignment.ipynb #89267e31
 class AlignmentTask(nn.Module):
     "Prompts and completions of one task"
-    def __init__(self,
-        spec: TaskSpec,
-        prompt: Prompter, # of what is shown
-        words: Prompter | None, # of a completion in words; None: the target's path
-    ):
+    def __init__(self, spec: TaskSpec, prompt: Prompter, words: Prompter | None):
+        "`words`: of a completion in words; None: the completion is the target's path"
         super().__init__()
         self.spec, self.prompt, self.words = spec, prompt, words
 
-    def forward(self,
-        model: LanguageRecommender,
-        history: Tensor, # int64 [n, H]
-        targets: Tensor, # int64 [n]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: # (prompts [n, P], mask [n, P], completions [n, T], bool [n, T] real tokens)
-        "What is read and what is generated"
-        who = dict(history=history, target=targets[:, None])
-        x, mask = self.prompt(who[self.spec.of])
+    def forward(self, model: LanguageRecommender, history: Tensor, targets: Tensor): # int64 [n, H], [n]
+        "Prompts [n, P], their mask, completions [n, T], bool [n, T] their real tokens"
+        shown = dict(history=history, target=targets[:, None])
+        x, mask = self.prompt(shown[self.spec.of])
         if self.words is None: return x, mask, *model.path_completions(targets)
-        completions, here = self.words(who[self.spec.about])
+        completions, here = self.words(shown[self.spec.about])
         completions, n = align_left(completions, here.bool())
         return x, mask, completions, torch.arange(completions.shape[1], device=n.device) < n[:, None]
 
 # %% ../nbs/63_alignment.ipynb #7c250478
-def _make_task(
-    spec: TaskSpec,
-    words: dict, # 'codes', 'title', .. -> the model's tokens for each item
-    model: LanguageRecommender,
-) -> AlignmentTask:
-    "A task with its prompters"
+def _make_task(spec: TaskSpec, words: dict, model: LanguageRecommender) -> AlignmentTask:
+    "A task with its prompters; `words`: 'codes', 'title', .. -> the model's tokens for each item"
     c, end = model.config, [model.tokenizer.eos_token_id]
     longest, completion = model.ids.max_len, None
     if spec.say != 'codes':
@@ -122,39 +103,34 @@ def _make_task(
 # %% ../nbs/63_alignment.ipynb #a2246552
 class AlignmentTasks(nn.ModuleDict):
     "Name -> `AlignmentTask`; the training step and the samples of all of them"
-    share = .2 # of the training samples, for each task but seqrec
 
 @patch
 def set_tasks(self: LanguageRecommender,
     catalog: Catalog, # the items, with their texts
-    names: list | None = None, # of `TASKS`, or ['all']; None: those of the settings; 'seqrec' is always among them
-    share: float | None = None, # of the training samples, chosen anew for each other task and epoch; None: of the settings
-    text_tokens: int = 64, # an item's text is cut to so many
+    names: list | None = None, # of `TASKS`, or ['all']; None: those of the settings; 'seqrec' always
+    share: float | None = None, # of the training samples, for each other task; None: of the settings
 ) -> LanguageRecommender: # itself
     "Train on alignment tasks from now on; raises `SettingError` for an unknown one and `MissingTextError` without texts"
-    names, share = check_tasks(self.config.tasks if names is None else names), self.config.share if share is None else share
-    if not 0 < share <= 1: raise SettingError(f'share is {share}, expected a number in (0, 1]')
+    names = check_tasks(self.config.tasks if names is None else names)
+    self.config = replace(self.config, tasks=names, share=self.config.share if share is None else share)
     if len(catalog) != len(self.ids):
         raise SettingError(f'a catalog of {len(catalog)} items for identifiers of {len(self.ids)}')
     if not any(catalog.texts):
         raise MissingTextError('the catalog has no text, which the alignment tasks are made of: '
                                'load it with text, or train on seqrec alone')
-    words = dict(codes=item_tokens(self.ids, self.own.cpu().numpy(), self.tokenizer))
-    for name, texts in task_texts(catalog).items():
-        words[name] = [w[:text_tokens] for w in self.tokenizer(texts, add_special_tokens=False)['input_ids']]
+    words = dict(codes=self.prompt.words)
+    for name, texts in task_texts(catalog).items():        # an item's text is cut to 64 tokens
+        words[name] = [w[:64] for w in self.tokenizer(texts, add_special_tokens=False)['input_ids']]
     self.tasks = AlignmentTasks({n: _make_task(TASKS[n], words, self) for n in names})
-    self.tasks.share, self.tasks['seqrec'].prompt = share, self.prompt         # the prompt that recommends
+    self.tasks['seqrec'].prompt = self.prompt              # the prompt that recommends
     return self
 
 # %% ../nbs/63_alignment.ipynb #ab02b528
-def _join(
-    parts: list[Tensor], # [n, ..] each, of several tasks
-    left: bool, # pad on the left (prompts) or on the right (completions)
-    order: Tensor, # int64 [B] which row of them comes first
-) -> Tensor: # [B, widest]
-    "Rows of several tasks as one batch"
+def _join(parts: tuple, left: bool, order: Tensor) -> Tensor: # [n, ..] each -> [B, widest], in this order
+    "Rows of several tasks as one batch, padded on the left (prompts) or on the right (completions)"
     width = max(x.shape[1] for x in parts)
-    return torch.cat([F.pad(x, (width - x.shape[1], 0) if left else (0, width - x.shape[1])) for x in parts])[order]
+    pad = [(width - x.shape[1], 0) if left else (0, width - x.shape[1]) for x in parts]
+    return torch.cat([F.pad(x, p) for x, p in zip(parts, pad)])[order]
 
 @patch
 def forward(self: AlignmentTasks,
@@ -162,70 +138,59 @@ def forward(self: AlignmentTasks,
     history: Tensor, # int64 [B, H]
     targets: Tensor, # int64 [B]
     task: Tensor, # int64 [B] number of each row's task
-    tau: float = 1.,
-    null_history: bool = False,
-) -> TokenLoss:
-    "Rows of several tasks in one pass; the mean loss of a completion in words stands at each place of its item's path"
-    if null_history: raise SettingError('CFT blanks the history, which half of the alignment tasks do not show: '
-                                 'take another weighting, or seqrec alone')
+    tau: float = 1., # temperature of the loss
+    null_history: bool = False, # refused
+) -> TokenLoss: # a completion in words: its mean loss at each place of its item's path
+    "Rows of several tasks in one pass"
+    if null_history:
+        raise SettingError('CFT blanks the history, which half of the alignment tasks do not show: '
+                           'take another weighting, or seqrec alone')
     rows = [(task == t).nonzero()[:, 0] for t in range(len(self))]
     parts = [t(model, history[r], targets[r]) for t, r in zip(self.values(), rows) if len(r)]
     order = torch.argsort(torch.cat(rows))
-    x, mask, completions, real = (_join(list(p), j < 2, order) for j, p in enumerate(zip(*parts)))
-    ce = completions.new_zeros(completions.shape, dtype=torch.float)
-    ce[real] = completion_nll(model.completion_logits(x, mask, completions, real), completions[real], tau)
-    path = model.paths[targets] != PAD
-    in_words = torch.tensor([t.words is not None for t in self.values()], device=task.device)[task][:, None]
-    ce_path = F.pad(ce, (0, max(path.shape[1] - ce.shape[1], 0)))[:, :path.shape[1]]
-    return TokenLoss(nll=torch.where(in_words, (ce.sum(1)/real.sum(1))[:, None], ce_path)*path, targets=targets)
+    x, mask, completions, real = (_join(p, j < 2, order) for j, p in enumerate(zip(*parts)))
+    logits, path = model.completion_logits(x, mask, completions, real), model.paths[targets] != PAD
+    ce = torch.zeros(completions.shape, device=logits.device)
+    ce[real] = completion_nll(logits, completions[real], tau)
+    in_words = torch.tensor([t.words is not None for t in self.values()], device=task.device)[task]
+    by_place = F.pad(ce, (0, max(path.shape[1] - ce.shape[1], 0)))[:, :path.shape[1]]
+    nll = torch.where(in_words[:, None], (ce.sum(1)/real.sum(1))[:, None], by_place)
+    return TokenLoss(nll=nll*path, targets=targets)
 
 # %% ../nbs/63_alignment.ipynb #ff9626df
 class TaskSamples:
     "Every training sample as seqrec, and of each other task a share of them, chosen anew each epoch"
-    def __init__(self,
-        train: Interactions, # the training part of a split, nothing else
-        max_items: int, # H
-        model: LanguageRecommender, # with its tasks
-        seed: int = 0, # of the choice
-    ):
-        self.base, self.seed, self.share = PrefixSamples(train, max_items), seed, model.tasks.share
-        self.table = [_sample_lengths(t, self.base, train, model.ids.lengths) for t in model.tasks.values()]
+    def __init__(self, train: Interactions, max_items: int, model: LanguageRecommender):
+        self.base, self.config = PrefixSamples(train, max_items), model.config
+        path = model.ids.lengths
+        self.table = np.stack([_sample_lengths(t, self.base, train, path) for t in model.tasks.values()])
         self.set_epoch(0)
 
-    def set_epoch(self,
-        epoch: int, # 0, 1, ..
-    ) -> None:
-        "Choose the samples of an epoch"
-        rng, n = np.random.default_rng([self.seed, epoch]), len(self.base)
-        m = max(round(self.share*n), 1)
-        chosen = [np.arange(n)] + [rng.choice(n, m, replace=False) for _ in self.table[1:]]
-        self.sample, self.task = np.concatenate(chosen), np.repeat(np.arange(len(chosen)), [len(d) for d in chosen])
-        self.lengths = np.stack(self.table)[self.task, self.sample] # int64 [samples] tokens, a little less where histories are cut
+    def set_epoch(self, epoch: int) -> None:
+        "Choose the samples of an epoch: int64 [samples] `sample`, `task`, `lengths` (a little less where cut)"
+        rng, n = np.random.default_rng([self.config.seed, epoch]), len(self.base)
+        m = max(round(self.config.share*n), 1)
+        others = [rng.choice(n, m, replace=False) for _ in self.table[1:]]
+        self.sample = np.concatenate([np.arange(n), *others])
+        self.task = np.r_[np.zeros(n, int), np.repeat(np.arange(1, len(self.table)), m)]
+        self.lengths = self.table[self.task, self.sample]
 
     def __len__(self): return len(self.sample)
     def __getitem__(self, i): return i
-    def collate(self,
-        samples: list[int], # sample numbers
-    ) -> dict: # history int64 [B, H], targets int64 [B], task int64 [B]
+    def collate(self, samples: list[int]) -> dict: # history int64 [B, H], targets int64 [B], task int64 [B]
         "Build a batch"
         return dict(**self.base.collate(self.sample[samples]), task=torch.from_numpy(self.task[samples]))
 
 # %% ../nbs/63_alignment.ipynb #e1782bd5
-def _sample_lengths(
-    task: AlignmentTask,
-    base: PrefixSamples,
-    train: Interactions,
-    path: np.ndarray, # int64 [N] tokens of each item's path
-) -> np.ndarray: # int64 [samples]
-    "Tokens of prompt and completion of each sample in this task"
-    def tokens(n, who):
+def _sample_lengths(task: AlignmentTask, base: PrefixSamples, train: Interactions, path: np.ndarray) -> np.ndarray:
+    "Tokens of prompt and completion of each sample in this task; `path`: int64 [N] of each item's path"
+    def tokens(n, of): # int64 [N] of each item -> [samples]
         n, total = n[train.items], offsets_of(n[train.items])
-        return n[base.at] if who == 'target' else total[base.at] - total[base.at - base.lengths]
-    shown = tokens(task.prompt.length.cpu().numpy(), task.spec.of)
-    said = path[train.items[base.at]] if task.words is None else tokens(task.words.length.cpu().numpy(), task.spec.about)
-    return len(task.prompt.head) + len(task.prompt.tail) + shown + said
+        return n[base.at] if of == 'target' else total[base.at] - total[base.at - base.lengths]
+    prompt, said = task.prompt, (path, 'target') if task.words is None else (task.words.lengths, task.spec.about)
+    return int(prompt.size[-2:].sum()) + tokens(prompt.lengths, task.spec.of) + tokens(*said)
 
 @patch
 def samples(self: AlignmentTasks, model: LanguageRecommender, train: Interactions, max_items: int) -> TaskSamples:
     "Training samples of all tasks"
-    return TaskSamples(train, max_items, model, model.config.seed)
+    return TaskSamples(train, max_items, model)

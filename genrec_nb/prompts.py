@@ -22,21 +22,22 @@ def title_identifiers(
     tokenizer, # of the language model
     suffix: str = '\n', # text between title and EOS
 ) -> Identifiers: # ragged paths over the tokens that occur; equal titles share a path
-    "Titles as token paths; raises `GenrecError` listing titles that the tokenizer cannot give back, or with a special token"
+    "Titles as token paths; raises `GenrecError` listing those with a special token and those that decode differently"
     special = tokenizer.all_special_tokens
-    holds = [i for i, t in enumerate(titles) if any(s in t for s in special)]
-    if holds:
-        raise GenrecError(f'{len(holds)} of {len(titles)} titles spell a special token of the model ({", ".join(special)}), '
-                          f'which would end or damage a completion: {_listed(titles, holds)}; leave it out of the titles')
+    bad = [i for i, t in enumerate(titles) if any(s in t for s in special)]
+    if bad:
+        raise GenrecError(f'a special token of the model ({", ".join(special)}), which would end or damage '
+                          f'a completion, stands in {_listed(titles, bad)}; leave it out of the titles')
     lost = tokenize_titles(titles, tokenizer, suffix, 'keep')[2]
     if len(lost):
-        raise GenrecError(f'the tokenizer cannot give back {len(lost)} of {len(titles)} titles: {_listed(titles, lost)}; '
+        raise GenrecError(f'the tokenizer cannot give back {_listed(titles, lost)}; '
                           'take another model, or other titles')
     return title_ids(titles, tokenizer, suffix=suffix)
 
 def _listed(titles: list[str], bad: list[int]) -> str:
-    "The first ten, with their numbers"
-    return '; '.join(f'{i}: {titles[i]!r}' for i in bad[:10]) + '; …'*(len(bad) > 10)
+    "How many, and the first ten with their numbers"
+    some = '; '.join(f'{i}: {titles[i]!r}' for i in bad[:10]) + '; …'*(len(bad) > 10)
+    return f'{len(bad)} of {len(titles)} titles: {some}'
 
 # %% ../nbs/61_prompts.ipynb #da48b86c
 def lm_tokens(
@@ -51,18 +52,17 @@ def lm_tokens(
     if lacking:
         raise GenrecError(f'the model has no token {lacking[0]!r} ({len(lacking)} such): '
                           'codes are added by `language_recommender`')
-    out = np.array([-1, -1, tokenizer.eos_token_id, *own], np.int64)
-    if len(np.unique(out[2:])) < len(out) - 2:
-        raise GenrecError("a title holds the model's end-of-sequence token as a word: leave it out of the title")
-    return out
+    if tokenizer.eos_token_id not in own:
+        return np.array([-1, -1, tokenizer.eos_token_id, *own], np.int64)
+    raise GenrecError("a title holds the model's end-of-sequence token as a word: leave it out of the title")
 
 def _check_same_tokenizer(own: list[int], names: list[str], tokenizer) -> list[int]: # `own`
     "Raise `GenrecError` if another tokenizer cut the titles"
     here = tokenizer.convert_ids_to_tokens([min(t, len(tokenizer) - 1) for t in own])
-    other = next((a for a, b in zip(names, here) if a != b and not a.startswith(f'{b}#')), None)
-    if other is None: return own
-    raise GenrecError(f"the titles were cut by another tokenizer: its token {other!r} is not in this model's vocabulary, "
-                      'make them with `title_identifiers(titles, tokenizer)`')
+    other = [a for a, b in zip(names, here) if a != b and not a.startswith(f'{b}#')]
+    if not other: return own
+    raise GenrecError(f'the titles were cut by another tokenizer: its token {other[0]!r} is not in this '
+                      "model's vocabulary, make them with `title_identifiers(titles, tokenizer)`")
 
 # %% ../nbs/61_prompts.ipynb #9d407a1c
 def item_tokens(
@@ -87,28 +87,26 @@ class Prompter(nn.Module):
         room: int, # tokens that a history may have
     ):
         super().__init__()
-        length = np.array([len(w) for w in words])
-        self._table('flat', [t for w in words for t in (*w, *separator)])
-        self._table('start', offsets_of(length + len(separator))[:-1])
-        self._table('length', length)
-        self._table('head', head)
-        self._table('tail', tail)
-        self.gap, self.room = len(separator), room
-        self.cut = dict(prompts=0, shortened=0, items=0)                       # how many, and how many items fell away
+        self.words, self.gap, self.room = words, len(separator), room
+        self.lengths = np.array([len(w) for w in words])   # int64 [N]
+        pieces = [[0], *([*w, *separator] for w in words), head, tail]         # the first is padding
+        size = np.array([len(p) for p in pieces])
+        self._table('flat', np.concatenate(pieces))
+        self._table('size', size)
+        self._table('start', offsets_of(size)[:-1])
+        self.cut = dict(prompts=0, shortened=0, items=0)   # how many, and how many items fell away
 
-    def _table(self, name: str, x) -> None:
+    def _table(self, name: str, x: np.ndarray) -> None:
         "A table of numbers that moves with the module"
         self.register_buffer(name, torch.as_tensor(x, dtype=torch.long), persistent=False)
 
 # %% ../nbs/61_prompts.ipynb #b1c90326
 @patch
-def fits(self: Prompter,
-    history: Tensor, # int64 [B, H] items, -1 where there is none
-) -> Tensor: # int64 [B, H] tokens of each item with its separator, 0 for items that are left out
-    "Tokens of the newest items that fit together"
+def fits(self: Prompter, history: Tensor) -> Tensor: # int64 [B, H] items -> [B, H] tokens of each
+    "The newest items that fit together, each but the last with its separator; 0 for all others"
     here = history >= 0
-    newest = here & (_after(here) == 1)                                        # no separator behind it
-    n = torch.where(here, self.length[history.clamp(min=0)] + torch.where(newest, 0, self.gap), 0)
+    newest = here & (_after(here) == 1)
+    n = torch.where(here, self.size[history + 1] - self.gap*newest, 0)
     keep = _after(n) <= self.room
     dropped = here & ~keep
     self.cut['prompts'] += len(n)
@@ -126,21 +124,15 @@ def forward(self: Prompter,
     history: Tensor, # int64 [B, H] items, -1 where there is none
 ) -> tuple[Tensor, Tensor]: # (tokens int64 [B, P], mask int64 [B, P]: 0 at the padding)
     "The prompts"
-    n = self.fits(history)
-    total = len(self.head) + n.sum(1) + len(self.tail)                         # [B]
-    P = int(total.max())
-    out = self.flat.new_zeros(len(n), P)
-    begin = P - len(self.tail) - _after(n)                                     # [B, H] column where each item begins
-    user, place = n.nonzero(as_tuple=True)
-    n = n[user, place]
-    step = torch.arange(int(n.sum()), device=n.device) - torch.repeat_interleave(n.cumsum(0) - n, n)
-    column = torch.repeat_interleave(begin[user, place], n) + step
-    source = torch.repeat_interleave(self.start[history[user, place]], n) + step
-    out[torch.repeat_interleave(user, n), column] = self.flat[source]
-    head = (P - total)[:, None] + torch.arange(len(self.head), device=n.device)
-    out.scatter_(1, head, self.head.expand(len(out), -1))
-    out[:, P - len(self.tail):] = self.tail
-    return out, (torch.arange(P, device=n.device) >= (P - total)[:, None]).long()
+    pieces, one = len(self.size), history.new_ones(len(history), 1)
+    piece = torch.cat([0*one, (pieces - 2)*one, history + 1, (pieces - 1)*one], 1)
+    size = torch.cat([0*one, self.size[-2]*one, self.fits(history), self.size[-1]*one], 1)
+    P = int(size.sum(1).max())
+    size[:, 0] = P - size.sum(1)                                               # of the padding
+    mask = torch.arange(P, device=size.device) >= size[:, :1]                  # [B, P]
+    begin = self.start[piece].flatten() - (size.flatten().cumsum(0) - size.flatten())
+    source = begin.repeat_interleave(size.flatten()) + torch.arange(mask.numel(), device=size.device)
+    return self.flat[source.view_as(mask)*mask], mask.long()
 
 # %% ../nbs/61_prompts.ipynb #f351d59b
 TEMPLATE = 'Below is what one person picked, oldest first.\n{history}\nWhat this person picked next:\n'
@@ -155,55 +147,43 @@ def make_prompter(
     longest: int = 0, # tokens of the longest completion
 ) -> Prompter:
     "Cut a template into tokens; raises `SettingError` if there is no room for a history"
-    cut = lambda text: tokenizer(text, add_special_tokens=False)['input_ids']
+    def cut(text): return tokenizer(text, add_special_tokens=False)['input_ids']
     before, after = map(cut, template.split('{history}'))
-    begin = tokenizer('')['input_ids'][:1]                                     # what stands before every text, if anything
+    begin = tokenizer('')['input_ids'][:1]                 # what stands before every text, if anything
     before = [t for t in begin if t == tokenizer.bos_token_id] + before
-    room = max_tokens - len(before) - len(after) - longest
-    item = max(map(len, words))
-    if room < item:
-        raise SettingError(f'max_tokens is {max_tokens}: the template needs {len(before) + len(after)}, the longest '
-                           f'completion (a title or codes) {longest}, an item of the history up to {item}, so there is '
-                           f'no room for one; {max_tokens + item - room} would do')
-    return Prompter(words, before, after, cut(separator), room)
+    room, item = max_tokens - len(before) - len(after) - longest, max(map(len, words))
+    if room >= item: return Prompter(words, before, after, cut(separator), room)
+    raise SettingError(f'max_tokens is {max_tokens}: the template needs {len(before) + len(after)}, '
+                       f'the longest completion (a title or codes) {longest}, an item of the history up '
+                       f'to {item}, so there is no room for one; {max_tokens + item - room} would do')
 
 # %% ../nbs/61_prompts.ipynb #28261df8
 class PromptSamples:
     "TIGER's samples, with their lengths in tokens of prompt and completion"
-    def __init__(self,
-        train: Interactions, # the training part of a split, nothing else
-        max_items: int, # H, last items of the history that are shown
-        words: np.ndarray, # int64 [N] tokens of each item in a prompt
-        completions: np.ndarray, # int64 [N] tokens of each item as a completion
-    ):
+    def __init__(self, train: Interactions, max_items: int, words: np.ndarray, completions: np.ndarray):
+        "`words` and `completions`: int64 [N] tokens of each item in a prompt, and as a completion"
         self.base = PrefixSamples(train, max_items)
-        self.collate, at = self.base.collate, self.base.at
+        self.collate, self.set_epoch, at = self.base.collate, self.base.set_epoch, self.base.at
         total = offsets_of(words[train.items])
-        self.lengths = total[at] - total[at - self.base.lengths] + completions[train.items[at]] # int64 [samples]
-    def set_epoch(self, epoch: int) -> None: "Samples are the same in every epoch"
+        self.lengths = total[at] - total[at - self.base.lengths] + completions[train.items[at]]
     def __len__(self): return len(self.base)
     def __getitem__(self, i): return i
 
-# %% ../nbs/61_prompts.ipynb #c639cc7c
+# %% ../nbs/61_prompts.ipynb #4c50b05f
 class PackedSamples:
     "`Windows` of histories with their lengths in tokens; raises `SettingError` if one cannot fit"
-    def __init__(self,
-        train: Interactions, # the training part of a split, nothing else
-        max_items: int, # targets of a window
-        words: np.ndarray, # int64 [N] tokens of each item with its separator
-        room: int, # tokens that a window may have
-        seed: int = 0, # of the cuts
-    ):
+    def __init__(self, train: Interactions, max_items: int, words: np.ndarray, room: int, seed: int = 0):
+        "`words`: int64 [N] tokens of each item with its separator; `room`: tokens that a window may have"
         self.base = Windows(train, max_items, seed)
         self.collate, self.set_epoch = self.base.collate, self.base.set_epoch
         self.total = offsets_of(words[train.items])
         n = min(max_items + 1, len(train.items))
-        longest = int((self.total[n:] - self.total[:-n]).max(initial=0))       # across two users, too: at most too strict
+        longest = int((self.total[n:] - self.total[:-n]).max(initial=0))       # across users, too
         if longest > room:
-            raise SettingError(f'packed training: {n} items in a row have up to {longest} tokens, and there is room for '
-                               f'{room}: set max_items lower or max_tokens higher')
+            raise SettingError(f'packed training: {n} items in a row have up to {longest} tokens, and there '
+                               f'is room for {room}: set max_items lower or max_tokens higher')
     @property
-    def lengths(self) -> np.ndarray: # int64 [samples] tokens
+    def lengths(self): # int64 [samples] tokens
         return self.total[self.base.start + self.base.lengths] - self.total[self.base.start]
     def __len__(self): return len(self.base)
     def __getitem__(self, i): return i
