@@ -20,12 +20,12 @@ from .core import (Count, FileError, GenrecError, Natural, SettingError, patch, 
                             read_settings, settings, whole_folder, write_json)
 from .data import Interactions
 from .semantic_ids import EOS, Identifiers, PAD
-from .trie import ItemTrie, find_keys
+from .trie import ItemTrie
 from .tiger import TokenLoss
-from .backbones import SMOLLM2, adapt, add_code_tokens, grow_rows, load_lm, peft_quiet
-from .prompts import (LIST_TEMPLATE, TEMPLATE, PackedSamples, PromptSamples, item_tokens, lm_tokens,
-                               make_prompter)
-from .tree_attention import LMState, rows_of, tree_mask
+from .backbones import SMOLLM2, _peft_quiet, adapt, add_code_tokens, grow_rows, load_lm
+from .prompts import (LIST_TEMPLATE, TEMPLATE, PackedSamples, PromptSamples, item_tokens,
+                               lm_tokens, make_prompter)
+from .tree_attention import LMState, tree_mask
 
 # %% ../nbs/62_language_recommender.ipynb #c504eee1
 def _names(x): # a list
@@ -47,11 +47,11 @@ class LMConfig:
     separator: str = '\n' # between the items of the history
     max_items: Count = 10 # last items of the history that are shown
     max_tokens: Count = 512 # of prompt and completion together
-    packed: bool = False # sequence packing: windows of `max_items + 1` items, each but the first a target
+    packed: bool = False # sequence packing: windows of `max_items + 1` items, all but the first targets
     checkpointing: bool = True # recompute activations in the backward pass: a third of the memory
-    fill: Natural | None = None # tokens up to which a pass is filled by reading ahead; None: 64 on a CPU, else 1,024
-    tasks: Annotated[list[str], BeforeValidator(_names)] = field(default_factory=list) # LC-Rec's; ['all']: every one
-    share: Annotated[float, Field(gt=0, le=1)] = .2 # of the training samples, for each further task and epoch
+    fill: Natural | None = None # tokens a pass is filled up to, reading ahead; None: 64 on a CPU, else 1,024
+    tasks: Annotated[list[str], BeforeValidator(_names)] = field(default_factory=list) # 'all': every one
+    share: Annotated[float, Field(gt=0, le=1)] = .2 # of the training samples, for each further task
     seed: Natural = 0 # of adapters and new tokens
 
     def __post_init__(self):
@@ -61,15 +61,17 @@ class LMConfig:
 # %% ../nbs/62_language_recommender.ipynb #57f3320d
 def _check_together(c: LMConfig) -> None:
     "Raise `SettingError` for settings that exclude each other"
-    if c.tuning == 'full' and c.four_bit:
-        raise SettingError("4-bit weights cannot be trained: tuning='lora', or four_bit=False")
-    if c.packed and c.tasks:
-        raise SettingError('packed training reads lists of items, and alignment tasks are no lists: take one of the two')
-    if c.packed and not c.template.endswith('{history}' + c.separator):
-        raise SettingError('packed training continues the list, so the template must end with {history} and the '
-                           f'separator {c.separator!r}; found {c.template[-20:]!r}')
-    n = c.template.count('{history}')
-    if n != 1: raise SettingError(f'the template must hold {{history}} once, found {n} times: {c.template[:60]!r}')
+    slots, ending = c.template.count('{history}'), '{history}' + c.separator
+    wrong = {
+        "4-bit weights cannot be trained: tuning='lora', or four_bit=False":
+            c.tuning == 'full' and c.four_bit,
+        'packed training reads lists of items, and alignment tasks are no lists: take one of the two':
+            c.packed and c.tasks,
+        f'packed training continues the list, so the template must end with {ending!r}; '
+        f'found {c.template[-20:]!r}': c.packed and not c.template.endswith(ending),
+        f'the template must hold {{history}} once, found {slots} times: {c.template[:60]!r}': slots != 1}
+    for message, found in wrong.items():
+        if found: raise SettingError(message)
 
 # %% ../nbs/62_language_recommender.ipynb #a8673327
 class LanguageRecommender(nn.Module):
@@ -83,18 +85,17 @@ class LanguageRecommender(nn.Module):
         config: LMConfig | None = None, # None: the defaults
     ):
         super().__init__()
-        self.lm, self.tokenizer, self.config, self.ids = lm, tokenizer, config or LMConfig(base=None), ids
-        c, own = self.config, self._own_tokens()
-        self.trie = ItemTrie.build(ids).to(lm.device)
-        self.prompt = make_prompter(c.template, item_tokens(ids, own, tokenizer), tokenizer, c.separator, c.max_tokens,
-                                    ids.max_len).to(lm.device)
-        self.register_buffer('paths', torch.from_numpy(ids.padded()).to(lm.device), persistent=False)
-        self.register_buffer('own', torch.from_numpy(own).to(lm.device), persistent=False)
-        self.tasks = None                                                      # further training tasks, a module
+        self.lm, self.tokenizer, self.ids, self.config = lm, tokenizer, ids, config or LMConfig(base=None)
+        self.tasks = None                                  # further training tasks, a module
+        c, to, (own, words) = self.config, lm.device, self._tokens()
+        prompt = make_prompter(c.template, words, tokenizer, c.separator, c.max_tokens, ids.max_len)
+        self.prompt, self.trie = prompt.to(to), ItemTrie.build(ids).to(to)
+        self.register_buffer('paths', torch.from_numpy(ids.padded()).to(to), persistent=False)
+        self.register_buffer('own', torch.from_numpy(own).to(to), persistent=False)
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_post_hook(_forgive_frozen)
         if c.checkpointing and getattr(lm, 'supports_gradient_checkpointing', False):
-            self.gradient_checkpointing_enable(dict(use_reentrant=False))
+            self.activation_checkpointing_enable(dict(use_reentrant=False))
 
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
@@ -108,15 +109,28 @@ class LanguageRecommender(nn.Module):
 
 # %% ../nbs/62_language_recommender.ipynb #a0d99119
 @patch
-def _own_tokens(self: LanguageRecommender) -> np.ndarray: # int64 [V]
-    "The model's number of each of our tokens; raises `GenrecError` if the model has no such token or reads too little"
-    own, rows = lm_tokens(self.ids, self.tokenizer), self.lm.get_input_embeddings().weight.shape[0]
+def _tokens(self: LanguageRecommender) -> tuple[np.ndarray, list]: # (int64 [V] of our tokens, of each item)
+    "The model's tokens; raises `GenrecError` if the model lacks one, reads too little, or cannot be packed"
+    own, c = lm_tokens(self.ids, self.tokenizer), self.config
+    rows = len(self.lm.get_input_embeddings().weight)
     if own.max() >= rows: raise GenrecError(f'token {own.max()} lies outside of the {rows} that the model has')
-    context = getattr(self.lm.config, 'max_position_embeddings', self.config.max_tokens)
-    if self.config.max_tokens > context:
-        raise SettingError(f'max_tokens is {self.config.max_tokens}, but the model reads {context} tokens at most')
-    return own
+    context = getattr(self.lm.config, 'max_position_embeddings', c.max_tokens)
+    if c.max_tokens > context:
+        raise SettingError(f'max_tokens is {c.max_tokens}, but the model reads {context} tokens at most')
+    words = item_tokens(self.ids, own, self.tokenizer)
+    if c.packed: _check_packed(self.ids, own, words)
+    return own, words
 
+def _check_packed(ids: Identifiers, own: np.ndarray, words: list[list[int]]) -> None:
+    "Raise `SettingError` unless each path is what the prompt shows of its item, with at most EOS behind it"
+    paths = [own[p[:-1] if p[-1] == EOS else p].tolist() for p in np.split(ids.flat, ids.offsets[1:-1])]
+    other = [i for i, (p, w) in enumerate(zip(paths, words)) if p != w]
+    if other:
+        raise SettingError(f'packed training: {len(other)} items are not written in the list as their path '
+                           f'says, item {other[0]} for one; make titles with title_identifiers(titles, '
+                           "tokenizer, suffix=''), or take packed=False")
+
+# %% ../nbs/62_language_recommender.ipynb #237965cb
 @patch
 def num_parameters(self: LanguageRecommender, only_trainable: bool = False) -> int:
     "Number of parameters"
@@ -125,7 +139,8 @@ def num_parameters(self: LanguageRecommender, only_trainable: bool = False) -> i
 @patch
 def __repr__(self: LanguageRecommender) -> str:
     trained = f'{self.num_parameters(True):,} of {self.num_parameters():,} parameters trained'
-    return f'LanguageRecommender({self.config.base or type(self.lm).__name__}, {self.config.tuning}: {trained}; {self.ids!r})'
+    name = self.config.base or type(self.lm).__name__
+    return f'LanguageRecommender({name}, {self.config.tuning}: {trained}; {self.ids!r})'
 
 # %% ../nbs/62_language_recommender.ipynb #81602aca
 def _drop_frozen(module, state: dict, prefix: str, metadata) -> None:
@@ -150,19 +165,13 @@ def gradient_checkpointing_enable(self: LanguageRecommender, gradient_checkpoint
     self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
 # %% ../nbs/62_language_recommender.ipynb #fedbef7a
-def completion_nll(
-    logits: Tensor, # float [n, W]
-    tokens: Tensor, # int64 [n], any of the model's
-    tau: float = 1., # temperature
-) -> Tensor: # float [n] nats
+def completion_nll(logits: Tensor, tokens: Tensor, tau: float = 1.) -> Tensor: # float [n, W], int64 [n] -> [n] nats
     "Cross-entropy of each token; unlike `token_nll`, token 0 is a token like any other"
     return F.cross_entropy(logits if tau == 1. else logits/tau, tokens, reduction='none')
 
 @patch
-def path_completions(self: LanguageRecommender,
-    targets: Tensor, # int64 [B] items
-) -> tuple[Tensor, Tensor]: # (the model's tokens int64 [B, T], bool [B, T] which of them there are)
-    "Identifiers as completions, as wide as the longest of them"
+def path_completions(self: LanguageRecommender, targets: Tensor) -> tuple[Tensor, Tensor]: # items int64 [B]
+    "The model's tokens int64 [B, T] of each path, as wide as the longest; bool [B, T] which of them there are"
     path = self.paths[targets]
     path = path[:, :int((path != PAD).sum(1).max())]
     return self.own[path].clamp(min=0), path != PAD
@@ -176,9 +185,9 @@ def completion_logits(self: LanguageRecommender,
     real: Tensor, # bool [B, T] which of them there are
 ) -> Tensor: # float [n, W] at the real tokens, row after row
     "Logits of the completions' tokens, each from prompt and tokens before it"
-    mask = torch.cat([mask, real[:, :-1].long()], 1)
-    out = self.lm(input_ids=torch.cat([x, completions[:, :-1]], 1), attention_mask=mask, position_ids=_positions(mask),
-                  logits_to_keep=completions.shape[1], use_cache=False)
+    x, mask = torch.cat([x, completions[:, :-1]], 1), torch.cat([mask, real[:, :-1].long()], 1)
+    out = self.lm(input_ids=x, attention_mask=mask, position_ids=_positions(mask), use_cache=False,
+                  logits_to_keep=completions.shape[1])
     return out.logits[real].float()
 
 def _positions(mask: Tensor) -> Tensor: # int64 [B, S]
@@ -192,117 +201,78 @@ def forward(self: LanguageRecommender,
     targets: Tensor | None = None, # int64 [B] items
     tau: float = 1., # temperature of the loss
     null_history: bool = False, # also give `effect`: the same with the null history subtracted (CFT)
-    task: Tensor | None = None, # int64 [B] number of each row's training task; None: the next item for all
-    items: Tensor | None = None, # int64 [B, S + 1] packed windows of histories instead, -1 on the right
+    task: Tensor | None = None, # int64 [B] each row's training task; None: the next item for all
+    items: Tensor | None = None, # int64 [B, S + 1] packed windows instead, -1 on the right
 ) -> TokenLoss: # of each token of each target
     "Cross-entropy of the completions' tokens over the whole vocabulary"
     if items is not None: return self.packed_loss(items, tau, null_history)
     if task is not None: return self.tasks(self, history, targets, task, tau, null_history)
     completions, real = self.path_completions(targets)
-    full = self.completion_logits(*self.prompt(history), completions, real)
     def nll(logits): # [n, W] -> [B, T_max], 0 behind the end of a path
         out = logits.new_zeros(self.paths[targets].shape)
         out[:, :real.shape[1]][real] = completion_nll(logits, completions[real], tau)
         return out
-    if not null_history: return TokenLoss(nll=nll(full), targets=targets)
-    null = self.prompt(history.new_full((len(history), 1), -1))
-    return TokenLoss(nll=nll(full), targets=targets, effect=nll(full - self.completion_logits(*null, completions, real)))
+    full, effect = self.completion_logits(*self.prompt(history), completions, real), None
+    if null_history:
+        null = self.prompt(history.new_full((len(history), 1), -1))
+        effect = nll(full - self.completion_logits(*null, completions, real))
+    return TokenLoss(nll=nll(full), targets=targets, effect=effect)
 
 # %% ../nbs/62_language_recommender.ipynb #3b340791
 @patch
-def samples(self: LanguageRecommender,
-    train: Interactions, # the training part of a split, nothing else
-    max_items: int, # H
-): # `PromptSamples`, `PackedSamples`, or those of several tasks
-    "Training samples"
+def samples(self: LanguageRecommender, train: Interactions, max_items: int): # of the training part alone
+    "Training samples: `PromptSamples`, `PackedSamples`, or those of several tasks"
     if self.tasks is not None: return self.tasks.samples(self, train, max_items)
-    words, seed = self.prompt.length.cpu().numpy(), self.config.seed
-    if not self.config.packed: return PromptSamples(train, max_items, words, self.ids.lengths)
-    return PackedSamples(train, max_items, words + self.prompt.gap, self.prompt.room, seed)
+    p, c = self.prompt, self.config
+    if c.packed: return PackedSamples(train, max_items, p.lengths + p.gap, p.room, c.seed)
+    return PromptSamples(train, max_items, p.lengths, self.ids.lengths)
 
 # %% ../nbs/62_language_recommender.ipynb #b1255727
 @patch
-def check_packed(self: LanguageRecommender) -> None:
-    "Raise `SettingError` unless each path is what the prompt shows of its item, with at most EOS behind it"
-    if getattr(self, '_packs', False): return
-    n = self.ids.lengths - (self.ids.flat[self.ids.offsets[1:] - 1] == EOS)
-    words = [f.tolist() for f in np.split(self.own.cpu().numpy()[self.ids.flat], self.ids.offsets[1:-1])]
-    flat, start, length = (t.cpu().numpy() for t in (self.prompt.flat, self.prompt.start, self.prompt.length))
-    other = [i for i, w in enumerate(words) if w[:n[i]] != flat[start[i]:start[i] + length[i]].tolist()]
-    if other:
-        raise SettingError(f'packed training: {len(other)} items are not written in the list as their path says, item '
-                           f"{other[0]} for one; make titles with title_identifiers(titles, tokenizer, suffix=''), "
-                           'or take packed=False')
-    self._packs = True
-
-# %% ../nbs/62_language_recommender.ipynb #cf3c6f4c
-@patch
-def packed_loss(self: LanguageRecommender,
-    items: Tensor, # int64 [B, S + 1] windows of histories, -1 on the right
-    tau: float = 1., # temperature of the loss
-    null_history: bool = False, # refused: packed samples share their history
-) -> TokenLoss: # of each token of each item but the first of a row
-    "Cross-entropy of all titles of a list, each from those before it"
+def packed_loss(self: LanguageRecommender, items: Tensor, tau: float = 1., null_history: bool = False) -> TokenLoss:
+    "Cross-entropy of each token of each item but the first of a row, int64 [B, S + 1], -1 on the right"
+    assert self.config.packed, 'the paths have not been checked'
     if null_history:
         raise SettingError('CFT blanks the history of one sample, and packed samples share theirs: '
                            'take another weighting, or packed=False')
-    self.check_packed()
-    rows, begin, logits = self._packed_logits(items)
-    later = (rows >= 0) & ((rows >= 0).cumsum(1) > 1)                          # all but the first of a row
-    user, place = later.nonzero(as_tuple=True)
-    targets = rows[user, place]
-    path = self.paths[targets]
-    real = path != PAD
-    column = begin[user, place][:, None] - 1 + torch.arange(path.shape[1], device=path.device)
-    nll = torch.zeros(path.shape, device=path.device)
+    logits, begin = self._packed_logits(items)
+    user, place = (items[:, 1:] >= 0).nonzero(as_tuple=True)
+    targets = items[user, place + 1]
+    path = self.paths[targets]                                                 # [n, T]
+    real, nll = path != PAD, torch.zeros(path.shape, device=path.device)
+    column = begin[user, place + 1][:, None] - 1 + torch.arange(path.shape[1], device=path.device)
     picked = logits[user[:, None].expand_as(path)[real], column[real]].float()
     nll[real] = completion_nll(picked, self.own[path[real]], tau)
     return TokenLoss(nll=nll, targets=targets)
 
-# %% ../nbs/62_language_recommender.ipynb #f46e3204
 @patch
-def _packed_logits(self: LanguageRecommender,
-    items: Tensor, # int64 [B, S + 1] windows of histories, -1 on the right
-) -> tuple[Tensor, Tensor, Tensor]: # (items aligned on the right, column where each begins, logits [B, P, W])
-    "One pass over the lists"
-    n, size = (items >= 0).sum(1), items.shape[1]
-    at = torch.arange(size, device=items.device) - (size - n)[:, None]
-    rows = torch.where(at >= 0, items.gather(1, at.clamp(min=0)), -1)          # as a prompt wants them
-    x, mask = self.prompt(rows)
-    x, mask = (y[:, :y.shape[1] - len(self.prompt.tail)] for y in (x, mask))
+def _packed_logits(self: LanguageRecommender, items: Tensor) -> tuple[Tensor, Tensor]: # [B, P, W], [B, S + 1]
+    "One pass over the lists; the column where each item begins"
+    x, mask = self.prompt(items)
+    width = x.shape[1] - int(self.prompt.size[-1])                             # without the last separator
+    x, mask = x[:, :width], mask[:, :width]
     logits = self.lm(input_ids=x, attention_mask=mask, position_ids=_positions(mask), use_cache=False).logits
-    tokens = torch.where(rows >= 0, self.prompt.length[rows.clamp(min=0)] + self.prompt.gap, 0)
-    return rows, x.shape[1] + self.prompt.gap - tokens.flip(1).cumsum(1).flip(1), logits
+    size = torch.where(items >= 0, self.prompt.size[items + 1], 0)
+    return logits, width + self.prompt.gap - size.flip(1).cumsum(1).flip(1)
 
 # %% ../nbs/62_language_recommender.ipynb #8f616da5
 @patch
-def _store(self: LanguageRecommender,
-    state: LMState, # changed in place
-    user: Tensor, # int64 [q]
-    node: Tensor, # int64 [q] nodes that were read
-    logits: Tensor, # float [q, W] of what follows them
-) -> None:
-    "Keep the log-probabilities of the children of these nodes"
-    child = self.trie.children(node)
+def _store(self: LanguageRecommender, state: LMState, user: Tensor, node: Tensor, logits: Tensor) -> None:
+    "Keep the log-probabilities of the children of nodes int64 [q] that were read, from logits [q, W]"
+    child, logits = self.trie.children(node), logits.float()
     real, token = child >= 0, self.own[self.trie.token[child.clamp(min=0)].long()].clamp(min=0)
-    logits = logits.float()
     logp = logits.gather(1, token) - logits.logsumexp(1, keepdim=True)
-    key = torch.cat([state.key, (user[:, None]*self.trie.n_nodes + child)[real]])
-    state.key, order = key.sort()
-    state.logp = torch.cat([state.logp, logp[real]])[order]
+    state.logp[user[:, None].expand_as(child)[real], child[real]] = logp[real]
 
 # %% ../nbs/62_language_recommender.ipynb #6cb03636
 @patch
-def _step_logits(self: LanguageRecommender,
-    state: LMState,
-) -> Tensor: # float [B, k, V] log-probabilities of each beam's children; the rest of the probability at PAD
-    "Logits of the beams' next tokens, from what was read"
-    child = self.trie.children(state.at.clamp(min=0))
+def _step_logits(self: LanguageRecommender, state: LMState) -> Tensor: # float [B, k, V] log-probabilities
+    "Each beam's children, from what was read; the rest of the probability at PAD"
+    child = self.trie.children(state.at.clamp(min=0))                          # [B, k, C]
     real = (child >= 0) & (state.at >= 0)[..., None]
-    user = torch.arange(len(state.at), device=self.device)[:, None, None]
-    place, _ = find_keys(state.key, user*self.trie.n_nodes + child)
-    logp = torch.where(real, state.logp[place], -torch.inf)
-    token = torch.where(real, self.trie.token[child.clamp(min=0)].long(), PAD)
+    child = child.clamp(min=0)
+    logp = torch.where(real, state.logp.gather(1, child.flatten(1)).view_as(child), -torch.inf)
+    token = torch.where(real, self.trie.token[child].long(), PAD)
     out = logp.new_full((*state.at.shape, self.trie.vocab_size), -torch.inf).scatter_(2, token, logp)
     out[..., PAD] = torch.log1p(-logp.exp().sum(2).clamp(max=1))
     return out
@@ -314,51 +284,46 @@ def prefill(self: LanguageRecommender,
 ) -> tuple[Tensor, LMState]: # (log-probabilities float [B, 1, V] of the first token, state)
     "Read the prompts, once a user"
     x, mask = self.prompt(history)
-    root = torch.zeros(len(x), 1, dtype=torch.long, device=self.device)
-    nothing = torch.empty(0, device=self.device)
-    state = LMState(DynamicCache(), mask.bool(), root[:, :0], root, nothing.long(), nothing)
-    out = self.lm(input_ids=x, attention_mask=mask, position_ids=_positions(mask), past_key_values=state.cache,
-                  use_cache=True, logits_to_keep=1)
-    self._store(state, torch.arange(len(x), device=self.device), root[:, 0], out.logits[:, -1])
+    root = torch.zeros_like(x[:, :1])
+    unknown = torch.full((len(x), self.trie.n_nodes), torch.nan, device=x.device)
+    state = LMState(DynamicCache(), mask.bool(), root[:, :0], root, unknown)
+    out = self.lm(input_ids=x, attention_mask=mask, position_ids=_positions(mask), use_cache=True,
+                  past_key_values=state.cache, logits_to_keep=1)
+    self._store(state, torch.arange(len(x), device=x.device), root[:, 0], out.logits[:, -1])
     return self._step_logits(state), state
 
 # %% ../nbs/62_language_recommender.ipynb #3b834bef
 @patch
-def _with_chains(self: LanguageRecommender,
-    user: Tensor, # int64 [m] ascending
-    node: Tensor, # int64 [m]
-) -> tuple[Tensor, Tensor]: # (users, nodes), both int64 [q], each node followed by its forced run
-    "Add what follows without a choice, as far as the pass is to be filled"
+def _with_chains(self: LanguageRecommender, user: Tensor, node: Tensor) -> tuple[Tensor, Tensor]: # int64 [m] -> [q]
+    "Add behind each node its forced run, as far as the pass is to be filled"
     fill, runs = self.config.fill, self.trie.forced_runs[node]
     if fill is None: fill = 64 if self.device.type == 'cpu' else 1024
     ahead = min(int(runs.max()), max(fill//len(node) - 1, 0))
     step = torch.arange(ahead + 1, device=node.device)
-    inside = step <= runs[:, None]
-    path = self.trie.item_nodes(self.trie.order[self.trie.row[node].long()].long())    # [m, depth of the trie]
-    at = self.trie.node_depth[node][:, None] - 1 + step
-    return user[:, None].expand(inside.shape)[inside], path.gather(1, at.clamp(max=path.shape[1] - 1))[inside]
+    inside = step <= runs[:, None]                                             # [m, 1 + ahead]
+    path = self.trie.item_nodes(self.trie.order[self.trie.row[node].long()].long())    # [m, depth]
+    at = (self.trie.node_depth[node][:, None] - 1 + step).clamp(max=path.shape[1] - 1)
+    return user[:, None].expand(inside.shape)[inside], path.gather(1, at)[inside]
 
 # %% ../nbs/62_language_recommender.ipynb #d5160461
 @patch
-def _read(self: LanguageRecommender,
-    state: LMState, # changed in place
-    user: Tensor, # int64 [m] ascending
-    node: Tensor, # int64 [m] nodes that have not been read, their parents have
-) -> None:
-    "One pass through the language model for all these nodes and their forced runs"
+def _read(self: LanguageRecommender, state: LMState, user: Tensor, node: Tensor) -> None: # int64 [m], users ascending
+    "One pass through the language model for nodes whose parents have been read, and for their forced runs"
     user, node = self._with_chains(user, node)
-    new, column = rows_of(user, node, len(state.prompt))
+    rows = node.split(torch.bincount(user, minlength=len(state.at)).tolist())
+    new = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)  # [B, n]
     state.slots = torch.cat([state.slots, new], 1)
     prompt = state.prompt[:, None].expand(-1, new.shape[1], -1)
-    attends = torch.cat([prompt, tree_mask(self.trie, new, state.slots)], 2)
+    attends = torch.cat([prompt, tree_mask(self.trie, new, state.slots)], 2)   # [B, n, P + S]
     dtype = self.lm.get_input_embeddings().weight.dtype
-    mask = torch.zeros_like(attends, dtype=dtype).masked_fill_(~attends, torch.finfo(dtype).min)[:, None]
-    depth = self.trie.node_depth[new.clamp(min=0)]
-    place = (state.prompt.sum(1)[:, None] + depth - 1).clamp(min=0)
-    tokens = self.own[self.trie.token[new.clamp(min=0)].long()].clamp(min=0)
-    out = self.lm(input_ids=tokens, attention_mask=mask, position_ids=place, past_key_values=state.cache, use_cache=True)
+    mask = torch.zeros_like(attends, dtype=dtype).masked_fill_(~attends, torch.finfo(dtype).min)
+    at = new.clamp(min=0)
+    place = (state.prompt.sum(1)[:, None] + self.trie.node_depth[at] - 1).clamp(min=0)
+    tokens = self.own[self.trie.token[at].long()].clamp(min=0)
+    out = self.lm(input_ids=tokens, attention_mask=mask[:, None], position_ids=place,
+                  past_key_values=state.cache, use_cache=True)
     state.passes, state.tokens = state.passes + 1, state.tokens + len(node)
-    self._store(state, user, node, out.logits[user, column])
+    self._store(state, user, node, out.logits[new >= 0])
 
 # %% ../nbs/62_language_recommender.ipynb #e8d0c0f1
 @patch
@@ -370,18 +335,17 @@ def decode_step(self: LanguageRecommender,
     "One step for all beams of all users: look up what is known, read the rest"
     state.at = self.trie.step(state.at.gather(1, parents), tokens)
     M, node = self.trie.n_nodes, state.at.clamp(min=0)
-    user = torch.arange(len(node), device=self.device)[:, None]
-    _, known = find_keys(state.key, user*M + self.trie.first[node].long())         # a node was read if its first child is known
-    todo = torch.unique((user*M + node)[(state.at >= 0) & (self.trie.n_children[node] > 0) & ~known])
+    child = self.trie.first[node].long().clamp(max=M - 1)                      # known if the node was read
+    unread = (state.at >= 0) & (self.trie.n_children[node] > 0) & state.logp.gather(1, child).isnan()
+    user = torch.arange(len(node), device=node.device)[:, None]
+    todo = torch.unique((user*M + node)[unread])
     if len(todo): self._read(state, todo//M, todo % M)
     return self._step_logits(state)
 
 @patch
-def restart(self: LanguageRecommender,
-    state: LMState, # of a search that is over; changed in place
-) -> tuple[Tensor, LMState]: # as from `prefill`
+def restart(self: LanguageRecommender, state: LMState) -> tuple[Tensor, LMState]: # as from `prefill`
     "Begin another search for the same users with all that was read"
-    state.at = torch.zeros(len(state.prompt), 1, dtype=torch.long, device=self.device)
+    state.at = torch.zeros_like(state.at[:, :1])
     return self._step_logits(state), state
 
 # %% ../nbs/62_language_recommender.ipynb #16e2b287
@@ -391,14 +355,14 @@ def language_recommender(
     config: LMConfig | None = None, # None: the defaults
     device=None, # for `load_lm`
 ) -> LanguageRecommender: # ready to be trained
-    "A language model that recommends; raises `GenrecError` as `load_lm`, `add_code_tokens` and `LanguageRecommender` do"
+    "A language model that recommends; raises `GenrecError` as `load_lm`, `add_code_tokens` and the class do"
     c = config or LMConfig()
-    if lm is None and c.base is None: raise SettingError('base is None: hand over lm=(model, tokenizer), or name a model')
-    model, tokenizer = load_lm(c.base, c.dtype, device, c.four_bit) if lm is None else lm
+    if lm is None and c.base is None:
+        raise SettingError('base is None: hand over lm=(model, tokenizer), or name a model')
+    model, tokenizer = lm or load_lm(c.base, c.dtype, device, c.four_bit)
     codes = ids.backbone_ids is None
     new = add_code_tokens(model, tokenizer, ids.tokens[3:], c.seed) if codes else []
-    model = adapt(model, new, tuning=c.tuning, r=c.r, alpha=c.alpha, dropout=c.dropout, targets=c.targets,
-                  four_bit=c.four_bit, seed=c.seed)
+    model = adapt(model, new, c.tuning, c.r, c.alpha, c.dropout, c.targets, c.four_bit, c.seed)
     return LanguageRecommender(model, tokenizer, ids, c)
 
 # %% ../nbs/62_language_recommender.ipynb #e28a619b
@@ -412,10 +376,8 @@ def merge(self: LanguageRecommender) -> LanguageRecommender: # itself, saved as 
 
 # %% ../nbs/62_language_recommender.ipynb #a022e53f
 @patch
-def save_pretrained(self: LanguageRecommender,
-    folder: str | Path, # made, or replaced if it holds a saved one
-) -> Path: # the folder
-    "Write what `from_pretrained` needs"
+def save_pretrained(self: LanguageRecommender, folder: str | Path) -> Path: # the folder
+    "Write what `from_pretrained` needs; a folder is replaced if it holds a saved recommender"
     adapters = dict(save_embedding_layers=False) if isinstance(self.lm, PeftModel) else {}
     with whole_folder(folder, 'llm.json') as part:
         self.lm.save_pretrained(part/'lm', **adapters)
@@ -428,21 +390,21 @@ def save_pretrained(self: LanguageRecommender,
 @patch(cls_method=True)
 def from_pretrained(cls: LanguageRecommender,
     folder: str | Path, # what `save_pretrained` wrote
-    lm=None, # (model, tokenizer) to put the adapters on, changed in place; None: loaded by the name that was saved
+    lm=None, # (model, tokenizer) for the adapters, changed in place; None: loaded by the name that was saved
     ids: Identifiers | None = None, # None: those that were saved
     device=None, # for `load_lm`
 ) -> LanguageRecommender: # recommends as the one that was saved, and can be trained on
     "Read a saved language recommender; raises `FileError` for a folder that holds something else"
-    folder = Path(folder)
-    if not (folder/'llm.json').is_file(): raise FileError(f'{folder}: no llm.json in it, not a saved language recommender')
-    c = read_settings(LMConfig, read_json(folder/'llm.json'), f'{folder}/llm.json')
-    ids = Identifiers.load(folder/'index.json') if ids is None else ids
-    if c.tuning == 'full': return cls(*load_lm(folder/'lm', c.dtype, device), ids, c)
+    saved = Path(folder)/'llm.json'
+    if not saved.is_file(): raise FileError(f'{folder}: no llm.json in it, not a saved language recommender')
+    c, where = read_settings(LMConfig, read_json(saved), saved), saved.with_name('lm')
+    ids = ids or Identifiers.load(saved.with_name('index.json'))
+    if c.tuning == 'full': return cls(*load_lm(where, c.dtype, device), ids, c)
     if lm is None and c.base is None:
         raise FileError(f'{folder}: the adapters belong to a model that was handed over and has no name: '
                         'hand it over again, lm=(model, tokenizer)')
-    model, _ = load_lm(c.base, c.dtype, device, c.four_bit) if lm is None else lm
-    tokenizer = AutoTokenizer.from_pretrained(folder/'lm', trust_remote_code=False)
-    with torch.random.fork_rng(), peft_quiet():
+    model, _ = lm or load_lm(c.base, c.dtype, device, c.four_bit)
+    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    with torch.random.fork_rng(), _peft_quiet():
         grow_rows(model, len(tokenizer))
-        return cls(PeftModel.from_pretrained(model, folder/'lm', is_trainable=True), tokenizer, ids, c)
+        return cls(PeftModel.from_pretrained(model, where, is_trainable=True), tokenizer, ids, c)
