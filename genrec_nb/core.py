@@ -9,14 +9,17 @@ __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'GenrecError'
 
 # %% ../nbs/00_core.ipynb #c93d2d79
 import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform
-import shutil, subprocess, tempfile, warnings
+import shutil, subprocess, tempfile
+from collections import Counter
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 import tomli_w
+try: import tomllib
+except ImportError: import tomli as tomllib # Python 3.10
 
 # %% ../nbs/00_core.ipynb #f2534844
 class GenrecError(ValueError):
@@ -37,7 +40,7 @@ class GenrecWarning(UserWarning):
 # %% ../nbs/00_core.ipynb #3d06a5d4
 def require(ok, message, kind: type = GenrecError) -> None:
     "Raise `kind` unless `ok` (or all of it); a callable `message` gets the first bad position"
-    bad = np.flatnonzero(np.logical_not(ok))
+    bad = np.flatnonzero(~np.asarray(ok, bool))
     if len(bad): raise kind(message(bad[0]) if callable(message) else message)
 
 # %% ../nbs/00_core.ipynb #da10f735
@@ -46,56 +49,52 @@ def explain(where: str | Path, *errors: type, kind: type = FileError, hint: str 
     "`errors` of the block become one of `kind`: `where`, what was wrong, `hint`"
     try: yield
     except errors as e:
-        what = getattr(e, 'strerror', None) or str(e) or type(e).__name__
-        raise kind(f'{where}: {" ".join(what.split())}{hint}') from None
+        what = str(getattr(e, 'strerror', None) or e) or type(e).__name__
+        if isinstance(e, FileNotFoundError): what = 'no such file'
+        raise kind(f'{where}: '*bool(where) + ' '.join(what.split())[:300] + hint) from None
 
 # %% ../nbs/00_core.ipynb #f97175ea
-def patch(
-    f=None, # function whose first parameter is annotated with the class
-    *,
-    as_prop: bool = False, # a property
-    cached: bool = False, # a property that is computed once an object
-    cls_method: bool = False, # a class method
-):
-    "Add a function to the class that its first parameter names"
-    if f is None: return functools.partial(patch, as_prop=as_prop, cached=cached, cls_method=cls_method)
+def patch(f=None, *, as_prop: bool = False, cached: bool = False, cls_method: bool = False):
+    "Add a function, or property, or class method, to the class that its first parameter names"
+    if f is None:
+        return functools.partial(patch, as_prop=as_prop, cached=cached, cls_method=cls_method)
     cls, name = next(iter(f.__annotations__.values())), f.__name__
     f.__qualname__ = f'{cls.__name__}.{name}'
-    wrap = functools.cached_property if cached else property if as_prop else classmethod if cls_method else None
-    setattr(cls, name, wrap(f) if wrap else f)
-    if cached: getattr(cls, name).__set_name__(cls, name)
+    if cached: f = functools.cached_property(f)
+    elif as_prop: f = property(f)
+    elif cls_method: f = classmethod(f)
+    setattr(cls, name, f)
+    if cached: f.__set_name__(cls, name)
 
 # %% ../nbs/00_core.ipynb #509138ea
-def _did_you_mean(
-    name, # as somebody wrote it
-    known, # names that mean something
-) -> str: # for the end of a message
-    "The nearest known name, and all of them"
+def _near(name: object, known) -> str:
+    "Ask for the nearest known name, if one is near"
     near = difflib.get_close_matches(str(name), [str(k) for k in known], 1)
-    return (f', did you mean {near[0]!r}?' if near else '.') + f' Known: {", ".join(map(str, known))}'
+    return f' did you mean {near[0]!r}?' if near else ''
 
 # %% ../nbs/00_core.ipynb #5de8e0b7
-def check_keys(
-    given: dict, # what a file or a person says
-    known, # names that mean something
-    where: str, # for the message
-) -> None: # raises `SettingError` for a name that means nothing
-    "Refuse unknown names, with the nearest known one"
-    if not isinstance(given, dict):
-        raise SettingError(f'{where}: expected names with values, found {given!r}')
-    for k in given:
-        if k not in known: raise SettingError(f'{where}: {k!r} is unknown{_did_you_mean(k, known)}')
+def _unknown(name: object, known) -> str:
+    "The line for a name that means nothing"
+    near = _near(name, known)
+    return f'{name!r} is unknown' + (f',{near}' if near else '.') + f' Known: {", ".join(map(str, known))}'
 
-def check_choice(
-    value, # as the caller gave it
-    known, # values that are possible
-    what: str, # the name of the setting
-) -> None: # raises `SettingError`
-    "Refuse a value that is not one of a few"
+# %% ../nbs/00_core.ipynb #913eae3a
+def _check_names(given: object, where: str) -> None:
+    "Refuse what is no dictionary"
+    require(isinstance(given, dict), f'{where}: expected names with values, found {given!r}', SettingError)
+
+def check_keys(given: dict, known, where: str) -> None:
+    "Refuse unknown names in `given` by a `SettingError`, with the nearest known one"
+    _check_names(given, where)
+    for k in given:
+        if k not in known: raise SettingError(f'{where}: {_unknown(k, known)}')
+
+# %% ../nbs/00_core.ipynb #7272a0d2
+def check_choice(value: object, known, what: str) -> None:
+    "Refuse a value of the setting `what` that is not one of a few, by a `SettingError`"
     if isinstance(value, str) and value in known: return
-    near = difflib.get_close_matches(str(value), list(known), 1)
-    raise SettingError(f'{what} is {value!r}, expected one of {", ".join(known)}'
-                       + (f'; did you mean {near[0]!r}?' if near else ''))
+    near = _near(value, known)
+    raise SettingError(f'{what} is {value!r}, expected one of {", ".join(known)}' + (f';{near}' if near else ''))
 
 # %% ../nbs/00_core.ipynb #28f89367
 Count = Annotated[int, Field(strict=True, ge=1)]       # 1, 2, ..
@@ -105,53 +104,52 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]    # above 0, fini
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)] # 0 or above, finite
 
 # %% ../nbs/00_core.ipynb #fe788526
-_EXPECTED = dict(int_type='a whole number', int_parsing='a whole number', int_from_float='a whole number',
-                 float_type='a number', float_parsing='a number', finite_number='a finite number',
-                 bool_type='true or false', bool_parsing='true or false', string_type='a word',
-                 dict_type='names with values', list_type='a list', tuple_type='a list',
-                 dataclass_type='names with values')
-
-_KINDS_OF_UNIONS = ('int', 'float', 'str', 'bool', 'constrained-int', 'constrained-float')
+_WORDS = dict(int='a whole number', float='a number', finite='a finite number', string='a word',
+              bool='true or false', list='a list', tuple='a list', dict='names with values',
+              dataclass='names with values')
+_LIMITS = dict(ge='{:g} or more', gt='a number above {:g}', le='at most {:g}', lt='a number below {:g}')
 
 def _expected(error: dict) -> str:
     "What would have been right, in words, for one of pydantic's findings"
-    ctx, kind = error.get('ctx', {}), error['type']
-    if kind in _EXPECTED: return _EXPECTED[kind]
-    if kind == 'literal_error': return 'one of ' + ctx['expected'].replace(' or ', ', ').replace("'", '')
-    words = dict(greater_than_equal='{ge:g} or more', greater_than='a number above {gt:g}',
-                 less_than_equal='at most {le:g}', less_than='a number below {lt:g}')
-    return words[kind].format(**ctx) if kind in words else error['msg'].lower()
+    ctx, kind = error.get('ctx', {}), error['type'].split('_')[0]
+    if kind in _WORDS: return _WORDS[kind]
+    if kind == 'literal': return 'one of ' + ctx['expected'].replace(' or ', ', ').replace("'", '')
+    limits = [words.format(ctx[k]) for k, words in _LIMITS.items() if k in ctx]
+    return limits[0] if limits else error['msg'].lower()
 
-def _unknown(
-    names: list[str], # where the unknown name stands: the settings it lies in, then itself
-    cls: type, # of the outermost settings
-) -> str:
-    "The line for a name that means nothing, with the nearest known one"
-    *nest, name = names
+# %% ../nbs/00_core.ipynb #a5e50da6
+_BRANCHES = 'int', 'float', 'str', 'bool', 'constrained-int', 'constrained-float'
+
+def _place(loc: tuple, cls: type) -> list[str]:
+    "The names of nested settings down to the one that is wrong"
+    names = [str(x) for x in loc if x not in _BRANCHES and '[' not in str(x)]
+    if names and names[0].isdigit():
+        names[0] = [f.name for f in fields(cls) if f.init and not f.kw_only][int(names[0])]
+    return names
+
+# %% ../nbs/00_core.ipynb #2a29e2e5
+def _known_names(cls: type, nest: list[str]) -> list[str]:
+    "The names of the settings in `cls`, or in settings nested in it"
     for n in nest: cls = cls.__dataclass_fields__[n].type
-    known = [f.name for f in fields(cls)] if is_dataclass(cls) else []
-    return ': '.join([*nest, f'{name!r} is unknown{_did_you_mean(name, known)}'])
+    return [f.name for f in fields(cls)] if is_dataclass(cls) else []
 
-def _one_line(
-    e: ValidationError,
-    cls: type, # of the settings
-) -> str:
-    "The first finding of pydantic as one line"
+# %% ../nbs/00_core.ipynb #99483693
+def _one_line(e: ValidationError, cls: type) -> str:
+    "The first finding of pydantic about `cls` as one line; unknown names come first"
     errors = e.errors(include_url=False)
     error = next((x for x in errors if x['type'] == 'unexpected_keyword_argument'), errors[0])
-    names = [str(x) for x in error['loc'] if x not in _KINDS_OF_UNIONS and '[' not in str(x)]
-    if names and names[0].isdigit():                         # a positional argument
-        names[0] = [f.name for f in fields(cls) if f.init and not f.kw_only][int(names[0])]
-    kind = error['type']
-    if kind in ('unexpected_keyword_argument', 'extra_forbidden'): return _unknown(names, cls)
-    if kind in ('missing', 'missing_argument'): return f'{names[-1]} is missing'
-    if kind == 'value_error': return ': '.join(['.'.join(names)]*bool(names) + [str(error['ctx']['error'])])
+    names = _place(error['loc'], cls)
+    match error['type']:
+        case 'unexpected_keyword_argument' | 'extra_forbidden':
+            *nest, name = names
+            return ': '.join([*nest, _unknown(name, _known_names(cls, nest))])
+        case 'missing' | 'missing_argument': return f'{names[-1]} is missing'
+        case 'value_error':
+            return ': '.join(['.'.join(names)] * bool(names) + [str(error['ctx']['error'])])
     return f'{".".join(names)} is {error["input"]!r}, expected {_expected(error)}'
 
-# %% ../nbs/00_core.ipynb #86258328
-def settings(
-    cls: type, # with annotated fields and defaults
-) -> type: # a dataclass that checks itself
+# %% ../nbs/00_core.ipynb #3b55d3d4
+def settings(cls: type) -> type:
     "A dataclass that raises `SettingError` for unknown names and impossible values"
     config = ConfigDict(extra='forbid', arbitrary_types_allowed=True, validate_default=True)
     made = checked_dataclass(cls, config=config)
@@ -164,38 +162,24 @@ def settings(
     return made
 
 # %% ../nbs/00_core.ipynb #ff1b6a30
-def read_settings(
-    cls: type, # from `settings`
-    given: dict, # name -> value, nested ones too
-    where: str = '', # for messages: a file, an option
-): # an instance
-    "Make settings from plain values; raises `SettingError` that begins with `where`"
-    if not isinstance(given, dict):
-        raise SettingError(f'{where}: expected names with values, found {given!r}')
-    try: return cls(**given)
-    except SettingError as e: raise SettingError(f'{where}: {e}' if where else str(e)) from None
+def read_settings(cls: type, given: dict, where: str = ''):
+    "Settings of class `cls` from plain values; raises `SettingError` that begins with `where`"
+    _check_names(given, where)
+    with explain(where, SettingError, kind=SettingError): return cls(**given)
 
 # %% ../nbs/00_core.ipynb #32f18172
-_KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a word'}
-
-def _check_option(
-    name: str, # of the setting
-    value, # as the caller gave it
-    default, # of the setting; its type is what is expected
-    where: str, # who asks, for the message
-) -> None: # raises `SettingError` for a value of another type
-    "Compare a value with the type of its default"
-    kind = next((k for k in _KINDS if isinstance(default, k)), None)
-    ok = kind is None or isinstance(value, (int, float) if kind is float else kind)
-    if kind in (int, float) and isinstance(value, bool): ok = False
-    if kind is float and ok and not np.isfinite(value): ok = False
-    if not ok: raise SettingError(f'{where}: {name} is {value!r}, expected {_KINDS[kind]}')
+def _check_option(name: str, value: object, default: object, where: str) -> None:
+    "Compare a value with the type of its default; raises `SettingError`"
+    if not isinstance(default, (bool, int, float, str)): return
+    kind = TypeAdapter(type(default), config=ConfigDict(strict=True, allow_inf_nan=False))
+    try: kind.validate_python(value)
+    except ValidationError as e:
+        expected = _expected(e.errors()[0])
+        raise SettingError(f'{where}: {name} is {value!r}, expected {expected}') from None
 
 # %% ../nbs/00_core.ipynb #2a6e5f6b
 @contextlib.contextmanager
-def whole_file(
-    path: Path | str, # the file to write
-):
+def whole_file(path: Path | str):
     "Yield a temporary path, which becomes `path` if the block ends well, and is removed if not"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,15 +193,12 @@ def whole_file(
 
 # %% ../nbs/00_core.ipynb #2b3f19aa
 @contextlib.contextmanager
-def whole_folder(
-    folder: Path | str, # the folder to write
-    mark: str, # name of a file that every folder of this kind holds
-):
-    "Yield a temporary folder, which becomes `folder` if the block ends well, and is removed if not"
+def whole_folder(folder: Path | str, mark: str):
+    "Yield a temporary folder, which becomes `folder` if the block ends well; every one has a file `mark`"
     folder = Path(folder)
-    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if taken and not (folder/mark).is_file():
-        raise FileError(f'{folder}: exists and holds no {mark}, so it is not replaced; name another')
+    free = not folder.exists() or folder.is_dir() and not any(folder.iterdir())
+    require(free or (folder/mark).is_file(),
+            f'{folder}: exists and holds no {mark}, so it is not replaced; name another', FileError)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     try:
@@ -228,90 +209,73 @@ def whole_folder(
     finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #d35e45b9
-def plain(
-    x, # numbers, strings, lists, dictionaries, dataclasses
-): # the same, whole floats as int, keys as str
-    "One way to write a value"
+def plain(x: object) -> object:
+    "Numbers, words, lists, dictionaries and dataclasses, each written in one way"
     if is_dataclass(x): x = {f.name: getattr(x, f.name) for f in fields(x)}
     if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [plain(v) for v in x]
     if isinstance(x, np.generic): x = x.item()
     return int(x) if isinstance(x, float) and x.is_integer() else x
 
-def digest(
-    x, # anything JSON can hold, or bytes
-) -> str: # 12 hexadecimal digits
-    "A name for a content"
+# %% ../nbs/00_core.ipynb #2a238025
+def digest(x: object) -> str: # 12 hexadecimal digits
+    "A name for bytes, or for anything JSON can hold"
     if not isinstance(x, bytes):
-        x = json.dumps(plain(x), sort_keys=True, ensure_ascii=False, separators=(',', ':')).encode()
+        compact = dict(sort_keys=True, ensure_ascii=False, separators=(',', ':'))
+        x = json.dumps(plain(x), **compact).encode()
     return hashlib.sha256(x).hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #a2b28a7d
-def _no_repeats(
-    pairs: list[tuple], # the members of one JSON object
-) -> dict:
-    "As a dictionary, each key once"
-    d = dict(pairs)
-    if len(d) == len(pairs): return d
-    keys = [k for k, _ in pairs]
-    twice = next(k for k in keys if keys.count(k) > 1)
-    raise FileError(f'the key {twice!r} stands more than once in one object')
+def _text(path: Path | str) -> str:
+    "What a text file holds; raises `FileError`"
+    with explain(path, OSError), explain(f'{path}: cannot be read as text', UnicodeDecodeError):
+        return Path(path).read_text(encoding='utf-8')
 
-def read_json(
-    path: Path | str, # a JSON file
-) -> object: # what it holds
+# %% ../nbs/00_core.ipynb #e27c69ca
+def _once(path: Path | str, members: list[tuple]) -> dict:
+    "One JSON object of a file; raises `FileError` for a key that stands twice"
+    d = dict(members)
+    if len(d) == len(members): return d
+    twice = Counter(k for k, _ in members).most_common(1)[0][0]
+    raise FileError(f'{path}: the key {twice!r} stands more than once in one object')
+
+# %% ../nbs/00_core.ipynb #c1abc4b0
+def read_json(path: Path | str) -> object:
     "Read JSON; raises `FileError` with file, line and column"
-    try: return json.loads(Path(path).read_text(encoding='utf-8'), object_pairs_hook=_no_repeats)
-    except FileNotFoundError: raise FileError(f'{path}: no such file') from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise FileError(f'{path}: cannot be read as text ({e})') from None
+    try: return json.loads(_text(path), object_pairs_hook=functools.partial(_once, path))
     except json.JSONDecodeError as e:
         raise FileError(f'{path}, line {e.lineno}, column {e.colno}: {e.msg}; expected JSON') from None
-    except FileError as e: raise FileError(f'{path}: {e}') from None
 
-# %% ../nbs/00_core.ipynb #54bda4f5
-def write_json(
-    path: str | Path, # where to
-    data, # anything JSON can hold
-) -> None:
+# %% ../nbs/00_core.ipynb #b7241187
+def write_json(path: str | Path, data: object) -> None:
     "Write JSON so that a reader never sees half a file"
     text = json.dumps(data, ensure_ascii=False)
     with whole_file(path) as part: part.write_text(text, encoding='utf-8')
 
-# %% ../nbs/00_core.ipynb #ebd165df
-def write_tensors(
-    path: str | Path, # where to, *.safetensors
-    tensors: dict, # name -> tensor
-) -> None:
-    "Write tensors so that a reader never sees half a file"
+# %% ../nbs/00_core.ipynb #9920c40e
+def write_tensors(path: str | Path, tensors: dict) -> None:
+    "Write a safetensors file so that a reader never sees half of it"
     from safetensors.torch import save_file            # brings torch
     with whole_file(path) as part:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part)
 
-# %% ../nbs/00_core.ipynb #c1abc4b0
-def _read_spec(
-    path: str | Path, # .toml or .json
-) -> dict:
-    "Read a file of settings; raises `FileError` naming the line that is wrong"
+# %% ../nbs/00_core.ipynb #cd9a9e6e
+def _read_spec(path: str | Path) -> dict:
+    "Read settings from TOML or JSON; raises `FileError` naming the line that is wrong"
     path = Path(path)
     if path.suffix == '.json': return read_json(path)
-    if path.suffix != '.toml': raise FileError(f'{path}: expected a file that ends in .toml or .json')
-    try: import tomllib
-    except ImportError: import tomli as tomllib        # Python 3.10
-    try: return tomllib.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise FileError(f'{path}: no such file') from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise FileError(f'{path}: {e}') from None
+    require(path.suffix == '.toml', f'{path}: expected a file that ends in .toml or .json', FileError)
+    with explain(path, tomllib.TOMLDecodeError): return tomllib.loads(_text(path))
 
-# %% ../nbs/00_core.ipynb #b7241187
-def _write_spec(
-    path: str | Path, # where to, *.toml
-    given: dict, # name -> value, nested ones too; None is left out: a missing name has its default
-) -> None:
+# %% ../nbs/00_core.ipynb #329f335a
+def _known(x: object) -> object:
+    "Settings without those that are None: a missing name has its default"
+    if isinstance(x, dict): return {k: _known(v) for k, v in x.items() if v is not None}
+    return [_known(v) for v in x] if isinstance(x, list) else x
+
+def _write_spec(path: str | Path, given: dict) -> None:
     "Write settings as TOML, so that `_read_spec` gives them back"
-    def known(x):
-        if isinstance(x, dict): return {k: known(v) for k, v in x.items() if v is not None}
-        return [known(v) for v in x] if isinstance(x, (list, tuple)) else x
-    text = tomli_w.dumps(known(plain(given)))
+    text = tomli_w.dumps(_known(plain(given)))
     with whole_file(path) as part: part.write_text(text, encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #44bf2a0b
@@ -331,7 +295,7 @@ def _commit() -> str | None: # with '+' if files have changed since; None outsid
     return (git('rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')) or None
 
 # %% ../nbs/00_core.ipynb #e8a24658
-_DEPENDENCIES = ('torch', 'transformers', 'peft', 'numpy', 'scipy', 'scikit-learn')
+_DEPENDENCIES = 'torch', 'transformers', 'peft', 'numpy', 'scipy', 'scikit-learn'
 
 def versions() -> dict: # name -> version
     "Versions of what figures depend on, the commit of a checkout, and torch's threads"
