@@ -7,53 +7,48 @@ __all__ = ['check_vectors', 'TfidfEncoder', 'SentenceEncoder', 'load_encoder', '
 
 # %% ../nbs/12_embed.ipynb #6a1b825a
 import hashlib, importlib.metadata, json, re, warnings
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 import numpy as np
+import torch
 from filelock import FileLock
+from pooch import file_hash
+from safetensors.numpy import load_file
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
-from .core import (FileError, GenrecError, MissingTextError, patch, read_json, require,
-                            whole_file, whole_folder, write_json, write_tensors)
-from .loaders import fetch, cache_dir
+from .core import (FileError, GenrecError, MissingTextError, explain, patch, read_json,
+                            require, whole_file, whole_folder, write_json, write_tensors)
+from .loaders import cache_dir, fetch
 
 # %% ../nbs/12_embed.ipynb #6ef38561
-def check_vectors(
-    x, # [N, d] numbers: an array, a memory-mapped one, a tensor, lists
-    least: int = 1, # so many vectors are needed
-    width=None, # so many dimensions are needed, a number or several that are possible; None: any
-): # tensor float32 [N, d], sharing memory with x where that is possible
-    "Vectors as a tensor; raises `GenrecError` for wrong shapes, NaN or infinity, too few vectors"
-    import torch                                       # here, since most readers of this module need none
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'The given NumPy array is not writable')   # nor is it written
-            x = torch.as_tensor(x).detach()
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise GenrecError(f'vectors are not a matrix of numbers ({str(e).splitlines()[0]})') from None
-    if x.ndim != 2 or not x.numel() or x.is_complex():
-        raise GenrecError(f'vectors have shape {tuple(x.shape)} and type {x.dtype}, '
-                          'expected real [items, dimensions]')
+def check_vectors(x, least: int = 1, width=None) -> torch.Tensor: # float32 [N, d]
+    "Vectors, at least so many and of one of these widths, as a tensor that shares their memory if it can"
+    with (explain('vectors are not a matrix of numbers', TypeError, ValueError, RuntimeError,
+                  kind=GenrecError), warnings.catch_warnings()):
+        warnings.filterwarnings('ignore', 'The given NumPy array is not writable')   # nor is it written
+        x = torch.as_tensor(x).detach()
+    require(x.ndim == 2 and x.numel() and not x.is_complex(), f'vectors have shape {tuple(x.shape)} '
+            f'and type {x.dtype}, expected real [items, dimensions]')
     x = x.float()
-    rows = torch.nonzero(~torch.isfinite(x.sum(1)))[:, 0]   # a sum of large values may overflow, too
-    bad = rows[~torch.isfinite(x[rows]).all(1)]
-    if len(bad):
-        raise GenrecError(f'vector of item {int(bad[0])} holds NaN or infinite values '
-                          f'({len(bad)} of {len(x)} items)')
+    fine = torch.isfinite(x.sum(1))            # a sum of large values may overflow, too
+    fine[~fine] = torch.isfinite(x[~fine]).all(1)
+    require(fine.cpu(), lambda i: f'vector of item {i} holds NaN or infinite values '
+                                  f'({(~fine).sum()} of {len(x)} items)')
     require(len(x) >= least, f'{len(x)} vectors are too few, expected at least {least}')
     wanted = [x.shape[1]] if width is None else np.atleast_1d(width).tolist()
     require(x.shape[1] in wanted, f'vectors have {x.shape[1]} dimensions, '
             f'expected {" or ".join(map(str, wanted))}')
     return x
 
-# %% ../nbs/12_embed.ipynb #56c25bc1
+# %% ../nbs/12_embed.ipynb #577744e3
 def _checked(x: np.ndarray, n: int, where: str) -> np.ndarray: # float32 [n, d]
     "Vectors of `n` items; raises `GenrecError` for a wrong shape, a NaN or a row of zeros"
-    try: x = check_vectors(x).numpy()
-    except GenrecError as e: raise GenrecError(f'{where}: {e}') from None
-    if len(x) != n: raise GenrecError(f'{where}: {len(x)} rows for {n} items; expected one row for each item')
-    if (bad := ~x.any(1)).any():
-        raise GenrecError(f'{where}: vector of item {bad.argmax()} holds zeros only ({bad.sum()} of {n} items)')
+    with explain(where, GenrecError, kind=GenrecError): x = check_vectors(x).numpy()
+    require(len(x) == n, f'{where}: {len(x)} rows for {n} items; expected one row for each item')
+    there = x.any(1)
+    require(there, lambda i: f'{where}: vector of item {i} holds zeros only ({(~there).sum()} of {n} items)')
     return x
 
 # %% ../nbs/12_embed.ipynb #39e6fdfd
@@ -64,15 +59,14 @@ def _terms(text: str) -> list[str]:
     return ['=' + w for w in re.findall(r'\w+', text.lower())] + _ngrams(text)
 
 # %% ../nbs/12_embed.ipynb #9d6f0849
+@dataclass
 class TfidfEncoder:
     "Words and character n-grams, weighted by tf-idf, reduced by SVD"
-    def __init__(self,
-        dim: int = 128, # d, length of the vectors
-        seed: int = 0, # of the randomized SVD
-    ):
-        self.dim, self.seed, self.texts = dim, seed, ''
+    dim: int = 128 # d, length of the vectors
+    seed: int = 0 # of the randomized SVD
+    def __post_init__(self):
+        self.texts = '' # a digest of the texts it was fitted to
         self.tfidf = TfidfVectorizer(analyzer=_terms, sublinear_tf=True, max_features=2**17)
-    def __repr__(self): return f'TfidfEncoder(dim={self.dim}, seed={self.seed})'
     @property
     def fitted(self) -> bool: return bool(self.texts)
     @property
@@ -84,6 +78,7 @@ def _sha256(x) -> str: # 64 hexadecimal digits
     "The name of a content that JSON can hold"
     return hashlib.sha256(json.dumps(x).encode()).hexdigest()
 
+# %% ../nbs/12_embed.ipynb #aa5151a1
 @patch
 def fit(self: TfidfEncoder, texts: list[str]) -> TfidfEncoder:
     "Learn the terms, their weights and the directions from the texts of a catalog"
@@ -95,10 +90,7 @@ def fit(self: TfidfEncoder, texts: list[str]) -> TfidfEncoder:
 
 # %% ../nbs/12_embed.ipynb #f906bab9
 @patch
-def encode(self: TfidfEncoder,
-    texts: list[str], # [N]
-    batch_size: int = 0, # of no use here; all encoders take it
-) -> np.ndarray: # float32 [N, dim]
+def encode(self: TfidfEncoder, texts: list[str], batch_size: int = 0) -> np.ndarray: # float32 [N, dim]
     "Vectors of length one; zeros for a text of which no term is known, and beyond the rank"
     e = np.zeros((len(texts), self.dim), np.float32)
     found = self.svd.transform(self.tfidf.transform(texts))
@@ -106,107 +98,99 @@ def encode(self: TfidfEncoder,
     return normalize(e)
 
 # %% ../nbs/12_embed.ipynb #81b1e253
-class SentenceEncoder:
-    "An encoder of sentence-transformers, or any Hugging Face model"
-    fitted = True
-    def __init__(self,
-        name: str = 'minilm', # 'minilm', a name on the Hugging Face Hub, or a folder
-        max_length: int | None = None, # tokens; None: the encoder's own, 256 if it says none
-        device: str | None = None, # None: the best there is
-    ):
-        self.name, self.max_length, self.device = str(name), max_length, device
-        self.where = str(fetch('minilm')) if self.name == 'minilm' else self.name
-        self.model = None # loaded when it is needed
-    def __repr__(self): return f'SentenceEncoder({self.name!r}, max_length={self.max_length})'
-    @property
-    def key(self) -> str: # what a cache must know
-        return f'sentence-1 {self.max_length} {_model_key(self.where)}'
-    def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray: # float32 [N, d]
-        "Vectors of length one; neither the order of texts nor the batch size changes a vector"
-        self.model = self.model or _load_sentence_encoder(self.where, self.max_length, self.device)
-        return self.model.encode(list(texts), batch_size=batch_size, normalize_embeddings=True,
-                                 show_progress_bar=False)
+def _loading(where: str):
+    "Whatever fails while an encoder is loaded becomes one line that says what was tried"
+    return explain(f'cannot load the encoder {where!r}', OSError, ValueError, KeyError,
+                   hint='; expected "minilm", "tfidf", a model name or a folder')
 
 # %% ../nbs/12_embed.ipynb #2c3f5db0
-def _load_sentence_encoder(where: str, max_length: int | None, device: str | None):
-    "Load an encoder; whatever fails becomes one line"
-    import torch
+def _load_encoder(where: str, max_length: int | None, device: str | None):
+    "An encoder of sentence-transformers; of a bare folder the mean over at most 256 tokens"
     from sentence_transformers import SentenceTransformer
-    try: model = SentenceTransformer(where, device=device and str(device), trust_remote_code=False,
-                                     model_kwargs=dict(use_safetensors=True, dtype=torch.float32))
-    except (OSError, ValueError, KeyError) as e: raise _no_encoder(where, e) from None
+    with _loading(where):
+        model = SentenceTransformer(where, device=device and str(device), trust_remote_code=False,
+                                    model_kwargs=dict(use_safetensors=True, dtype=torch.float32))
     bare = Path(where).is_dir() and not (Path(where)/'modules.json').is_file()
     if bare: model.max_seq_length = min(256, model.max_seq_length or 256)
     if max_length: model.max_seq_length = max_length
     return model.eval()
-
-def _no_encoder(where: str, e: Exception) -> FileError:
-    "The one line that says what was tried"
-    return FileError(f'cannot load the encoder {where!r}: {" ".join(str(e).split())[:300]}; '
-                     'expected "minilm", "tfidf", a model name or a folder')
 
 # %% ../nbs/12_embed.ipynb #f63ad38d
 def _model_key(where: str) -> str:
     "What identifies a model: the SHA-256 of a folder's files, or a Hub name with its revision"
     if not Path(where).is_dir():
         from transformers import AutoConfig
-        try: return f'{where}@{getattr(AutoConfig.from_pretrained(where), "_commit_hash", None)}'
-        except (OSError, ValueError) as e: raise _no_encoder(where, e) from None
-    from pooch import file_hash
+        with _loading(where): config = AutoConfig.from_pretrained(where)
+        return f'{where}@{getattr(config, "_commit_hash", None)}'
     kinds = '.json', '.safetensors', '.txt', '.model'
     files = sorted(f for f in Path(where).rglob('*') if f.suffix in kinds)
     return _sha256([[str(f.relative_to(where)), file_hash(f)] for f in files])
+
+# %% ../nbs/12_embed.ipynb #85091355
+@dataclass
+class SentenceEncoder:
+    "An encoder of sentence-transformers, or any Hugging Face model"
+    name: str | Path = 'minilm' # 'minilm', a name on the Hugging Face Hub, or a folder
+    max_length: int | None = None # tokens; None: the encoder's own, 256 if it says none
+    device: str | None = None # None: the best there is
+    fitted = True
+    @cached_property
+    def where(self) -> str: return str(fetch('minilm') if self.name == 'minilm' else self.name)
+    @property
+    def key(self) -> str: # what a cache must know
+        return f'sentence-1 {self.max_length} {_model_key(self.where)}'
+    @cached_property
+    def model(self): return _load_encoder(self.where, self.max_length, self.device)
+
+# %% ../nbs/12_embed.ipynb #37713195
+@patch
+def encode(self: SentenceEncoder, texts: list[str], batch_size: int = 64) -> np.ndarray: # float32 [N, d]
+    "Vectors of length one; neither the order of texts nor the batch size changes a vector"
+    return self.model.encode(list(texts), batch_size=batch_size, normalize_embeddings=True,
+                             show_progress_bar=False)
 
 # %% ../nbs/12_embed.ipynb #9874ca72
 @patch
 def save(self: TfidfEncoder, folder: str | Path) -> None:
     "Write a fitted encoder as encoder.json and encoder.safetensors"
-    import torch
     terms = sorted(self.tfidf.vocabulary_, key=self.tfidf.vocabulary_.get)
     known = dict(kind='tfidf', dim=self.dim, seed=self.seed, texts=self.texts, terms=terms)
-    tensors = dict(idf=torch.as_tensor(self.tfidf.idf_), components=torch.as_tensor(self.svd.components_))
+    arrays = dict(idf=self.tfidf.idf_, components=self.svd.components_)
     with whole_folder(folder, 'encoder.json') as part:
         write_json(part/'encoder.json', known)
-        write_tensors(part/'encoder.safetensors', tensors)
+        write_tensors(part/'encoder.safetensors', {k: torch.as_tensor(v) for k, v in arrays.items()})
 
 # %% ../nbs/12_embed.ipynb #477eb1d3
 @patch
 def save(self: SentenceEncoder, folder: str | Path) -> None:
     "Write which encoder this is; its weights stay where they are"
-    known = dict(kind='sentence', name=self.name, max_length=self.max_length, key=self.key)
+    known = dict(kind='sentence', name=str(self.name), max_length=self.max_length, key=self.key)
     with whole_folder(folder, 'encoder.json') as part: write_json(part/'encoder.json', known)
 
 # %% ../nbs/12_embed.ipynb #b904ac1a
-@patch(cls_method=True)
-def load(cls: TfidfEncoder, folder: str | Path) -> TfidfEncoder:
+def _load_tfidf(folder: Path, known: dict) -> TfidfEncoder:
     "A fitted encoder from its folder"
-    from safetensors.numpy import load_file
-    d, t = read_json(Path(folder)/'encoder.json'), load_file(Path(folder)/'encoder.safetensors')
-    enc = cls(d['dim'], d['seed'])
-    enc.tfidf.vocabulary_ = {term: i for i, term in enumerate(d['terms'])}
-    enc.tfidf.idf_ = t['idf']
-    enc.svd = TruncatedSVD(len(t['components']), random_state=enc.seed)
-    enc.svd.components_, enc.texts = t['components'], d['texts']
+    arrays = load_file(folder/'encoder.safetensors')
+    enc = TfidfEncoder(known['dim'], known['seed'])
+    enc.texts, enc.tfidf.idf_ = known['texts'], arrays['idf']
+    enc.tfidf.vocabulary_ = {term: i for i, term in enumerate(known['terms'])}
+    enc.svd = TruncatedSVD(len(arrays['components']), random_state=enc.seed)
+    enc.svd.components_ = arrays['components']
     return enc
 
 # %% ../nbs/12_embed.ipynb #bfc6721f
-def load_encoder(
-    folder: str | Path, # from `save`
-    device: str | None = None, # of a sentence encoder; None: the best there is
-) -> TfidfEncoder | SentenceEncoder:
+def load_encoder(folder: str | Path, device: str | None = None) -> TfidfEncoder | SentenceEncoder:
     "Load a saved encoder; raises `FileError` if a sentence encoder has other weights now"
-    d = read_json(Path(folder)/'encoder.json')
-    if d['kind'] == 'tfidf': return TfidfEncoder.load(folder)
-    enc = SentenceEncoder(d['name'], d['max_length'], device)
-    if enc.key == d['key']: return enc
-    raise FileError(f'{folder}: the encoder {enc.name!r} has other weights now; get that version')
+    known = read_json(Path(folder)/'encoder.json')
+    if known['kind'] == 'tfidf': return _load_tfidf(Path(folder), known)
+    enc = SentenceEncoder(known['name'], known['max_length'], device)
+    require(enc.key == known['key'], f'{folder}: the encoder {enc.name!r} has other weights now; '
+                                     'get that version', FileError)
+    return enc
 
 # %% ../nbs/12_embed.ipynb #b5ff1a14
-def make_encoder(
-    encoder: object, # 'tfidf', 'minilm', a model's name or folder, or what has `key` and `encode`
-    device: str | None = None, # of a sentence encoder; None: the best there is
-) -> object:
-    "An encoder by name"
+def make_encoder(encoder: object, device: str | None = None) -> object:
+    "'tfidf', 'minilm', a model's name or folder as an encoder, or what has `key` and `encode` already"
     if hasattr(encoder, 'encode') and hasattr(encoder, 'key'): return encoder
     return TfidfEncoder() if encoder == 'tfidf' else SentenceEncoder(encoder, device=device)
 
@@ -222,7 +206,14 @@ def _remembered(path: Path, n: int) -> np.ndarray | None:
     try: return _checked(np.load(path, allow_pickle=False), n, path)
     except (OSError, ValueError, EOFError): return None
 
-# %% ../nbs/12_embed.ipynb #8f69ef65
+# %% ../nbs/12_embed.ipynb #9bc538ae
+def _embed(enc: object, texts: list[str], batch_size: int) -> np.ndarray:
+    "Checked vectors; an encoder that has learned nothing yet learns from these texts"
+    if not getattr(enc, 'fitted', True): enc.fit(texts)
+    x = enc.encode(texts, batch_size=batch_size)
+    return normalize(_checked(x, len(texts), f'the vectors of {enc}'))
+
+# %% ../nbs/12_embed.ipynb #b57d24e4
 def embed_texts(
     texts: list[str], # [N] none empty
     encoder: object = 'minilm', # as for `make_encoder`
@@ -232,35 +223,23 @@ def embed_texts(
     cache: str | Path | bool | None = None, # folder of vectors; None: in `cache_dir()`; False: none
 ) -> np.ndarray: # float32 [N, d], rows of length 1
     "Texts to vectors of length one; raises `GenrecError` that names an empty text or a bad vector"
-    if not len(texts): raise GenrecError('there are no texts to embed')
-    if (empty := next((i for i, t in enumerate(texts) if not t.strip()), None)) is not None:
-        raise MissingTextError(f'text {empty} of {len(texts)} is empty; items without text cannot be '
-                               'embedded, use random or given ids for them')
+    require(len(texts) > 0, 'there are no texts to embed')
+    require([bool(t.strip()) for t in texts], lambda i: f'text {i} of {len(texts)} is empty; items '
+            'without text cannot be embedded, use random or given ids for them', MissingTextError)
     enc = make_encoder(encoder, device)
     if cache is False: return _embed(enc, texts, batch_size)
     path = Path(cache or cache_dir()/'vectors')/f'{_cache_key(texts, enc)}.npy'
     if (x := _remembered(path, len(texts))) is not None: return x
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f'.{path.stem}.lock')):
-        if (x := _remembered(path, len(texts))) is not None: return x      # another process was quicker
-        x = _embed(enc, texts, batch_size)
-        with whole_file(path) as part: np.save(part, x, allow_pickle=False)
+        if (x := _remembered(path, len(texts))) is None:     # no other process was quicker
+            x = _embed(enc, texts, batch_size)
+            with whole_file(path) as part: np.save(part, x, allow_pickle=False)
     return x
 
-# %% ../nbs/12_embed.ipynb #9bc538ae
-def _embed(enc: object, texts: list[str], batch_size: int) -> np.ndarray:
-    "Checked vectors; an encoder that has learned nothing yet learns from these texts"
-    if not getattr(enc, 'fitted', True): enc.fit(texts)
-    x = enc.encode(texts, batch_size=batch_size)
-    return normalize(_checked(x, len(texts), f'the vectors of {enc}'))
-
 # %% ../nbs/12_embed.ipynb #01613d6d
-def nearest_items(
-    x: np.ndarray, # float32 [N, d] vectors of length one
-    i: int, # an item
-    k: int = 5, # neighbors
-) -> tuple[np.ndarray, np.ndarray]: # int64 [k] nearest first, without i; float32 [k] their cosines
-    "The nearest items by cosine; ties by item"
+def nearest_items(x: np.ndarray, i: int, k: int = 5) -> tuple[np.ndarray, np.ndarray]: # int64, float32 [k]
+    "The nearest items to item `i` by cosine, without it, ties by item; and their cosines"
     cos = x @ x[i]
     cos[i] = -np.inf
     top = np.argsort(-cos, kind='stable')[:k]
