@@ -10,7 +10,7 @@ import re
 import numpy as np
 from dataclasses import replace
 from .core import GenrecError, check_choice, patch
-from .collisions import (POLICIES, _assign, _distance_rows, _own_distance, path_groups, resolve_free,
+from .collisions import (POLICIES, _assign, _distance_rows, _own_distance, path_groups, _resolve_free,
                                   running_number)
 from .semantic_ids import Identifiers, level_name
 
@@ -131,7 +131,7 @@ def append(self: Identifiers,
     old = code_of[self.codes()]
     both, new, shared = np.r_[old[:, :len(inner)], given], given, 0
     if policy == 'free':
-        new, shared = resolve_free(both, rows, usable, len(old))
+        new, shared = _resolve_free(both, rows, usable, len(old))
         new = new[len(old):]
     if policy == 'extra':
         size = int((tables[-1] >= 0).cumprod().sum())

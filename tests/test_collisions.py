@@ -7,7 +7,7 @@ from numpy.testing import assert_array_equal
 from oracles import colliding
 
 from genrec_nb.core import GenrecError
-from genrec_nb.collisions import POLICIES, collision_counts, compare_policies, path_groups, resolve_collisions, resolve_free, running_number, sort_rows
+from genrec_nb.collisions import POLICIES, collision_counts, compare_policies, path_groups, resolve_collisions, _resolve_free, running_number, sort_rows
 from genrec_nb.semantic_ids import Identifiers
 
 
@@ -67,7 +67,7 @@ def greedy_free(codes, d):
 @given(colliding())
 def test_free_policy_against_a_greedy_loop(case):
     codes, d = case
-    moved, kept = resolve_free(codes, d.__getitem__, np.ones(4, bool))
+    moved, kept = _resolve_free(codes, d.__getitem__, np.ones(4, bool))
     expected, lost = greedy_free(codes, d)
     assert_array_equal(moved, expected)
     assert kept == lost
@@ -81,7 +81,7 @@ def test_free_policy_against_a_greedy_loop(case):
 
 def test_free_policy_when_everybody_has_the_same_codes():
     n, k = 40_000, 256
-    moved, kept = resolve_free(np.zeros((n, 2), int), lambda items: np.tile(np.arange(k, dtype=np.float32), (len(items), 1)), np.ones(k, bool))
+    moved, kept = _resolve_free(np.zeros((n, 2), int), lambda items: np.tile(np.arange(k, dtype=np.float32), (len(items), 1)), np.ones(k, bool))
     assert kept == n - k and len(np.unique(moved[:, 1])) == k and moved[:k, 1].tolist() == list(range(k))
 
 @settings(max_examples=15, deadline=None)
