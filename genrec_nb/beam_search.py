@@ -8,16 +8,17 @@ __all__ = ['decoding_weights', 'DecodeConfig', 'exhausted_prefixes', 'assistant_
 
 # %% ../nbs/50_beam_search.ipynb #747d23f4
 import torch
+import torch.nn.functional as F
 from dataclasses import dataclass
 from torch import Tensor
 from typing import Literal
 from .core import Count, GenrecError, SettingError, Share, patch, settings
 from .semantic_ids import PAD
-from .trie import ItemTrie
+from .trie import ItemTrie, find_keys, runs
 
 # %% ../nbs/50_beam_search.ipynb #ed4ff317
 def _min_max(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    "Min-max scaling to 0..1; 0 where smallest and largest value of the group are equal"
+    "Min-max scaling to 0..1; 0 where smallest and largest value are equal"
     width = high - low
     return torch.where(width > 0, (x - low)/torch.where(width > 0, width, 1), 0.)
 
@@ -31,10 +32,10 @@ def decoding_weights(
     if not 0 <= alpha <= 1: raise SettingError(f'alpha is {alpha}, expected 0 to 1')
     if len(gain) != trie.n_nodes:
         raise GenrecError(f'{len(gain)} gains for {trie.n_nodes} nodes: compute them on this trie')
-    n, gain = trie.n_children[trie.n_children > 0].long(), gain[1:].contiguous()
-    low = torch.segment_reduce(gain, 'min', lengths=n, unsafe=True).repeat_interleave(n)
-    high = torch.segment_reduce(gain, 'max', lengths=n, unsafe=True).repeat_interleave(n)
-    return torch.cat([gain.new_ones(1), 1 - alpha*_min_max(gain, low, high)]).float()
+    low, high = (trie.reduce_children(gain, how)[trie.parent] for how in ('min', 'max'))
+    w = 1 - alpha*_min_max(gain, low, high)
+    w[0] = 1.                                                # no step leads into the root
+    return w.float()
 
 # %% ../nbs/50_beam_search.ipynb #dd061ede
 @settings
@@ -49,34 +50,27 @@ class DecodeConfig:
     assistant_weight: Share = 0. # share of an assistant's log-probability (D3), 0 = none
 
 # %% ../nbs/50_beam_search.ipynb #c921e6dd
-def exhausted_prefixes(
-    trie: ItemTrie,
-    seen: Tensor, # int64 [B, S] items each user has seen, -1 where there is none; repeats allowed
-) -> Tensor: # int64 [n] user * M + node of every node of which a user has seen all items, ascending
-    "Prefixes under which no item is left for a user"
-    user = torch.arange(len(seen), device=seen.device)[:, None].expand_as(seen)
-    pair = torch.unique((user*trie.n_items + seen)[seen >= 0])  # each seen item once a user
-    nodes = trie.item_nodes(pair % trie.n_items)                            # [n, depth]
-    nodes = torch.cat([nodes, torch.zeros_like(pair)[:, None]], 1)          # and the root
+def _unique_pairs(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: none -> [n]
+    "user * N + item of each seen item, once a user, ascending"
+    user = torch.arange(len(seen), device=seen.device)[:, None]
+    return torch.unique((user*trie.n_items + seen)[seen >= 0])
+
+def exhausted_prefixes(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: none -> [n]
+    "user * M + node of every node of which a user has seen all items, ascending"
+    pair = _unique_pairs(trie, seen)
+    nodes = F.pad(trie.item_nodes(pair % trie.n_items), (1, 0))   # [n, 1 + depth], the root in front
     key = (pair//trie.n_items)[:, None]*trie.n_nodes + nodes
     key, times = torch.unique(key[nodes >= 0], return_counts=True)
     return key[times == trie.count[key % trie.n_nodes]]
 
 # %% ../nbs/50_beam_search.ipynb #86bde8f3
-def _contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
-    "Which `keys` [...] are among the `sorted_keys` [n]"
-    if not len(sorted_keys): return torch.zeros_like(keys, dtype=torch.bool)
-    place = torch.searchsorted(sorted_keys, keys).clamp(max=len(sorted_keys) - 1)
-    return sorted_keys[place] == keys
-
-# %% ../nbs/50_beam_search.ipynb #67c95deb
 def assistant_mass(
     trie: ItemTrie,
     scores: Tensor, # float [B, N] of each item for each user; minus infinity: impossible
     excluded: Tensor | None = None, # int64 [B, S] items without probability, -1 where there is none
 ) -> Tensor: # float64 [B, N + 1] running sum of the items' probabilities, in the order of the trie
     "Cumulated probability of an assistant model; `GenrecError` for scores of other items, or NaN"
-    if scores.ndim != 2 or scores.shape[1] != trie.n_items:
+    if scores.shape[1:] != (trie.n_items,):
         raise GenrecError(f'the assistant gave scores of shape {tuple(scores.shape)}, '
                           f'expected a row of {trie.n_items} items for each user')
     if scores.isnan().any(): raise GenrecError("the assistant's scores hold NaN: was it trained?")
@@ -99,7 +93,7 @@ def assistant_logp(
     mass: Tensor, # float64 [B, N + 1] from `assistant_mass`
     child: Tensor, # int64 [B, k, C] candidates, -1 where there is none
 ) -> Tensor: # float32 [B, k, C]
-    "Assistant log-probability of each step: mass of the child over mass of its parent"
+    "Assistant log-probability of each step: mass of the child over that of its parent"
     child = child.clamp(min=1)
     share = _mass_below(trie, mass, child)/_mass_below(trie, mass, trie.parent[child].long())
     return share.clamp(max=1).log().float()
@@ -109,9 +103,11 @@ class _Search:
     "Trie, options and what belongs to the users of one search"
     def __init__(self, trie, config, gain=None, weights=None, seen=None, assistant=None):
         if config.alpha and gain is None:
-            raise GenrecError('alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
+            raise GenrecError('alpha > 0 needs the gains of the trie: '
+                              'pass gain=information_gain(trie, prior)')
         if config.assistant_weight and assistant is None:
-            raise GenrecError('assistant_weight > 0 needs an assistant: pass assistant=, its scores [users, items]')
+            raise GenrecError('assistant_weight > 0 needs an assistant: '
+                              'pass assistant=, its scores [users, items]')
         if config.alpha and weights is None: weights = decoding_weights(trie, gain, config.alpha)
         if not config.exclude_seen: seen = None
         self.trie, self.config, self.gain, self.weights = trie, config, gain, weights
@@ -125,7 +121,8 @@ def candidates(self: _Search, node: Tensor, score: Tensor) -> Tensor:
     child = self.trie.children(node).masked_fill((score == -torch.inf)[..., None], -1)
     if self.exhausted is None: return child
     user = torch.arange(len(node), device=node.device)[:, None, None]
-    return torch.where(_contains(self.exhausted, user*self.trie.n_nodes + child), -1, child)
+    _, gone = find_keys(self.exhausted, user*self.trie.n_nodes + child)
+    return torch.where(gone, -1, child)
 
 # %% ../nbs/50_beam_search.ipynb #b7f90f05
 @patch
@@ -150,6 +147,7 @@ def step_weights(self: _Search, child: Tensor) -> Tensor:
     high = gain.masked_fill(missing, -torch.inf).amax(1, keepdim=True).expand_as(gain)
     return (1 - self.config.alpha*_min_max(gain, low, high)).view(child.shape)
 
+# %% ../nbs/50_beam_search.ipynb #0d0d004a
 @patch
 def step_scores(self: _Search, child: Tensor, logits: Tensor) -> Tensor:
     "What each candidate [B, k, C] adds to the score of its prefix, minus infinity at -1"
@@ -172,7 +170,7 @@ class Beams:
     scores: Tensor # float [B, k], minus infinity where there is none
 
 def _merge_finished(finished: Beams, nodes: Tensor, scores: Tensor) -> Beams:
-    "The k best of the finished beams and newly finished `nodes` [B, m] with their final `scores`"
+    "The k best of the finished beams and newly finished `nodes` [B, m] with final `scores`"
     nodes = torch.cat([finished.nodes, nodes], 1)
     scores, place = _stable_topk(torch.cat([finished.scores, scores], 1), finished.nodes.shape[1])
     return Beams(nodes.gather(1, place).masked_fill(scores == -torch.inf, -1), scores)
@@ -193,15 +191,15 @@ def beam_search(
     history: Tensor, # int64 [B, H] items, -1 where there is none
     config: DecodeConfig = DecodeConfig(),
     gain: Tensor | None = None, # float [M], needed if alpha > 0
-    seen: Tensor | None = None, # int64 [B, S] items to leave out, -1: none; None: those of `history`
-    weights: Tensor | None = None, # float [M] from `decoding_weights`, if they are at hand already
+    seen: Tensor | None = None, # int64 [B, S] items to leave out; None: those of `history`
+    weights: Tensor | None = None, # float [M] from `decoding_weights`, if already computed
     assistant: Tensor | None = None, # float [B, N] scores, needed if assistant_weight > 0
-    prefilled: tuple | None = None, # what `model.prefill(history)` gave, if that was done before
+    prefilled: tuple | None = None, # of `model.prefill(history)`, if already computed
 ) -> Beams: # up to `beams` finished paths a user
     "Constrained beam search with IGD-decoding, for a batch of users"
     search = _Search(trie, config, gain, weights, history if seen is None else seen, assistant)
     B, k = len(history), config.beams
-    node, score = history.new_zeros(B, 1), torch.zeros(B, 1, device=history.device)
+    node, score = history.new_zeros(B, 1), torch.zeros(B, 1, device=history.device)   # the root
     finished = Beams(node.new_full((B, k), -1), score.new_full((B, k), -torch.inf))
     logits, state = prefilled or model.prefill(history)
     for length in range(1, trie.max_depth + 1):
@@ -232,23 +230,15 @@ def expand_items(
     item, owner = trie.items_below(beams.nodes[real])
     user, score = real.nonzero()[owner, 0], beams.scores[real][owner]
     if seen is not None:
-        row = torch.arange(B, device=item.device)[:, None]
-        excluded = torch.unique((row*trie.n_items + seen)[seen >= 0])
-        keep = ~_contains(excluded, user*trie.n_items + item)
-        item, user, score = item[keep], user[keep], score[keep]
-    n = torch.bincount(user, minlength=B)
-    place = torch.arange(len(user), device=user.device) - (n.cumsum(0) - n)[user]
-    items, scores = beams.nodes.new_full((B, k), -1), beams.scores.new_full((B, k), -torch.inf)
+        _, gone = find_keys(_unique_pairs(trie, seen), user*trie.n_items + item)
+        item, user, score = item[~gone], user[~gone], score[~gone]
+    _, place = runs(torch.bincount(user, minlength=B))
     first = place < k
-    items[user[first], place[first]] = item[first]
-    scores[user[first], place[first]] = score[first]
-    return items, scores
+    at = user[first], place[first]
+    items = beams.nodes.new_full((B, k), -1).index_put(at, item[first])
+    return items, beams.scores.new_full((B, k), -torch.inf).index_put(at, score[first])
 
 # %% ../nbs/50_beam_search.ipynb #65a0466d
-def _users_at_once(model, device) -> int:
-    "What the model wants, else 32 on a CPU, so that a step stays in its cache"
-    return getattr(model, 'users_at_once', None) or (32 if device.type == 'cpu' else 512)
-
 @torch.inference_mode()
 def _prefill_again(model, state, history: Tensor) -> tuple:
     "Logits and state at the root: by `restart` if the model has it, else by reading the histories"
@@ -264,25 +254,28 @@ def recommend_each(
     configs: list = (DecodeConfig(),), # one `DecodeConfig` for each search
     gain: Tensor | None = None, # float [M], needed if an alpha > 0
     seen: Tensor | None = None, # int64 [M, S] items to leave out; None: those of `history`
-    batch_size: int | None = None, # users searched together; None: what the model wants
+    batch_size: int | None = None, # users searched together; None: the model's, or 32 on a CPU
     assistant: Tensor | None = None, # float [M, N] scores, needed if an assistant_weight > 0
 ) -> list: # for each config (items int64 [M, k], scores float [M, k])
     "Ranked items for any number of users, by several searches"
     if not len(history): return [(history.new_empty((0, k)), torch.empty(0, k)) for _ in configs]
     seen, was_training = history if seen is None else seen, model.training
-    found = [[] for _ in configs]
     model.eval()
-    order = torch.argsort((history >= 0).sum(1), stable=True)
     weights = [decoding_weights(trie, gain, c.alpha) if c.alpha and gain is not None else None
                for c in configs]
-    for rows in order.split(batch_size or _users_at_once(model, history.device)):
-        advice, state = None if assistant is None else assistant[rows], None
+    by_length = torch.argsort((history >= 0).sum(1), stable=True)
+    at_once = getattr(model, 'users_at_once', None) or (32 if history.device.type == 'cpu' else 512)
+    found = [[] for _ in configs]
+    for rows in by_length.split(batch_size or at_once):
+        scores, state = None if assistant is None else assistant[rows], None
         for config, w, lists in zip(configs, weights, found):
-            logits, state = _prefill_again(model, state, history[rows])
-            beams = beam_search(model, trie, history[rows], config, gain, seen[rows], w, advice, (logits, state))
+            prefilled = _prefill_again(model, state, history[rows])
+            state = prefilled[1]
+            beams = beam_search(model, trie, history[rows], config, gain, seen[rows], w, scores,
+                                prefilled)
             lists.append(expand_items(trie, beams, k, seen[rows] if config.exclude_seen else None))
     model.train(was_training)
-    back = torch.argsort(order)
+    back = torch.argsort(by_length)
     return [tuple(torch.cat(x)[back] for x in zip(*lists)) for lists in found]
 
 # %% ../nbs/50_beam_search.ipynb #851c63f7

@@ -33,32 +33,28 @@ class TrieProcessor(LogitsProcessor):
         used = number[(number >= EOS) & (self.to_model >= 0)]  # PAD and BOS are in no path
         unknown = torch.full((int(self.to_model.max()) + 1,), -1, device=device)
         self.to_trie = unknown.scatter(0, self.to_model[used], used)
-        if gain is None: gain = torch.zeros(trie.n_nodes, device=device)
+        gain = torch.zeros(trie.n_nodes, device=device) if gain is None else gain
         self.weights = decoding_weights(trie, gain, alpha)
 
 # %% ../nbs/52_generate.ipynb #1775afa7
 @patch
 def children(self: TrieProcessor, input_ids: Tensor) -> Tensor:
     "Nodes [B·k, C] that may follow the tokens [B·k, S], -1 where there is none"
-    path = input_ids[:, self.prompt:]
-    last = len(self.to_trie) - 1
+    path, last = input_ids[:, self.prompt:], len(self.to_trie) - 1
     path = torch.where(path <= last, self.to_trie[path.clamp(max=last)], -1)
     node = self.trie.walk(path)[:, -1] if path.shape[1] else path.new_zeros(len(path))
     return self.trie.children(node.clamp(min=0)).masked_fill((node < 0)[:, None], -1)
 
 # %% ../nbs/52_generate.ipynb #1386a4a9
 @patch
-def __call__(self: TrieProcessor,
-    input_ids: Tensor, # int64 [B·k, S]
-    scores: Tensor, # float [B·k, V] log-probabilities, or logits
-) -> Tensor: # float [B·k, V]
+def __call__(self: TrieProcessor, input_ids: Tensor, scores: Tensor) -> Tensor: # float [B·k, V]
     "Weighted log-probabilities of the allowed tokens, minus infinity elsewhere"
     child = self.children(input_ids)
-    token = self.trie.token[child.clamp(min=0)].long().clamp(min=0)
-    token = self.to_model[token].masked_fill(child < 0, self.end)
-    logp = scores.log_softmax(1).gather(1, token).masked_fill(child < 0, -torch.inf)
+    none, child = child < 0, child.clamp(min=0)
+    token = self.to_model[self.trie.token[child].long().clamp(min=0)].masked_fill(none, self.end)
+    logp = scores.log_softmax(1).gather(1, token).masked_fill(none, -torch.inf)
     if self.normalize == 'children': logp = logp.log_softmax(1).nan_to_num(nan=-torch.inf)
     out = torch.full_like(scores, -torch.inf)
-    out = out.scatter_reduce(1, token, self.weights[child.clamp(min=0)]*logp, 'amax')
-    out[:, self.end] = torch.where((child < 0).all(1), 0., out[:, self.end])  # a path's end is free
+    out = out.scatter_reduce(1, token, self.weights[child]*logp, 'amax')
+    out[:, self.end] = torch.where(none.all(1), 0., out[:, self.end])         # a path's end is free
     return out

@@ -23,16 +23,16 @@ class TokenLoss(ModelOutput):
     "What a model returns in training"
     nll: Tensor = None # float [n, T] cross-entropy of each token of each target, 0 behind the end of a path
     targets: Tensor = None # int64 [n] the target items
-    effect: Tensor = None # float [n, T] the same of (logits - logits with a null history), if asked for
-    mixture: Tensor = None # float [K] weights of several targets; put here by a trainer that learns them
+    effect: Tensor = None # float [n, T] that of (logits - logits with a null history), or None
+    mixture: Tensor = None # float [K] weights of several targets, if a trainer learns them
 
 # %% ../nbs/41_tiger.ipynb #dd920f15
 class TigerT5(T5ForConditionalGeneration):
-    "TIGER: a T5 from scratch over item tokens (arXiv 2305.05065); a real `transformers` T5 otherwise"
+    "TIGER: a T5 from scratch over item tokens (arXiv 2305.05065)"
     samples = PrefixSamples
 
     def forward(self,
-        history: Tensor | None = None, # int64 [B, H] items, -1 where there is none; None: `transformers`' own forward
+        history: Tensor | None = None, # int64 [B, H] items, -1: none; without: `transformers`' forward
         targets: Tensor | None = None, # int64 [B] items
         tau: float = 1., # temperature of the loss
         null_history: bool = False, # also give `effect`: what the history changes
@@ -49,32 +49,25 @@ class TigerT5(T5ForConditionalGeneration):
 
 # %% ../nbs/41_tiger.ipynb #a7b02298
 @patch
-def target_logits(
-    self: TigerT5,
-    history: Tensor, # int64 [B, H] items, -1 where there is none
-    labels: Tensor, # int64 [B, L] tokens of the targets
-) -> Tensor: # float [B, L, V]
-    "Logits of each token, given the history and the tokens before"
+def target_logits(self: TigerT5, history: Tensor, labels: Tensor) -> Tensor: # -> float [B, L, V]
+    "Logits of each token, given the history (items [B, H]) and the tokens before (labels [B, L])"
     x, mask = history_tokens(self.paths, history)
-    start = self._shift_right(labels)
-    return T5ForConditionalGeneration.forward(self, input_ids=x, attention_mask=mask, decoder_input_ids=start).logits
+    return T5ForConditionalGeneration.forward(
+        self, input_ids=x, attention_mask=mask, decoder_input_ids=self._shift_right(labels)).logits
 
 # %% ../nbs/41_tiger.ipynb #74847ec1
 @patch
-def set_items(
-    self: TigerT5,
-    ids: Identifiers, # paths of all items
-) -> TigerT5: # itself
+def set_items(self: TigerT5, ids: Identifiers) -> TigerT5: # itself
     "Keep the paths of the items; raises `GenrecError` for identifiers of another vocabulary"
     if ids.vocab_size != self.config.vocab_size:
-        raise GenrecError(f'the model knows {self.config.vocab_size} tokens, the identifiers have {ids.vocab_size}: '
-                          'they belong to different runs')
+        raise GenrecError(f'the model knows {self.config.vocab_size} tokens, the identifiers '
+                          f'have {ids.vocab_size}: they belong to different runs')
     self.register_buffer('paths', torch.from_numpy(ids.padded()).to(self.device), persistent=False)
     return self
 
 # %% ../nbs/41_tiger.ipynb #49889554
-_SIZES = dict(d_model=128, d_ff=1024, num_layers=4, num_decoder_layers=4, num_heads=6, d_kv=64, dropout_rate=.1,
-              feed_forward_proj='relu', tie_word_embeddings=True)
+_SIZES = dict(d_model=128, d_ff=1024, num_layers=4, num_decoder_layers=4, num_heads=6, d_kv=64,
+              dropout_rate=.1, feed_forward_proj='relu', tie_word_embeddings=True)
 
 def tiger_t5(
     ids: Identifiers, # paths of all items
@@ -83,8 +76,9 @@ def tiger_t5(
     **config, # changes to the sizes, as `T5Config` names them
 ) -> TigerT5: # untrained
     "A fresh TIGER with the sizes of LETTER's authors"
-    config = T5Config(vocab_size=ids.vocab_size, pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD,
-                      max_items=max_items, **{**_SIZES, **config})
+    tokens = dict(vocab_size=ids.vocab_size, pad_token_id=PAD, eos_token_id=EOS)
+    tokens.update(decoder_start_token_id=PAD, max_items=max_items)
+    config = T5Config(**{**tokens, **_SIZES, **config})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return TigerT5(config).set_items(ids)
@@ -95,17 +89,15 @@ class T5State:
     "What is kept between the steps of a beam search"
     cross: list # of each decoder layer: keys and values of the history [B, S, heads*d_kv]
     cross_mask: Tensor # float [B, 1, 1, S], minus infinity at padding
-    cache: list # of each layer: keys and values [B, n, heads*d_kv] of every token of any beam; None: nothing yet
+    cache: list # of each layer: keys and values [B, n, heads*d_kv] of any beam's tokens, or None
     visible: Tensor | None = None # bool [B, k, n] which of them each beam may see
     depth: list = field(default_factory=list) # position in the path of each of the n tokens
 
 # %% ../nbs/41_tiger.ipynb #d656c9c3
-def take_beams(
-    x: Tensor, # [B, k, ...]
-    parents: Tensor, # int64 [B, k'] which beam each new beam continues
-) -> Tensor: # [B, k', ...]
-    "Select beams, for each user its own"
-    return x.gather(1, parents.view(*parents.shape, *[1]*(x.ndim - 2)).expand(*parents.shape, *x.shape[2:]))
+def take_beams(x: Tensor, parents: Tensor) -> Tensor: # [B, k, ...], int64 [B, k'] -> [B, k', ...]
+    "Select beams, for each user its own: new beam b continues beam parents[b]"
+    index = parents.view(*parents.shape, *[1]*(x.ndim - 2))
+    return x.gather(1, index.expand(*parents.shape, *x.shape[2:]))
 
 # %% ../nbs/41_tiger.ipynb #f906dcaf
 @patch
@@ -116,36 +108,26 @@ def _self_bias(
     own: Tensor, # bool [B, k, k] the identity
 ) -> Tensor: # float [B, heads, k, n] minus infinity where a beam may not see
     "Position bias and mask of the self-attention"
-    state.visible = own if parents is None else torch.cat([take_beams(state.visible, parents), own], 2)
+    if parents is not None: own = torch.cat([take_beams(state.visible, parents), own], 2)
     now = state.depth[-1] + 1 if state.depth else 0
-    state.depth += [now]*own.shape[1]
+    state.visible, state.depth = own, state.depth + [now]*own.shape[1]
     attention = self.decoder.block[0].layer[0].SelfAttention
-    bias = attention.compute_bias(1, now + 1, past_seen_tokens=now)                # [1, heads, 1, depths]
-    return torch.where(state.visible[:, None], bias[..., torch.tensor(state.depth, device=own.device)], -torch.inf)
+    bias = attention.compute_bias(1, now + 1, past_seen_tokens=now)      # [1, heads, 1, depths]
+    bias = bias[..., torch.tensor(state.depth, device=own.device)]
+    return torch.where(own[:, None], bias, -torch.inf)
 
 # %% ../nbs/41_tiger.ipynb #883073b6
-def _attend(
-    attention, # a T5 attention layer
-    x: Tensor, # [B, k, d_model] queries
-    keys: Tensor, # [B, S, heads*d_kv]
-    values: Tensor, # [B, S, heads*d_kv]
-    bias: Tensor, # added to the scores, broadcast to [B, heads, k, S]
-) -> Tensor: # [B, k, d_model]
-    "T5's attention"
-    q, k, v = (t.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2) for t in (attention.q(x), keys, values))
+def _attend(attention, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    "T5's attention: queries x [B, k, d_model], keys and values [B, S, heads*d_kv]"
+    q, k, v = (t.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+               for t in (attention.q(x), keys, values))
     a = F.scaled_dot_product_attention(q, k, v, bias, scale=1.)
     return attention.o(a.transpose(1, 2).flatten(2))
 
 # %% ../nbs/41_tiger.ipynb #42f8a31b
-def _layer_step(
-    block, # a T5 decoder block
-    h: Tensor, # [B, k, d_model]
-    state: T5State, # its cache grows
-    l: int, # which layer
-    bias: Tensor, # of the self-attention
-) -> Tensor: # [B, k, d_model]
-    "One decoder layer for all beams of all users"
-    first, second, feed_forward = block.layer                                # self-attention, cross-attention
+def _layer_step(block, h: Tensor, state: T5State, l: int, bias: Tensor) -> Tensor: # [B, k, d_model]
+    "Decoder layer l for all beams of all users; its cache in `state` grows"
+    first, second, feed_forward = block.layer                            # self-, cross-attention
     x, attention = first.layer_norm(h), first.SelfAttention
     new, past = (attention.k(x), attention.v(x)), state.cache[l]
     state.cache[l] = new if past is None else [torch.cat(pair, 1) for pair in zip(past, new)]
@@ -159,11 +141,12 @@ def decode_step(
     self: TigerT5,
     state: T5State, # from `prefill`; changed in place
     tokens: Tensor, # int64 [B, k] last token of each beam
-    parents: Tensor | None, # int64 [B, k] beam of the step before that each beam continues; None: the start token
+    parents: Tensor | None, # int64 [B, k] beam that each beam continues; None: the start token
 ) -> Tensor: # float [B, k, V] logits of the next token
     "One step for all beams of all users"
     B, k = tokens.shape
-    bias = self._self_bias(state, parents, torch.eye(k, dtype=torch.bool, device=tokens.device).expand(B, k, k))
+    own = torch.eye(k, dtype=torch.bool, device=tokens.device).expand(B, k, k)
+    bias = self._self_bias(state, parents, own)
     h = self.decoder.embed_tokens(tokens)
     for l, block in enumerate(self.decoder.block): h = _layer_step(block, h, state, l, bias)
     h = self.decoder.final_layer_norm(h)
@@ -172,11 +155,8 @@ def decode_step(
 
 # %% ../nbs/41_tiger.ipynb #85f33c12
 @patch
-def prefill(
-    self: TigerT5,
-    history: Tensor, # int64 [B, H] items, -1 where there is none
-) -> tuple[Tensor, T5State]: # (logits float [B, 1, V] of the first token, state)
-    "Read the histories: encoder once a user, keys and values of the cross-attention once a user"
+def prefill(self: TigerT5, history: Tensor) -> tuple[Tensor, T5State]: # items [B, H], -1: none
+    "Logits [B, 1, V] of the first token; encoder and keys of the cross-attention once a user"
     x, mask = history_tokens(self.paths, history)
     encoded = self.encoder(input_ids=x, attention_mask=mask).last_hidden_state
     unseen = encoded.new_zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None]

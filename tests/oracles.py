@@ -116,6 +116,24 @@ def next_logp(model, history, prefix):
     return logits.double().log_softmax(0)
 
 
+def all_logp(model, history, paths):
+    "The same after every beginning of the `paths`, in one training pass over all of them: {prefix: float64 [V]}"
+    import torch
+    from genrec_nb.batches import history_tokens
+    paths = sorted(set(map(tuple, paths)))
+    width = max(map(len, paths))
+    before = torch.tensor([[*p, *[0]*(width - len(p))][:-1] for p in paths], dtype=torch.long).view(len(paths), -1)
+    items = torch.tensor([[i for i in history if i >= 0]]).expand(len(paths), -1).long()
+    with torch.inference_mode():
+        if hasattr(model, 'encoder'):
+            x, mask = history_tokens(model.paths, items)
+            start = torch.nn.functional.pad(before, (1, 0), value=model.config.decoder_start_token_id)
+            logits = model(input_ids=x, attention_mask=mask, decoder_input_ids=start, use_cache=False).logits
+        else: logits = model.flat_logits(torch.cat([model.paths[items].flatten(1), before], 1))[:, -width:]
+    logp = logits.double().log_softmax(-1)
+    return {p[:t]: row[t] for p, row in zip(paths, logp) for t in range(len(p))}
+
+
 def byte_tokenizer(titles, size=400):
     "A byte-level BPE that gives back every text"
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -11,7 +11,7 @@ from genrec_nb.infogain import gain_by_position, information_gain, item_prior, i
 from genrec_nb.batches import PrefixSamples, Windows
 from genrec_nb.trie import ItemTrie
 import oracles
-from oracles import DictTrie, identifiers, quick, tables_with_counts
+from oracles import DictTrie, few, identifiers, quick, tables_with_counts
 
 kinds = pytest.mark.parametrize('kind', ['global', 'conditional'])
 
@@ -38,14 +38,14 @@ def test_gain_of_a_thousand_items(kind):
     t, d, p = both(paths, counts)
     np.testing.assert_allclose(information_gain(t, p, kind), oracles.gain(d, p.tolist(), kind), rtol=0, atol=1e-12)
 
-@quick
+@few
 @given(tables_with_counts())
 def test_global_gains_along_a_path_add_up(case):
     t, _, p = both(*case)
     H, g = node_entropy(t, p), information_gain(t, p)
     np.testing.assert_allclose(item_table(t, g).sum(1), H[0] - H[t.leaf], rtol=0, atol=1e-12)
 
-@quick
+@few
 @given(tables_with_counts())
 def test_mean_conditional_gain_is_the_mutual_information(case):
     "Averaged over the children by their mass: the entropy of the child, given the prefix"
@@ -58,7 +58,7 @@ def test_mean_conditional_gain_is_the_mutual_information(case):
         mean = math.fsum(m/whole*float(g[d.number[k.prefix]]) for m, k in zip(mass, b.kids.values()))
         assert mean == pytest.approx(oracles.entropy([m/whole for m in mass]), abs=1e-12)
 
-@quick
+@few
 @given(tables_with_counts())
 def test_the_root_holds_the_entropy_of_the_paths(case):
     t, d, p = both(*case)
@@ -68,7 +68,7 @@ def test_the_root_holds_the_entropy_of_the_paths(case):
 
 # ---- zero-gain tokens ---------------------------------------------------------------------------------------------
 
-@quick
+@few
 @given(tables_with_counts(least=1))
 def test_zero_gain_means_only_child(case):
     "Both directions, exactly zero, when every item has mass; with one path nothing is ever decided"
@@ -79,7 +79,7 @@ def test_zero_gain_means_only_child(case):
         assert (float(g[d.number[b.prefix]]) == 0) == (siblings == 1)
     assert (information_gain(t, p, 'conditional')[[len(d.branches[d.number[b.prefix[:-1]]].kids) == 1 if b.prefix else True for b in d.branches]] == 0).all()
 
-@quick
+@few
 @given(tables_with_counts())
 def test_zero_gain_means_that_no_mass_is_eliminated(case):
     "With items that are never a target; a single path with all the mass has no uncertainty either"
@@ -91,7 +91,7 @@ def test_zero_gain_means_that_no_mass_is_eliminated(case):
         gone = oracles.distinct_mass(d, set(up.items) - set(b.items), p.tolist())
         assert (float(g[d.number[b.prefix]]) == 0) == (not any(0 < m < 1 for m in gone))
 
-@quick
+@few
 @given(tables_with_counts())
 def test_colliding_items_count_as_one(case):
     "All mass of a shared path on its first item, or spread: the same gains"
@@ -102,7 +102,7 @@ def test_colliding_items_count_as_one(case):
     for kind in ('global', 'conditional'):
         np.testing.assert_allclose(information_gain(t, p, kind), information_gain(t, item_prior(np.array(moved)), kind), rtol=0, atol=1e-12)
 
-@quick
+@few
 @given(tables_with_counts())
 def test_shares_and_positions_by_counting(case):
     paths, counts = case
@@ -153,7 +153,7 @@ def learned_from(rows, max_items=3):
         out += [windows.collate(list(range(len(windows))))['items']]
     return out
 
-@quick
+@few
 @given(histories(), st.data())
 def test_held_out_items_change_nothing_that_is_learned_from(rows, data):
     "Other last items, other items before them: same prior, same gains, same samples"

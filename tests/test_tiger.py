@@ -7,7 +7,7 @@ from genrec_nb.item_decoder import ItemDecoder, item_decoder
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.tiger import TigerT5, tiger_t5
 from genrec_nb.trie import ItemTrie
-from oracles import identifiers, next_logp, packed, t5
+from oracles import all_logp, identifiers, next_logp, packed, t5
 
 def codes(n=20, sizes=(4, 3, 4), seed=0): return Identifiers.from_codes(np.random.default_rng(seed).integers(0, sizes, (n, len(sizes))), list(sizes), 'keep')
 
@@ -34,20 +34,19 @@ def test_t5_loss_is_transformers_own(ids):
 
 @pytest.mark.parametrize('make, ids', [(t5, codes()), (t5, identifiers(RAGGED)), (packed, codes())], ids=['t5', 't5 titles', 'packed'])
 def test_prefill_and_decode_steps_are_the_training_pass(make, ids):
-    "Every prefix of every item, all users and beams at once with the shared cache, against one forward each"
+    "Every prefix of every item, all users and beams at once with the shared cache, against the training pass"
     model, trie = make(ids), ItemTrie.build(ids)
     history = torch.tensor([[-1, -1, 3, 1], [5, 0, 2, 2], [-1, 7, 6, 4]])
     B, N = 3, ids.n_items
     paths = torch.from_numpy(ids.padded())
+    logps = [all_logp(model, h, [ids.path(i).tolist() for i in range(N)]) for h in history.tolist()]
     with torch.inference_mode():
         logits, state = model.prefill(history)
-        beams = torch.zeros(B, 1, dtype=torch.long)
         for depth in range(trie.max_depth):
             for b in range(B):
                 for k in range(logits.shape[1]):
-                    prefix = paths[k, :depth].tolist() if depth else []
-                    if depth and 0 in ids.padded()[k, :depth + 1]: continue
-                    np.testing.assert_allclose(logits[b, k].double().log_softmax(0), next_logp(model, history[b].tolist(), prefix), atol=2e-5)
+                    if 0 in paths[k, :depth + 1]: continue
+                    np.testing.assert_allclose(logits[b, k].double().log_softmax(0), logps[b][tuple(paths[k, :depth].tolist())], atol=2e-5)
             if depth + 1 == trie.max_depth: break
             parents = torch.arange(N).expand(B, N) if depth else torch.zeros(B, N, dtype=torch.long)
             logits = model.decode_step(state, paths[:, depth].expand(B, N), parents)

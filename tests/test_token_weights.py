@@ -14,12 +14,12 @@ from genrec_nb.token_weights import (FrontGreater, Frequency, IGD, Position, Uni
                                      level_gains, split_gains, uniform_weights)
 from genrec_nb.trie import ItemTrie
 import oracles
-from oracles import DictTrie, few, identifiers, quick, tables_with_counts
+from oracles import DictTrie, few, identifiers, tables_with_counts
 
 
 # ---- weights ------------------------------------------------------------------------------------------------------
 
-@quick
+@few
 @given(tables_with_counts(), st.sampled_from([0., .1, .5, 1.]))
 def test_igd_weights_by_definition(case, beta):
     "beta where the token eliminates no mass (by a dictionary), 1 elsewhere, 0 behind the end"
@@ -36,7 +36,7 @@ def test_igd_weights_by_definition(case, beta):
                 want = 1. if decides else beta
             assert float(table[i, k]) == pytest.approx(want)
 
-@quick
+@few
 @given(tables_with_counts())
 def test_beta_one_is_plain_cross_entropy(case):
     paths, counts = case
@@ -127,7 +127,7 @@ def test_each_weighting_by_its_loop(name, case, beta, eos, seed):
         np.testing.assert_allclose(table[i, :len(p)], slow(name, paths, counts, x.tolist(), beta, eos, i), rtol=1e-4, atol=1e-5)
         assert (table[i, len(p):] == 0).all()
 
-@quick
+@few
 @given(tables_with_counts(), st.integers(0, 99))
 def test_gains_add_up(case, seed):
     "Sum of the gains = mu_0 - mu_L; a level's gain is the mean over its prefixes; a prefix without a choice gains exactly 0"
@@ -153,7 +153,7 @@ def test_released_constants(gains, weights):
     np.testing.assert_allclose(gain_weights(gains), weights, atol=1.5e-4 if gains[0] == 23.559 else 5.1e-5)
     np.testing.assert_allclose(gain_weights([gains, [0, 0, 0, 0], [1, -5, 0, 0]]), [gain_weights(gains).tolist(), [1]*4, [4, 0, 0, 0]])
 
-@quick
+@few
 @given(tables_with_counts(), st.integers(0, 99))
 def test_sums_of_each_item(case, seed):
     "Front-Greater and frequency: the identifier's weights sum to its length, EOS is 1"
