@@ -7,8 +7,9 @@ one at the end. It can be browsed offline, straight from the disk: KaTeX is bund
 .cache/, checked against its sha256; or set KATEX_TARBALL to a copy of katex-0.16.11.tgz), themes load no fonts from
 elsewhere, and the search index is a script, because a page opened from disk may not fetch JSON.
 """
-import argparse, ast, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile
+import argparse, ast, functools, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 KATEX = '0.16.11'                                                              # the version smalldocs links to
@@ -149,10 +150,7 @@ def process(work):
     assert cfg.config_path.resolve() == work.resolve(), cfg.config_path
     refresh_quarto_yml()
     prepare(work/'nbs')
-    try: proc_nbs(work/'nbs', n_workers=min(os.cpu_count() or 1, 4), force=True)
-    except Exception as e:                                                     # the worker's own traceback ends with the cause; nbdev wraps it thrice
-        cause = re.findall(r'^(\w+(?:Error|Exception|Warning|Interrupt)\b.*)$', str(e.__cause__), re.M)
-        sys.exit(f"{e}\n{cause[0] if cause else ''}")
+    proc_nbs(work/'nbs', n_workers=0, force=True)                              # in this process, which has imported the library
     missing = {p.relative_to(work/'nbs') for p in (work/'nbs').rglob('*.ipynb')} - {p.relative_to(work/'_proc') for p in (work/'_proc').rglob('*.ipynb')}
     if missing: sys.exit(f"not processed (the error is above): {', '.join(map(str, sorted(missing)))}")
     return work/'_proc', cfg
@@ -241,22 +239,21 @@ SECTIONS = ['Foundations', 'Data and metrics', 'Identifiers', 'Tokens', 'Models'
             'Significance and baselines', 'Use', 'Experiments']                # by the first digit of a notebook's number
 
 
-def reference(stage, lessons):
-    "The API reference, a page a module, made by smalldocs from signatures and docments; each name leads to its lesson. The pages."
-    conf = stage/'_quarto.yml'
-    before = conf.read_text()
-    conf.write_text(before+f'\nsmalldocs: {{api: {{packages: [genrec_nb], out: reference, root: {stage.parent}}}}}\n')
-    smalldocs = shutil.which('smalldocs', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
-    r = subprocess.run([smalldocs, 'api', 'build'], cwd=stage, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if r.returncode: sys.exit(f'smalldocs api build failed\n{r.stderr[-2000:]}')
-    conf.write_text(before)
-    for f in sorted((stage/'reference').glob('*.qmd')):
-        if f.stem not in lessons: f.unlink(); continue
-        text = re.sub(r'^title: .*', f'title: "{f.stem}"', f.read_text(), count=1, flags=re.M)
-        lesson = lambda m: f'{m[0]}\n\n[lesson](../{lessons[f.stem]}#{m[1].lower()})\n'
-        f.write_text(re.sub(r'^## .*\{#(\w+)\}$', lesson, text, flags=re.M))
-    order = {name: i for i, name in enumerate(lessons)}
-    return [f'reference/{f.name}' for f in sorted((stage/'reference').glob('*.qmd'), key=lambda f: order[f.stem])]
+def reference(work):
+    "The API reference, a page a module, made by smalldocs from signatures and docments, in a folder beside the notebooks."
+    import smalldocs.api as api
+    with mock.patch('ast.parse', functools.cache(ast.parse)):                  # inspect parses a module anew for each of its classes
+        api.build(api.Settings(work, ['genrec_nb'], out='reference', root=work))
+
+
+def add_reference(stage, lessons):
+    "Take the reference over; each name leads to its lesson. The pages, in the order of the lessons."
+    (stage/'reference').mkdir()
+    for name, page in lessons.items():
+        text = re.sub(r'^title: .*', f'title: "{name}"', (stage.parent/'reference'/f'{name}.qmd').read_text(), count=1, flags=re.M)
+        text = re.sub(r'^## .*\{#(\w+)\}$', lambda m: f'{m[0]}\n\n[lesson](../{page}#{m[1].lower()})\n', text, flags=re.M)
+        (stage/'reference'/f'{name}.qmd').write_text(text)
+    return [f'reference/{name}.qmd' for name in lessons]
 
 
 def settle(stage, site_url):
@@ -296,7 +293,7 @@ def settle(stage, site_url):
     single = [b for a, b in sorted(names.items()) if '/' not in a and not a[0].isdigit() and b != 'index.ipynb']
     contents = [{'text': 'Start', 'href': 'index.ipynb'}, {'section': 'Tutorials', 'contents': inside('tutorials')}]
     contents += [{'section': s, 'contents': found} for s, found in zip(SECTIONS, lessons) if found]
-    contents += [*single, {'section': 'Reference', 'contents': reference(stage, lessons_by_name)}]
+    contents += [*single, {'section': 'Reference', 'contents': add_reference(stage, lessons_by_name)}]
     (stage/'sidebar.yml').write_text(yaml.safe_dump({'website': {'sidebar': {'contents': contents}}}, sort_keys=False))
 
     conf = yaml.safe_load(fix((stage/'_quarto.yml').read_text()))
@@ -374,6 +371,7 @@ def main():
     p.add_argument('--stage', type=Path, help=argparse.SUPPRESS)               # the child that runs nbdev inside the temporary copy
     a = p.parse_args()
     if a.stage:
+        reference(a.stage)                                                     # first: notebooks, executed, patch classes of the library
         stage, cfg = process(a.stage)
         return settle(stage, cfg.doc_host+cfg.doc_baseurl)
     try: n = build(a.out.resolve())
