@@ -10,8 +10,7 @@ import json, math
 import matplotlib.pyplot as plt
 import pandas as pd
 from ..core import FileError, SettingError, require
-from ..significance import (Scores, compare_methods, decile_curve, plot_comparisons,
-                                    plot_deciles)
+from ..comparisons import Scores, compare_methods, decile_curve, plot_comparisons, plot_deciles
 from ..report import Page, preformatted
 from .results import Block, Results, blocks, search_values
 from .tables import (compare_table, decoding_table, plot_alphas, plot_curves,
@@ -172,7 +171,7 @@ def _block_sections(page: Page, b: Block) -> None:
                   'first α; Holm over the table.')
     if 'igd' in b.methods and b.reference != 'igd' and len(b.record['alphas']) > 1:
         page.add(f'{name}: training and decoding apart', two_by_two(b))
-    curve = plot_deciles(decile_curve(leaders(b), b.counts))[0]
+    curve = plot_deciles(decile_curve(leaders(b), b.counts), b.record['metric'])[0]
     page.add(f'{name}: popularity of the targets', curve,
              note='The reference, and the three others that validation puts first.')
     if b.record.get('tune'):

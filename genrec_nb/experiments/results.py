@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from ..core import FileError, SettingError, check_choice, patch, require
 from ..metrics import Evaluation
-from ..significance import Scores
+from ..comparisons import Scores
 from ..pipeline import unpack
 
 # %% ../../nbs/90_results.ipynb #5d5e3d37
@@ -283,7 +283,7 @@ def evaluations(
 # %% ../../nbs/90_results.ipynb #e4a70d4e
 @patch
 def scores(self: Block, metric: str | None = None, alpha='chosen', split: str = 'test') -> Scores:
-    "Methods × seeds × users, for *significance*"
+    "Methods × seeds × users, for *comparisons*"
     return Scores.from_evaluations(self.evaluations(alpha, split), metric or self.record['metric'])
 
 @patch

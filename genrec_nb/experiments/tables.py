@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from ..core import SettingError, require
 from ..metrics import metric_values, styled, target_groups
-from ..significance import (Comparisons, Scores, bootstrap_totals, compare_head_tail,
-                                    compare_methods, holm, plot_critical_difference, rank_methods)
+from ..comparisons import Comparisons, Scores, compare_head_tail, compare_methods
+from ..significance import bootstrap_totals, holm, plot_critical_difference, rank_methods
 from ..pipeline import unpack
 from .results import Block, search_values
 
@@ -33,7 +33,7 @@ _SHOWN = dict(difference='difference', difference_low='difference_low',
 
 def _differences(found: Comparisons, group: str = '') -> pd.DataFrame: # index: methods
     "What is shown of comparisons with a reference"
-    return found.frame().xs(group, level='group')[list(_SHOWN)].rename(columns=_SHOWN)
+    return found.table.xs(group, level='group')[list(_SHOWN)].rename(columns=_SHOWN)
 
 def compare_table(
     block: Block,
