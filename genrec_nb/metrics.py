@@ -5,36 +5,31 @@
 # %% auto #0
 __all__ = ['rank_of', 'metric_values', 'ranking_metrics', 'recommendation_counts', 'coverage', 'lorenz', 'gini',
            'average_popularity', 'popularity_order', 'popularity_ranking', 'popularity_groups', 'head_tail',
-           'target_groups', 'user_sums', 'bootstrap_means', 'bootstrap_interval', 'Evaluation', 'evaluate_ranking',
-           'styled', 'metrics_table', 'show_metrics']
+           'target_groups', 'bootstrap_means', 'bootstrap_interval', 'Evaluation', 'evaluate_ranking', 'styled',
+           'metrics_table', 'show_metrics']
 
 # %% ../nbs/13_metrics.ipynb #835a5a87
 import math
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
-from markupsafe import escape
+from markupsafe import escape as html_escape
 from pandas.io.formats.style import Styler
-from .core import GenrecError, SettingError, digest, patch
+from .core import SettingError, digest, patch, require
 from .data import Cases, Interactions
 
 # %% ../nbs/13_metrics.ipynb #b3326117
-def _refuse_rows(bad: np.ndarray, ranked: np.ndarray, expected: str) -> None:
-    "Raise `GenrecError` for the first bad row"
-    if not bad.any(): return
-    m = int(bad.argmax())
-    raise GenrecError(f'ranked, row {m}: found {ranked[m].tolist()}, expected {expected}')
-
 def _check_ranked(ranked, n_items: int | None = None) -> np.ndarray:
-    "Ranked lists [M, K] as int64, if they are ranked lists of items"
+    "Ranked lists [M, K] as int64, if they are ranked lists of items; raises `GenrecError`"
     a = np.asarray(ranked)
-    if a.ndim != 2 or not np.issubdtype(a.dtype, np.integer):
-        raise GenrecError(f'ranked: found {a.dtype} {list(a.shape)}, expected integers [cases, K]')
-    s = np.sort(a, axis=1)
-    end = 'N - 1' if n_items is None else n_items - 1
-    _refuse_rows(((a < -1) | (a >= (n_items or np.inf))).any(1), a, f'items 0..{end}, or -1 (padding)')
-    _refuse_rows(((a[:, :-1] < 0) & (a[:, 1:] >= 0)).any(1), a, 'padding (-1) at the end only')
-    _refuse_rows(((s[:, 1:] == s[:, :-1]) & (s[:, 1:] >= 0)).any(1), a, 'each item once, but one stands twice')
+    require(a.ndim == 2 and np.issubdtype(a.dtype, np.integer),
+            f'ranked: found {a.dtype} {list(a.shape)}, expected integers [cases, K]')
+    s, end = np.sort(a, axis=1), 'N - 1' if n_items is None else n_items - 1
+    for fine, expected in (
+            ((a >= -1) & (a < (n_items or np.inf)), f'items 0..{end}, or -1 (padding)'),
+            ((a[:, :-1] >= 0) | (a[:, 1:] < 0), 'padding (-1) at the end only'),
+            ((s[:, 1:] != s[:, :-1]) | (s[:, 1:] < 0), 'each item once, but one stands twice')):
+        require(fine.all(1), lambda m: f'ranked, row {m}: found {a[m].tolist()}, expected {expected}')
     return a.astype(np.int64, copy=False)
 
 # %% ../nbs/13_metrics.ipynb #7ee064bb
@@ -42,15 +37,12 @@ def rank_of(
     ranked: np.ndarray, # int [M, K]: items, best first; -1 = padding
     targets: np.ndarray, # int [M]: the item that came next, 0..N-1
 ) -> np.ndarray: # int64 [M]: 0-based rank of the target, K where it is absent
-    """Where each target stands in its list
-
-    Raises `GenrecError` for lists with repeats or padding before an item, and for targets that do not fit them."""
+    "Where each target stands in its list; raises `GenrecError` for bad lists, or targets that do not fit"
     ranked, targets = _check_ranked(ranked), np.asarray(targets)
-    if targets.shape != ranked.shape[:1] or not np.issubdtype(targets.dtype, np.integer):
-        raise GenrecError(f'targets: found {targets.dtype} {list(targets.shape)}, '
-                          f'expected integers [{len(ranked)}], one a ranked list')
-    if (targets < 0).any():
-        raise GenrecError(f'targets, row {targets.argmin()}: found {targets.min()}, expected an item (0 or more)')
+    require(targets.shape == ranked.shape[:1] and np.issubdtype(targets.dtype, np.integer),
+            f'targets: found {targets.dtype} {list(targets.shape)}, expected integers '
+            f'[{len(ranked)}], one a ranked list')
+    require(targets >= 0, lambda m: f'targets, row {m}: found {targets[m]}, expected an item (0 or more)')
     hit = ranked == targets[:, None]
     return np.where(hit.any(1), hit.argmax(1), ranked.shape[1])
 
@@ -68,10 +60,10 @@ def metric_values(
     ranks: np.ndarray, # int64 [M]: 0-based rank of each target, the list's length where absent
     metric: str, # 'NAME@K' with NAME in recall, ndcg, mrr, hit: 'ndcg@10'
 ) -> np.ndarray: # float64 [M] in 0..1: the metric for each case
-    "One metric for every case, from the ranks alone. Raises `SettingError` for an unknown name."
+    "One metric for every case, from the ranks alone; raises `SettingError` for an unknown name"
     name, _, k = metric.partition('@')
-    if name not in _METRICS or not k.isdigit() or int(k) < 1:
-        raise SettingError(f'metric is {metric!r}, expected NAME@K with NAME in {", ".join(_METRICS)} and K at least 1')
+    require(name in _METRICS and k.isdigit() and int(k) >= 1, f'metric is {metric!r}, expected NAME@K '
+            f'with NAME in {", ".join(_METRICS)} and K at least 1', SettingError)
     ranks = np.asarray(ranks)
     return np.where(ranks < int(k), _hit_value(name, ranks), 0.)
 
@@ -79,8 +71,12 @@ def metric_values(
 def _check_ks(ks, longest: int) -> tuple[int, ...]:
     "Cut-offs, sorted, none beyond the length of the lists (its figure would be too low)"
     ks = tuple(sorted({int(k) for k in ks}))
-    if ks and 1 <= ks[0] and ks[-1] <= longest: return ks
-    raise SettingError(f'ks is {ks}, expected cut-offs from 1 to {longest}, the length of the ranked lists')
+    require(len(ks) and 1 <= ks[0] and ks[-1] <= longest, f'ks is {ks}, expected cut-offs from 1 to '
+            f'{longest}, the length of the ranked lists', SettingError)
+    return ks
+
+# %% ../nbs/13_metrics.ipynb #1a9feb23
+def _mean(values: np.ndarray) -> float: return float(values.mean()) if len(values) else math.nan
 
 def ranking_metrics(
     ranked: np.ndarray, # int [M, K]: items, best first; -1 = padding
@@ -88,66 +84,59 @@ def ranking_metrics(
     ks: tuple[int, ...] = (1, 5, 10, 20), # cut-offs, each 1..K
     per_user: bool = False, # arrays float64 [M], one value a case, instead of their means
 ) -> dict[str, float]: # {'recall@10': .., 'ndcg@10': .., ..}, each in 0..1; nan without cases
-    "Recall, NDCG, MRR and hit rate at every cut-off. Raises `GenrecError` for bad lists, targets or cut-offs."
+    "Recall, NDCG, MRR and hit rate at every cut-off; raises `GenrecError` for bad lists"
     ranks, ks = rank_of(ranked, targets), _check_ks(ks, np.shape(ranked)[1])
     values = {f'{name}@{k}': metric_values(ranks, f'{name}@{k}') for name in _METRICS for k in ks}
     return values if per_user else {m: _mean(v) for m, v in values.items()}
 
-def _mean(values: np.ndarray) -> float: return float(values.mean()) if len(values) else math.nan
-
 # %% ../nbs/13_metrics.ipynb #e9c86210
-def recommendation_counts(
-    ranked: np.ndarray, # int [M, K]: items 0..N-1, best first; -1 = padding
-    n_items: int, # items N in the catalog
-) -> np.ndarray: # int64 [N]: in how many places each item stands
-    "How often each item is recommended; padding is left out"
+def recommendation_counts(ranked: np.ndarray, n_items: int) -> np.ndarray: # [M, K] -> int64 [N]
+    "In how many places each item stands; padding is left out"
     a = np.asarray(ranked).ravel()
-    if a.size and a.max() >= n_items:
-        raise GenrecError(f'ranked: found item {a.max()}, but the catalog has {n_items} items (0..{n_items - 1})')
+    require(a < n_items, lambda i: f'ranked: found item {a[i]}, but the catalog has {n_items} items '
+                                   f'(0..{n_items - 1})')
     return np.bincount(a[a >= 0], minlength=n_items)
 
-def coverage(
-    ranked: np.ndarray, # int [M, K]: items, -1 = padding
-    n_items: int, # items N in the catalog
-) -> float: # in 0..1
-    "Share of the catalog that stands in at least one list"
+# %% ../nbs/13_metrics.ipynb #eaaf96b7
+def coverage(ranked: np.ndarray, n_items: int) -> float: # in 0..1
+    "Share of the catalog that stands in at least one list, int [M, K]"
     return float((recommendation_counts(ranked, n_items) > 0).mean())
 
 # %% ../nbs/13_metrics.ipynb #1d25a20d
-def lorenz(
-    counts: np.ndarray, # non-negative [N]
-) -> np.ndarray: # float64 [N+1], 0 to 1: share of the total held by the 0, 1, .., N smallest
-    "Lorenz curve of some counts; all zeros give nan"
+def lorenz(counts: np.ndarray) -> np.ndarray: # [N] -> float64 [N+1], 0 to 1; all zeros give nan
+    "Lorenz curve: the share of the total held by the 0, 1, .., N smallest counts"
     c = np.concatenate([[0.], np.cumsum(np.sort(np.asarray(counts, float)))])
     return c / c[-1] if c[-1] > 0 else np.full(len(c), np.nan)
 
-def gini(
-    ranked: np.ndarray, # int [M, K]: items, -1 = padding
-    n_items: int, # items N in the catalog
-) -> float: # 0 = all items equally often, toward 1 = one item takes all; nan if nothing is recommended
-    "Inequality of the recommendations: the Gini coefficient of their counts"
+# %% ../nbs/13_metrics.ipynb #0ffe3709
+def gini(ranked: np.ndarray, n_items: int) -> float: # nan if nothing is recommended
+    "Gini coefficient of the recommendations: 0 all items equally often, toward 1 one item takes all"
     y = lorenz(recommendation_counts(ranked, n_items))
     return float(1 - (y[1:] + y[:-1]).mean())
 
-# %% ../nbs/13_metrics.ipynb #0ffe3709
-def average_popularity(
-    ranked: np.ndarray, # int [M, K]: items, -1 = padding
-    counts: np.ndarray, # [N]: training count of each item
-) -> float: # interactions an item; nan if nothing is recommended
-    "Mean training count of a list's items, averaged over the lists that are not empty (Yin et al., 2012)"
+# %% ../nbs/13_metrics.ipynb #05ca87be
+def average_popularity(ranked: np.ndarray, counts: np.ndarray) -> float: # nan if nothing is recommended
+    "Mean training count [N] of a list's items, averaged over the lists with items (Yin et al., 2012)"
     a = np.asarray(ranked)
     filled = (a >= 0).any(1)
     shown = np.ma.masked_array(np.asarray(counts)[a], a < 0)
     return float(shown[filled].mean(1).mean()) if filled.any() else math.nan
 
 # %% ../nbs/13_metrics.ipynb #ae2b311e
-def popularity_order(
-    counts: np.ndarray, # [N]: training count of each item
-) -> np.ndarray: # int64 [N]: all items, most popular first, equal counts by item id
-    "Items by popularity"
+def popularity_order(counts: np.ndarray) -> np.ndarray: # [N] -> int64 [N]
+    "All items, most popular first, equal counts by item id"
     return np.argsort(-np.asarray(counts), kind='stable')
 
 # %% ../nbs/13_metrics.ipynb #2c3b2cca
+def _unseen_places(seen: list, k: int, n: int) -> np.ndarray: # int64 [m, min(k, n)]; n: none left
+    "The first `k` of the places 0..n-1 that are not in int [m] each `seen`"
+    width = min(n, k + max(map(len, seen), default=0))
+    taken = np.zeros((len(seen), width), bool)
+    for row, places in zip(taken, seen): row[places[places < width]] = True
+    first = taken.argsort(1, kind='stable')[:, :k]
+    return np.where(np.take_along_axis(taken, first, 1), n, first)
+
+# %% ../nbs/13_metrics.ipynb #1f07cb95
 def popularity_ranking(
     train_counts: np.ndarray, # [N]: training count of each item
     cases: Cases, # M histories
@@ -155,36 +144,28 @@ def popularity_ranking(
     exclude_seen: bool = True, # leave out the items of each case's own history
     chunk: int = 1024, # cases handled at a time
 ) -> np.ndarray: # int64 [M, k]: items, most popular first; -1 where fewer than k are left
-    "The k most popular items for each case. Raises `GenrecError` if a history holds an item without a count."
+    "The k most popular items for each case; raises `GenrecError` for a history of unknown items"
     order, out = popularity_order(train_counts), np.full((len(cases), k), -1, np.int64)
-    if exclude_seen and len(cases.items) and cases.items.max() >= len(order):
-        raise GenrecError(f'cases: found item {cases.items.max()} in a history, but train_counts has {len(order)} items')
-    place = np.argsort(order)
+    require((cases.items < len(order)) | (not exclude_seen), lambda i: f'cases: found item '
+            f'{cases.items[i]} in a history, but train_counts has {len(order)} items')
+    place, items = np.argsort(order), np.append(order, -1)
     for lo in range(0, len(cases), chunk):
-        offsets = np.asarray(cases.offsets[lo:lo + chunk + 1]) * exclude_seen
-        n_seen = np.diff(offsets)
-        seen = np.zeros((len(n_seen), min(len(order), k + int(n_seen.max()))), bool)
-        row, col = np.repeat(np.arange(len(n_seen)), n_seen), place[cases.items[offsets[0]:offsets[-1]]]
-        seen[row[col < seen.shape[1]], col[col < seen.shape[1]]] = True
-        first = seen.argsort(1, kind='stable')[:, :k]
-        out[lo:lo + chunk, :first.shape[1]] = np.where(np.take_along_axis(seen, first, 1), -1, order[first])
+        block = range(lo, min(lo + chunk, len(cases)))
+        seen = [place[cases.history(m)] if exclude_seen else place[:0] for m in block]
+        top = items[_unseen_places(seen, k, len(order))]
+        out[lo:lo + chunk, :top.shape[1]] = top
     return out
 
 # %% ../nbs/13_metrics.ipynb #6439ffb1
-def popularity_groups(
-    train_counts: np.ndarray, # [N]: training count of each item
-    n_groups: int = 10, # groups of (nearly) equal size
-) -> np.ndarray: # int64 [N]: group of each item, 0 = most popular
-    "Cut the catalog into groups of equal size by training count (10: deciles)"
+def popularity_groups(train_counts: np.ndarray, n_groups: int = 10) -> np.ndarray: # int64 [N], 0 most popular
+    "Cut the catalog into groups of (nearly) equal size by training count (10: deciles)"
     place = np.argsort(popularity_order(train_counts))
     return place * n_groups // max(len(place), 1)
 
-def head_tail(
-    train_counts: np.ndarray, # [N]: training count of each item
-    tail_share: float = .8, # share of the catalog that is tail, 0..1
-) -> np.ndarray: # bool [N]: True = tail
+# %% ../nbs/13_metrics.ipynb #dffbc9c1
+def head_tail(train_counts: np.ndarray, tail_share: float = .8) -> np.ndarray: # bool [N]: True = tail
     "Mark the least popular items, by default 80 % of the catalog"
-    if not 0 <= tail_share <= 1: raise SettingError(f'tail_share is {tail_share}, expected a share from 0 to 1')
+    require(0 <= tail_share <= 1, f'tail_share is {tail_share}, expected a share from 0 to 1', SettingError)
     place = np.argsort(popularity_order(train_counts))
     return place >= len(place) - math.floor(tail_share * len(place) + .5)
 
@@ -199,18 +180,15 @@ def target_groups(
     return {'head': ~tail, 'tail': tail, 'cold': np.asarray(train_counts)[targets] == 0}
 
 # %% ../nbs/13_metrics.ipynb #20a9760a
-def user_sums(
-    values: np.ndarray, # float [M]: one metric's value for each case
-    users: np.ndarray | None = None, # int [M]: whose case it is; None: every case is its own user
-) -> tuple[np.ndarray, np.ndarray]: # float64 [U] sums, int64 [U] numbers of cases; users ascending
-    "Sum and number of each user's values; sum / number is the user's own mean"
+def _user_sums(values: np.ndarray, users: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    "Sum float64 [U] and number int64 [U] of each user's values; None: every case is its own user"
     values = np.asarray(values, float)
-    if values.ndim != 1 or np.isnan(values).any():
-        raise GenrecError(f'values: found shape {list(values.shape)} with {int(np.isnan(values).sum())} NaN, '
-                          'expected [cases] without NaN')
+    bad, shape = int(np.isnan(values).sum()), list(values.shape)
+    require(values.ndim == 1 and not bad, f'values: found shape {shape} with {bad} NaN, '
+                                          'expected [cases] without NaN')
     if users is None: return values, np.ones(len(values), np.int64)
-    if np.shape(users) != values.shape:
-        raise GenrecError(f'users: found shape {list(np.shape(users))}, expected {list(values.shape)}, one a value')
+    found = list(np.shape(users))
+    require(found == shape, f'users: found shape {found}, expected {shape}, one a value')
     user = np.unique(users, return_inverse=True)[1]
     return np.bincount(user, weights=values), np.bincount(user)
 
@@ -222,13 +200,12 @@ def bootstrap_means(
     users: np.ndarray | None = None, # int [M]: whose case it is; None: every case is its own user
 ) -> np.ndarray: # float64 [n]: the mean over cases in each resample of the users; nan without cases
     "Bootstrap distribution of a mean, drawing users with replacement"
-    sums, sizes = user_sums(values, users)
+    sums, sizes = _user_sums(values, users)
     if not len(sums): return np.full(n, np.nan)
     pairs, m = np.unique(sums + 1j * sizes, return_counts=True)  # complex: sorts a pair as one number
     rng, block = np.random.default_rng(seed), max(1, 4_000_000 // len(pairs))
-    totals = [rng.multinomial(len(sums), m / len(sums), size=min(block, n - lo)) @ pairs
-              for lo in range(0, n, block)]
-    totals = np.concatenate(totals)
+    totals = np.concatenate([rng.multinomial(len(sums), m / len(sums), size=min(block, n - lo)) @ pairs
+                             for lo in range(0, n, block)])
     return totals.real / totals.imag
 
 # %% ../nbs/13_metrics.ipynb #0c0759e3
@@ -240,9 +217,9 @@ def bootstrap_interval(
     users: np.ndarray | None = None, # int [M]: whose case it is; None: every case is its own user
 ) -> tuple[float, float]: # lower and upper end
     "Percentile bootstrap interval of the mean over cases, resampling users (Efron, 1979)"
-    if not 0 < level < 1: raise SettingError(f'level is {level}, expected a share between 0 and 1, such as .95')
-    lo, hi = np.quantile(bootstrap_means(values, n, seed, users), [(1 - level) / 2, (1 + level) / 2])
-    return float(lo), float(hi)
+    require(0 < level < 1, f'level is {level}, expected a share between 0 and 1, such as .95', SettingError)
+    means = bootstrap_means(values, n, seed, users)
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 # %% ../nbs/13_metrics.ipynb #89c2b4bb
 @dataclass(repr=False)
@@ -258,20 +235,28 @@ class Evaluation:
     users: np.ndarray # int64 [M]: whose case it is
     level: float = .95 # share of the bootstrap distribution inside an interval
 
-    def __getitem__(self,
-        metric: str, # such as 'tail/recall@10'
-    ) -> float: # nan where no case is of the kind asked for
-        "One figure by name. Raises `SettingError` for a name that is not there."
-        if metric in self.metrics: return self.metrics[metric]
-        raise SettingError(f'{self.name}: no metric {metric!r}; known: {", ".join(self.metrics)}')
-
-    def values(self,
-        metric: str, # such as 'ndcg@10'
-    ) -> np.ndarray: # float64 [M]
-        "One metric for every case: what paired tests compare"
-        return metric_values(self.ranks, metric)
-
 # %% ../nbs/13_metrics.ipynb #c9c09691
+@patch
+def __getitem__(self: Evaluation, metric: str) -> float: # nan where no case is of the kind asked for
+    "One figure by name, such as 'tail/recall@10'; raises `SettingError` for a name that is not there"
+    require(metric in self.metrics, f'{self.name}: no metric {metric!r}; '
+                                    f'known: {", ".join(self.metrics)}', SettingError)
+    return self.metrics[metric]
+
+# %% ../nbs/13_metrics.ipynb #e48bd185
+@patch
+def values(self: Evaluation, metric: str) -> np.ndarray: # float64 [M]
+    "One metric for every case, such as 'ndcg@10': what paired tests compare"
+    return metric_values(self.ranks, metric)
+
+# %% ../nbs/13_metrics.ipynb #ffc84dd1
+def _catalog_figures(ranked: np.ndarray, counts: np.ndarray, k: int) -> dict[str, float]:
+    "What the first `k` places of all lists do to the catalog"
+    lists, n_items = ranked[:, :k], len(counts)
+    return {f'coverage@{k}': coverage(lists, n_items), f'gini@{k}': gini(lists, n_items),
+            f'avg_popularity@{k}': average_popularity(lists, counts)}
+
+# %% ../nbs/13_metrics.ipynb #1cf25c7a
 def evaluate_ranking(
     ranked: np.ndarray, # int [M, K]: items, best first; -1 = padding
     cases: Cases, # M cases, in the same order
@@ -283,47 +268,42 @@ def evaluate_ranking(
     level: float = .95, # share of the bootstrap distribution inside an interval
     seed: int = 0, # of the bootstrap
 ) -> Evaluation:
-    """Accuracy over all cases and by target group with intervals over users, and what the lists do to the catalog
+    """Accuracy, of all cases and by target group, with intervals over users; and what lists do to the catalog
 
     Raises `GenrecError` for lists, cut-offs or targets that do not fit the cases and the catalog."""
-    counts, targets, users = train.item_counts(), np.asarray(cases.targets, np.int64), np.asarray(cases.users, np.int64)
-    ranked = _check_ranked(ranked, len(counts))
+    counts = train.item_counts()
+    targets, users = (np.asarray(x, np.int64) for x in (cases.targets, cases.users))
+    ranked, n_users = _check_ranked(ranked, len(counts)), len(np.unique(users))
     ranks, values = rank_of(ranked, targets), ranking_metrics(ranked, targets, ks, per_user=True)
-    if len(targets) and targets.max() >= len(counts):
-        raise GenrecError(f'cases: found target {targets.max()}, but the catalog of `train` has {len(counts)} items')
-    groups, n_users = target_groups(targets, counts), len(np.unique(users))
-    metrics, intervals = {}, {}
-    for group, mask in [('', slice(None)), *groups.items()]:
-        prefix = group and group + '/'
-        whose = users[mask] if n_users < len(users) else None
+    require(targets < len(counts), lambda m: f'cases: found target {targets[m]}, but the catalog of '
+                                             f'`train` has {len(counts)} items')
+    groups, metrics, intervals = target_groups(targets, counts), {}, {}
+    for group, mask in {'': slice(None), **groups}.items():
+        prefix, whose = group and group + '/', users[mask] if n_users < len(users) else None
         metrics |= {prefix + m: _mean(v[mask]) for m, v in values.items()}
-        intervals |= {prefix + m: bootstrap_interval(v[mask], n, level, seed, whose) for m, v in values.items()}
-    for k in _check_ks(ks, ranked.shape[1]):
-        lists = ranked[:, :k]
-        metrics |= {f'coverage@{k}': coverage(lists, len(counts)), f'gini@{k}': gini(lists, len(counts)),
-                    f'avg_popularity@{k}': average_popularity(lists, counts)}
-    sizes = {'cases': len(targets), 'users': n_users} | {g: int(mask.sum()) for g, mask in groups.items()}
-    return Evaluation(name, metrics, intervals, sizes, tuple(sorted(set(ks))), ranks, targets, users, level)
+        intervals |= {prefix + m: bootstrap_interval(v[mask], n, level, seed, whose)
+                      for m, v in values.items()}
+    ks = _check_ks(ks, ranked.shape[1])
+    for k in ks: metrics |= _catalog_figures(ranked, counts, k)
+    sizes = dict(cases=len(targets), users=n_users) | {g: int(m.sum()) for g, m in groups.items()}
+    return Evaluation(name, metrics, intervals, sizes, ks, ranks, targets, users, level)
 
 # %% ../nbs/13_metrics.ipynb #a96847f2
 @patch
-def to_dict(self: Evaluation,
-    ranks: bool = False, # also store ranks, targets and users (for paired tests later)
-) -> dict: # numbers, strings, lists; nan becomes None
-    "Everything in a form that `json.dumps` writes as valid JSON"
+def to_dict(self: Evaluation, ranks: bool = False) -> dict: # nan becomes None
+    "What `json.dumps` writes as valid JSON; `ranks` too, with targets and users, for paired tests later"
     def plain(x): return None if math.isnan(x) else x
     d = dict(name=self.name, level=self.level, ks=list(self.ks), sizes=self.sizes,
              metrics={m: plain(v) for m, v in self.metrics.items()},
              intervals={m: [plain(lo), plain(hi)] for m, (lo, hi) in self.intervals.items()})
     return d | {a: getattr(self, a).tolist() for a in ('ranks', 'targets', 'users')} if ranks else d
 
+# %% ../nbs/13_metrics.ipynb #cbf54ead
 @patch(cls_method=True)
-def from_dict(cls: Evaluation,
-    d: dict, # what `to_dict(ranks=True)` gave
-) -> Evaluation:
-    "Read a stored evaluation. Raises `GenrecError` if the ranks were not stored."
-    if 'ranks' not in d:
-        raise GenrecError(f"{d.get('name')}: no ranks in the stored evaluation; write it with to_dict(ranks=True)")
+def from_dict(cls: Evaluation, d: dict) -> Evaluation:
+    "What `to_dict(ranks=True)` gave; raises `GenrecError` if the ranks were not stored"
+    require('ranks' in d, f"{d.get('name')}: no ranks in the stored evaluation; "
+                          'write it with to_dict(ranks=True)')
     def back(x): return math.nan if x is None else x
     metrics = {m: back(v) for m, v in d['metrics'].items()}
     intervals = {m: (back(lo), back(hi)) for m, (lo, hi) in d['intervals'].items()}
@@ -332,24 +312,26 @@ def from_dict(cls: Evaluation,
 
 # %% ../nbs/13_metrics.ipynb #02fe9276
 class _Table(Styler):
-    "A styled data frame that is readable in a terminal, too"
+    "A styled data frame that is readable in a terminal, too; only HTML has HTML's escapes"
     def __repr__(self):
         text = self.data.to_string(float_format=f'{{:.{self.digits}f}}'.format, na_rep='–')
         return f'{self.title}\n{text}' if self.title else text
+    def to_latex(self, *args, **kwargs) -> str:
+        latex = styled(self.data, self.title, self.digits, escape='latex')
+        latex._todo, latex.caption = self._todo, self.title or None
+        return super(_Table, latex).to_latex(*args, **kwargs)
 
-def styled(
-    table: pd.DataFrame,
-    caption: str = '',
-    precision: int = 4, # digits behind the point
-) -> Styler: # displays as a table; `.to_html()`, `.data`
-    "A data frame for display"
-    style = _Table(table, uuid=digest(table.to_csv().encode()), cell_ids=False, escape='html',
-                   precision=precision, na_rep='–', caption=str(escape(caption)) or None)
+# %% ../nbs/13_metrics.ipynb #6a4a5ec4
+def styled(table: pd.DataFrame, caption: str = '', precision: int = 4, escape: str = 'html') -> Styler:
+    "A data frame for display; a Styler with `.data`, `.to_html()`, `.to_latex()`"
+    style = _Table(table, uuid=digest(table.to_csv().encode()), cell_ids=False, escape=escape,
+                   precision=precision, na_rep='–', caption=str(html_escape(caption)) or None)
     style.title, style.digits = caption, precision
-    for axis in (0, 1): style.format_index(escape='html', axis=axis).format_index_names(escape='html', axis=axis)
+    for axis in (0, 1):
+        style.format_index(escape=escape, axis=axis).format_index_names(escape=escape, axis=axis)
     return style
 
-# %% ../nbs/13_metrics.ipynb #d9be2a91
+# %% ../nbs/13_metrics.ipynb #b03ec9b2
 def _figure(e: Evaluation, metric: str, interval: bool = True) -> str:
     "A figure for reading: '0.0498 [.036, .064]', – for nothing"
     x, ends = e.metrics.get(metric, math.nan), e.intervals.get(metric, (math.nan,))
@@ -359,16 +341,17 @@ def _figure(e: Evaluation, metric: str, interval: bool = True) -> str:
     lo, hi = (f'{v:.3f}'.removeprefix('0') for v in ends)
     return f'{text} [{lo}, {hi}]'
 
+# %% ../nbs/13_metrics.ipynb #59704df5
 _COMMON = ['recall', 'ndcg', 'mrr', 'head/recall', 'tail/recall', 'coverage', 'gini']
 
 @patch
 def show(self: Evaluation) -> Styler:
     "Figures down, cut-offs across"
     s, rows = self.sizes, _COMMON[:5] + ['cold/recall'] + _COMMON[5:] + ['avg_popularity']
-    table = pd.DataFrame({f'@{k}': [_figure(self, f'{m}@{k}') for m in rows] for k in self.ks}, index=rows)
+    table = pd.DataFrame({f'@{k}': [_figure(self, f'{m}@{k}') for m in rows] for k in self.ks}, rows)
     groups = ', '.join(f'{v} {g}' for g, v in s.items() if g not in ('cases', 'users'))
-    return styled(table, f'{self.name}: {s["cases"]} cases of {s.get("users", "?")} users; targets: {groups}; '
-                         f'[{100 * self.level:g} % interval]')
+    return styled(table, f'{self.name}: {s["cases"]} cases of {s.get("users", "?")} users; targets: '
+                         f'{groups}; [{100 * self.level:g} % interval]')
 
 @patch
 def __repr__(self: Evaluation): return repr(self.show())
@@ -377,26 +360,22 @@ def __repr__(self: Evaluation): return repr(self.show())
 def _repr_html_(self: Evaluation): return self.show().to_html()
 
 # %% ../nbs/13_metrics.ipynb #0c4c9501
-def _check_metric(metric: str, evaluations: list[Evaluation]) -> None:
-    "Refuse a metric that no method has"
-    if any(metric in e.metrics for e in evaluations): return
-    raise SettingError(f'metrics: no method has {metric!r}; known: {", ".join(evaluations[0].metrics)}')
-
 def metrics_table(
     evaluations: list[Evaluation], # one row each, in this order
     metrics: list[str] | None = None, # such as 'recall@10', 'tail/ndcg@5'; None: seven common ones at 10
     intervals: bool = False, # columns (metric, 'mean'), (metric, 'low'), (metric, 'high')
 ) -> pd.DataFrame: # float, one row a method; nan where a method lacks a metric
-    "Methods by metrics. Raises `GenrecError` without methods or for a metric that none has."
-    if not evaluations: raise GenrecError('evaluations: found none, expected at least one `Evaluation`')
+    "Methods by metrics; raises `GenrecError` without methods or for a metric that none has"
+    require(len(evaluations) > 0, 'evaluations: found none, expected at least one `Evaluation`')
     ks, rows = evaluations[0].ks, pd.Index([e.name for e in evaluations], name='method')
     columns = metrics or [f'{m}@{10 if 10 in ks else max(ks)}' for m in _COMMON]
-    for m in columns: _check_metric(m, evaluations)
-    mean = {m: [e.metrics.get(m, math.nan) for e in evaluations] for m in columns}
-    if not intervals: return pd.DataFrame(mean, rows)
-    ends = {m: [e.intervals.get(m, (math.nan, math.nan)) for e in evaluations] for m in columns}
-    wide = {(m, part): v for m in columns for part, v in zip(('mean', 'low', 'high'), (mean[m], *zip(*ends[m])))}
-    return pd.DataFrame(wide, rows)
+    require([any(m in e.metrics for e in evaluations) for m in columns], lambda i: 'metrics: no method '
+            f'has {columns[i]!r}; known: {", ".join(evaluations[0].metrics)}', SettingError)
+    def ends(e, m): return (e.metrics.get(m, math.nan), *e.intervals.get(m, (math.nan, math.nan)))
+    wide = {m: pd.DataFrame([ends(e, m) for e in evaluations], rows, ['mean', 'low', 'high'])
+            for m in columns}
+    table = pd.concat(wide, axis=1)
+    return table if intervals else table.xs('mean', axis=1, level=1)
 
 # %% ../nbs/13_metrics.ipynb #6cc66e9c
 def _best(column: pd.Series) -> pd.Series: # bool
@@ -405,12 +384,13 @@ def _best(column: pd.Series) -> pd.Series: # bool
     top = column.min() if column.name.startswith('gini') else column.max()
     return column.eq(top) & (len(column) > 1)
 
+# %% ../nbs/13_metrics.ipynb #b92d9e49
 def show_metrics(
     evaluations: list[Evaluation], # one row each, in this order
     metrics: list[str] | None = None, # None: seven common ones at 10
     intervals: bool = True, # behind each mean
 ) -> Styler: # `.data`: the texts; `.to_latex(convert_css=True)` for papers
-    "Methods by metrics for reading, the best of each column bold. Raises as `metrics_table` does."
+    "Methods by metrics for reading, the best of each column bold; raises as `metrics_table` does"
     numbers = metrics_table(evaluations, metrics)
     texts = {m: [_figure(e, m, intervals) for e in evaluations] for m in numbers}
     bold = np.where(numbers.apply(_best), 'font-weight: bold', '')

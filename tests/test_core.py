@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from genrec_nb.core import (Count, FileError, GenrecError, Natural, Positive, SettingError, Share, check_choice, check_keys, _check_option,
-                            digest, patch, plain, read_json, read_settings, _read_spec, settings, whole_file, whole_folder, write_json, _write_spec, write_tensors)
+                            digest, explain, patch, plain, read_json, read_settings, _read_spec, require, settings, whole_file, whole_folder, write_json, _write_spec, write_tensors)
 
 @settings
 class Train:
@@ -62,6 +62,20 @@ def test_patch():
     def make(cls: A): return cls()
     a = A.make()
     assert a.twice() == 6 and a.half == 1.5 and a.slow is a.slow and A.twice.__doc__ == 'Twice' and A.twice.__qualname__ == 'A.twice'
+
+# ---- checks ------------------------------------------------------------------------------------------------------------------
+def test_require_names_the_first_bad_row():
+    require(True, 'x'); require([], 'x'); require(np.array([True, True]), 'x'); require(3, 'x')
+    with pytest.raises(SettingError, match='^no$'): require(False, 'no', SettingError)
+    with pytest.raises(GenrecError, match='^row 2$'): require(np.arange(5) < 2, lambda i: f'row {i}')
+
+def test_explain_makes_one_line():
+    with pytest.raises(FileError, match="^a.csv: one two; expected numbers$"):
+        with explain('a.csv', OSError, ValueError, hint='; expected numbers'): raise ValueError('one\n  two')
+    with pytest.raises(FileError, match='^no such file$'):
+        with explain('', OSError): open('/nowhere')
+    with pytest.raises(KeyError):
+        with explain('a.csv', OSError): raise KeyError('other errors pass')
 
 # ---- files -------------------------------------------------------------------------------------------------------------------
 def test_a_file_is_whole_or_not_there(tmp_path):

@@ -9,7 +9,7 @@ def make(hs, times=None, n=8):
     return Interactions(np.array([i for h in hs for i in h], np.int32), offsets_of([len(h) for h in hs]), [str(u) for u in range(len(hs))], n, times)
 
 # ---- order -------------------------------------------------------------------------------------------------------------------
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0,3), st.integers(0,5), st.integers(0,2)), min_size=1, max_size=25), st.randoms())
 def test_any_row_order_gives_the_same_arrays(rows, rnd):
     df = pd.DataFrame(rows, columns=['user','item','time'])
@@ -20,13 +20,13 @@ def test_any_row_order_gives_the_same_arrays(rows, rnd):
     want = [[ids.index(i) for _,i in sorted((t,i) for u2,i,t in rows if u2==u)] for u in users] # oracle: sort each user's rows
     assert [a.user(u).tolist() for u in range(a.n_users)]==want and a.user_ids==[str(u) for u in users]
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0,30), st.integers(0,4)), max_size=12))
 def test_ragged_index(pieces):
     s, n = [p[0] for p in pieces], [p[1] for p in pieces]
     assert _ragged_index(s, n).tolist()==[i for a,k in pieces for i in range(a, a+k)]
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(histories)
 def test_counts(hs):
     x = make(hs)
@@ -36,7 +36,7 @@ def test_counts(hs):
 # ---- splits ------------------------------------------------------------------------------------------------------------------
 def as_lists(cases): return [(int(u), cases.history(m).tolist(), int(t)) for m,(u,t) in enumerate(zip(cases.users, cases.targets))]
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(histories, st.integers(1,5))
 def test_leave_one_out_against_a_loop(hs, h):
     s = leave_one_out(make(hs))
@@ -51,7 +51,7 @@ def test_leave_one_out_against_a_loop(hs, h):
         assert [some.history(m).tolist() for m in range(5)]==[s.test.history(m).tolist() for m in rows]
         assert (some.users.tolist(), some.targets.tolist())==(s.test.users[rows].tolist(), s.test.targets[rows].tolist())
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(histories, st.randoms(), st.sampled_from([(.8,.1,.1), (.5,.25,.25), (0,.5,.5), (1,0,0)]))
 def test_global_time_against_a_loop(hs, rnd, fractions):
     ts = [sorted(rnd.randint(0,6) for _ in h) for h in hs]
@@ -65,7 +65,7 @@ def test_global_time_against_a_loop(hs, rnd, fractions):
     assert [s.train.user(u).tolist() for u in range(len(hs))]==[[i for p,i in enumerate(h) if (u,p) in learn] for u,h in enumerate(hs)]
     assert s.skipped==sum(len(x)<2 for x in hs)
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(histories, st.data())
 def test_no_leak(hs, data):
     "Whatever stands at a validation or test place, training arrays and counts stay the same"
@@ -85,7 +85,7 @@ def test_short_users_stay_in_training():
     assert s.skipped==3 and s.train.n_users==4 and s.train.item_counts().tolist()==[0,1,1,1,1,0,0,0] and s.test.users.tolist()==[3]
     assert 'skipped=3' in repr(s)
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(histories, st.integers(1,4))
 def test_k_core_against_a_loop(hs, k):
     x, kept = k_core(make(hs), k)

