@@ -6,13 +6,15 @@
 __all__ = ['BACKBONES', 'Backbone', 'train_defaults', 'check_backbone', 'check_model', 'make_model', 'check_base']
 
 # %% ../nbs/81_generators.ipynb #56c82cbc
-import functools, inspect
+import inspect
 import torch
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from transformers import T5Config
 from typing import Callable
-from .core import (MissingTextError, SettingError, check_choice, check_keys, _check_option, read_settings)
+from .core import (MissingTextError, SettingError, _check_option, check_choice, check_keys,
+                            read_settings, require)
 from .data import Catalog
 from .semantic_ids import Identifiers
 from .tiger import TigerT5, tiger_t5
@@ -31,46 +33,37 @@ class Backbone:
 BACKBONES: dict[str, Backbone] = {} # name -> how
 
 # %% ../nbs/81_generators.ipynb #0781f0a1
-def _load(
-    cls: type, # of the model
-    folder: str | Path, # that its `save_pretrained` wrote
-    ids: Identifiers, # paths of all items
-    device, # where it goes
-): # ready to recommend
-    "A small generator from its folder"
+def _load(cls: type, folder: str | Path, ids: Identifiers, device): # ready to recommend
+    "A small generator from the folder that its `save_pretrained` wrote"
     return cls.from_pretrained(folder).to(device).set_items(ids).eval()
 
-def _defaults(
-    make: Callable, # a class of settings
-    without: tuple, # parameters that nobody sets
-) -> dict: # name -> default
-    "The settings of a generator"
+def _defaults(make: Callable, *without: str) -> dict: # name -> default
+    "The settings of a generator, but for those that nobody sets"
     found = inspect.signature(make).parameters.values()
-    return {p.name: p.default for p in found if p.kind is not p.VAR_KEYWORD and p.name not in without}
+    without = {*without, 'kwargs'}
+    return {p.name: p.default for p in found if p.name not in without}
 
-# %% ../nbs/81_generators.ipynb #eb384f82
-def _decoder_sizes() -> dict: # name -> default
-    "Settings of the decoder over items"
-    return _defaults(ItemDecoderConfig, ('vocab_size', 'first', 'sizes', 'levels', 'n_items'))
+# %% ../nbs/81_generators.ipynb #c48733b3
+_decoder_sizes = partial(_defaults, ItemDecoderConfig, 'vocab_size', 'first', 'sizes', 'levels',
+                         'n_items')
+BACKBONES['packed'] = Backbone(item_decoder, partial(_load, ItemDecoder), _decoder_sizes)
+
+# %% ../nbs/81_generators.ipynb #23d94f7f
+_FIXED = ('vocab_size', 'pad_token_id', 'eos_token_id', 'use_cache', 'is_decoder',
+          'is_encoder_decoder', 'classifier_dropout')
 
 def _t5_sizes() -> dict: # name -> default of `T5Config`; `tiger_t5` has smaller ones
     "Settings of TIGER"
-    fixed = ('vocab_size', 'pad_token_id', 'eos_token_id', 'use_cache', 'is_decoder', 'is_encoder_decoder', 'classifier_dropout')
-    own = [n for n in T5Config.__annotations__ if n not in fixed]
-    return dict(max_items=20) | {n: v for n, v in _defaults(T5Config, fixed).items() if n in own}
+    known = _defaults(T5Config, *_FIXED)
+    return dict(max_items=20) | {n: v for n, v in known.items() if n in T5Config.__annotations__}
 
-BACKBONES['packed'] = Backbone(item_decoder, functools.partial(_load, ItemDecoder), _decoder_sizes)
-BACKBONES['t5'] = Backbone(tiger_t5, functools.partial(_load, TigerT5), _t5_sizes,
+BACKBONES['t5'] = Backbone(tiger_t5, partial(_load, TigerT5), _t5_sizes,
                            dict(batch_size=256, lr=1e-3, weight_decay=.01))
 
 # %% ../nbs/81_generators.ipynb #1c852105
-def _make_language_model(
-    ids: Identifiers, # paths of all items: titles, or codes
-    seed: int = 0, # of the adapters and of the new tokens
-    **model, # settings, as `LMConfig` names them
-): # a `LanguageRecommender`, untrained
-    "A language model as a generator"
-    import genrec_nb.alignment                                                 # its tasks
+def _make_language_model(ids: Identifiers, seed: int = 0, **model): # settings of `LMConfig`
+    "A language model as a generator, untrained"
+    import genrec_nb.alignment                                 # its tasks
     from genrec_nb.language_recommender import LMConfig, language_recommender
     return language_recommender(ids, None, LMConfig(**model, seed=seed))
 
@@ -82,19 +75,19 @@ def _load_language_model(folder: str | Path, ids: Identifiers, device): # a `Lan
 def _language_settings() -> dict: # name -> default
     "Settings of a language model"
     from genrec_nb.language_recommender import LMConfig
-    return _defaults(LMConfig, ('seed',))
+    return _defaults(LMConfig, 'seed')
 
-BACKBONES['llm'] = Backbone(_make_language_model, _load_language_model, _language_settings, 
-                            dict(epochs=4, batch_size=8, accumulate=4, lr=3e-4, weight_decay=.01, warmup=.05, eval_every=1, patience=2))
+BACKBONES['llm'] = Backbone(_make_language_model, _load_language_model, _language_settings,
+                            dict(epochs=4, batch_size=8, accumulate=4, lr=3e-4, weight_decay=.01,
+                                 warmup=.05, eval_every=1, patience=2))
 
 # %% ../nbs/81_generators.ipynb #bf6f997f
-def train_defaults(
-    backbone: str, # a name in `BACKBONES`
-) -> dict: # changes to `TrainConfig`
+def train_defaults(backbone: str) -> dict: # a name in `BACKBONES` -> changes to `TrainConfig`
     "How a generator is usually trained on this machine"
     check_choice(backbone, tuple(BACKBONES), 'backbone')
-    small = backbone == 'llm' and not torch.cuda.is_available()
-    return BACKBONES[backbone].train | (dict(samples_per_epoch=1024, eval_users=128) if small else {})
+    sample = dict(samples_per_epoch=1024, eval_users=128)
+    slow = backbone == 'llm' and not torch.cuda.is_available()
+    return BACKBONES[backbone].train | (sample if slow else {})
 
 # %% ../nbs/81_generators.ipynb #d3a5f11b
 def check_backbone(
@@ -104,14 +97,12 @@ def check_backbone(
     what: str, # they are called
 ) -> None: # raises `SettingError` if it cannot generate them
     "Can this generator write these identifiers?"
-    if titles and backbone != 'llm':
-        raise SettingError(f"{what} identifiers are pieces of a language model's vocabulary: use backbone 'llm', "
-                           f'{backbone!r} cannot write them')
-    if ragged and backbone == 'packed':
-        raise SettingError(f'{what} identifiers differ in length, and the item decoder writes paths of one length: '
-                           "use backbone 't5' or 'llm'")
+    require(backbone == 'llm' or not titles, f"{what} identifiers are pieces of a language "
+            f"model's vocabulary: use backbone 'llm', {backbone!r} cannot write them", SettingError)
+    require(backbone != 'packed' or not ragged, f'{what} identifiers differ in length, and the '
+            "item decoder's do not: use backbone 't5' or 'llm'", SettingError)
 
-# %% ../nbs/81_generators.ipynb #590f33de
+# %% ../nbs/81_generators.ipynb #96f8620d
 def check_model(
     backbone: str, # a name in `BACKBONES`
     settings: dict, # as the caller gave them
@@ -131,12 +122,12 @@ def _check_language_model(settings: dict, where: str, titles: bool, weighting: s
     from genrec_nb.language_recommender import LMConfig
     config = read_settings(LMConfig, settings, where)
     check_tasks(config.tasks, f'{where}.tasks')
-    if titles and config.tasks:
-        raise SettingError(f'{where}: alignment tasks tie codes to language, and titles are language: '
-                           'leave out tasks, or take identifiers of codes')
-    if weighting == 'cft' and (config.packed or config.tasks):
-        raise SettingError(f'{where}: the weighting cft blanks the history of one sample, which packed samples share and '
-                           'half of the alignment tasks do not show: leave out packed and tasks, or take another weighting')
+    require(not titles or not config.tasks, f'{where}: alignment tasks tie codes to language, '
+            'and titles are language: leave out tasks, or take identifiers of codes', SettingError)
+    require(weighting != 'cft' or not (config.packed or config.tasks),
+            f'{where}: the weighting cft blanks the history of one sample, which packed samples '
+            'share and half of the alignment tasks do not show: leave out packed and tasks, '
+            'or take another weighting', SettingError)
 
 # %% ../nbs/81_generators.ipynb #03dac672
 def make_model(
@@ -154,32 +145,33 @@ def make_model(
     if getattr(model.config, 'tasks', None): model.set_tasks(catalog)
     return model
 
-# %% ../nbs/81_generators.ipynb #ecb51fd4
+# %% ../nbs/81_generators.ipynb #6470603e
 def check_base(
     model: dict, # settings of backbone 'llm'
     catalog: Catalog, # the items
     ids: Identifiers | None = None, # their paths, if they were made before
     how: TokenizerConfig | None = None, # how they will be made
 ) -> None: # raises `GenrecError` if it cannot be the base
-    "Is the language model there, with its tokenizer, and do settings and titles fit it? Its weights are not loaded"
+    "Is the language model there, and do settings and titles fit it? Its weights are not loaded"
     from genrec_nb.backbones import adapt, check_four_bit, load_shape, load_tokenizer
     from genrec_nb.language_recommender import LMConfig
     config = LMConfig(**model)
     if config.four_bit: check_four_bit()
-    if config.tasks and not any(catalog.texts):
-        raise MissingTextError('alignment tasks are made of the item texts, and there are none: leave out tasks')
+    require(not config.tasks or any(catalog.texts), 'alignment tasks are made of the item texts, '
+            'and there are none: leave out tasks', MissingTextError)
     tokenizer = load_tokenizer(config.base)
     if ids is None and how is not None and how.method == 'title':
         ids = model_title_ids(catalog.titles, **how.options)
     if ids is not None and ids.backbone_ids is not None: _check_prompts(ids, tokenizer, config)
     shape = load_shape(config.base)
     context = getattr(shape.config, 'max_position_embeddings', config.max_tokens)
-    if config.max_tokens > context:
-        raise SettingError(f'max_tokens is {config.max_tokens}, but the model reads {context} tokens at most')
+    require(config.max_tokens <= context, f'max_tokens is {config.max_tokens}, '
+            f'expected at most {context}, the tokens that the model reads', SettingError)
     if config.targets != 'all-linear': adapt(shape, targets=config.targets)
 
 def _check_prompts(ids: Identifiers, tokenizer, config) -> None:
     "Raise `GenrecError` for titles that another tokenizer has cut, and for prompts without room"
     from genrec_nb.prompts import item_tokens, lm_tokens, make_prompter
     words = item_tokens(ids, lm_tokens(ids, tokenizer), tokenizer)
-    make_prompter(config.template, words, tokenizer, config.separator, config.max_tokens, ids.max_len)
+    make_prompter(config.template, words, tokenizer, config.separator, config.max_tokens,
+                  ids.max_len)

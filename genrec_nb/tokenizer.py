@@ -11,125 +11,92 @@ import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from .core import (FileError, GenrecError, MissingTextError, SettingError, patch,
-                            read_json, read_settings, versions, whole_folder, write_json)
+                            read_json, read_settings, require, versions, whole_folder, write_json)
 from .data import Catalog, Dataset, Split, leave_one_out
 from .loaders import read_items
-from .embed import TfidfEncoder, embed_texts, load_encoder, make_encoder, check_vectors
+from .embed import (TfidfEncoder, check_vectors, embed_texts, load_encoder,
+                             make_encoder)
 from .kmeans import load_quantizer
 from .semantic_ids import Identifiers
 import genrec_nb.new_items # gives `Identifiers.append`
 from .other_tokenizers import popular_first, read_categories
-from .baselines import check_item_vectors, load_vectors
-from .tokenizer_config import (CF_METHODS, CategoryOptions, Sources, TOKENIZERS, TokenizerConfig,
-                                        check_sizes, own_settings)
+from .baselines import _read_array, check_item_vectors, load_vectors
+from .tokenizer_config import CF_METHODS, Sources, TOKENIZERS, TokenizerConfig
 
 # %% ../nbs/80_tokenizer.ipynb #808a8eab
 def collaborative_embeddings(
     cf, # 'sasrec', 'lightgcn', a file, or float [N, d]
     split: Split, # only its training part is used
     seed: int = 0, # of the training
-    dim: int = 32, # numbers in a vector, if it is trained here
+    dim: int | None = None, # numbers in a vector; None: 32 if it is trained here, else any
 ) -> np.ndarray: # float32 [N, d]
     "Item vectors of a recommender: trained on the training part, read from a file, or as given"
     if not isinstance(cf, (str, Path)):
-        what = 'the collaborative embeddings'
-        return check_item_vectors(np.asarray(cf), split.train.n_items, what)
-    if str(cf) not in CF_METHODS: return load_vectors(cf, split.train.n_items)
+        what = 'the collaborative embeddings (of d_code dimensions)'
+        return check_item_vectors(np.asarray(cf), split.train.n_items, what, dim)
+    if str(cf) not in CF_METHODS: return load_vectors(cf, split.train.n_items, dim)
     from genrec_nb.sequential_baselines import RANKERS, train_collaborative_embeddings
-    config = RANKERS[str(cf)][1](dim=dim, patience=0)
-    return train_collaborative_embeddings(split, str(cf), dim, seed, config)
+    config = RANKERS[str(cf)][1](dim=dim or 32, patience=0)
+    return train_collaborative_embeddings(split, str(cf), dim or 32, seed, config)
 
-# %% ../nbs/80_tokenizer.ipynb #c585903c
-def _given_cf(
-    cf, # as for `collaborative_embeddings`
-    split: Split,
-    options: dict, # LETTER's
-) -> np.ndarray | None: # float32 [N, d]; None: to be trained
+# %% ../nbs/80_tokenizer.ipynb #a33444a3
+def _given_cf(cf, split: Split, dim: int | None) -> np.ndarray | None: # None: to be trained
     "Raise `GenrecError` for an unknown name, and for a file or vectors that do not fit"
     if isinstance(cf, str) and cf in CF_METHODS: return
-    if isinstance(cf, str) and not Path(cf).suffix:
-        raise SettingError(f'cf is {cf!r}, expected {", ".join(CF_METHODS)}, or a file '
-                           'of item vectors that ends in .npy or .safetensors')
-    v = collaborative_embeddings(cf, split)
-    if options.get('d_code', v.shape[1]) == v.shape[1]: return v
-    raise SettingError(f'd_code is {options["d_code"]}, but the collaborative embeddings have '
-                       f'{v.shape[1]} dimensions: leave d_code out')
+    require(not isinstance(cf, str) or Path(cf).suffix != '',
+            f'cf is {cf!r}, expected {", ".join(CF_METHODS)}, or a file of item vectors '
+            'that ends in .npy or .safetensors', SettingError)
+    return collaborative_embeddings(cf, split, dim=dim)
 
 # %% ../nbs/80_tokenizer.ipynb #16905f50
-def _category_paths(
-    given, # names for each item, 'ml-100k', a folder or an item file; None: by the data's name
-    data: Dataset, # the items
-    own: CategoryOptions,
-) -> list[list[str]]: # for each item
+def _category_paths(given, data: Dataset, own) -> list[list[str]]: # given: see `tokenize_items`
     "Category names of every item, general to special, or the most common first"
     where = data.name if given is None and data.name == 'ml-100k' else given
-    if where is None:
-        raise MissingTextError("category identifiers need the items' categories, and those of "
-                               f'{data.name!r} are not known: give categories=FOLDER, an item file, '
-                               'or a list of names for each item')
+    require(where is not None, "category identifiers need the items' categories, and those of "
+            f'{data.name!r} are not known: give categories=FOLDER, an item file, '
+            'or a list of names for each item', MissingTextError)
     named = isinstance(where, (str, Path))
     names = read_categories(where, data.catalog, own.field, own.separator) if named else list(where)
-    if len(names) != len(data.catalog):
-        raise GenrecError(f'categories of {len(names)} items for a catalog of {len(data.catalog)}')
-    unordered = named and str(where) == 'ml-100k' if own.unordered is None else own.unordered
+    require(len(names) == len(data.catalog),
+            f'categories of {len(names)} items for a catalog of {len(data.catalog)}')
+    unordered = str(where) == 'ml-100k' if own.unordered is None else own.unordered
     if unordered: return popular_first(names, own.top or 5, own.least)
     return [p[:own.top] for p in names]
 
-# %% ../nbs/80_tokenizer.ipynb #7ccf77b9
+# %% ../nbs/80_tokenizer.ipynb #bb9eacf5
 def _titles(data: Dataset) -> list[str]:
     "The titles; raises `MissingTextError` if there are only ids"
     x = data.catalog
-    if x.titles != x.ids or any(x.texts): return x.titles
-    raise MissingTextError(f"{data.name}: the items have ids and no titles, which 'title' identifiers "
-                           'are made of: add an item file, or take another tokenizer')
+    require(x.titles != x.ids or any(x.texts), f"{data.name}: the items have ids and no titles, "
+            "which 'title' identifiers are made of: add an item file, or take another tokenizer",
+            MissingTextError)
+    return x.titles
 
-def _text_encoder(
-    name: str, # of the encoder
-    texts: list[str], # of the catalog
-):
-    "An encoder that has learned what it learns from texts"
-    encoder = make_encoder(name)
-    if getattr(encoder, 'fitted', True) or not all(t.strip() for t in texts): return encoder
-    return encoder.fit(texts)
+# %% ../nbs/80_tokenizer.ipynb #4ade8796
+def _add_vectors(s: Sources, texts: list[str], encoder: str, vectors) -> None: # [N, d] or None
+    "Text vectors as given, or by an encoder that has learned what it learns from the texts"
+    if vectors is None:
+        s.encoder = make_encoder(encoder)
+        learns = not getattr(s.encoder, 'fitted', True)
+        if learns and all(map(str.strip, texts)): s.encoder.fit(texts)
+        vectors = embed_texts(texts, s.encoder)
+    s.vectors = check_item_vectors(vectors, len(texts), 'the text vectors')
 
-def _item_vectors(
-    x, # float [N, d] as given or computed
-    n_items: int, # N
-) -> np.ndarray: # float32 [N, d]
-    "Raise `GenrecError` for vectors that do not fit the catalog, or are all equal"
-    x = check_vectors(x).cpu().numpy()
-    if len(x) != n_items:
-        raise GenrecError(f'{len(x)} vectors for {n_items} items: expected one each, '
-                          'in the order of the catalog')
-    if len(x) > 1 and (x == x[0]).all():
-        raise GenrecError(f'all {len(x)} vectors are equal, and tell no items apart')
-    return x
-
-# %% ../nbs/80_tokenizer.ipynb #bb9eacf5
-def _sources(
-    data: Dataset,
-    split: Split,
-    c: TokenizerConfig,
-    vectors, cf, categories, # what the caller gave, see `tokenize_items`
-    device: str,
-    stage, # function (name) that is told what begins
-) -> Sources:
+# %% ../nbs/80_tokenizer.ipynb #e6a2d3b6
+def _sources(data: Dataset, split: Split, c: TokenizerConfig, vectors, cf, categories,
+             device: str, stage) -> Sources: # see `tokenize_items`; stage: function (name)
     "Everything the method needs: what can be wrong first, what takes long last"
-    s = Sources(split.train, check_sizes(len(data.catalog), c), device=device)
-    needs, texts = TOKENIZERS[c.method].needs, data.catalog.texts
-    cf = c.cf if cf is None else cf
+    s = Sources(split.train, c.sizes_for(len(data.catalog)), device=device)
+    needs, cf, dim = TOKENIZERS[c.method].needs, c.cf if cf is None else cf, c.options.get('d_code')
     if 'titles' in needs: s.titles = _titles(data)
-    if 'categories' in needs: s.categories = _category_paths(categories, data, own_settings(c))
-    if 'cf' in needs: s.cf = _given_cf(cf, split, c.options)
+    if 'categories' in needs: s.categories = _category_paths(categories, data, c.own())
+    if 'cf' in needs: s.cf = _given_cf(cf, split, dim)
     if 'text' in needs:
         stage('text vectors')
-        if vectors is None:
-            s.encoder = _text_encoder(c.encoder, texts)
-            vectors = embed_texts(texts, s.encoder)
-        s.vectors = _item_vectors(vectors, len(texts))
+        _add_vectors(s, data.catalog.texts, c.encoder, vectors)
     if 'cf' in needs and s.cf is None:
         stage(f'collaborative embeddings, {cf}')
-        s.cf = collaborative_embeddings(cf, split, c.seed, c.options.get('d_code') or 32)
+        s.cf = collaborative_embeddings(cf, split, c.seed, dim)
     return s
 
 # %% ../nbs/80_tokenizer.ipynb #d17a0211
@@ -151,13 +118,12 @@ class Tokenized:
     def __repr__(self): return f'Tokenized({self.method}: {self.ids!r})'
 
 # %% ../nbs/80_tokenizer.ipynb #84754a2d
-def _vector_source(
-    x: np.ndarray, # float32 [N, d]
-    encoder, # None: the vectors were given
-) -> dict: # sha256, dim, encoder
-    "What identifies vectors"
-    sha256 = hashlib.sha256(np.ascontiguousarray(x, np.float32)).hexdigest()
-    return dict(sha256=sha256, dim=x.shape[1], encoder=getattr(encoder, 'key', None))
+def _coded(quantizer, s: Sources, c: TokenizerConfig) -> tuple[Identifiers, np.ndarray]:
+    "Paths of all items after the collision policy, and their codes int64 [N, L] before it"
+    x = quantizer.inputs(s.vectors, s.cf) if c.method == 'letter' else s.vectors
+    codes = quantizer.encode(x)
+    near = lambda items: quantizer.last_distances(x[items])
+    return Identifiers.from_codes(codes, s.sizes, c.policy, near), codes
 
 # %% ../nbs/80_tokenizer.ipynb #42780251
 def tokenize_items(
@@ -172,81 +138,59 @@ def tokenize_items(
 ) -> Tokenized: # identifiers, and what they were made from
     "Give every item a path; raises `GenrecError` for what does not fit, before the long work"
     c, stage = config or TokenizerConfig(), progress.stage if progress else lambda name: None
-    if not isinstance(data, Dataset) or not isinstance(c, TokenizerConfig):
-        raise GenrecError('tokenize_items takes a Dataset, a Split and a TokenizerConfig, '
-                          f'found {type(data).__name__} and {type(c).__name__}')
+    require(isinstance(data, Dataset) and isinstance(c, TokenizerConfig),
+            'tokenize_items takes a Dataset, a Split and a TokenizerConfig, '
+            f'found {type(data).__name__} and {type(c).__name__}')
     split = leave_one_out(data.interactions) if split is None else split
-    if split.train.n_items != len(data.catalog):
-        raise GenrecError(f'the split is of {split.train.n_items} items, '
-                          f'the catalog has {len(data.catalog)}')
+    n, known = split.train.n_items, len(data.catalog)
+    require(n == known, f'the split is of {n} items, the catalog has {known}')
     s = _sources(data, split, c, vectors, cf, categories, device, stage)
     stage(f'tokenizer, {c.method}')
-    made = TOKENIZERS[c.method].make(s, c, _fitted_settings(s, c))
-    if isinstance(made, Identifiers): return Tokenized(made, config=c, items=list(data.catalog.ids))
-    source = _vector_source(s.vectors, s.encoder)
-    ids, codes = _encode(made, s, c)
-    return Tokenized(ids, codes, made, s.vectors, s.cf, c, list(data.catalog.ids), source, s.encoder)
+    return _tokenize(s, c, list(data.catalog.ids))
 
 # %% ../nbs/80_tokenizer.ipynb #8ec57926
-def _fitted_settings(s: Sources, c: TokenizerConfig):
-    "The method's own settings, for the vectors that it gets"
-    d_in = 1 if s.vectors is None else s.vectors.shape[1]
-    return own_settings(c, s.sizes, d_in, 32 if s.cf is None else s.cf.shape[1])
-
-def _encode(
-    quantizer, # fitted
-    s: Sources,
-    c: TokenizerConfig,
-) -> tuple[Identifiers, np.ndarray]: # (paths, codes int64 [N, L] before the policy)
-    "Codes of all items, and their paths after the collision policy"
-    x = quantizer.inputs(s.vectors, s.cf) if c.method == 'letter' else s.vectors
-    codes = quantizer.encode(x)
-    near = lambda items: quantizer.last_distances(x[items])
-    return Identifiers.from_codes(codes, s.sizes, c.policy, near), codes
+def _tokenize(s: Sources, c: TokenizerConfig, items: list) -> Tokenized:
+    "Run the method, with its own settings for the widths that there are"
+    d_in, d_code = (d if x is None else x.shape[1] for x, d in ((s.vectors, 1), (s.cf, 32)))
+    made = TOKENIZERS[c.method].make(s, c, c.own(s.sizes, d_in, d_code))
+    if isinstance(made, Identifiers): return Tokenized(made, config=c, items=items)
+    ids, codes = _coded(made, s, c)
+    sha256 = hashlib.sha256(np.ascontiguousarray(s.vectors, np.float32)).hexdigest()
+    source = dict(sha256=sha256, dim=d_in, encoder=getattr(s.encoder, 'key', None))
+    return Tokenized(ids, codes, made, s.vectors, s.cf, c, items, source, s.encoder)
 
 # %% ../nbs/80_tokenizer.ipynb #a7ef4cac
-def _embed_new(
-    made: Tokenized,
-    texts: list[str], # of the new items
-) -> np.ndarray: # float32 [M, d]
+def _embed_new(made: Tokenized, texts: list[str]) -> np.ndarray: # float32 [M, d]
     "Vectors of new texts, by the encoder of the old ones"
     key = made.source.get('encoder')
-    if key is None:
-        raise GenrecError('the tokenizer was made from given vectors, so texts of new items '
-                          'do not help: give their vectors, made in the same way')
+    require(key is not None, 'the tokenizer was made from given vectors, so texts of new items '
+            'do not help: give their vectors, made in the same way')
     encoder = made.encoder or make_encoder(made.config.encoder)
-    if encoder.key == key: return embed_texts(texts, encoder)
-    raise GenrecError(f'the encoder {made.config.encoder!r} is not the one that the tokenizer '
-                      'was made with: get that version, or tokenize again')
+    require(encoder.key == key, f'the encoder {made.config.encoder!r} is not the one that the '
+            'tokenizer was made with: get that version, or tokenize again')
+    return embed_texts(texts, encoder)
 
-def _new_vectors(
-    made: Tokenized,
-    new, # texts, a `Catalog`, or float [M, d]
-) -> np.ndarray: # float32 [M, d]
+def _new_vectors(made: Tokenized, new) -> np.ndarray: # texts, a `Catalog` or float [M, d] -> [M, d]
     "Vectors of new items in the space of the old ones; raises `GenrecError` if they cannot be had"
     new = new.texts if isinstance(new, Catalog) else new
-    if isinstance(new, str):
-        raise GenrecError('new items are one text, expected a list of texts or a matrix of vectors')
+    require(not isinstance(new, str),
+            'new items are one text, expected a list of texts or a matrix of vectors')
     if len(new) and all(isinstance(t, str) for t in new): new = _embed_new(made, list(new))
     x = check_vectors(new).cpu().numpy()
-    if made.source.get('dim', x.shape[1]) == x.shape[1]: return x
-    raise GenrecError(f'vectors of new items have {x.shape[1]} dimensions, '
-                      f'those of the old ones have {made.source["dim"]}')
+    found, dim = x.shape[1], made.source.get('dim', x.shape[1])
+    require(found == dim, f'vectors of new items have {found} dimensions, '
+            f'those of the old ones have {dim}')
+    return x
 
-# %% ../nbs/80_tokenizer.ipynb #af8698d4
-def _new_policy(
-    made: Tokenized,
-    policy: str | None, # as the caller gave it
-) -> str | None:
-    "The collision policy for new items; raises `GenrecError` for one that does not fit the table"
+# %% ../nbs/80_tokenizer.ipynb #a71fab66
+def _new_policy(made: Tokenized, policy: str | None) -> str | None:
+    "The collision policy for new items; raises `SettingError` for one that does not fit the table"
     was, numbered = made.ids.notes.get('policy'), made.ids.max_len > len(made.quantizer.sizes)
-    policy = policy or ('free' if was == 'sinkhorn' else was)
-    if numbered and policy not in (None, 'extra'):
-        raise SettingError(f'policy is {policy!r}, but the paths end with a running number: '
-                           "new items need policy 'extra'")
-    if not numbered and policy not in (None, 'free', 'keep'):
-        raise SettingError(f'policy is {policy!r}, but the paths have no running number: '
-                           "new items need policy 'free' or 'keep'")
+    policy, fits = policy or ('free' if was == 'sinkhorn' else was), ('free', 'keep')
+    if numbered: fits = ('extra',)
+    require(policy in (None, *fits), f'policy is {policy!r}, but the paths '
+            f'{"end with a" if numbered else "have no"} running number: '
+            f'new items need policy {" or ".join(map(repr, fits))}', SettingError)
     return policy
 
 # %% ../nbs/80_tokenizer.ipynb #cbe84552
@@ -256,10 +200,9 @@ def assign(self: Tokenized,
     policy: str | None = None, # 'extra', 'free' or 'keep'; None: that of the old items
 ) -> Identifiers: # the old items with the paths they had, then the new ones; the same vocabulary
     "Paths for new items; no old path changes (cold start)"
-    if self.quantizer is None:
-        coded = [m for m, how in TOKENIZERS.items() if 'text' in how.needs]
-        raise GenrecError(f'{self.method} identifiers have no quantizer that could place '
-                          f'a new item; {", ".join(coded)} can place new items')
+    coded = ', '.join(m for m, how in TOKENIZERS.items() if 'text' in how.needs)
+    require(self.quantizer is not None, f'{self.method} identifiers have no quantizer that could '
+            f'place a new item; {coded} can place new items')
     policy = _new_policy(self, policy)
     x = _new_vectors(self, new)
     near = lambda items: self.quantizer.last_distances(x[items])
@@ -275,59 +218,51 @@ def save(self: Tokenized,
     with whole_folder(folder, 'tokenizer.json') as part:
         self.ids.save(part/'index.json', self.items)
         if self.quantizer is not None: self.quantizer.save(part/'quantizer')
-        if self.codes is not None: np.save(part/'codes.npy', self.codes, allow_pickle=False)
-        if self.cf is not None: np.save(part/'cf.npy', self.cf, allow_pickle=False)
         if isinstance(self.encoder, TfidfEncoder): self.encoder.save(part/'encoder')
+        for name, x in (('codes', self.codes), ('cf', self.cf)):
+            if x is not None: np.save(part/f'{name}.npy', x, allow_pickle=False)
         config = asdict(self.config) if self.config else None
         about = dict(config=config, source=self.source, versions=versions())
         write_json(part/'tokenizer.json', about)
         if more: more(part)
     return Path(folder)
 
-# %% ../nbs/80_tokenizer.ipynb #10192033
-def _array(path: Path) -> np.ndarray | None:
-    "A saved array, or None if there is none"
-    if not path.is_file(): return
-    try: return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise FileError(f'{path} is damaged ({" ".join(str(e).split())})') from None
-
 # %% ../nbs/80_tokenizer.ipynb #ce3e3067
+def _check_table(folder: Path, items) -> list: # the item ids
+    "Raise `FileError` if no tokenizer is saved here, or one of another catalog"
+    for name in ('tokenizer.json', 'index.json', 'index.vocab.json'):
+        require((folder/name).is_file(), f'{folder}: no saved tokenizer here ({name} is missing); '
+                '`genrec tokenize` makes one', FileError)
+    own = read_json(folder/'index.vocab.json')['items']
+    keys = own if items is None else list(getattr(items, 'ids', items))
+    require(keys == own, f'{folder}: was made for another catalog, {len(own)} items '
+            f'from {own[0]!r} to {own[-1]!r}, not {len(keys)} from {keys[0]!r} to {keys[-1]!r}',
+            FileError)
+    return own
+
+# %% ../nbs/80_tokenizer.ipynb #29044266
 def load_tokenized(
     folder: str | Path, # what `save` was given
     items=None, # the catalog (or its ids) that it must belong to; None: not compared
 ) -> Tokenized: # equal to what was saved, without the vectors
     "Read a saved tokenizer; raises `FileError` if a part is missing, and for another catalog"
     folder = Path(folder)
-    files = 'tokenizer.json', 'index.json', 'index.vocab.json'
-    lacking = [n for n in files if not (folder/n).is_file()]
-    if lacking:
-        raise FileError(f'{folder}: no saved tokenizer here ({lacking[0]} is missing); '
-                        '`genrec tokenize` makes one')
-    meta, own = read_json(folder/'tokenizer.json'), read_json(folder/'index.vocab.json')['items']
-    keys = own if items is None else list(getattr(items, 'ids', items))
-    if keys != own:
-        raise FileError(f'{folder}: was made for another catalog, {len(own)} items '
-                        f'from {own[0]!r} to {own[-1]!r}, '
-                        f'not {len(keys)} from {keys[0]!r} to {keys[-1]!r}')
-    quantizer = load_quantizer(folder/'quantizer') if (folder/'quantizer').is_dir() else None
-    encoder = load_encoder(folder/'encoder') if (folder/'encoder').is_dir() else None
+    own, meta = _check_table(folder, items), read_json(folder/'tokenizer.json')
+    def part(name, load): return load(folder/name) if (folder/name).exists() else None
     config = meta.get('config')
     if config: config = read_settings(TokenizerConfig, config, f'{folder}/tokenizer.json')
-    ids = Identifiers.load(folder/'index.json')
-    codes, cf = _array(folder/'codes.npy'), _array(folder/'cf.npy')
-    return Tokenized(ids, codes, quantizer, None, cf, config, own, meta.get('source', {}), encoder)
+    return Tokenized(
+        Identifiers.load(folder/'index.json'), part('codes.npy', _read_array),
+        part('quantizer', load_quantizer), None, part('cf.npy', _read_array), config, own,
+        meta.get('source', {}), part('encoder', load_encoder))
 
 # %% ../nbs/80_tokenizer.ipynb #788552a9
-def _continue_table(
-    made: Tokenized,
-    index: str | Path, # table of an earlier call
-) -> Tokenized:
+def _continue_table(made: Tokenized, index: str | Path) -> Tokenized: # index: of an earlier call
     "The same tokenizer with a longer table; raises `FileError` if that is not its own"
     own, longer = made.ids, Identifiers.load(index)
-    if longer.tokens != own.tokens or not np.array_equal(longer.flat[:len(own.flat)], own.flat):
-        raise FileError(f'{index}: does not begin with the paths of the tokenizer; '
-                        'give a table that `genrec assign` made from it')
+    begins = longer.tokens == own.tokens and np.array_equal(longer.flat[:len(own.flat)], own.flat)
+    require(begins, f'{index}: does not begin with the paths of the tokenizer; '
+            'give a table that `genrec assign` made from it', FileError)
     items = read_json(Path(index).with_suffix('.vocab.json'))['items']
     return replace(made, ids=longer, items=items)
 
@@ -342,14 +277,13 @@ def assign_file(
 ) -> tuple[Identifiers, Catalog, int]: # (all items, the new ones, number of old ones)
     "Give new items paths and write the longer table"
     out, made, new = Path(out), load_tokenized(folder), read_items(items, **(columns or {}))
-    if out.suffix != '.json': raise FileError(f'{out}: expected a name that ends in .json')
-    if out.exists(): raise FileError(f'{out}: exists; name another --out')
+    require(out.suffix == '.json', f'{out}: expected a name that ends in .json', FileError)
+    require(not out.exists(), f'{out}: exists; name another --out', FileError)
     if index is not None: made = _continue_table(made, index)
     known = set(made.items)
     twice = [i for i in new.ids if i in known]
-    if twice:
-        raise FileError(f'{items}: {len(twice)} of {len(new)} items have an identifier already, '
-                        f'the first is {twice[0]!r}; leave them out')
+    require(not twice, f'{items}: {len(twice)} of {len(new)} items have an identifier already, '
+            f'the first is {"".join(twice[:1])!r}; leave them out', FileError)
     ids = made.assign(new, policy)
     ids.save(out, made.items + new.ids)
     return ids, new, len(made.ids)

@@ -21,7 +21,7 @@ from .item_decoder import level_ranges
 from .baselines import check_split
 from .sequential_baselines import SASRecConfig
 from .tokenizer import Tokenized, load_tokenized
-from .tokenizer_config import check_sizes, TOKENIZERS
+from .tokenizer_config import TOKENIZERS
 from .generators import check_backbone, check_base
 from .recommender import RecommenderConfig
 
@@ -181,7 +181,7 @@ def check(self: Trial, data: Dataset, split: Split) -> None:
         check_backbone(r.backbone, ids.backbone_ids is not None, False, ids.kind)
         if r.backbone == 'packed': level_ranges(ids)
     else:
-        check_sizes(len(data.catalog), r.tokenizer_config)
+        r.tokenizer_config.sizes_for(len(data.catalog))
         if _needs_text(method): self.data.require_text(f'the tokenizer {method}')
     if self.data.vectors: self.data.item_vectors(len(data.catalog))
     elif r.rule.needs_vectors: self.data.require_text(f'weighting {r.weighting}')
