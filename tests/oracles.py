@@ -169,3 +169,28 @@ def change_held_out(folder, items=40):
     path = folder/f'{folder.name}.inter.json'
     inter = json.loads(path.read_text())
     path.write_text(json.dumps({u: h[:-2] + [i for i in range(items) if i not in h][:2] if len(h) > 2 else h for u, h in inter.items()}))
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+def kill_when(there, work):
+    "Do `work` in a fork, and SIGKILL it as soon as `there()`"
+    import multiprocessing, time
+    p = multiprocessing.get_context('fork').Process(target=work)
+    p.start()
+    until = time.monotonic() + 120
+    while p.is_alive() and time.monotonic() < until and not there(): time.sleep(.01)
+    assert p.is_alive(), 'it ended before it could be killed'
+    p.kill()
+    p.join()
+
+def slowly(seconds, work):
+    "`work` with training steps that take their time"
+    import time
+    import genrec_nb.pipeline as pipeline
+    class Slow(pipeline._Steps):
+        def on_step_end(self, *args, **kwargs): time.sleep(seconds)
+    def run():
+        pipeline._Steps = Slow
+        work()
+    return run

@@ -1,5 +1,6 @@
 "The command line: settings, one-line errors, exit codes, Ctrl-C, a full disk, lines in a log."
 import errno, io, json, os, subprocess, sys
+from dataclasses import asdict
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -7,17 +8,15 @@ import pytest
 from oracles import small_data
 from rich.console import Console
 from typer.testing import CliRunner
-from genrec_nb.cli import Bars, _pairs, _value, app, explain_error
-from genrec_nb.core import GenrecError, SettingError
-from genrec_nb.loaders import load_dataset
+from genrec_nb.cli import Bars, _pairs, _value, app, explain_error, main
+from genrec_nb.core import GenrecError, SettingError, plain
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.tokenizer import load_tokenized
 import genrec_nb.run as run_module
+from genrec_nb.run import load_config
 
-GENREC = [sys.executable, '-m', 'genrec_nb']
-ENV = {**os.environ, 'COLUMNS': '200'}
 TINY = ['--tokenizer', 'method=rqkmeans', '--tokenizer', 'encoder=tfidf', '--tokenizer', 'size=6', '--tokenizer', 'levels=2', '--model', 'd_model=16',
-        '--model', 'num_heads=2', '--model', 'num_layers=1', '--set', 'train.epochs=2', '--set', 'train.batch_size=16', '--set', 'train.eval_every=1']
+        '--model', 'num_heads=2', '--model', 'num_layers=1', '--set', 'train.epochs=1', '--set', 'train.batch_size=16', '--set', 'train.eval_every=1']
 
 
 def invoke(*args): return CliRunner(env={'COLUMNS': '200'}).invoke(app, [str(a) for a in args])
@@ -102,14 +101,15 @@ def test_former_options_are_refused_with_the_new_spelling(args, words): assert w
 
 # ---- a run --------------------------------------------------------------------------------------------------------
 
-def test_a_run_prints_its_table_and_writes_its_settings(finished, toy, tmp_path):
+def test_a_run_prints_its_table_and_writes_its_settings(finished, seen, tmp_path, monkeypatch):
     out, text = finished
     metrics = json.loads((out/'metrics.json').read_text())
     assert all(m in text for m in metrics['methods']) and f'★ {metrics["chosen"]}' in text and 'zero-gain' in text
     assert f'{metrics["methods"]["CE"]["ndcg@10"]:.4f}'.removeprefix('0') in text
-    prints('run', out/'config.toml', '--out', tmp_path/'again')
-    assert json.loads((tmp_path/'again'/'metrics.json').read_text())['methods'] == metrics['methods']
-    prints('run', '--resume', '--out', out)
+    line('run', out/'config.toml', '--out', tmp_path/'again')
+    line('run', '--resume', '--out', out)
+    assert [asdict(c) for c, *_ in seen] == [asdict(load_config(out/'config.toml'))]*2 and metrics['config'] == plain(asdict(seen[0][0]))
+    monkeypatch.undo()
     assert 'other settings (alpha)' in line('run', out/'config.toml', '--set', 'alpha=0.3', '--resume', '--out', out)
 
 def test_recommend_and_inspect(finished, toy):
@@ -139,9 +139,10 @@ def test_mistakes_are_one_line_and_make_no_folder(finished, toy, tmp_path):
 
 # ---- how it ends --------------------------------------------------------------------------------------------------
 
-def test_a_mistake_ends_the_process_with_one_line(tmp_path):
-    r = subprocess.run([*GENREC, 'run', 'nowhere', '--out', str(tmp_path/'o')], capture_output=True, text=True, env=ENV)
-    assert r.returncode == 2 and r.stderr.strip() == 'genrec: nowhere: no known data set (ml-100k), no folder and no table'
+def test_a_mistake_ends_the_process_with_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['genrec', 'run', 'nowhere', '--out', str(tmp_path/'o')])
+    with pytest.raises(SystemExit) as end: main()
+    assert end.value.code == 2 and capsys.readouterr().err.strip() == 'genrec: nowhere: no known data set (ml-100k), no folder and no table'
 
 def test_ctrl_c_ends_with_130_and_a_hint(toy, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs): raise KeyboardInterrupt
@@ -221,9 +222,9 @@ def llm(lm): return ['--set', 'backbone=llm', '--set', 'weighting=ce', '--model'
 
 def test_a_language_model_generates_titles(lm):
     out = lm/'out'
-    assert 'CE + IGD decoding' in prints('run', lm/'shop', '--tokenizer', 'method=title', *llm(lm), '--model', 'max_tokens=150', '--out', out)
+    assert 'CE + IGD decoding' in prints('run', lm/'shop', '--tokenizer', 'method=title', *llm(lm), '--model', 'max_tokens=150', '--set', 'users=10', '--out', out)
     m, page = json.loads((out/'metrics.json').read_text()), (out/'report.html').read_text()
-    assert m['prompts']['prompts'] >= 2*m['users'] and m['prompts']['items'] >= m['prompts']['shortened'] > 0 and 0 < m['zero_gain_share'] < 1
+    assert m['prompts']['prompts'] == 2*m['users'] == 20 and m['prompts']['items'] >= m['prompts']['shortened'] > 0 and 0 < m['zero_gain_share'] < 1
     ids = load_tokenized(out/'tokenizer').ids
     assert ids.kind == 'titles' and GenerativeRecommender.from_pretrained(out/'model').ids == ids and '<shop>' not in page and 'class="strip"' in page
     text = prints('recommend', out, '--history', '3', '--history', '4', '-k', '2', '--explain')

@@ -1,10 +1,10 @@
 "Grids: killed, shared, resumed; equal budgets; sweeps; mistakes told before any work."
-import json, os, signal, shutil, subprocess, sys, time
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from oracles import change_held_out, small_data
+from oracles import change_held_out, kill_when, slowly, small_data
 import genrec_nb.experiments.execution as execution
 import genrec_nb.pipeline as pipeline
 from genrec_nb.core import GenrecError, SettingError, digest
@@ -92,32 +92,12 @@ def test_several_processes_give_the_same_rows(finished, toy, tmp_path):
     assert {k: said(r) for k, r in trials(tmp_path/'o').items()} == {k: said(r) for k, r in trials(finished).items()}
 
 
-SLOW = '''
-import sys, time
-import genrec_nb.pipeline as pipeline
-from genrec_nb.experiments.execution import run_grid
-from genrec_nb.experiments.grid import read_grid
-
-class Slow(pipeline._Steps):
-    def on_step_end(self, *args, **kwargs): time.sleep(.03)
-
-pipeline._Steps = Slow
-run_grid(read_grid(sys.argv[1]), sys.argv[2])
-'''
-
-
 @pytest.mark.parametrize('wanted', ['work/*/checkpoints/checkpoint-*/trainer_state.json', 'work/*/trained.json'], ids=['in training', 'before decoding'])
 def test_killed_and_resumed_gives_the_same_rows(finished, toy, tmp_path, wanted):
-    out, given = tmp_path/'out', tmp_path/'grid.json'
-    given.write_text(json.dumps(settings(toy)))
-    p = subprocess.Popen([sys.executable, '-c', SLOW, str(given), str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while p.poll() is None and time.monotonic() < until and not list(out.glob(wanted)): time.sleep(.01)
-    assert p.poll() is None, 'it ended before it could be killed'
-    p.send_signal(signal.SIGKILL)
-    p.wait()
+    out, grid = tmp_path/'out', Grid(**settings(toy))
+    kill_when(lambda: list(out.glob(wanted)), slowly(.03, lambda: run_grid(grid, out)))
     assert len(trials(out)) < 4
-    run_grid(Grid(**settings(toy)), out)
+    run_grid(grid, out)
     assert {k: said(r) for k, r in trials(out).items()} == {k: said(r) for k, r in trials(finished).items()}
 
 

@@ -1,14 +1,11 @@
 "The pipeline and the run: what they leave, killed and resumed, out of disk, leaks, side by side, mistakes."
-import errno, json, shutil, signal, subprocess, sys, time
+import errno, json, shutil
 from dataclasses import replace
 from pathlib import Path
-import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
-from oracles import change_held_out, quick, small_data
+from oracles import change_held_out, kill_when, quick, slowly, small_data
 from genrec_nb.core import GenrecError, MissingTextError, SettingError, read_json, read_settings, whole_file, write_json
-from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import evaluate_ranking, ranking_metrics
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.sequential_baselines import load_ranker
@@ -117,29 +114,12 @@ def test_a_full_disk_and_then_resumed(finished, tmp_path, monkeypatch, stage):
     assert run(small_config(data), tmp_path/'out', resume=True, jobs=1)['methods'] == metrics['methods']
 
 
-SLOW_RUN = '''
-import sys, time
-import genrec_nb.pipeline as pipeline
-from genrec_nb.run import load_config, run
-
-class Slow(pipeline._Steps):
-    def on_step_end(self, *args, **kwargs): time.sleep(.05)
-
-pipeline._Steps = Slow
-run(load_config(sys.argv[1]), sys.argv[2], jobs=1)
-'''
-
-
 def test_killed_in_training_resumed_same_figures(finished, tmp_path):
     "SIGKILL as soon as a checkpoint is there, then resume"
     data, folder, metrics = finished
     out = tmp_path/'out'
-    p = subprocess.Popen([sys.executable, '-c', SLOW_RUN, str(folder/'config.toml'), str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while p.poll() is None and time.monotonic() < until and not list(out.glob('work/*/checkpoints/checkpoint-*/trainer_state.json')): time.sleep(.02)
-    assert p.poll() is None, 'the run ended before it could be killed'
-    p.send_signal(signal.SIGKILL)
-    p.wait()
+    kill_when(lambda: list(out.glob('work/*/checkpoints/checkpoint-*/trainer_state.json')),
+              slowly(.05, lambda: run(small_config(data), out, jobs=1)))
     assert not (out/'metrics.json').exists()
     assert run(small_config(data), out, resume=True, jobs=1)['methods'] == metrics['methods']
 
