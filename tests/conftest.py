@@ -14,10 +14,11 @@ sys.path[:0] = [str(ROOT), str(ROOT/'.github'/'scripts')]  # this checkout's lib
 
 
 def pytest_collection_modifyitems(items):
-    "With `-n`, a file's tests stay together, for the sake of its fixtures; each notebook is a piece of work of its own."
+    "With `-n`, a file's tests stay together, for the sake of its fixtures; each notebook is a piece of work of its own. Small pieces come last, so that all cores end together."
     for item in items:
         group = item.name if item.path.name == 'test_notebooks.py' else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda i: (i.path.stem == 'test_notebooks') - (i.path.stem == 'test_docs'))
 
 
 @pytest.fixture(scope='session')

@@ -38,20 +38,19 @@ def copy_of_project(folder):
     return folder
 
 
-def nbdev(module, command, folder):
-    "Run one of nbdev's functions in a copy of the project."
-    call = f'from nbdev.{module} import {command} as f; getattr(f, "__wrapped__", f)()'
-    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
-    r = subprocess.run([sys.executable, '-c', call], cwd=folder, env={**env, 'PYTHONPATH': str(folder)}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert r.returncode == 0, r.stderr[-1500:]
+COMMANDS = """from nbdev.clean import nbdev_clean
+from nbdev.doclinks import nbdev_export
+from nbdev.quarto import refresh_quarto_yml
+for f in (nbdev_export, nbdev_clean, refresh_quarto_yml): getattr(f, '__wrapped__', f)()"""
 
 
 @pytest.fixture(scope='module')
 def fresh(tmp_path_factory):
-    "A copy of the project, exported and cleaned anew."
+    "A copy of the project, exported and cleaned anew by nbdev's own functions."
     folder = copy_of_project(tmp_path_factory.mktemp('fresh'))
-    nbdev('doclinks', 'nbdev_export', folder)
-    nbdev('clean', 'nbdev_clean', folder)
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | {'PYTHONPATH': str(folder)}
+    r = subprocess.run([sys.executable, '-c', COMMANDS], cwd=folder, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert r.returncode == 0, r.stderr[-1500:]
     return folder
 
 
@@ -74,7 +73,6 @@ def test_readme_is_its_notebook():
 
 
 def test_generated_site_settings_are_fresh(fresh):
-    nbdev('quarto', 'refresh_quarto_yml', fresh)
     assert (ROOT/'nbs'/'nbdev.yml').read_text() == (fresh/'nbs'/'nbdev.yml').read_text(), \
         'nbs/nbdev.yml is stale. Run: python -c "from nbdev.quarto import *; refresh_quarto_yml()"'
 
