@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass
 from torch import Tensor
 from typing import Literal
-from .core import Count, GenrecError, SettingError, Share, patch, settings
+from .core import Count, SettingError, Share, patch, require, settings
 from .semantic_ids import PAD
 from .trie import ItemTrie, find_keys, runs
 
@@ -23,15 +23,11 @@ def _min_max(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(width > 0, (x - low)/torch.where(width > 0, width, 1), 0.)
 
 # %% ../nbs/50_beam_search.ipynb #a1e84b3e
-def decoding_weights(
-    trie: ItemTrie,
-    gain: Tensor, # float [M] from `information_gain`
-    alpha: float, # 0 = plain beam search; published values .1 to .4
-) -> Tensor: # float32 [M] weight of the step into each node
-    "IGD-decoding weights $1 - \\alpha f$ of every edge; `GenrecError` for gains of another trie"
-    if not 0 <= alpha <= 1: raise SettingError(f'alpha is {alpha}, expected 0 to 1')
-    if len(gain) != trie.n_nodes:
-        raise GenrecError(f'{len(gain)} gains for {trie.n_nodes} nodes: compute them on this trie')
+def decoding_weights(trie: ItemTrie, gain: Tensor, alpha: float) -> Tensor: # [M] -> float32 [M]
+    "IGD-decoding weights $1 - \\alpha f$ of the step into each node (published alphas: .1 to .4)"
+    n, M = len(gain), trie.n_nodes
+    require(0 <= alpha <= 1, f'alpha is {alpha}, expected 0 to 1', SettingError)
+    require(n == M, f'{n} gains for {M} nodes: compute them on this trie')
     low, high = (trie.reduce_children(gain, how)[trie.parent] for how in ('min', 'max'))
     w = 1 - alpha*_min_max(gain, low, high)
     w[0] = 1.                                                # no step leads into the root
@@ -58,7 +54,7 @@ def _unique_pairs(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: n
 def exhausted_prefixes(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: none -> [n]
     "user * M + node of every node of which a user has seen all items, ascending"
     pair = _unique_pairs(trie, seen)
-    nodes = F.pad(trie.item_nodes(pair % trie.n_items), (1, 0))   # [n, 1 + depth], the root in front
+    nodes = F.pad(trie.item_nodes(pair % trie.n_items), (1, 0)) # [n, 1 + depth], the root in front
     key = (pair//trie.n_items)[:, None]*trie.n_nodes + nodes
     key, times = torch.unique(key[nodes >= 0], return_counts=True)
     return key[times == trie.count[key % trie.n_nodes]]
@@ -70,10 +66,9 @@ def assistant_mass(
     excluded: Tensor | None = None, # int64 [B, S] items without probability, -1 where there is none
 ) -> Tensor: # float64 [B, N + 1] running sum of the items' probabilities, in the order of the trie
     "Cumulated probability of an assistant model; `GenrecError` for scores of other items, or NaN"
-    if scores.shape[1:] != (trie.n_items,):
-        raise GenrecError(f'the assistant gave scores of shape {tuple(scores.shape)}, '
-                          f'expected a row of {trie.n_items} items for each user')
-    if scores.isnan().any(): raise GenrecError("the assistant's scores hold NaN: was it trained?")
+    require(scores.shape[1:] == (trie.n_items,), 'the assistant gave scores of shape '
+            f'{tuple(scores.shape)}, expected a row of {trie.n_items} items for each user')
+    require(not scores.isnan().any(), "the assistant's scores hold NaN: was it trained?")
     scores = scores.double()
     if excluded is not None:
         user, place = (excluded >= 0).nonzero(as_tuple=True)
@@ -88,12 +83,8 @@ def _mass_below(trie: ItemTrie, mass: Tensor, node: Tensor) -> Tensor:
     behind = first + trie.count[node].long().flatten(1)
     return (mass.gather(1, behind) - mass.gather(1, first)).clamp_min(1e-15).view(node.shape)
 
-def assistant_logp(
-    trie: ItemTrie,
-    mass: Tensor, # float64 [B, N + 1] from `assistant_mass`
-    child: Tensor, # int64 [B, k, C] candidates, -1 where there is none
-) -> Tensor: # float32 [B, k, C]
-    "Assistant log-probability of each step: mass of the child over that of its parent"
+def assistant_logp(trie: ItemTrie, mass: Tensor, child: Tensor) -> Tensor: # float32 [B, k, C]
+    "Log-probability of the step to each `child` [B, k, C]: its mass over that of its parent"
     child = child.clamp(min=1)
     share = _mass_below(trie, mass, child)/_mass_below(trie, mass, trie.parent[child].long())
     return share.clamp(max=1).log().float()
@@ -102,12 +93,10 @@ def assistant_logp(
 class _Search:
     "Trie, options and what belongs to the users of one search"
     def __init__(self, trie, config, gain=None, weights=None, seen=None, assistant=None):
-        if config.alpha and gain is None:
-            raise GenrecError('alpha > 0 needs the gains of the trie: '
-                              'pass gain=information_gain(trie, prior)')
-        if config.assistant_weight and assistant is None:
-            raise GenrecError('assistant_weight > 0 needs an assistant: '
-                              'pass assistant=, its scores [users, items]')
+        require(not config.alpha or gain is not None,
+                'alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
+        require(not config.assistant_weight or assistant is not None, 'assistant_weight > 0 '
+                'needs an assistant: pass assistant=, its scores [users, items]')
         if config.alpha and weights is None: weights = decoding_weights(trie, gain, config.alpha)
         if not config.exclude_seen: seen = None
         self.trie, self.config, self.gain, self.weights = trie, config, gain, weights
@@ -219,13 +208,8 @@ def beam_search(
     return finished
 
 # %% ../nbs/50_beam_search.ipynb #94e76a5f
-def expand_items(
-    trie: ItemTrie,
-    beams: Beams,
-    k: int, # items wanted
-    seen: Tensor | None = None, # int64 [B, S] items to leave out, -1 where there is none
-) -> tuple[Tensor, Tensor]: # (items int64 [B, k], scores float [B, k]); else -1, -inf
-    "Ranked items of each user"
+def expand_items(trie: ItemTrie, beams: Beams, k: int, seen: Tensor | None = None) -> tuple:
+    "Ranked items int64 [B, k] of each user without the `seen`, then -1, and their scores"
     B, real = len(beams.nodes), beams.nodes >= 0
     item, owner = trie.items_below(beams.nodes[real])
     user, score = real.nonzero()[owner, 0], beams.scores[real][owner]

@@ -24,7 +24,7 @@ class TrieProcessor(LogitsProcessor):
         alpha: float = 0., # strength of IGD-decoding
         normalize: str = 'vocabulary', # as in `DecodeConfig`
         end: int = EOS, # token allowed after a finished path
-        vocabulary: Tensor | None = None, # int64 [V] the model's id of each token, -1: none; None: the same
+        vocabulary: Tensor | None = None, # int64 [V] the model's id of each token, -1: none
     ):
         self.trie, self.prompt, self.normalize, device = trie, prompt, normalize, trie.device
         number = torch.arange(trie.vocab_size, device=device)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from matplotlib.colors import PowerNorm
 from torch import Tensor
-from .core import GenrecError, check_choice
+from .core import check_choice, require
 from .semantic_ids import Identifiers
 from .trie import ItemTrie
 
@@ -21,10 +21,8 @@ from .trie import ItemTrie
 def item_prior(counts, smoothing: float = 0.) -> Tensor: # int [N] -> float64 [N], sums to 1
     "Share of each item in `split.train.target_counts()`, with `smoothing` added to every count"
     counts = torch.as_tensor(np.asarray(counts, np.float64)) + smoothing
-    if not torch.isfinite(counts).all() or (counts < 0).any():
-        raise GenrecError('counts must be finite and not negative')
-    if counts.sum() == 0:
-        raise GenrecError('no item is ever a training target: the prior needs at least one')
+    require(torch.isfinite(counts) & (counts >= 0), 'counts must be finite and not negative')
+    require(counts.sum() > 0, 'no item is ever a training target: the prior needs at least one')
     return counts/counts.sum()
 
 # %% ../nbs/31_infogain.ipynb #e68eaa12
@@ -40,8 +38,8 @@ def _subtree_sum(trie: ItemTrie, x: Tensor) -> Tensor: # float [M], 0 at inner n
 # %% ../nbs/31_infogain.ipynb #fc91142e
 def _path_mass(trie: ItemTrie, prior: Tensor) -> Tensor: # float64 [N] -> [M]
     "Prior mass at each leaf, that of colliding items added up; 0 at inner nodes"
-    if len(prior) != trie.n_items:
-        raise GenrecError(f'the prior has {len(prior)} items, the trie {trie.n_items}')
+    n = len(prior)
+    require(n == trie.n_items, f'the prior has {n} items, the trie {trie.n_items}')
     out, lengths = prior.new_zeros(trie.n_nodes), trie.count[trie.leaves].long()
     out[trie.leaves] = torch.segment_reduce(prior[trie.order], 'sum', lengths=lengths, unsafe=True)
     return out
@@ -49,12 +47,8 @@ def _path_mass(trie: ItemTrie, prior: Tensor) -> Tensor: # float64 [N] -> [M]
 # %% ../nbs/31_infogain.ipynb #b9deb3be
 def _xlogx(x: Tensor) -> Tensor: return torch.special.xlogy(x, x)        # 0 at 0
 
-def node_entropy(
-    trie: ItemTrie,
-    prior: Tensor, # float64 [N]
-    kind: str = 'global', # 'global': p as it is; 'conditional': p renormalized below each prefix
-) -> Tensor: # float64 [M] nats
-    "Uncertainty about the item at each prefix (IGD, arXiv 2506.13229), or that of p(i | prefix)"
+def node_entropy(trie: ItemTrie, prior: Tensor, kind: str = 'global') -> Tensor: # [N] -> [M] nats
+    "Uncertainty at each prefix: 'global' (IGD, arXiv 2506.13229) or 'conditional', of p(i | prefix)"
     check_choice(kind, ('global', 'conditional'), 'kind')
     mass = _path_mass(trie, prior.to(trie.device))
     H = _subtree_sum(trie, -_xlogx(mass))
@@ -87,22 +81,14 @@ def _token_counts(trie: ItemTrie, counts=None) -> Tensor: # int [N] or None -> f
     return torch.as_tensor(counts, device=trie.device)[:, None]*(trie.item_nodes() >= 0)
 
 # %% ../nbs/31_infogain.ipynb #94efee36
-def zero_gain_share(
-    trie: ItemTrie,
-    gain: Tensor, # float [M] as `information_gain` gives it
-    counts: np.ndarray | None = None, # int [N] training-target counts; None: every item once
-) -> float: # 0..1
-    "Share of zero-gain tokens among the target tokens"
+def zero_gain_share(trie: ItemTrie, gain: Tensor, counts=None) -> float: # 0..1
+    "Share of zero-gain tokens among those of the targets; `counts` int [N], None: each item once"
     w = _token_counts(trie, counts)
     return float((w*(item_table(trie, gain) == 0)).sum()/w.sum())
 
 # %% ../nbs/31_infogain.ipynb #689f0ff0
-def gain_by_position(
-    trie: ItemTrie,
-    gain: Tensor, # float [M]
-    counts: np.ndarray | None = None, # int [N] training-target counts; None: every item once
-) -> pd.DataFrame: # position, gain [nats], zero (share of zero-gain tokens), items
-    "Mean gain and share of zero-gain tokens at each position of the path"
+def gain_by_position(trie: ItemTrie, gain: Tensor, counts=None) -> pd.DataFrame: # a row a position
+    "Mean gain [nats], share of zero-gain tokens, and items with a token at each position"
     w, table = _token_counts(trie, counts), item_table(trie, gain)
     n, items = w.sum(0).clamp(min=1e-12), _token_counts(trie).sum(0).long()
     columns = dict(gain=(w*table).sum(0)/n, zero=(w*(table == 0)).sum(0)/n, items=items)
@@ -112,11 +98,7 @@ def gain_by_position(
 # %% ../nbs/31_infogain.ipynb #77a60927
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#999999' # for the color-blind, too
 
-def plot_gain_by_position(
-    trie: ItemTrie,
-    gain: Tensor, # float [M]
-    counts: np.ndarray | None = None, # int [N] training-target counts
-): # the matplotlib axes
+def plot_gain_by_position(trie: ItemTrie, gain: Tensor, counts=None): # the matplotlib axes
     "Bars: mean gain; line: share of zero-gain tokens"
     by = gain_by_position(trie, gain, counts)
     fig, ax = plt.subplots(figsize=(6, 3), layout='tight')
@@ -150,11 +132,11 @@ def plot_token_gains(
     labels: list[str], # what to call them
     max_tokens: int = 14, # positions shown at most
 ): # the matplotlib axes
-    "Heat map: a row an item, a square a token, dark where the gain is large; a dot marks zero gain"
+    "Heat map: a row an item, a square a token, dark where the gain is large; a dot: zero gain"
     nodes = trie.item_nodes(torch.as_tensor(items))[:, :max_tokens].cpu()
     shade = torch.where(nodes >= 0, gain.cpu()[nodes], torch.nan).numpy()
-    texts = [[ids.tokens[t].strip('Ġ▁#<>')[:9] + (' •' if g == 0 else '') for t, g in zip(*row)]
-             for row in zip(trie.token.cpu()[nodes].tolist(), shade)]
+    word = lambda t, g: ids.tokens[t].strip('Ġ▁#<>')[:9] + (' •' if g == 0 else '')
+    texts = [list(map(word, *row)) for row in zip(trie.token.cpu()[nodes].tolist(), shade)]
     size = min(3.2 + .75*nodes.shape[1], 11), .8 + .34*len(items)
     fig, ax = plt.subplots(figsize=size, layout='tight')
     norm = PowerNorm(.35, 0, max(np.nanmax(shade), 1e-12))
@@ -166,11 +148,7 @@ def plot_token_gains(
     return ax
 
 # %% ../nbs/31_infogain.ipynb #40b58fb5
-def plot_gain_distribution(
-    trie: ItemTrie,
-    gain: Tensor, # float [M]
-    counts: np.ndarray | None = None, # int [N] training-target counts
-): # the matplotlib axes
+def plot_gain_distribution(trie: ItemTrie, gain: Tensor, counts=None): # the matplotlib axes
     "Share of target tokens below each gain, one curve a position"
     weight, table = _token_counts(trie, counts).cpu().numpy(), item_table(trie, gain).cpu().numpy()
     fig, ax = plt.subplots(figsize=(6, 3), layout='tight')

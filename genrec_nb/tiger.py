@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils import ModelOutput
 from .batches import PrefixSamples, history_tokens
-from .core import GenrecError, patch
+from .core import patch, require
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD
 
@@ -21,7 +21,7 @@ from .semantic_ids import EOS, Identifiers, PAD
 @dataclass
 class TokenLoss(ModelOutput):
     "What a model returns in training"
-    nll: Tensor = None # float [n, T] cross-entropy of each token of each target, 0 behind the end of a path
+    nll: Tensor = None # float [n, T] cross-entropy of each token of each target, 0 behind the end
     targets: Tensor = None # int64 [n] the target items
     effect: Tensor = None # float [n, T] that of (logits - logits with a null history), or None
     mixture: Tensor = None # float [K] weights of several targets, if a trainer learns them
@@ -32,7 +32,7 @@ class TigerT5(T5ForConditionalGeneration):
     samples = PrefixSamples
 
     def forward(self,
-        history: Tensor | None = None, # int64 [B, H] items, -1: none; without: `transformers`' forward
+        history: Tensor | None = None, # int64 [B, H] items, -1: none; if None, T5's own forward
         targets: Tensor | None = None, # int64 [B] items
         tau: float = 1., # temperature of the loss
         null_history: bool = False, # also give `effect`: what the history changes
@@ -59,9 +59,9 @@ def target_logits(self: TigerT5, history: Tensor, labels: Tensor) -> Tensor: # -
 @patch
 def set_items(self: TigerT5, ids: Identifiers) -> TigerT5: # itself
     "Keep the paths of the items; raises `GenrecError` for identifiers of another vocabulary"
-    if ids.vocab_size != self.config.vocab_size:
-        raise GenrecError(f'the model knows {self.config.vocab_size} tokens, the identifiers '
-                          f'have {ids.vocab_size}: they belong to different runs')
+    ours, theirs = self.config.vocab_size, ids.vocab_size
+    require(ours == theirs, f'the model knows {ours} tokens, the identifiers have {theirs}: '
+                            'they belong to different runs')
     self.register_buffer('paths', torch.from_numpy(ids.padded()).to(self.device), persistent=False)
     return self
 
@@ -101,13 +101,8 @@ def take_beams(x: Tensor, parents: Tensor) -> Tensor: # [B, k, ...], int64 [B, k
 
 # %% ../nbs/41_tiger.ipynb #f906dcaf
 @patch
-def _self_bias(
-    self: TigerT5,
-    state: T5State, # its `visible` and `depth` grow by one token a beam
-    parents: Tensor | None, # int64 [B, k] beam that each beam continues; None: the start token
-    own: Tensor, # bool [B, k, k] the identity
-) -> Tensor: # float [B, heads, k, n] minus infinity where a beam may not see
-    "Position bias and mask of the self-attention"
+def _self_bias(self: TigerT5, state: T5State, parents, own: Tensor) -> Tensor: # [B, heads, k, n]
+    "Position bias, minus infinity where a beam may not see; `own` is the identity [B, k, k]"
     if parents is not None: own = torch.cat([take_beams(state.visible, parents), own], 2)
     now = state.depth[-1] + 1 if state.depth else 0
     state.visible, state.depth = own, state.depth + [now]*own.shape[1]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass, field, KW_ONLY
 from torch import Tensor
 from typing import ClassVar, Literal
-from .core import GenrecError, Positive, Share, patch, settings
+from .core import Positive, Share, patch, require, settings
 from .infogain import _token_map, information_gain, item_prior, item_table
 from .kmeans import check_vectors
 from .semantic_ids import EOS, Identifiers
@@ -27,11 +27,7 @@ def uniform_weights(trie: ItemTrie) -> Tensor: # float32 [N, T]
     return (trie.item_nodes() >= 0).float()
 
 # %% ../nbs/32_token_weights.ipynb #b8106d5f
-def igd_weights(
-    trie: ItemTrie,
-    gain: Tensor, # float [M] of each node, from `information_gain`
-    beta: float = .1, # weight of zero-gain tokens; 1 is plain cross-entropy
-) -> Tensor: # float32 [N, T]
+def igd_weights(trie: ItemTrie, gain: Tensor, beta: float = .1) -> Tensor: # [M] -> float32 [N, T]
     "IGD-tuning (arXiv 2506.13229): `beta` where the gain is zero, 1 elsewhere, 0 behind the end"
     return item_table(trie, torch.where(gain == 0, beta, 1.)).float()
 
@@ -47,9 +43,10 @@ class ItemFacts:
 
     def need(self, fact: str, rows: int): # -> the fact; raises `GenrecError`
         x = getattr(self, fact)
-        if x is None: raise GenrecError(f'weighting {self.asked_by!r} needs {fact}=')
-        if len(x) == rows: return x
-        raise GenrecError(f'{fact}= has {len(x)} rows, expected {rows}: one for each of this trie')
+        require(x is not None, f'weighting {self.asked_by!r} needs {fact}=')
+        n = len(x)
+        require(n == rows, f'{fact}= has {n} rows, expected {rows}: one for each of this trie')
+        return x
 
 # %% ../nbs/32_token_weights.ipynb #84339c08
 @patch(as_prop=True)
@@ -68,8 +65,9 @@ def embeddings(self: ItemFacts) -> Tensor: # float64 [N, d] on the CPU
 def node_gain(self: ItemFacts) -> Tensor: # float [M]
     "Information gain of each node"
     if self.gain is None: return information_gain(self.trie, item_prior(self.target_counts.cpu()))
-    if torch.isfinite(self.need('gain', self.trie.n_nodes)).all(): return self.gain
-    raise GenrecError('the gains hold NaN or infinite values: compute them again from the counts')
+    finite = torch.isfinite(self.need('gain', self.trie.n_nodes)).cpu()
+    require(finite, 'the gains hold NaN or infinite values: compute them again from the counts')
+    return self.gain
 
 # %% ../nbs/32_token_weights.ipynb #8752ef13
 EosPolicy = Literal['token', 'one', 'zero']
@@ -90,16 +88,15 @@ class Weighting:
 # %% ../nbs/32_token_weights.ipynb #a18d7769
 def _check_labels(trie: ItemTrie, ids: Identifiers) -> None:
     "Raise `GenrecError` naming the first item whose path is not the one in the trie"
-    if ids.n_items != trie.n_items:
-        raise GenrecError(f'identifiers of {ids.n_items} items for a trie of {trie.n_items}: '
-                          'build the trie from these identifiers')
+    mend = 'build the trie from these identifiers'
+    require(ids.n_items == trie.n_items,
+            f'identifiers of {ids.n_items} items for a trie of {trie.n_items}: {mend}')
     labels = torch.from_numpy(ids.padded()).to(trie.device)
     other_end = trie.walk(labels).max(1).values != trie.leaf
     other_length = (labels > 0).sum(1) != trie.node_depth[trie.leaf]
-    bad = (other_end | other_length).nonzero().flatten().tolist()
-    if not bad: return
-    raise GenrecError(f'item {bad[0]}: its path {" ".join(ids.names(bad[0]))} is not the one in '
-                      f'the trie ({len(bad)} such items): build the trie from these identifiers')
+    bad = (other_end | other_length).cpu()
+    require(~bad, lambda i: f'item {i}: its path {" ".join(ids.names(i))} is not the one in the '
+                            f'trie ({int(bad.sum())} such items): {mend}')
 
 # %% ../nbs/32_token_weights.ipynb #8882aa7a
 @patch

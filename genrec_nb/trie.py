@@ -58,11 +58,12 @@ def build(cls: ItemTrie, ids: Identifiers) -> ItemTrie: # on the CPU
     order, rows = sort_rows(paths)
     new = _new_nodes(rows)
     node = new.cumsum(dtype=np.int32).reshape(new.shape)      # [D, N] in which node each row lies
-    depth, row = new.nonzero()
-    children = np.bincount(np.where(depth > 0, node[depth - 1, row], 0), minlength=len(row) + 1)
+    at, N = np.flatnonzero(new), len(rows)
+    parent = np.where(at < N, 0, node.ravel()[at - N])        # its row, one depth above
+    children = np.bincount(parent, minlength=len(at) + 1)
     count = np.bincount(node[rows.T > 0])
-    count[0] = len(rows)
-    arrays = np.r_[-1, rows.T[new]], np.cumsum(np.r_[1, children]), np.r_[0, row], count, order
+    count[0] = N
+    arrays = np.r_[-1, rows.T[new]], np.cumsum(np.r_[1, children]), np.r_[0, at % N], count, order
     level = torch.from_numpy(np.cumsum(np.r_[0, 1, new.sum(1)]))
     return cls(*(torch.from_numpy(a.astype(np.int32)) for a in arrays), level, ids.vocab_size)
 

@@ -2,7 +2,6 @@
 import numpy as np
 import pytest
 import torch
-from genrec_nb.core import GenrecError
 from genrec_nb.item_decoder import ItemDecoder, item_decoder
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.tiger import TigerT5, tiger_t5
