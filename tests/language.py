@@ -48,7 +48,7 @@ def interactions(N, n_users=12, seed=0):
 def valid_cases(x): return Cases(np.arange(4), x.items[:12], np.arange(0, 13, 3), x.items[3:7].astype(np.int64))
 
 def tiny_run(model, folder, epochs=2, weights=None, **kwargs):
-    x = interactions(len(model.ids))
+    x = interactions(len(model.ids), 6)
     config = TrainConfig(epochs=epochs, batch_size=8, lr=5e-3, eval_every=1, patience=0, warmup=0, weight_decay=0)
     return fit(model, x, valid_cases(x), model.trie, weights, config, folder, DecodeConfig(beams=5), **kwargs)
 

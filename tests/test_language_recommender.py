@@ -41,7 +41,7 @@ def by_generate(model, history, k, gain, alpha, normalize='vocabulary', **kwargs
     leaf = torch.where(nodes >= 0, nodes, 0).amax(1)
     return leaf.view(-1, k), out.sequences_scores.view(-1, k)
 
-@pytest.mark.parametrize('seed, k, alpha, penalty', [(0, 2, 0., 0.), (1, 5, 0., 0.), (2, 10, 0., 0.), (3, 10, .3, 0.), (4, 7, 0., 1.), (5, 10, .2, 1.), (6, 20, 0., 0.)])
+@pytest.mark.parametrize('seed, k, alpha, penalty', [(0, 2, 0., 0.), (2, 10, 0., 0.), (3, 8, .3, 0.), (4, 7, 0., 1.), (5, 10, .2, 1.)])
 def test_search_is_generate(seed, k, alpha, penalty):
     "Ragged titles with chains, histories of different lengths: same leaves, same scores"
     model = make(seed)
@@ -73,12 +73,11 @@ def test_search_on_codes_is_generate(seed, k):
     np.testing.assert_allclose(ours.scores, scores, atol=TOL)
     assert ours.nodes.tolist() == nodes.tolist()
 
-@pytest.mark.parametrize('seed', range(3))
-@pytest.mark.parametrize('alpha, penalty', [(0., 0.), (.3, 0.), (0., 1.), (0., -1.)])
+@pytest.mark.parametrize('seed, alpha, penalty', [(0, 0., 0.), (1, .3, 0.), (2, 0., 1.), (0, 0., -1.)])
 def test_chains_change_nothing(seed, alpha, penalty):
     "Token by token, or any number of forced tokens at once: the same beams; fewer passes"
     found, passes = [], []
-    for fill in (0, 100, 300, 10**6):
+    for fill in (0, 100, 10**6):
         model = make(seed, config=LMConfig(base=None, max_tokens=256, fill=fill))
         states, prefill = [], model.prefill
         def remember(history): states.append(prefill(history)); return states[-1]
@@ -87,7 +86,7 @@ def test_chains_change_nothing(seed, alpha, penalty):
         found.append(beam_search(model, model.trie, users(40, seed=seed), DecodeConfig(beams=30, alpha=alpha, length_penalty=penalty, exclude_seen=False), gain))
         passes.append(states[0][1].passes)
     for other in found[1:]: same(found[0], other, 1e-4)
-    assert passes == sorted(passes, reverse=True) and passes[0] > 2*passes[3]
+    assert passes == sorted(passes, reverse=True) and passes[0] > 2*passes[2]
 
 @pytest.mark.parametrize('which', ['titles', 'codes'])
 def test_a_beam_as_wide_as_the_catalog_is_exact(which):
@@ -419,7 +418,7 @@ def test_packed_losses_are_those_of_the_samples_alone(kind, tau):
     np.testing.assert_allclose(out.nll, torch.cat([a.nll for a in alone]), atol=TOL)
 
 def test_packed_training_learns_and_resumes(tmp_path):
-    x = interactions(40)
+    x = interactions(40, 6)
     def run(folder, **kwargs):
         model = language_recommender(title_identifiers(some_titles(), base(some_titles())[1], suffix=''), base(some_titles()), LMConfig(base=None, r=4, max_tokens=300, max_items=4, packed=True, dropout=0.))
         trie = model.trie
@@ -428,14 +427,14 @@ def test_packed_training_learns_and_resumes(tmp_path):
     assert whole.losses[-1][1] < whole.losses[0][1]
     class Break(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 6: raise KeyboardInterrupt
+            if state.global_step == 3: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): run(tmp_path/'b', callbacks=[Break()])
     again = run(tmp_path/'b', resume=True)
     assert again.curve() == whole.curve() and again.losses[-1][1] == pytest.approx(whole.losses[-1][1], rel=1e-5)
 
 def test_frozen_bfloat16_is_multiplied_in_bfloat16(tmp_path):
     "Adapters stay in float32; the products beside them are bfloat16 unless somebody says otherwise"
-    x, seen = interactions(40), []
+    x, seen = interactions(40, 6), []
     class Look(TrainerCallback):
         def on_train_begin(self, args, state, control, model=None, **kwargs): seen.append((args.bf16, {p.dtype for p in model.parameters() if p.requires_grad}))
     def run(dtype, **kwargs):

@@ -1,0 +1,184 @@
+"""Every public class as its user meets it, for a checker of types; nothing here is run."""
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from genrec_nb.alignment import TASKS, AlignmentTask, AlignmentTasks, TaskSamples, TaskSpec
+from genrec_nb.backbones import load_lm
+from genrec_nb.baselines import ItemRanker, LightGCN, LightGCNConfig, NegativeSampler
+from genrec_nb.batches import LengthBatches, PrefixSamples, Windows
+from genrec_nb.beam_search import Beams, DecodeConfig, beam_search, recommend
+from genrec_nb.cli import Bars
+from genrec_nb.core import FileError, GenrecError, GenrecWarning, MissingTextError, SettingError, read_settings
+from genrec_nb.data import Cases, Catalog, Dataset, Interactions, Split, leave_one_out
+from genrec_nb.diagnostics import CodeAnalysis
+from genrec_nb.embed import SentenceEncoder, TfidfEncoder
+from genrec_nb.exact import ExactConfig, ExactScores
+from genrec_nb.experiments.execution import Plan
+from genrec_nb.experiments.grid import Grid, Tune
+from genrec_nb.experiments.results import Block, Results
+from genrec_nb.explanations import Explanation, Strip, TokenPart
+from genrec_nb.generate import TrieProcessor
+from genrec_nb.generators import Backbone
+from genrec_nb.grounding import ground
+from genrec_nb.item_decoder import CausalBlock, CodeHead, CodeState, ItemDecoder, ItemDecoderConfig
+from genrec_nb.kmeans import CodebookReport, Quantizer, ResidualQuantizer
+from genrec_nb.language_recommender import LanguageRecommender, LMConfig, language_recommender
+from genrec_nb.letter import LETTER, LETTERConcat, LETTERConfig
+from genrec_nb.likelihood import ChildSoftmax
+from genrec_nb.loaders import load_movielens
+from genrec_nb.metrics import Evaluation
+from genrec_nb.objectives import CFT, CFTLoss, Mixture, MultiTargetLoss, RankingGuided, WeightedLoss
+from genrec_nb.other_tokenizers import ProductQuantizer
+from genrec_nb.prompts import PackedSamples, Prompter, PromptSamples, title_identifiers
+from genrec_nb.recommender import GenerativeRecommender, Recommendation, Recommendations, RecommenderConfig
+from genrec_nb.report import Page
+from genrec_nb.rqvae import RQOutput, RQVAE, RQVAEConfig
+from genrec_nb.run import RunConfig
+from genrec_nb.semantic_ids import Identifiers
+from genrec_nb.sequential_baselines import CatalogTrainer, SASRec, SASRecConfig
+from genrec_nb.significance import (Comparison, Comparisons, CrossedTest, DecileCurve, RankTable, Scores, SignFlip,
+                                    VarianceComponents)
+from genrec_nb.tiger import T5State, TigerT5, TokenLoss
+from genrec_nb.token_weights import IGD, FrontGreater, Frequency, ItemFacts, Position, Uniform, Weighting
+from genrec_nb.tokenizer import Tokenized
+from genrec_nb.tokenizer_config import (CategoryOptions, KMeansOptions, Method, ProductOptions, RandomOptions, Sources,
+                                        TitleOptions, TokenizerConfig, TreeOptions)
+from genrec_nb.tokenizer_report import TokenizerReport
+from genrec_nb.train import EpochSubset, FitResult, GenrecTrainer, RankingTrainer, TrainConfig
+from genrec_nb.tree_attention import LMState
+from genrec_nb.trial import DataConfig, Trial
+from genrec_nb.trie import ItemTrie
+
+
+def data() -> tuple[Dataset, Split]:
+    found: Dataset = load_movielens()
+    catalog: Catalog = found.catalog.take(np.arange(5))
+    train: Interactions = found.interactions
+    split: Split = leave_one_out(train)
+    cases: Cases = split.test.sample(10)
+    numbers: int = catalog.index('1') + train.n_items + len(cases.tail(5)) + catalog.find('Heat')
+    assert numbers
+    return found, split
+
+
+def identifiers(catalog: Catalog) -> tuple[Identifiers, ItemTrie]:
+    ids = Identifiers.from_codes(np.zeros((5, 2), int), [4, 4], 'extra')
+    trie: ItemTrie = ItemTrie.build(ids)
+    names: list[str] = ids.names(0)
+    width: int = ids.max_len + ids.vocab_size + trie.n_nodes + trie.max_depth + len(names)
+    ids.save(Path('index.json')), trie.save('trie.safetensors'), trie.to('cpu').describe()
+    assert width and catalog.titles
+    return Identifiers.random(len(catalog.ids)).with_eos().check(), trie
+
+
+def quantizers(x: np.ndarray) -> CodebookReport:
+    kinds: list[type[Quantizer]] = [ResidualQuantizer, ProductQuantizer, RQVAE, LETTER, LETTERConcat]
+    report = CodebookReport([np.ones(4)], 0.)
+    used: list[int] = report.used
+    RQVAEConfig(d_in=8), LETTERConfig(d_in=8), KMeansOptions(), ProductOptions(), TreeOptions(), CategoryOptions(), RandomOptions(), TitleOptions()
+    assert kinds and used
+    return report
+
+
+def codes_of(q: Quantizer, x: np.ndarray) -> np.ndarray: return q.encode(x)
+def loss_of(out: RQOutput) -> RQOutput: return out
+
+
+def tokenized(t: Tokenized, method: Method, sources: Sources) -> TokenizerReport:
+    config: TokenizerConfig | None = t.config
+    t.save('folder', more=None)
+    assert config is None or TokenizerConfig(method='title')
+    return t.report()
+
+
+def recommender(found: Dataset, split: Split) -> list[Recommendation]:
+    config = RecommenderConfig(backbone='t5', seed=1, decode=DecodeConfig(beams=5))
+    rec = GenerativeRecommender.fit(found, config, split)
+    top: Recommendations = rec.recommend(['1', '2'], 5)
+    why: Explanation = rec.explain(['1', '2'], '3', .2)
+    parts: list[TokenPart] = why.parts
+    strip: Strip = why.strip()
+    again = GenerativeRecommender.from_pretrained(rec.save_pretrained('folder'))
+    ranks: np.ndarray = again.rank(split.test, 10)
+    top.to_frame(), why.to_frame()
+    assert strip and len(ranks) and parts[0].probability + why.score
+    return list(top)
+
+
+def losses(ids: Identifiers, trie: ItemTrie, facts: ItemFacts) -> list[Weighting]:
+    every: list[Weighting] = [Uniform(), IGD(beta=.1), Position(), FrontGreater(), Frequency(), CFT(), RankingGuided()]
+    table: Tensor = every[1].table(trie, ids, np.ones(5))
+    kinds = [WeightedLoss, CFTLoss, MultiTargetLoss, Mixture]
+    assert len(kinds) and len(table) and facts.asked_by
+    return every
+
+
+def models(ids: Identifiers, decoder: ItemDecoder, t5: TigerT5, history: Tensor) -> Beams:
+    softmax = ChildSoftmax.build(ItemTrie.build(ids), np.ones(5))
+    loss: TokenLoss = t5(history)
+    kinds = [CausalBlock, CodeHead, CodeState, T5State, TrieProcessor, Backbone, ItemDecoderConfig, ExactScores]
+    exact = ExactConfig(combine='mixture', weights=(.5, .5))
+    assert kinds and exact.memory and loss and decoder and softmax.to('cpu').deciding is not None
+    return beam_search(t5, ItemTrie.build(ids), history, DecodeConfig(beams=5))
+
+
+def training(train: Interactions, result: FitResult) -> TrainConfig:
+    batches = LengthBatches(PrefixSamples(train, 10), batch_size=4, seed=1)
+    windows, subset = Windows(train, 20), EpochSubset(PrefixSamples(train), 100)
+    trainers = [GenrecTrainer, RankingTrainer, CatalogTrainer]
+    best: float = result.best + result.epochs
+    assert len(batches) and len(windows) and len(subset.lengths) and trainers and best and result.curve()
+    return TrainConfig(epochs=2, lr=1e-3)
+
+
+def language_models(titles: list[str], catalog: Catalog, train: Interactions, history: Tensor) -> LanguageRecommender:
+    lm, tokenizer = load_lm(device='cpu')
+    config = LMConfig(base=None, r=4, packed=False, tasks=['all'])
+    model = language_recommender(title_identifiers(titles, tokenizer), (lm, tokenizer), config).set_tasks(catalog)
+    prompt: Prompter = model.prompt
+    state: LMState = model.prefill(history)[1]
+    logits: Tensor = model.decode_step(state, history, history)
+    samples: list[PromptSamples | PackedSamples | TaskSamples] = [model.samples(train, 10)]
+    tasks: AlignmentTasks = model.tasks
+    spec: TaskSpec = TASKS['seqrec']
+    generated: list[str] = model.free_titles(history)
+    items, scores = recommend(model, model.trie, history, 10, DecodeConfig(beams=10))
+    nearest, distance = ground(model.title_vectors(generated), model.title_vectors(titles), 10, items)
+    trained: int = model.num_parameters(True) + state.passes + prompt.room
+    assert issubclass(AlignmentTask, object) and spec.template and tasks and samples and trained
+    return LanguageRecommender.from_pretrained(model.merge().save_pretrained('folder'), device='cpu')
+
+
+def baselines(split: Split, ranker: ItemRanker, sampler: NegativeSampler, model: SASRec, graph: LightGCN) -> np.ndarray:
+    SASRecConfig(), LightGCNConfig()
+    return ranker.rank(split.test, 10)
+
+
+def numbers(e: Evaluation, scores: Scores, rows: Comparisons, flip: SignFlip, test: CrossedTest) -> float:
+    values: np.ndarray = e.values('recall@10')
+    first: Comparison = rows.rows[0]
+    parts: VarianceComponents = test.components
+    kinds = [DecileCurve, RankTable, CodeAnalysis]
+    Evaluation.from_dict(e.to_dict(ranks=True)), scores.show(), rows.frame()
+    assert kinds and len(values)
+    return first.difference + flip.p + test.df + parts.users + scores.n_users
+
+
+def experiments(results: Results, plan: Plan, trial: Trial) -> Page:
+    run = RunConfig(data='ml-100k', alpha=.2)
+    grid = Grid(data='ml-100k', seeds=[0, 1], tune=Tune(seeds=[0], values=dict(igd=dict(beta=[.1, .5]))))
+    block = Block(results, 'ml-100k', 'rqvae')
+    where: DataConfig = run.data_config
+    scores: Scores = block.scores()
+    assert grid.title + trial.label + where.path and plan.size() and scores
+    return Page('title').add('section', 'text')
+
+
+def texts(titles: list[str]) -> list: return [TfidfEncoder, SentenceEncoder, Bars]
+
+
+def errors(given: dict) -> DecodeConfig:
+    try: return read_settings(DecodeConfig, given, 'decode')
+    except (SettingError, FileError, MissingTextError, GenrecError, GenrecWarning): raise
