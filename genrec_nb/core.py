@@ -11,13 +11,14 @@ __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'GenrecError'
 import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform
 import shutil, subprocess, tempfile
 from collections import Counter
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 import tomli_w
+from typing_extensions import dataclass_transform
 try: import tomllib
 except ImportError: import tomli as tomllib # Python 3.10
 
@@ -149,10 +150,13 @@ def _one_line(e: ValidationError, cls: type) -> str:
     return f'{".".join(names)} is {error["input"]!r}, expected {_expected(error)}'
 
 # %% ../nbs/00_core.ipynb #3b55d3d4
-def settings(cls: type) -> type:
+_T = TypeVar('_T')
+
+@dataclass_transform(field_specifiers=(field,))
+def settings(cls: type[_T]) -> type[_T]:
     "A dataclass that raises `SettingError` for unknown names and impossible values"
     config = ConfigDict(extra='forbid', arbitrary_types_allowed=True, validate_default=True)
-    made = checked_dataclass(cls, config=config)
+    made: type = checked_dataclass(cls, config=config)
     init = made.__init__
     @functools.wraps(init)
     def __init__(self, *args, **kwargs):
@@ -162,7 +166,7 @@ def settings(cls: type) -> type:
     return made
 
 # %% ../nbs/00_core.ipynb #ff1b6a30
-def read_settings(cls: type, given: dict, where: str = ''):
+def read_settings(cls: type[_T], given: dict, where: str = '') -> _T:
     "Settings of class `cls` from plain values; raises `SettingError` that begins with `where`"
     _check_names(given, where)
     with explain(where, SettingError, kind=SettingError): return cls(**given)

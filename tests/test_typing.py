@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typed_view import PACKAGE, write_stubs
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name('typing_script.py')
 HEAVY = 'torch transformers peft sklearn scipy pandas matplotlib tokenizers safetensors sentence_transformers joblib jinja2 dask IPython huggingface_hub'
 CONFIG = f'''[mypy]
@@ -40,7 +41,6 @@ def check(folder, script):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('mypy') is None, reason='mypy is not installed')
 def test_types_are_found_and_mistakes_are_seen(tmp_path):
     assert 'Success' in (found := check(tmp_path, SCRIPT)), found

@@ -38,7 +38,7 @@ from genrec_nb.rqvae import RQOutput, RQVAE, RQVAEConfig
 from genrec_nb.run import RunConfig
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.sequential_baselines import CatalogTrainer, SASRec, SASRecConfig
-from genrec_nb.significance import (Comparison, Comparisons, CrossedTest, DecileCurve, RankTable, Scores, SignFlip,
+from genrec_nb.significance import (Comparison, Comparisons, CrossedTest, DecileCurve, MeanDifference, RankTable, Scores, SignFlip,
                                     VarianceComponents)
 from genrec_nb.tiger import T5State, TigerT5, TokenLoss
 from genrec_nb.token_weights import IGD, FrontGreater, Frequency, ItemFacts, Position, Uniform, Weighting
@@ -160,7 +160,7 @@ def numbers(e: Evaluation, scores: Scores, rows: Comparisons, flip: SignFlip, te
     values: np.ndarray = e.values('recall@10')
     first: Comparison = rows.rows[0]
     parts: VarianceComponents = test.components
-    kinds = [DecileCurve, RankTable, CodeAnalysis]
+    kinds = [DecileCurve, MeanDifference, RankTable, CodeAnalysis]
     Evaluation.from_dict(e.to_dict(ranks=True)), scores.show(), rows.frame()
     assert kinds and len(values)
     return first.difference + flip.p + test.df + parts.users + scores.n_users
