@@ -13,7 +13,7 @@ import pandas as pd
 import torch.nn.functional as F
 from dataclasses import asdict, dataclass
 from torch import linalg
-from .core import GenrecError, patch
+from .core import GenrecError, patch, require
 from .embed import check_vectors
 from .kmeans import CodebookReport, codebook_report, unexplained_share
 from .letter import code_overlap
@@ -27,62 +27,56 @@ from .token_weights import level_gains
 def _check_codes(codes, sizes: list | None = None) -> np.ndarray: # int [N, L]
     "Codes as an array; raises `GenrecError` for anything that cannot be codes"
     codes = np.asarray(codes)
-    if codes.ndim != 2 or not codes.size:
-        raise GenrecError(f'codes have shape {codes.shape}, expected [items, levels]')
-    if not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0:
-        raise GenrecError(f'codes are {codes.dtype} from {codes.min()}, expected whole numbers from 0')
-    top, sizes = codes.max(0), codes.max(0) + 1 if sizes is None else np.asarray(sizes)
-    if len(sizes) != len(top) or (top >= sizes).any():
-        raise GenrecError(f'sizes are {sizes.tolist()}, but codes of {len(top)} levels go up to {top.tolist()}')
+    require(codes.ndim == 2 and codes.size, f'codes have shape {codes.shape}, '
+            'expected [items, levels]')
+    require(np.issubdtype(codes.dtype, np.integer) and codes.min() >= 0,
+            f'codes are {codes.dtype} from {codes.min()}, expected whole numbers from 0')
+    top = codes.max(0)
+    sizes = top + 1 if sizes is None else np.asarray(sizes)
+    require(len(sizes) == len(top) and (top < sizes).all(),
+            f'sizes are {sizes.tolist()}, but codes of {len(top)} levels go up to {top.tolist()}')
     return codes
 
-def _label_numbers(labels) -> np.ndarray: # int64 [N]
-    "Labels as numbers; raises `GenrecError` if an item has none or several"
-    for i, l in enumerate(labels):
-        if np.ndim(l) or pd.isna(l):
-            raise GenrecError(f'label of item {i} is {l!r}, expected one name or number')
-    return pd.factorize(pd.Series(list(labels)).astype(str))[0]
-
-def prefix_groups(
-    codes, # int [N, L]
-) -> list: # L arrays int64 [N]: number of the group that shares the first 1, 2, .. L codes
-    "Groups of items that share a prefix, for each length"
+# %% ../nbs/34_diagnostics.ipynb #b2ee947c
+def prefix_groups(codes) -> list: # int [N, L] -> L arrays int64 [N], the group of each item
+    "Groups of items that share their first 1, 2, .. L codes"
     codes = _check_codes(codes)
     prefixes = [codes[:, :k + 1] for k in range(codes.shape[1])]
     return [np.unique(p, axis=0, return_inverse=True)[1].reshape(-1) for p in prefixes]
 
 # %% ../nbs/34_diagnostics.ipynb #21801f2f
+def _label_numbers(labels) -> np.ndarray: # int64 [N]
+    "Labels as numbers; raises `GenrecError` if an item has none or several"
+    for i, l in enumerate(labels):
+        require(not np.ndim(l) and not pd.isna(l),
+                f'label of item {i} is {l!r}, expected one name or number')
+    return pd.factorize(pd.Series(list(labels)).astype(str))[0]
+
 def _majority_share(group: np.ndarray, label: np.ndarray) -> float: # int [N] each
     "Share of items whose label is the most common one of their group"
     return float(pd.crosstab(group, label).max(axis=1).sum()/len(group))
 
-def level_purity(
-    codes, # int [N, L]
-    labels, # N labels: names or numbers
-    seed: int = 0, # of the shuffle
-) -> dict: # 'purity' and 'shuffled': L floats each; 'base': share of the most common label
-    "How well a prefix predicts a label, beside what groups of the same sizes would do by chance"
+# %% ../nbs/34_diagnostics.ipynb #9a3c8557
+def level_purity(codes, labels, seed: int = 0) -> dict: # int [N, L], N names or numbers
+    """How well a prefix predicts a label: 'purity' of each level, 'shuffled' (groups of the same
+    sizes by chance) and 'base', the share of the most common label"""
     groups, label = prefix_groups(codes), _label_numbers(labels)
     mixed = np.random.default_rng(seed).permutation(label)
     share = lambda label: [_majority_share(g, label) for g in groups]
-    return dict(purity=share(label), shuffled=share(mixed), base=float(np.bincount(label).max()/len(label)))
+    base = float(np.bincount(label).max()/len(label))
+    return dict(purity=share(label), shuffled=share(mixed), base=base)
 
 # %% ../nbs/34_diagnostics.ipynb #d379e465
-def information_per_level(
-    codes, # int [N, L]
-    counts, # int [N] how often each item is a training target
-) -> np.ndarray: # float [L] nats; they sum to the entropy of the next item's path
-    "Mutual information between each code and the target, given the codes before it"
+def information_per_level(codes, counts) -> np.ndarray: # int [N, L], int [N] -> float [L] nats
+    """Mutual information between each code and the target, given the codes before it; counts are
+    training targets of each item. The levels sum to the entropy of the next item's path"""
     trie = ItemTrie.build(Identifiers.from_codes(np.asarray(codes), policy='keep'))
     prior = item_prior(np.asarray(counts))
     gain = item_table(trie, information_gain(trie, prior, 'conditional'))
     return (gain*prior[:, None]).sum(0).numpy()
 
 # %% ../nbs/34_diagnostics.ipynb #f0487714
-def plot_codebook_use(
-    report: CodebookReport, # of any quantizer
-    title: str = 'How evenly are the codes used?', # above all panels
-): # the matplotlib figure
+def plot_codebook_use(report: CodebookReport, title: str = 'How evenly are the codes used?'):
     "Items per code at each level, from most to least used; the dotted line is an even share"
     n = len(report.counts)
     fig, axes = plt.subplots(1, n, figsize=(3.1*n, 2.7), sharey=True, squeeze=False,
@@ -97,11 +91,7 @@ def plot_codebook_use(
     return fig
 
 # %% ../nbs/34_diagnostics.ipynb #0a2a79d3
-def plot_first_codes(
-    codes: dict, # name -> codes int [N, L]
-    size: int, # codes of the level
-    level: int = 0, # the first, or another
-): # the matplotlib figure
+def plot_first_codes(codes: dict, size: int, level: int = 0): # name -> codes int [N, L]
     "Items per code at one level, ordered from the most to the least used, one line a tokenizer"
     fig, ax = plt.subplots(figsize=(7, 3), layout='constrained')
     looks = [(GREY, '-'), (BLUE, '-'), (ORANGE, '--'), ('black', ':')]
@@ -110,14 +100,14 @@ def plot_first_codes(
         used = f'{name}: {(n > 0).sum()} used'
         ax.step(np.arange(size), n, where='mid', color=color, ls=style, label=used)
     ax.axhline(len(c)/size, color='black', lw=.7, ls=':')
-    ax.set(xlabel='code, by rank', ylabel='items', title=f'Are the codes of level {level + 1} evenly used?')
+    ax.set(xlabel='code, by rank', ylabel='items',
+           title=f'Are the codes of level {level + 1} evenly used?')
     ax.legend(frameon=False)
     return fig
 
-def plot_first_tokens(
-    made: dict[str, Identifiers], # name -> identifiers of the same items
-    title: str = 'How many items are left after the first token?', # above
-): # the matplotlib figure
+# %% ../nbs/34_diagnostics.ipynb #877bb7f4
+def plot_first_tokens(made: dict[str, Identifiers], # name -> identifiers of the same items
+                      title: str = 'How many items are left after the first token?'):
     "Items per first token, largest first, one line for each construction"
     fig, ax = plt.subplots(figsize=(6.4, 3.6), layout='constrained')
     colors = (BLUE, ORANGE, GREEN, '#CC79A7', '#E69F00', '#56B4E9')
@@ -131,17 +121,15 @@ def plot_first_tokens(
     return fig
 
 # %% ../nbs/34_diagnostics.ipynb #614cc3ec
-def on_sphere(
-    book, # float [K, d] code vectors, numpy or torch
-) -> np.ndarray: # float [K, 3] directions, each of length 1
+def on_sphere(book) -> np.ndarray: # float [K, d], numpy or torch -> [K, 3], each of length 1
     "Three leading principal components of code vectors, scaled to length 1"
     e = check_vectors(book).cpu().double()
     e = e - e.mean(0)
     axes = linalg.svd(e, full_matrices=False).Vh[:3]
     return F.normalize(F.pad(e @ axes.T, (0, 3 - len(axes))), dim=1).numpy()
 
-def _draw_sphere(ax, p: np.ndarray, n: np.ndarray, top: int): # p [K, 3], n [K]; the dots, for a color bar
-    "Directions on one sphere"
+def _draw_sphere(ax, p: np.ndarray, n: np.ndarray, top: int): # directions [K, 3], items [K]
+    "Directions on one sphere; returns the dots, for a color bar"
     near, far = p[:, 2] >= 0, p[:, 2] < 0
     rings, shades = plt.cm.Blues(.25 + .75*n[far]/top), dict(cmap='Blues', vmin=-top/3, vmax=top)
     ax.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, lw=1))
@@ -150,10 +138,8 @@ def _draw_sphere(ax, p: np.ndarray, n: np.ndarray, top: int): # p [K, 3], n [K];
     ax.axis('off')
     return ax.scatter(*p[near, :2].T, s=18, c=n[near], edgecolors=GREY, linewidths=.3, **shades)
 
-def plot_codebook_sphere(
-    books: dict, # name -> (code vectors [K, d], items per code int [K])
-    title: str = 'Where do the codes lie, and which are crowded?',
-): # the matplotlib figure
+def plot_codebook_sphere(books: dict, # name -> (code vectors [K, d], items per code int [K])
+                         title: str = 'Where do the codes lie, and which are crowded?'):
     "Codebooks on the unit sphere; darker = more items, open rings = codes on the far side"
     fig, axes = plt.subplots(1, len(books), figsize=(3.3*len(books), 3.5), squeeze=False,
                              layout='constrained')
@@ -190,8 +176,10 @@ def __repr__(self: CodeAnalysis):
     rows = {'codes used': self.used, 'perplexity': self.perplexity,
             'gain in text space': self.gains, 'information [nats]': self.information,
             'purity': purity.get('purity'), 'purity, shuffled': purity.get('shuffled')}
-    numbers = {'unexplained variance': self.unexplained, 'neighbors sharing a code': self.overlap_any,
-               'codes shared by neighbors': self.overlap_mean, 'collision rate': self.collision_rate}
+    numbers = {'unexplained variance': self.unexplained,
+               'neighbors sharing a code': self.overlap_any,
+               'codes shared by neighbors': self.overlap_mean,
+               'collision rate': self.collision_rate}
     table = pd.DataFrame({k: v for k, v in rows.items() if v is not None}).T
     table.columns = [f'level {l + 1}' for l in table.columns]
     lines = [f'{k} {v:.3f}' for k, v in numbers.items() if v is not None]
@@ -209,11 +197,11 @@ def analyze_codes(
 ) -> CodeAnalysis:
     "Measure codes; raises `GenrecError` where lengths do not match"
     codes = _check_codes(codes, sizes)
-    if x_hat is not None and np.shape(x_hat) != np.shape(x):
-        raise GenrecError(f'x_hat has shape {np.shape(x_hat)}, expected that of x, {np.shape(x)}')
+    require(x_hat is None or np.shape(x_hat) == np.shape(x),
+            f'x_hat has shape {np.shape(x_hat)}, expected that of x, {np.shape(x)}')
     for name, given in dict(x=x, cf=cf, counts=counts, labels=labels).items():
-        if given is not None and len(given) != len(codes):
-            raise GenrecError(f'{name} has {len(given)} rows for {len(codes)} items')
+        rows = len(codes) if given is None else len(given)
+        require(rows == len(codes), f'{name} has {rows} rows for {len(codes)} items')
     r = codebook_report(codes, sizes)
     sizes = [len(c) for c in r.counts]
     found = CodeAnalysis(len(sizes), sizes, r.collision_rate, r.used, r.perplexity)

@@ -37,18 +37,14 @@ _TEMPLATES['facts'] = '''<div class="facts">
 {% for label, value in facts.items() %}<div><b>{{ value }}</b>{{ label.replace('_', ' ') }}</div>
 {% endfor %}</div>'''
 
-def facts(
-    **items, # label=value; underscores become spaces
-) -> Markup: # HTML
-    "A row of key figures"
+def facts(**items) -> Markup: # HTML
+    "A row of key figures, label=value; underscores become spaces"
     return _render('facts', facts=items)
 
 # %% ../nbs/82_report.ipynb #815a0968
 _TEMPLATES['figure'] = '<img alt="{{ alt }}" src="data:image/png;base64,{{ png }}">'
 
-def _image(
-    figure: plt.Figure,
-) -> Markup: # an <img> element
+def _image(figure: plt.Figure) -> Markup: # an <img> element
     "Embed a figure as PNG, and close it"
     out = io.BytesIO()
     figure.savefig(out, format='png', dpi=110, bbox_inches='tight', metadata={'Software': None})
@@ -61,15 +57,11 @@ _TEMPLATES['table'] = '<div class="wide">{{ table }}</div>'
 _TEMPLATES['paragraph'] = '<p>{{ text }}</p>'
 _TEMPLATES['preformatted'] = '<pre>{{ text }}</pre>'
 
-def preformatted(
-    text: str, # with its line breaks: a configuration, the `repr` of an object
-) -> Markup: # HTML
-    "Text as it is"
+def preformatted(text: str) -> Markup: # HTML
+    "Text with its line breaks: a configuration, the `repr` of an object"
     return _render('preformatted', text=text)
 
-def _part(
-    x, # figure or axes, data frame or Styler, text, `Markup`, anything with `_repr_html_`
-) -> Markup:
+def _part(x) -> Markup: # x: as for `Page.add`
     "One piece of a section as HTML"
     if isinstance(x, Markup): return x
     if isinstance(x, plt.Axes): x = x.figure
@@ -97,7 +89,8 @@ img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
 ul, ol { margin: .2rem 0; padding-left: 1.4rem; }
 pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .85rem; }
 table { border-collapse: collapse; font-size: .92rem; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #d0d7de; text-align: right;
+         white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 caption { text-align: left; color: #57606a; }
 .wide { overflow-x: auto; margin-bottom: 1.2rem; }
@@ -105,7 +98,8 @@ caption { text-align: left; color: #57606a; }
 .facts, .cols { display: flex; flex-wrap: wrap; gap: .6rem; }
 .facts div { background: #f6f8fa; border-radius: 8px; padding: .5rem .9rem; }
 .facts b { display: block; font-size: 1.25rem; }
-.card { border: 1px solid #d0d7de; border-radius: 10px; padding: .8rem 1.1rem; margin: 1rem 0; overflow-x: auto; }
+.card { border: 1px solid #d0d7de; border-radius: 10px; padding: .8rem 1.1rem; margin: 1rem 0;
+        overflow-x: auto; }
 .cols > div { flex: 1 1 15rem; margin-right: 2rem; }
 .hit { font-weight: 700; color: #00664b; }
 </style></head>
@@ -135,8 +129,7 @@ class Page:
         self.sections.append((title, note, Markup('\n').join(map(_part, parts))))
         return self
 
-    def html(self) -> str:
-        "The whole page"
+    def html(self) -> str: # the whole page
         return str(_render('page', title=self.title, lead=self.lead, sections=self.sections))
 
     def save(self,
@@ -158,8 +151,10 @@ def plot_learning(
         ndcg.plot(*zip(*r.curve()), color=color, marker=mark, ms=4, label=name)
         ndcg.plot(r.best_epoch, r.best, marker='*', ms=13, color=color, mec='white')
     if floor is not None: ndcg.axhline(floor, color=GREY, ls='--', label='popularity')
-    loss.set(title='Does the loss fall?', xlabel='epoch', ylabel='weighted cross-entropy [nats per token]')
-    ndcg.set(title='Do the rankings improve? ★ = kept', xlabel='epoch', ylabel='NDCG@10, validation', ylim=(0, None))
+    loss.set(title='Does the loss fall?', xlabel='epoch',
+             ylabel='weighted cross-entropy [nats per token]')
+    ndcg.set(title='Do the rankings improve? ★ = kept', xlabel='epoch',
+             ylabel='NDCG@10, validation', ylim=(0, None))
     for ax in (loss, ndcg): ax.legend(fontsize=8)
     return fig
 
@@ -167,9 +162,11 @@ def plot_learning(
 _TEMPLATES['card'] = '''<section class="card"><h3>Test case {{ number }} of {{ total }}</h3>
 <div class="cols"><div><h4>Most recent first</h4><ul>
 {% for title in past %}<li>{{ title }}</li>
-{% endfor %}</ul>{% if earlier > 0 %}<p class="note">and {{ earlier }} earlier ones</p>{% endif %}</div>
+{% endfor %}</ul>
+{% if earlier > 0 %}<p class="note">and {{ earlier }} earlier ones</p>{% endif %}</div>
 <div><h4>Recommended</h4><ol>
-{% for r in found %}<li{% if r.item == target %} class="hit"{% endif %}>{{ r.title }}{% if r.item == target %} ✓{% endif %}</li>
+{% for r in found %}{% set hit = r.item == target %}
+<li{{ ' class=hit' if hit }}>{{ r.title }}{{ ' ✓' if hit }}</li>
 {% endfor %}</ol></div>
 <div><h4>What came next</h4><p>{{ next }}</p></div></div>
 <h4>Explanation of the first recommendation: information gain by color</h4>{{ why }}</section>'''
@@ -184,21 +181,18 @@ def user_card(
     "History, recommendations, target and explanation of one test case"
     titles, history, target = rec.catalog.titles, cases.history(m), int(cases.targets[m])
     seen = [rec.catalog.ids[i] for i in history]
-    found = rec.recommend(seen, k)
+    found, past = rec.recommend(seen, k), [titles[i] for i in history[-shown:][::-1]]
     why = _part(rec.explain(seen, found[0].id)) if found else ''
-    return _render('card', number=m + 1, total=len(cases), past=[titles[i] for i in history[-shown:][::-1]],
-                   earlier=len(history) - shown, found=found, target=target, next=titles[target], why=why)
+    return _render('card', number=m + 1, total=len(cases), past=past, found=found, target=target,
+                   earlier=len(history) - shown, next=titles[target], why=why)
 
 # %% ../nbs/82_report.ipynb #69264d87
-def gain_strips(
-    rec: GenerativeRecommender, # with titles as identifiers
-    items: np.ndarray, # int [n] which
-) -> Markup: # HTML
-    "Titles as running text: the darker a token, the larger its gain; zero-gain tokens have no color"
+def gain_strips(rec: GenerativeRecommender, items: np.ndarray) -> Markup: # int [n] -> HTML
+    "Titles as running text: the darker a token, the larger its gain; no color where it is zero"
     strips = []
-    for i in map(int, items):
-        path = rec.ids.path(i)
-        nodes = rec.trie.item_nodes(torch.tensor([i], device=rec.trie.device))[0, :len(path)]
+    for path in map(rec.ids.path, items):
+        nodes = rec.trie.walk(torch.as_tensor(path.astype(np.int64), device=rec.trie.device))
         gains = rec.gain[nodes].tolist()
-        strips.append(_part(token_strip(rec.path_words(path), gains, [f'gain {g:.4f} nats' for g in gains])))
+        tips = [f'gain {g:.4f} nats' for g in gains]
+        strips.append(token_strip(rec.path_words(path), gains, tips))
     return Markup('').join(strips)

@@ -8,7 +8,7 @@ __all__ = ['tokenize_titles', 'title_ids', 'short_titles']
 # %% ../nbs/26_titles.ipynb #1b1b445d
 import re, unicodedata
 import numpy as np
-from .core import GenrecError
+from .core import GenrecError, explain, require
 from .semantic_ids import Identifiers, SPECIAL
 
 # %% ../nbs/26_titles.ipynb #c89d0052
@@ -23,33 +23,24 @@ def tokenize_titles(
     tokenizer, # a transformers tokenizer
     suffix: str = '', # text put behind every title
     lossy: str = 'error', # titles that do not survive encoding and decoding: 'error' or 'keep'
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # (ids int64 [n], offsets int64 [N+1], damaged items)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # ids int64 [n], offsets int64 [N+1], damaged
     "Cut titles into the tokenizer's own ids, and check that they can be read back"
-    empty = [i for i, t in enumerate(titles) if not t.strip()]
-    if empty:
-        raise GenrecError(f'item {empty[0]} has an empty title ({len(empty)} such items): '
-                          'title identifiers need text')
+    require([bool(t.strip()) for t in titles],
+            lambda i: f'item {i} has an empty title: title identifiers need text')
     paths = tokenizer([t + suffix for t in titles], add_special_tokens=False)['input_ids']
     back = tokenizer.batch_decode(paths, skip_special_tokens=False)
-    same = [_letters(t + suffix) == _letters(b) for t, b in zip(titles, back)]
-    damaged = [i for i, s in enumerate(same) if not s]
-    refused = [i for i, p in enumerate(paths) if not p] or (damaged if lossy == 'error' else [])
-    if refused:
-        i = refused[0]
-        raise GenrecError(f'the tokenizer cannot give back the title of item {i}: '
-                          f'{titles[i]!r} becomes {back[i]!r} '
-                          f'({max(len(damaged), len(refused))} such titles); '
-                          "use another tokenizer, or lossy='keep' if the path only has to exist")
-    offsets = np.cumsum([0] + [len(p) for p in paths])
+    same = np.array([_letters(t + suffix) == _letters(b) for t, b in zip(titles, back)], bool)
+    fine = np.array(list(map(len, paths))) > 0
+    if lossy == 'error': fine &= same
+    require(fine, lambda i: f'the tokenizer cannot give back the title of item {i}: {titles[i]!r} '
+            f'becomes {back[i]!r} ({(~(fine & same)).sum()} such titles); use another tokenizer, '
+            "or lossy='keep' if the path only has to exist")
     flat = np.concatenate([np.asarray(p, np.int64) for p in paths])
-    return flat, offsets, np.array(damaged, np.int64)
+    return flat, np.cumsum([0, *map(len, paths)]), np.flatnonzero(~same)
 
 # %% ../nbs/26_titles.ipynb #cc2c513c
-def _compact_vocabulary(
-    used: np.ndarray, # int64 [V-3] the tokenizer's ids that occur, ascending
-    tokenizer, # a transformers tokenizer
-) -> tuple[list[str], np.ndarray]: # (token names [V], backbone_ids int64 [V], -1: none)
-    "The used tokens behind our reserved ones"
+def _compact_vocabulary(used: np.ndarray, tokenizer) -> tuple[list[str], np.ndarray]:
+    "Names [V] and backbone_ids int64 [V] (-1: none): the used tokens behind our reserved ones"
     names = zip(tokenizer.convert_ids_to_tokens(used.tolist()), used)
     names = [f'{n}#{i}' if n in SPECIAL else n for n, i in names] # a title may contain '</s>'
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
@@ -76,16 +67,12 @@ def title_ids(
     return (ids.with_eos() if eos else ids).check()
 
 # %% ../nbs/26_titles.ipynb #6cea9d6d
-def short_titles(
-    titles: list[str], # N titles
-    drop: str, # regular expression; empty: nothing
-) -> list[str]:
+def short_titles(titles: list[str], drop: str) -> list[str]: # drop: a regular expression, or ''
     "Titles without what the pattern finds; raises `GenrecError` if nothing of a title is left"
     if not drop: return list(titles)
-    try: short = [re.sub(drop, '', t).strip() for t in titles]
-    except re.error as e:
-        raise GenrecError(f'drop={drop!r} is no regular expression: {e}') from None
+    with explain(f'drop={drop!r} is no regular expression', re.error, kind=GenrecError):
+        short = [re.sub(drop, '', t).strip() for t in titles]
     gone = [t for t, s in zip(titles, short) if not s]
-    if not gone: return short
     some = '; '.join(map(repr, gone[:5]))
-    raise GenrecError(f'drop={drop!r} leaves nothing of {len(gone)} titles: {some}')
+    require(not gone, f'drop={drop!r} leaves nothing of {len(gone)} titles: {some}')
+    return short

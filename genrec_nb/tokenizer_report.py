@@ -30,8 +30,7 @@ class TokenizerReport:
     vocabulary: int # tokens, with the three reserved ones
     notes: dict # what the method noted
 
-    def to_dict(self) -> dict:
-        "For JSON"
+    def to_dict(self) -> dict: # for JSON
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return own | dict(use=self.use.to_dict(), tokens=list(self.tokens))
 
@@ -72,10 +71,8 @@ def _use(made: Tokenized) -> CodebookReport:
 
 # %% ../nbs/80_tokenizer_report.ipynb #093c5890
 @patch
-def report(self: Tokenized,
-    counts: np.ndarray | None = None, # int [N] training-target counts; None: all alike
-) -> TokenizerReport:
-    "Use, collisions, reconstruction and gain"
+def report(self: Tokenized, counts: np.ndarray | None = None) -> TokenizerReport:
+    "Use, collisions, reconstruction and gain, with training-target counts int [N], or all alike"
     ids, trie, after = self.ids, ItemTrie.build(self.ids), self.ids.collisions()
     counts = None if counts is None or not np.sum(counts) else counts
     gain = information_gain(trie, item_prior(np.ones(len(ids)) if counts is None else counts))
@@ -87,19 +84,18 @@ def report(self: Tokenized,
                            list(by_position['gain']), list(by_position['zero']),
                            (int(ids.lengths.min()), ids.max_len), ids.vocab_size, notes)
 
-# %% ../nbs/80_tokenizer_report.ipynb #69c591b3
-def compare_reports(
-    reports: dict[str, TokenizerReport], # name -> report of the same items
-) -> pd.DataFrame: # one row a name
-    """Reports side by side. Columns: tokens at most; vocabulary; tokens used in first place, and
-    their perplexity; collision rate before and after the policy (%); largest group before; variance
-    of the vectors left (%); information gain of the first and the last position [nats]"""
-    return pd.DataFrame.from_dict({name: _row(r) for name, r in reports.items()}, orient='index')
-
+# %% ../nbs/80_tokenizer_report.ipynb #e3591f6a
 def _row(r: TokenizerReport) -> dict:
     "One row of `compare_reports`"
     left = r.use.unexplained[-1] if r.use.unexplained else np.nan
     return {'tokens': r.tokens[1], 'vocabulary': r.vocabulary, 'first': r.use.used[0],
             'perplexity': r.use.perplexity[0], 'before %': 100*r.before['rate'],
-            'after %': 100*r.after['rate'], 'largest': r.before['largest'], 'unexplained %': 100*left,
-            'gain first': r.gain[0], 'gain last': r.gain[-1]}
+            'after %': 100*r.after['rate'], 'largest': r.before['largest'],
+            'unexplained %': 100*left, 'gain first': r.gain[0], 'gain last': r.gain[-1]}
+
+# %% ../nbs/80_tokenizer_report.ipynb #700373fd
+def compare_reports(reports: dict[str, TokenizerReport]) -> pd.DataFrame: # one row a name
+    """Reports side by side. Columns: tokens at most; vocabulary; tokens used in first place, and
+    their perplexity; collision rate before and after the policy (%); largest group before; variance
+    of the vectors left (%); information gain of the first and the last position [nats]"""
+    return pd.DataFrame.from_dict({name: _row(r) for name, r in reports.items()}, orient='index')
