@@ -45,7 +45,7 @@ def check(folder, script):
 def test_types_are_found_and_mistakes_are_seen(tmp_path):
     assert 'Success' in (found := check(tmp_path, SCRIPT)), found
     wrong = tmp_path/'wrong.py'
-    wrong.write_text('from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig\n'
+    wrong.write_text('from genrec_nb.recommender import GenerativeRecommender\nfrom genrec_nb.rec_config import RecommenderConfig\n'
                      'from genrec_nb.loaders import load_movielens\n'
                      "rec = GenerativeRecommender.fit(load_movielens(), RecommenderConfig(backbon='t5'))\n"
                      "load_movielens().interactions.item_count()\n")

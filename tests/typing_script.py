@@ -9,7 +9,7 @@ from genrec_nb.backbones import load_lm
 from genrec_nb.baselines import ItemRanker, LightGCN, LightGCNConfig, NegativeSampler
 from genrec_nb.batches import LengthBatches, PrefixSamples, Windows
 from genrec_nb.beam_search import Beams, DecodeConfig, beam_search, recommend
-from genrec_nb.cli import Bars
+from genrec_nb.comparisons import Comparisons, Scores
 from genrec_nb.core import FileError, GenrecError, GenrecWarning, MissingTextError, SettingError, read_settings
 from genrec_nb.data import Cases, Catalog, Dataset, Interactions, Split, leave_one_out
 from genrec_nb.diagnostics import CodeAnalysis
@@ -18,7 +18,7 @@ from genrec_nb.exact import ExactConfig, ExactScores
 from genrec_nb.experiments.execution import Plan
 from genrec_nb.experiments.grid import Grid, Tune
 from genrec_nb.experiments.results import Block, Results
-from genrec_nb.explanations import Explanation, Strip, TokenPart
+from genrec_nb.explanations import Explanation, Recommendation, Recommendations, Strip, TokenPart
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.generators import Backbone
 from genrec_nb.grounding import ground
@@ -32,19 +32,19 @@ from genrec_nb.metrics import Evaluation
 from genrec_nb.objectives import CFT, CFTLoss, Mixture, MultiTargetLoss, RankingGuided, WeightedLoss
 from genrec_nb.other_tokenizers import ProductQuantizer
 from genrec_nb.prompts import PackedSamples, Prompter, PromptSamples, title_identifiers
-from genrec_nb.recommender import GenerativeRecommender, Recommendation, Recommendations, RecommenderConfig
+from genrec_nb.rec_config import RecommenderConfig
+from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.report import Page
 from genrec_nb.rqvae import RQOutput, RQVAE, RQVAEConfig
 from genrec_nb.run import RunConfig
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.sequential_baselines import CatalogTrainer, SASRec, SASRecConfig
-from genrec_nb.significance import (Comparison, Comparisons, CrossedTest, DecileCurve, MeanDifference, RankTable, Scores, SignFlip,
-                                    VarianceComponents)
+from genrec_nb.significance import MeanDifference, RankTable, SignFlip, VarianceComponents
+from genrec_nb.terminal import Bars
 from genrec_nb.tiger import T5State, TigerT5, TokenLoss
 from genrec_nb.token_weights import IGD, FrontGreater, Frequency, ItemFacts, Position, Uniform, Weighting
 from genrec_nb.tokenizer import Tokenized
-from genrec_nb.tokenizer_config import (CategoryOptions, KMeansOptions, Method, ProductOptions, RandomOptions, Sources,
-                                        TitleOptions, TokenizerConfig, TreeOptions)
+from genrec_nb.tokenizer_config import Method, Sources, TokenizerConfig
 from genrec_nb.tokenizer_report import TokenizerReport
 from genrec_nb.train import EpochSubset, FitResult, GenrecTrainer, RankingTrainer, TrainConfig
 from genrec_nb.tree_attention import LMState
@@ -77,7 +77,7 @@ def quantizers(x: np.ndarray) -> CodebookReport:
     kinds: list[type[Quantizer]] = [ResidualQuantizer, ProductQuantizer, RQVAE, LETTER, LETTERConcat]
     report = CodebookReport([np.ones(4)], 0.)
     used: list[int] = report.used
-    RQVAEConfig(d_in=8), LETTERConfig(d_in=8), KMeansOptions(), ProductOptions(), TreeOptions(), CategoryOptions(), RandomOptions(), TitleOptions()
+    RQVAEConfig(d_in=8), LETTERConfig(d_in=8)
     assert kinds and used
     return report
 
@@ -156,14 +156,13 @@ def baselines(split: Split, ranker: ItemRanker, sampler: NegativeSampler, model:
     return ranker.rank(split.test, 10)
 
 
-def numbers(e: Evaluation, scores: Scores, rows: Comparisons, flip: SignFlip, test: CrossedTest) -> float:
+def numbers(e: Evaluation, scores: Scores, rows: Comparisons, flip: SignFlip, test: MeanDifference) -> float:
     values: np.ndarray = e.values('recall@10')
-    first: Comparison = rows.rows[0]
-    parts: VarianceComponents = test.components
-    kinds = [DecileCurve, MeanDifference, RankTable, CodeAnalysis]
-    Evaluation.from_dict(e.to_dict(ranks=True)), scores.show(), rows.frame()
+    parts: VarianceComponents | None = test.components
+    kinds = [RankTable, CodeAnalysis]
+    Evaluation.from_dict(e.to_dict(ranks=True)), scores.show(), rows.show()
     assert kinds and len(values)
-    return first.difference + flip.p + test.df + parts.users + scores.n_users
+    return flip.p + test.df + (parts.users if parts else 0.) + scores.n_users
 
 
 def experiments(results: Results, plan: Plan, trial: Trial) -> Page:
