@@ -50,6 +50,7 @@ _MOVED = dict(run={'--' + k.replace('_', '-'): f'--set {v}' for k, v in _SETTING
                  '--ids': '--tokenizer method=NAME, or --set ids=FILE for a table or folder'},
               tokenize={f'--{k}': f'--tokenizer {k}=VALUE' for k in _OF_TOKENIZERS} | _OPTION)
 
+# %% ../nbs/95_cli.ipynb #413db129
 class _Command(TyperCommand):
     "A command that knows where its former options went"
     def parse_args(self, ctx, args):
@@ -97,6 +98,7 @@ def _pairs(given: list[str] | None, option: str, prefix: str = '') -> dict: # fu
         out[full] = _value(value)
     return out
 
+# %% ../nbs/95_cli.ipynb #cefe9c5b
 def _tokenizer_pairs(given: list[str] | None) -> dict:
     "Settings of a tokenizer: shared ones, and those of its method"
     from genrec_nb.tokenizer_config import TokenizerConfig
@@ -117,6 +119,7 @@ def _columns(given: list[str] | None) -> dict:
         require(named, f'--column {k}=: expected the name of a column', SettingError)
     return {k: v or None for k, v in names.items()}
 
+# %% ../nbs/95_cli.ipynb #711af960
 def _device(name: str | None) -> str:
     "The device asked for, if it is there; the best one if none is"
     import torch
@@ -175,6 +178,7 @@ _Model = _some('Setting of the backbone: d_model, num_layers, ..; of a language 
                'tuning, r, max_items, tasks, ..')
 _Trainer = _some("Any of transformers' TrainingArguments: report_to=tensorboard, bf16=true.")
 
+# %% ../nbs/95_cli.ipynb #cd37d16a
 @app.command(cls=_Command)
 def run(
     source: _Source = None,
@@ -206,6 +210,7 @@ def run(
     _LOG.info('done in %.1f minutes; see %s, metrics.json, and model/',
               sum(metrics['seconds'].values())/60, folder/'report.html')
 
+# %% ../nbs/95_cli.ipynb #727f072a
 def _show_run(m: dict) -> None: # m: as in metrics.json
     "The table of a run"
     title = f'{m["data"]}: {m["users"]:,} users, {m["items"]:,} items, seed {m["seed"]}'
@@ -245,6 +250,7 @@ def tokenize(
     _LOG.info('done in %.0f s; see %s, report.json and index.json', sum(found['seconds'].values()),
               out/'report.html')
 
+# %% ../nbs/95_cli.ipynb #b8fbdb4e
 def _show_tokenizer(f: dict) -> None: # f: as in report.json
     "Use per level, collisions, and what the method noted"
     before, after, length = f['before'], f['after'], map(str, sorted(set(f['tokens'])))
@@ -380,6 +386,7 @@ _Jobs = Annotated[int, typer.Option(
 _Cluster = _may(str, 'Address of a dask scheduler, tcp://HOST:PORT; its workers share the folder.')
 _DryRun = _flag('--dry-run', 'List the trials, what is done, and an estimate.')
 
+# %% ../nbs/95_cli.ipynb #0141cb80
 @app.command()
 def compare(
     grid: Annotated[Path | None, typer.Argument(help='File of the grid, .toml or .json.')] = None,

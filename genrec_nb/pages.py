@@ -35,6 +35,7 @@ def _cases(m: dict) -> str: # m: as in metrics.json
             f'seed {m["seed"]}. {m["skipped_users"]:,} users with fewer than {2 if by_time else 3} '
             f'items were {skipped}.')
 
+# %% ../nbs/85_pages.ipynb #b2f181ec
 def _model(m: dict, rec: GenerativeRecommender) -> str:
     "What was trained, and how it was decoded"
     c, d, p = m['config'], rec.config.decode, m['prompts']
@@ -93,6 +94,7 @@ def _tokens(page: Page, m: dict, rec: GenerativeRecommender, made: Tokenized) ->
              preformatted(repr(rec.trie.describe())),
              note=f'Gains are computed from training targets only. {mark}')
 
+# %% ../nbs/85_pages.ipynb #b462caa0
 def _how(page: Page, m: dict) -> Page:
     "How all of this was made"
     made = {k: m[k] for k in ('config', 'versions', 'seconds')}

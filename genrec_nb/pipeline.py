@@ -49,6 +49,7 @@ def make_identifiers(
             write_json(made/'facts.json', found.report(split.train.target_counts()).to_dict())
     return load_tokenized(made, data.catalog)
 
+# %% ../nbs/84_pipeline.ipynb #43c1f3cb
 def _make(trial: Trial, data: Dataset, split: Split, folder, device, progress) -> Tokenized:
     "Read given identifiers, or run the tokenizer"
     if trial.ids: return _given_identifiers(trial.ids, data)
@@ -57,6 +58,7 @@ def _make(trial: Trial, data: Dataset, split: Split, folder, device, progress) -
     where = None if data.name == 'ml-100k' else trial.data.path
     return tokenize_items(data, split, c, cf=cf, categories=where, device=device, progress=progress)
 
+# %% ../nbs/84_pipeline.ipynb #8a14694f
 def item_vectors(
     name: str, trial: Trial, split: Split, folder, dim: int = 32
 ) -> np.ndarray: # float32 [N, dim]

@@ -18,7 +18,7 @@ from genrec_nb.trial import content_digest
 
 METHODS = ['CE', 'CE + IGD decoding', 'IGD tuning', 'IGD tuning + decoding']
 TINY = dict(tokenizer=dict(method='rqkmeans', encoder='tfidf', size=6, levels=2), model=dict(d_model=16, num_heads=2, num_layers=1),
-            train=dict(epochs=3, batch_size=16, lr=5e-3, eval_every=1))
+            train=dict(epochs=2, batch_size=16, lr=5e-3, eval_every=1))
 
 
 def small_config(data, **changes): return read_settings(RunConfig, TINY | dict(data=str(data)) | changes)
@@ -36,6 +36,18 @@ def finished(tmp_path_factory):
     base = tmp_path_factory.mktemp('run')
     data = small_data(base/'toy')
     return data, base/'out', run(small_config(data), base/'out', jobs=1)
+
+
+@pytest.fixture
+def pages(): "Asked for by tests that read a report"
+
+@pytest.fixture(autouse=True)
+def no_pages(request):
+    "Plots take most of a small run's time: the other tests write none"
+    class Nothing: save = staticmethod(lambda path: path.touch())
+    with pytest.MonkeyPatch.context() as m:
+        if 'pages' not in request.fixturenames: m.setattr(run_module, 'run_page', lambda *a: Nothing)
+        yield
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -68,7 +80,7 @@ def test_the_metrics_are_those_of_the_stored_lists(finished):
     assert (rec.rank(split.test, 20, replace(rec.config.decode, alpha=.2)) == lists).all()
 
 
-def test_an_assistant_and_a_sample_of_users(finished, tmp_path):
+def test_an_assistant_and_a_sample_of_users(finished, pages, tmp_path):
     "Rows of D3: by hand from the saved model and the saved assistant; what is saved recommends alone"
     data, before, _ = finished
     config, out = small_config(data, assistant_weight=.5, users=20), tmp_path/'out'

@@ -63,6 +63,7 @@ def _named(where: str):
     try: yield
     except GenrecError as e: raise type(e)(f'{where}: {e}') from None
 
+# %% ../../nbs/92_execution.ipynb #d5e08d70
 def _wanted(grid: Grid, method: str) -> list: # of (seed, values)
     "The search of a method, then all that may be reported of it"
     values = grid.search(method)
@@ -146,6 +147,7 @@ def tasks(self: Plan, results: Results, search: bool) -> list: # of (about, `Tri
         if left: out.append((about, t, left))
     return out
 
+# %% ../../nbs/92_execution.ipynb #7a67cc1d
 @patch
 def tokens_left(self: Plan, results: Results) -> list: # of (about, `Trial`)
     "Identifiers that are not measured yet; beside trainings only those of a sweep are"
@@ -185,13 +187,14 @@ def run_grid(
     require(not failed, f'{len(failed)} of the trials failed; the first: {"".join(failed[:1])}')
     return read_results(folder)
 
+# %% ../../nbs/92_execution.ipynb #aad2c0d9
 @patch
 def is_done(self: Plan, results: Results) -> bool:
     "Is there nothing to run and nothing to write?"
     tasks = self.tasks(results, True) + self.tasks(results, False)
     return not (self.headers(results) or self.tokens_left(results) or tasks)
 
-# %% ../../nbs/92_execution.ipynb #aad2c0d9
+# %% ../../nbs/92_execution.ipynb #39144b85
 def _good(rows: Iterator[dict], failed: list) -> Iterator[dict]:
     "The rows of trials that did not fail; errors are logged and kept"
     for row in rows:
@@ -213,6 +216,7 @@ def run_round(self: Plan, results: Results, search: bool, folder: Path, append, 
         if not self.grid.keep_models: shutil.rmtree(folder/'work'/row['trial'], ignore_errors=True)
     return failed
 
+# %% ../../nbs/92_execution.ipynb #37a44f2e
 @patch
 def run_tokens(self: Plan, results: Results, folder: Path, append, how: dict) -> list:
     "Make and measure identifiers. The errors"

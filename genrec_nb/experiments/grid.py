@@ -112,6 +112,7 @@ def _vary(name: str, s: dict, vary: dict, mode: str) -> dict: # name -> settings
         out[' '.join([name, *changed])] = {**s, **p, 'point': point}
     return out
 
+# %% ../../nbs/91_grid.ipynb #99e40a01
 def _expand(ids: dict) -> dict: # name -> settings without `vary`
     "Identifiers of all points of all sweeps"
     out = {}
@@ -127,6 +128,7 @@ def _check_data(name: str, d: dict) -> None:
     require('base' not in d.get('model', {}),
             f'data.{name}.model: {_ONE_BASE}, its base stands in model', SettingError)
 
+# %% ../../nbs/91_grid.ipynb #2d388f96
 def _check(grid: Grid) -> None:
     "Raise `SettingError` for what can be seen to be wrong without loading data"
     for name in ('alphas', 'seeds'): _check_list(getattr(grid, name), name)
@@ -145,7 +147,7 @@ def _check(grid: Grid) -> None:
     if grid.tune: _check_tune(grid)
     _check_methods(grid)
 
-# %% ../../nbs/91_grid.ipynb #2d388f96
+# %% ../../nbs/91_grid.ipynb #db6805b7
 _ONE_BASE = 'a grid has one language model'
 
 def _check_tune(grid: Grid) -> None:
@@ -162,6 +164,7 @@ def _check_tune(grid: Grid) -> None:
     require(len(set(n.values())) < 2, f'tune: {found} trials: give every method equally many, '
             'or name those without a hyperparameter in tune.untuned', SettingError)
 
+# %% ../../nbs/91_grid.ipynb #ae65730b
 def _check_methods(grid: Grid) -> None:
     "Every combination can be configured, and no two methods are the same"
     seen = {}

@@ -10,7 +10,8 @@ import json, math
 import matplotlib.pyplot as plt
 import pandas as pd
 from ..core import FileError, SettingError, require
-from ..comparisons import Scores, compare_methods, decile_curve, plot_comparisons, plot_deciles
+from ..comparisons import (Scores, compare_methods, decile_curve, plot_comparisons,
+                                   plot_deciles)
 from ..report import Page, preformatted
 from .results import Block, Results, blocks, search_values
 from .tables import (compare_table, decoding_table, plot_alphas, plot_curves,
@@ -40,6 +41,7 @@ def _trained(results: Results, t: dict) -> dict: # t: a row of kind 'tokens'
                 for name, part in (('validation', 'valid'), ('test', 'test'))}
     return {}
 
+# %% ../../nbs/94_grid_report.ipynb #12795f3d
 def _sweep_frame(results: Results) -> pd.DataFrame: # one row a set of identifiers
     "Measured identifiers with settings and criteria, and NDCG@10 where models were trained"
     record = results.record()
@@ -162,6 +164,7 @@ def _results(page: Page, b: Block, name: str) -> None:
              note=f'{who}{" (sampled once)"*bool(about.get("users"))}, '
                   'at the settings that validation chose.')
 
+# %% ../../nbs/94_grid_report.ipynb #39a1e4b1
 def _block_sections(page: Page, b: Block) -> None:
     "The sections of one data set and one kind of identifiers"
     name = f'{b.data}, {b.ids}'
@@ -178,6 +181,7 @@ def _block_sections(page: Page, b: Block) -> None:
         page.add(f'{name}: search', trial_table(b), note='Validation users, tuning seeds.')
     page.add(f'{name}: learning', *filter(None, (plot_curves(b), plot_mixtures(b))))
 
+# %% ../../nbs/94_grid_report.ipynb #fa79806e
 def _sweep_sections(page: Page, results: Results) -> Page:
     "The points of a sweep"
     page.add('Identifiers', sweep_table(results))
@@ -192,6 +196,7 @@ def _missing(found: list, results: Results, record: dict) -> list: # of lines
     lines = [f'{b.data}, {b.ids}, {x}' for b in found for x in b.missing] + results.notes
     return lines + [f'{d}, {i}: nothing yet' for d, i in asked if (d, i) not in have]
 
+# %% ../../nbs/94_grid_report.ipynb #c091552d
 def results_page(results: Results, record: dict | None = None) -> Page: # None: the newest grid
     "Tables, tests and plots, all from stored rows: the same rows give the same page"
     record = record or results.record()

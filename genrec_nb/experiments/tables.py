@@ -35,6 +35,7 @@ def _differences(found: Comparisons, group: str = '') -> pd.DataFrame: # index: 
     "What is shown of comparisons with a reference"
     return found.table.xs(group, level='group')[list(_SHOWN)].rename(columns=_SHOWN)
 
+# %% ../../nbs/93_tables.ipynb #7fa86264
 def compare_table(
     block: Block,
     metric: str | None = None, # None: the one that validation chose by
@@ -84,6 +85,7 @@ def show_comparison(table: pd.DataFrame, metric: str, note: str = ''): # a Style
                 'verdict': verdict if isinstance(verdict, str) else 'reference'}
     return styled(pd.DataFrame([row(r) for r in table.to_dict('records')], table.index), note)
 
+# %% ../../nbs/93_tables.ipynb #db527328
 def show_head_tail(table: pd.DataFrame, metric: str): # a Styler
     "`compare_table` by popularity of the target, for reading"
     shown = pd.DataFrame(index=table.index)
