@@ -145,7 +145,6 @@ class _Run:
     folder: Path | None = None
     device: str = 'cpu'
 
-# %% ../nbs/86_run.ipynb #afc8bbd9
 def _with_base(config: RunConfig) -> RunConfig:
     "The language model whose tokenizer has cut the titles is the base, unless another is named"
     about = Path(config.ids or '')/'tokenizer.json'
@@ -154,7 +153,6 @@ def _with_base(config: RunConfig) -> RunConfig:
     lm = ((made or {}).get('options') or {}).get('lm')
     return replace(config, model={**config.model, 'base': lm}) if lm else config
 
-# %% ../nbs/86_run.ipynb #f5181471
 def _prepare(config: RunConfig) -> _Run:
     "Find what is wrong before a folder is made and long work starts"
     config = _with_base(config)
@@ -182,7 +180,6 @@ def evaluated(self: _Run, name: str, test: np.ndarray, valid: np.ndarray, **deco
     ndcg = metric_values(rank_of(valid, self.split.valid.targets), 'ndcg@10').mean()
     return e, {**d['metrics'], 'intervals': d['intervals'], 'valid_ndcg@10': float(ndcg), **own}
 
-# %% ../nbs/86_run.ipynb #d74611a3
 @patch
 def figures(self: _Run, baselines: dict) -> dict: # method -> what `evaluated` gives
     "Baselines and decodings, row by row of the table"
@@ -249,7 +246,6 @@ def _curves(work: Path) -> FitResult:
     d = read_json(work/'trained.json')
     return FitResult(None, d['logs'], d['best'], d['best_epoch'], d['epochs'])
 
-# %% ../nbs/86_run.ipynb #7a4e5cff
 @patch
 def finish(self: _Run, found: dict, made: Tokenized, rows: dict, seconds: dict) -> dict:
     "Choose by validation (found: from `figures`), save the model, write report and metrics.json"
@@ -315,7 +311,6 @@ def tokenize(
     progress.stage('report')
     return _save_tokenized(made, found, split.train.target_counts(), folder, progress.seconds)
 
-# %% ../nbs/86_run.ipynb #76b716c3
 def _save_tokenized(
     made: Tokenized, data: Dataset, counts: np.ndarray, folder: Path, seconds: dict
 ) -> dict: # what report.json holds

@@ -163,6 +163,7 @@ def require_text(self: DataConfig, who: str) -> None:
         others = ', '.join(m for m, how in TOKENIZERS.items() if not text & set(how.needs))
         raise MissingTextError(f'{e}; {who} needs it; tokenizers without text: {others}') from None
 
+# %% ../nbs/83_trial.ipynb #c0fdbfd7
 @patch
 def item_vectors(self: DataConfig, n_items: int) -> np.ndarray: # float32 [N, d]
     "Item vectors from their file; raises `FileError` if it is missing or has other items"
