@@ -9,7 +9,7 @@ __all__ = ['rank_of', 'metric_values', 'ranking_metrics', 'recommendation_counts
            'metrics_table', 'show_metrics']
 
 # %% ../nbs/13_metrics.ipynb #835a5a87
-import math
+import math, re
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
@@ -318,7 +318,7 @@ class _Table(Styler):
         return f'{self.title}\n{text}' if self.title else text
     def to_latex(self, *args, **kwargs) -> str:
         latex = styled(self.data, self.title, self.digits, escape='latex')
-        latex._todo, latex.caption = self._todo, self.title or None
+        latex._todo, latex.caption = self._todo, re.sub(r'([&%$#_{}])', r'\\\1', self.title) or None
         return super(_Table, latex).to_latex(*args, **kwargs)
 
 # %% ../nbs/13_metrics.ipynb #6a4a5ec4
