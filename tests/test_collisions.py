@@ -11,7 +11,7 @@ from genrec_nb.collisions import POLICIES, collision_counts, compare_policies, p
 from genrec_nb.semantic_ids import Identifiers
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 6)]*3), min_size=1, max_size=25), st.sampled_from([1, 10**6, 10**12]))
 def test_sorting_and_counting_against_python(rows, scale):
     "Small numbers fit into one word, large ones into several"
@@ -63,7 +63,7 @@ def greedy_free(codes, d):
         taken.add(tuple(codes[i]))
     return codes, kept
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(colliding())
 def test_free_policy_against_a_greedy_loop(case):
     codes, d = case
@@ -84,7 +84,7 @@ def test_free_policy_when_everybody_has_the_same_codes():
     moved, kept = _resolve_free(np.zeros((n, 2), int), lambda items: np.tile(np.arange(k, dtype=np.float32), (len(items), 1)), np.ones(k, bool))
     assert kept == n - k and len(np.unique(moved[:, 1])) == k and moved[:k, 1].tolist() == list(range(k))
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(colliding())
 def test_policies_compared(case):
     codes, d = case

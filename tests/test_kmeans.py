@@ -111,7 +111,7 @@ def test_kmeans_on_equal_points_on_a_sample_and_in_batches(monkeypatch):
 
 # ---- balance ----
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(n=st.integers(1, 60), k=st.integers(1, 12), seed=st.integers(0, 10**6), ties=st.booleans())
 def test_balanced_sizes_within_bounds(n, k, seed, ties):
     d = torch.rand(n, k, generator=generator(seed))
@@ -123,7 +123,7 @@ def test_balanced_sizes_within_bounds(n, k, seed, ties):
     assert_array_equal(torch.bincount(b, minlength=k), size)
     assert d.gather(1, b[:, None]).sum() <= d.gather(1, a[:, None]).sum() + 1e-5
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(n=st.integers(2, 80), k=st.integers(1, 12), d=st.integers(1, 4), copies=st.integers(1, 6), warm=st.booleans(), seed=st.integers(0, 10**6))
 def test_balanced_kmeans_sizes_with_equal_points_and_given_centers(n, k, d, copies, warm, seed):
     "As a codebook is grouped again and again: from the last centers, with duplicates among its vectors"
@@ -150,7 +150,7 @@ def test_sinkhorn_marginals(n, k):
     assert_allclose(q.sum(1), 1, atol=1e-9)
     assert_allclose(q.sum(0), n/k, atol=1e-6)
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(n=st.integers(1, 25), k=st.integers(1, 10), seed=st.integers(0, 10**6), ties=st.booleans(), scale=st.sampled_from([1e-6, 1, 1e3]))
 def test_sinkhorn_marginals_of_any_shape_and_scale(n, k, seed, ties, scale):
     "On a cost of range 1 and temperature .2 a round shrinks the error by tanh(2.5)**2 at least, so 800 rounds leave nothing"
@@ -169,7 +169,7 @@ def test_sinkhorn_at_the_published_temperature_is_finite_and_improves():
 def test_sinkhorn_low_temperature_solves_the_transport_problem():
     d = torch.rand(6, 6, generator=generator(3), dtype=torch.float64)
     best = min(sum(float(d[i, p]) for i, p in enumerate(perm)) for perm in itertools.permutations(range(6)))
-    assert_allclose(float((sinkhorn(d, .004, 20000)*d).sum()), best, rtol=2e-3)
+    assert_allclose(float((sinkhorn(d, .004, 5000)*d).sum()), best, rtol=2e-3)
 
 def test_sinkhorn_batches_equal_single_runs():
     d = torch.rand(3, 4, 5, generator=generator(0))

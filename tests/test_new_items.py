@@ -12,7 +12,7 @@ from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.titles import title_ids
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(colliding(st.integers(1, 2)), colliding(st.integers(2, 2)), st.sampled_from(['keep', 'free', 'extra']))
 def test_append_never_changes_what_is_there(first, second, policy):
     codes, d = first
@@ -39,7 +39,7 @@ def test_append_never_changes_what_is_there(first, second, policy):
     again = ids.append(new, distances=lambda items: dn[items], exhausted='free')
     assert again == more
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(colliding(st.just(2)), st.integers(1, 29))
 def test_appended_running_numbers_are_those_of_the_whole_catalog(case, cut):
     codes, _ = case
@@ -64,7 +64,7 @@ def append_by_loop(old, new, d):
             taken.add(tuple(out[i]))
     return out
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(colliding(st.just(2)), colliding(st.just(2)))
 def test_append_free_against_a_loop(first, second):
     ids = Identifiers.from_codes(first[0], [2, 4], 'free', first[1])

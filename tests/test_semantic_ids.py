@@ -23,7 +23,7 @@ def table(tmp_path, text):
 
 # ---- paths against dictionaries ----
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(paths)
 def test_paths_against_brute_force(ps):
     flat, offsets = arrays(ps)
@@ -69,7 +69,7 @@ def test_vocabulary_is_checked():
 
 # ---- codes ----
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 2)]*3), min_size=1, max_size=40))
 def test_extra_token_makes_paths_distinct_and_keeps_codes(rows):
     ids = Identifiers.from_codes(np.array(rows), [3]*3)
