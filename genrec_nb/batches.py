@@ -14,15 +14,13 @@ from .data import Interactions
 from .semantic_ids import EOS, PAD
 
 # %% ../nbs/40_batches.ipynb #10545180
-def history_tokens(
-    paths: Tensor, # int64 [N, L] token ids of every item, PAD (0) behind short paths
-    history: Tensor, # int64 [B, H] item numbers, -1 where there is none
-) -> tuple[Tensor, Tensor]: # (input_ids int64 [B, S], attention_mask int64 [B, S])
-    "The tokens of each history, closed by one EOS, padded on the right"
+def history_tokens(paths: Tensor, history: Tensor) -> tuple[Tensor, Tensor]: # ids and mask [B, S]
+    "Tokens of each history [B, H] by the paths [N, L]; closed by one EOS, padded on the right"
     tokens = torch.where((history >= 0)[..., None], paths[history.clamp(min=0)], PAD).flatten(1)
-    tokens = torch.where(tokens == EOS, PAD, tokens)                       # one EOS at the very end, not one an item
+    tokens = torch.where(tokens == EOS, PAD, tokens) # one EOS at the very end, not one an item
     tokens = torch.cat([tokens, tokens.new_full((len(tokens), 1), EOS)], 1)
-    tokens = tokens.gather(1, torch.argsort((tokens == PAD).int(), dim=1, stable=True))     # real tokens first
+    real_first = torch.argsort((tokens == PAD).int(), dim=1, stable=True)
+    tokens = tokens.gather(1, real_first)
     tokens = tokens[:, :int((tokens != PAD).sum(1).max())]
     return tokens, (tokens != PAD).long()
 
@@ -31,31 +29,26 @@ def _check_samples(n: int) -> None:
     "Raise `GenrecError` if there are none"
     if not n: raise GenrecError('no training sample: every user has fewer than two training items')
 
+# %% ../nbs/40_batches.ipynb #6205ead1
 class PrefixSamples:
     "One sample for each training position but a user's first: (items before it, the item)"
-    def __init__(self,
-        train: Interactions, # the training part of a split, nothing else
-        max_items: int = 20, # H, last items of the history that the model reads
-    ):
+    def __init__(self, train: Interactions, max_items: int = 20): # H, items that the model reads
         n = train.lengths
         self.items, self.max_items = torch.from_numpy(np.asarray(train.items, np.int64)), max_items
-        place = np.arange(n.sum()) - np.repeat(train.offsets[:-1], n)        # position within the user's history
+        place = np.arange(n.sum()) - np.repeat(train.offsets[:-1], n) # within the user's history
         self.at, self.place = np.flatnonzero(place > 0), place[place > 0]
         _check_samples(len(self))
 
     def set_epoch(self, epoch: int) -> None: "Samples are the same in every epoch"
     @property
-    def lengths(self) -> np.ndarray: return np.minimum(self.place, self.max_items) # int64 [samples], of the history
+    def lengths(self) -> np.ndarray: return np.minimum(self.place, self.max_items) # of the history
     def __len__(self): return len(self.at)
     def __getitem__(self, i): return i
 
-# %% ../nbs/40_batches.ipynb #6205ead1
+# %% ../nbs/40_batches.ipynb #e6ea5009
 @patch
-def collate(
-    self: PrefixSamples,
-    samples: list[int], # sample numbers
-) -> dict: # history int64 [B, H] with -1 on the left, targets int64 [B]
-    "Build a batch"
+def collate(self: PrefixSamples, samples: list[int]) -> dict:
+    "A batch: history int64 [B, H] with -1 on the left, targets int64 [B]"
     at = torch.as_tensor(self.at[samples])[:, None]
     length = torch.as_tensor(self.lengths[samples])[:, None]
     back = torch.arange(int(length.max()), 0, -1)
@@ -64,12 +57,8 @@ def collate(
 
 # %% ../nbs/40_batches.ipynb #3611adbf
 class Windows:
-    "Runs of up to W+1 neighboring training items; every position but a user's first is a target exactly once an epoch"
-    def __init__(self,
-        train: Interactions, # the training part of a split, nothing else
-        size: int = 50, # W, targets per window
-        seed: int = 0, # of the cuts
-    ):
+    "Runs of up to W+1 neighboring training items; all but a user's first are targets once an epoch"
+    def __init__(self, train: Interactions, size: int = 50, seed: int = 0): # W, of the cuts
         self.train, self.size, self.seed = train, size, seed
         self.items = torch.from_numpy(np.asarray(train.items, np.int64))
         self.set_epoch(0)
@@ -80,43 +69,34 @@ class Windows:
 
 # %% ../nbs/40_batches.ipynb #6f98e0bc
 @patch
-def set_epoch(
-    self: Windows,
-    epoch: int, # 0, 1, ..
-) -> None:
+def set_epoch(self: Windows, epoch: int) -> None:
     "Draw the cuts of an epoch: `start` and `lengths` int64 [windows]"
-    m, W = np.maximum(self.train.lengths - 1, 0), self.size              # targets of each user
+    m, W = np.maximum(self.train.lengths - 1, 0), self.size # targets of each user
     pieces = -(-m//W)
-    least = np.where(pieces > 1, m - W*(pieces - 1), m)                  # of the first window: r, or all
+    least = np.where(pieces > 1, m - W*(pieces - 1), m) # of the first window: r, or all
     most = np.where(pieces > 1, W, m)
     shift = np.random.default_rng([self.seed, epoch]).integers(least, most + 1)
     user = np.repeat(np.arange(len(m)), pieces)
-    j = np.arange(len(user)) - np.repeat(pieces.cumsum() - pieces, pieces)  # number of the window within its user
-    first = np.where(j == 0, 0, shift[user] + W*(j - 1))                 # targets before this window
+    j = np.arange(len(user)) - np.repeat(pieces.cumsum() - pieces, pieces) # number within its user
+    first = np.where(j == 0, 0, shift[user] + W*(j - 1)) # targets before this window
     last = np.minimum(np.where(j == 0, shift[user], first + W), m[user])
     self.start, self.lengths = self.train.offsets[user] + first, last - first + 1
 
 # %% ../nbs/40_batches.ipynb #a65fc698
 @patch
-def collate(
-    self: Windows,
-    samples: list[int], # window numbers
-) -> dict: # items int64 [B, T], -1 on the right
-    "Build a batch"
+def collate(self: Windows, samples: list[int]) -> dict:
+    "A batch: items int64 [B, T], -1 on the right"
     start, length = (torch.as_tensor(x[samples])[:, None] for x in (self.start, self.lengths))
     step = torch.arange(int(length.max()))
-    return dict(items=torch.where(step < length, self.items[(start + step).clamp(max=len(self.items) - 1)], -1))
+    items = self.items[(start + step).clamp(max=len(self.items) - 1)]
+    return dict(items=torch.where(step < length, items, -1))
 
 # %% ../nbs/40_batches.ipynb #758ec72d
 class LengthBatches:
     "Batches of samples of similar length, in an order that depends on seed and epoch alone"
-    def __init__(self,
-        samples, # `PrefixSamples` or `Windows`
-        batch_size: int = 32, # samples per batch
-        seed: int = 0, # of the order
-        group: int = 16, # so many batches are sorted by length together
-    ):
-        self.samples, self.batch_size, self.seed, self.group, self.epoch = samples, batch_size, seed, group, 0
+    def __init__(self, samples, batch_size: int = 32, seed: int = 0, group: int = 16):
+        self.samples, self.batch_size, self.seed, self.epoch = samples, batch_size, seed, 0
+        self.group = group # so many batches are sorted by length together
 
     def __len__(self): return -(-len(self.samples)//self.batch_size)
     def __iter__(self):

@@ -16,7 +16,8 @@ from typing import Literal
 from .core import Count, GenrecError, NonNegative, SettingError, patch, settings
 from .data import Cases
 from .likelihood import ChildSoftmax
-from .beam_search import DecodeConfig, assistant_logp, assistant_mass, decoding_weights, exhausted_prefixes
+from .beam_search import (DecodeConfig, assistant_logp, assistant_mass, decoding_weights,
+                                   exhausted_prefixes)
 
 # %% ../nbs/51_exact.ipynb #ddadb0be
 @dataclass
@@ -29,6 +30,7 @@ class _Level:
     code: Tensor # int64 [m, C] of each child, 0 behind the last
     place: Tensor # int64 [N] of each item's token among the m*C; m*C if it is forced
 
+# %% ../nbs/51_exact.ipynb #708d7a50
 def _levels(model, k: int, forced: bool) -> list[_Level]:
     "The levels of identifier k; with `forced` tokens or without"
     trie, out = model.trees[k].trie, []
@@ -39,7 +41,8 @@ def _levels(model, k: int, forced: bool) -> list[_Level]:
         if not len(nodes): continue
         a, child = model.starts[k], trie.children(nodes)
         prefix = model.paths[trie.order[trie.row[nodes].long()].long()] - model.first
-        code = (trie.token[child.clamp(min=0)].long() - model.first[a + l]).masked_fill(child < 0, 0)
+        code = trie.token[child.clamp(min=0)].long() - model.first[a + l]
+        code = code.masked_fill(child < 0, 0)
         place = torch.full((trie.n_nodes,), child.numel(), device=trie.device)
         place[child[child >= 0]] = (child.flatten() >= 0).nonzero().flatten()
         out.append(_Level(a + l, nodes, prefix[:, a:a + l], child, code, place[after[:, l]]))
@@ -50,9 +53,11 @@ class _Scorer:
     "What belongs to one identifier of a model and one way of decoding"
     def __init__(self, model, k: int, config: DecodeConfig, gain: Tensor | None):
         if config.min_max != 'prefix':
-            raise SettingError("min_max='step' depends on the beams: exact ranking needs min_max='prefix'")
+            raise SettingError("min_max='step' depends on the beams: exact ranking needs "
+                               "min_max='prefix'")
         if config.alpha and gain is None:
-            raise GenrecError('alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
+            raise GenrecError('alpha > 0 needs the gains of the trie: '
+                              'pass gain=information_gain(trie, prior)')
         self.model, self.tree, self.config = model, model.trees[k], config
         self.vocabulary = model.config.softmax == config.normalize == 'vocabulary'
         self.levels = _levels(model, k, forced=self.vocabulary)
@@ -65,33 +70,39 @@ def users(self: _Scorer, seen: Tensor | None, assistant: Tensor | None) -> None:
     "Exhausted prefixes bool [b, M] and the assistant's mass of the users at hand"
     trie, c = self.tree.trie, self.config
     self.exhausted = self.mass = None
-    if c.assistant_weight: self.mass = assistant_mass(trie, assistant, seen if c.exclude_seen else None)
+    if c.assistant_weight:
+        self.mass = assistant_mass(trie, assistant, seen if c.exclude_seen else None)
     if seen is None or not c.exclude_seen or c.normalize == 'vocabulary': return
     self.exhausted = torch.zeros(len(seen)*trie.n_nodes, dtype=torch.bool, device=trie.device)
     self.exhausted[exhausted_prefixes(trie, seen)] = True
     self.exhausted = self.exhausted.view(len(seen), -1)
 
+# %% ../nbs/51_exact.ipynb #7945e872
 @patch
-def log_probabilities(self: _Scorer, level: _Level, rows: slice, hidden: Tensor) -> Tensor: # [b, m, C]
-    "Of the children of some prefixes, for users [b, d]; minus infinity behind the last child"
+def log_probabilities(self: _Scorer, level: _Level, rows: slice, hidden: Tensor) -> Tensor:
+    "[b, m, C] of the children of some prefixes, for users [b, d]; minus infinity behind the last child"
     child, code = level.child[rows], level.code[rows]
-    head, table, bias = (x[level.column] for x in (self.model.heads, self.model.codes, self.model.bias))
+    model, l = self.model, level.column
+    head, table, bias = model.heads[l], model.codes[l], model.bias[l]
     first = level.column - level.codes.shape[1]
     prefix = sum(self.model.codes[first + j](c) for j, c in enumerate(level.codes[rows].T))
-    out = head(hidden[:, None] + prefix if level.codes.shape[1] else hidden[:, None])          # [b, m, d]
+    out = head(hidden[:, None] + prefix)                                                 # [b, m, d]
     logp = (out.transpose(0, 1) @ table(code).mT).transpose(0, 1).float() + bias[code]
     if self.vocabulary: # over all codes of the level
         total = F.linear(out, table.weight, bias).float().logsumexp(2, keepdim=True)
         return (logp - total).masked_fill(child < 0, -torch.inf)
     if self.model.config.softmax == 'children': logp = logp + self.tree.prior[child]
     logp = logp.masked_fill(child < 0, -torch.inf)
-    if self.exhausted is not None: logp = logp.masked_fill(self.exhausted[:, child.clamp(min=0)], -torch.inf)
+    if self.exhausted is not None:
+        logp = logp.masked_fill(self.exhausted[:, child.clamp(min=0)], -torch.inf)
     return logp.log_softmax(2).nan_to_num(nan=-torch.inf)
 
+# %% ../nbs/51_exact.ipynb #be30213f
 @patch
 def step_scores(self: _Scorer, level: _Level, rows: slice, hidden: Tensor) -> Tensor: # [b, m, C]
     "Log-probabilities with the assistant's share and the weights of IGD-decoding"
-    logp, child, share = self.log_probabilities(level, rows, hidden), level.child[rows], self.config.assistant_weight
+    logp, child = self.log_probabilities(level, rows, hidden), level.child[rows]
+    share = self.config.assistant_weight
     if share:
         assistant = assistant_logp(self.tree.trie, self.mass, child.expand(len(hidden), -1, -1))
         logp = (1 - share)*logp + share*assistant if share < 1 else assistant
@@ -100,18 +111,19 @@ def step_scores(self: _Scorer, level: _Level, rows: slice, hidden: Tensor) -> Te
 # %% ../nbs/51_exact.ipynb #9604ebe2
 @patch
 def node_bytes(self: _Scorer, level: _Level) -> int:
-    "What one prefix of one user needs: the head's activations, the scores of the children, all logits if they count"
+    "What a prefix of a user needs: activations, scores of the children, all logits if they count"
     c, wide = self.model.config, 6*level.child.shape[1]
-    if self.vocabulary: wide += 2*self.model.config.sizes[level.column]
+    if self.vocabulary: wide += 2*c.sizes[level.column]
     return 4*(wide + (4 + 2*c.head_ff)*c.d_model)
 
+# %% ../nbs/51_exact.ipynb #1c100a45
 @patch
 def scores(self: _Scorer, hidden: Tensor, memory: int) -> Tensor: # float [b, N]
     "Scores of all items for users [b, d], so many prefixes at once as the memory [bytes] holds"
-    out = hidden.new_zeros((len(hidden), self.tree.trie.n_items), dtype=torch.float)
+    out = ((1 - self.config.assistant_weight)*self.tree.share).repeat(len(hidden), 1)
     for level in self.levels:
-        m, C = level.child.shape
-        table, at_once = out.new_zeros(len(hidden), m*C + 1), max(1, memory//(len(hidden)*self.node_bytes(level)))
+        (m, C), at_once = level.child.shape, max(1, memory//(len(hidden)*self.node_bytes(level)))
+        table = out.new_zeros(len(hidden), m*C + 1)
         for a in range(0, m, at_once):
             part = self.step_scores(level, slice(a, a + at_once), hidden)
             table[:, a*C:a*C + part[0].numel()] = part.flatten(1)
@@ -126,14 +138,13 @@ class ExactConfig:
     weights: tuple[NonNegative, ...] | None = None # of the identifiers; None: 1/K each
     memory: Count = 2**26 # bytes for scores and logits, at most
 
-def combine(
-    logp: Tensor, # float [K, ..., N] log-probabilities of all items by each identifier
-    config: ExactConfig = ExactConfig(),
-) -> Tensor: # float [..., N] log-probabilities; one identifier's are returned as they are
-    "Product or mixture of the identifiers"
+# %% ../nbs/51_exact.ipynb #717fb397
+def combine(logp: Tensor, config: ExactConfig = ExactConfig()) -> Tensor: # [K, ..., N] -> [..., N]
+    "Product or mixture of K identifiers' log-probabilities; a single one's as they are"
     K, w = len(logp), config.weights
     if w is not None and (len(w) != K or not sum(w)):
-        raise SettingError(f'weights are {list(w)}, expected {K} numbers, one an identifier, not all 0')
+        raise SettingError(f'weights are {list(w)}, expected {K} numbers, one an identifier, '
+                           'not all 0')
     if K == 1: return logp[0]
     w = logp.new_tensor(w or [1/K]*K).view(-1, *[1]*(logp.ndim - 1))
     if config.combine == 'mixture': return (logp + (w/w.sum()).log()).logsumexp(0)
@@ -146,31 +157,34 @@ def _users_at_once(scorers: list, memory: int) -> int:
     user = 4*((len(scorers) + 4)*n + 2*max((x.child.numel() for _, x in levels), default=0))
     node = max((s.node_bytes(x) for s, x in levels), default=0)
     if user + node > memory//2:
-        raise GenrecError(f'exact ranking of {n:,} items needs {2*(user + node):,} bytes, and memory is {memory:,}: '
-                          'give more, or use a beam search')
+        raise GenrecError(f'exact ranking of {n:,} items needs {2*(user + node):,} bytes, '
+                          f'and memory is {memory:,}: give more, or use a beam search')
     return memory//2//max(user, node)
 
-# %% ../nbs/51_exact.ipynb #b855f07a
+# %% ../nbs/51_exact.ipynb #f6971220
 @dataclass
 class ExactScores:
     "Scores of all items for some users"
     rows: Tensor # int64 [b] which of the users
     logp: Tensor # float [K, b, N]
 
+# %% ../nbs/51_exact.ipynb #d05a6fba
 @torch.no_grad()
 def exact_scores(
     model, # an `ItemDecoder`
     history: Tensor, # int64 [M, H] items, -1 where there is none
-    config: DecodeConfig = DecodeConfig(), # its alpha, length_penalty, normalize, assistant_weight, exclude_seen
+    config: DecodeConfig = DecodeConfig(), # all but its beams
     gain: list | None = None, # float [M] of the trie of each identifier, needed if alpha > 0
-    seen: Tensor | None = None, # int64 [M, S] what `exclude_seen` means; None: the items of `history`
+    seen: Tensor | None = None, # int64 [M, S] what `exclude_seen` means; None: `history`
     assistant: Tensor | None = None, # float [M, N] scores, needed if assistant_weight > 0
     memory: int = 2**26, # bytes
 ): # yields `ExactScores`, users by the length of their histories
-    "Scores of every item for every user; with the defaults of a model over children they are $\\ln P(i \\mid x)$"
-    if not hasattr(model, 'trees'): raise GenrecError('exact ranking needs the item decoder: use a beam search')
+    "Scores of every item; with the defaults of a model over children they are $\\ln P(i \\mid x)$"
+    if not hasattr(model, 'trees'):
+        raise GenrecError('exact ranking needs the item decoder: use a beam search')
     if config.assistant_weight and assistant is None:
-        raise GenrecError('assistant_weight > 0 needs an assistant: pass assistant=, its scores [users, items]')
+        raise GenrecError('assistant_weight > 0 needs an assistant: '
+                          'pass assistant=, its scores [users, items]')
     K, was_training, seen = len(model.trees), model.training, history if seen is None else seen
     gain = [gain]*K if gain is None or torch.is_tensor(gain) else gain
     scorers = [_Scorer(model, k, config, gain[k]) for k in range(K)]
@@ -190,8 +204,10 @@ def _first_topk(scores: Tensor, k: int) -> Tensor: # int64 [b, k]
     above, equal = scores > least, scores == least
     keep = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
     places = keep.nonzero()[:, 1].view(-1, k)
-    return places.gather(1, scores.gather(1, places).sort(dim=1, descending=True, stable=True).indices)
+    best = scores.gather(1, places).sort(dim=1, descending=True, stable=True).indices
+    return places.gather(1, best)
 
+# %% ../nbs/51_exact.ipynb #399511fe
 def exact_search(
     model, # an `ItemDecoder`
     history: Tensor, # int64 [M, H] items, -1 where there is none
@@ -219,12 +235,13 @@ def exact_search(
     return items, scores
 
 # %% ../nbs/51_exact.ipynb #75184e26
-def _histories(model, cases: Cases, device) -> tuple[Tensor, Tensor]: # (what the model reads, all that was seen)
-    "Histories of cases as tensors"
+def _histories(model, cases: Cases) -> tuple[Tensor, Tensor]:
+    "What the model reads of the histories of cases, and all that was seen"
     longest = int(np.diff(cases.offsets).max(initial=1))
-    seen = torch.from_numpy(cases.tail(longest)).to(device)
+    seen = torch.from_numpy(cases.tail(longest)).to(model.paths.device)
     return seen[:, -model.config.max_items:], seen
 
+# %% ../nbs/51_exact.ipynb #8082db5a
 def rank_exact(
     model, # an `ItemDecoder`
     cases: Cases, # histories and their targets
@@ -235,45 +252,25 @@ def rank_exact(
     exact: ExactConfig = ExactConfig(),
 ) -> np.ndarray: # int64 [cases, k] items, best first, -1 where nothing is left
     "Ranked items of every case; items of the whole history are seen"
-    history, seen = _histories(model, cases, model.paths.device)
+    history, seen = _histories(model, cases)
     if assistant is not None: assistant = torch.as_tensor(assistant).to(seen.device)
     return exact_search(model, history, k, config, gain, seen, assistant, exact)[0].cpu().numpy()
 
 # %% ../nbs/51_exact.ipynb #8f01e5ff
-def item_nats(
-    model, # an `ItemDecoder` trained with softmax='children'
-    cases: Cases, # histories and their targets
-    exact: ExactConfig = ExactConfig(),
-) -> float: # nats an item
+def item_nats(model, cases: Cases, exact: ExactConfig = ExactConfig()) -> float: # nats an item
     "Mean $-\\ln P(\\mathrm{target} \\mid \\mathrm{history})$"
-    history, _ = _histories(model, cases, model.paths.device)
+    history, _ = _histories(model, cases)
     targets, total = torch.from_numpy(cases.targets).long().to(history.device), 0.
     for part in exact_scores(model, history, DecodeConfig(exclude_seen=False), memory=exact.memory):
         logp = combine(part.logp, exact).gather(1, targets[part.rows][:, None])
         total -= float(logp.double().sum())
     return total/len(cases)
 
-def fit_weights(
-    model, # an `ItemDecoder` of several identifiers
-    valid: Cases, # validation cases
-    exact: ExactConfig = ExactConfig(), # which combination
-    users: int = 1000, # so many of them, sampled
-    seed: int = 0, # of the sample
-) -> ExactConfig: # with weights
-    "Weights of the identifiers with the largest likelihood on validation users"
-    cases = valid.sample(min(users, len(valid)), seed)
-    history, _ = _histories(model, cases, model.paths.device)
-    parts = list(exact_scores(model, history, DecodeConfig(exclude_seen=False), memory=exact.memory))
-    targets = torch.from_numpy(cases.targets).long().to(history.device)[torch.cat([p.rows for p in parts])]
-    logp = torch.cat([p.logp for p in parts], 1)
-    best = _fit(logp, targets, exact.combine)
-    return replace(exact, weights=tuple(round(w, 4) for w in best))
-
 # %% ../nbs/51_exact.ipynb #59d3e2ac
 def _fit(logp: Tensor, targets: Tensor, how: str) -> list[float]:
     "Maximize the mean log-probability of the targets [V] under [K, V, N] by L-BFGS"
     K, own = len(logp), logp.gather(2, targets.expand(len(logp), -1)[..., None])[..., 0]
-    s = torch.full((K,), -math.log(K), device=logp.device, requires_grad=True)       # ln w
+    s = torch.full((K,), -math.log(K), device=logp.device, requires_grad=True) # ln w
     steps = torch.optim.LBFGS([s], max_iter=50, line_search_fn='strong_wolfe')
     def nats():
         steps.zero_grad()
@@ -285,3 +282,20 @@ def _fit(logp: Tensor, targets: Tensor, how: str) -> list[float]:
         return loss
     steps.step(nats)
     return (s.softmax(0) if how == 'mixture' else s.exp()).tolist()
+
+# %% ../nbs/51_exact.ipynb #d4c93e36
+def fit_weights(
+    model, # an `ItemDecoder` of several identifiers
+    valid: Cases, # validation cases
+    exact: ExactConfig = ExactConfig(), # which combination
+    users: int = 1000, # so many of them, sampled
+    seed: int = 0, # of the sample
+) -> ExactConfig: # with weights
+    "Weights of the identifiers with the largest likelihood on validation users"
+    cases = valid.sample(min(users, len(valid)), seed)
+    history, _ = _histories(model, cases)
+    parts = list(exact_scores(model, history, DecodeConfig(exclude_seen=False), memory=exact.memory))
+    rows = torch.cat([p.rows for p in parts])
+    targets = torch.from_numpy(cases.targets).long().to(history.device)[rows]
+    logp = torch.cat([p.logp for p in parts], 1)
+    return replace(exact, weights=tuple(round(w, 4) for w in _fit(logp, targets, exact.combine)))

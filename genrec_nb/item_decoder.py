@@ -23,36 +23,35 @@ from .tiger import TokenLoss, take_beams
 from .trie import ItemTrie
 
 # %% ../nbs/42_item_decoder.ipynb #e7c61d80
-def level_ranges(
-    ids: Identifiers, # paths of all items
-) -> tuple[list[int], list[int]]: # (first token id of each level, number of token ids of each level)
-    "The token range of each level; raises `GenrecError` for ragged paths and for levels that share tokens"
+def level_ranges(ids: Identifiers) -> tuple[list[int], list[int]]: # (first token ids, how many)
+    "The token range of each level; `GenrecError` for ragged paths and levels that share tokens"
     if ids.is_ragged:
-        raise GenrecError(f'paths have {ids.lengths.min()} to {ids.max_len} tokens: '
-                          "the item decoder needs paths of one length, use backbone 't5'")
+        raise GenrecError(f'paths have {ids.lengths.min()} to {ids.max_len} tokens: the item decoder '
+                          "needs paths of one length, use backbone 't5'")
     low, high = ids.codes().min(0), ids.codes().max(0)
     by = np.argsort(low)
     if (low[by][1:] <= high[by][:-1]).any():
-        raise GenrecError('two levels share tokens: the item decoder needs tokens of their own for each level, '
-                          "use backbone 't5'")
+        raise GenrecError('two levels share tokens: the item decoder needs tokens of their own for '
+                          "each level, use backbone 't5'")
     return low.tolist(), (high - low + 1).tolist()
 
 # %% ../nbs/42_item_decoder.ipynb #de94c9d5
 class ItemDecoderConfig(PreTrainedConfig):
     "Sizes of an `ItemDecoder`"
     model_type = 'genrec_item_decoder'
-    def __init__(self, vocab_size=3, first=(), sizes=(), levels=None, n_items=0, d_model=64, num_layers=2,
-                 num_heads=4, head_ff=2, dropout=.2, max_items=50, softmax='vocabulary', prior='none',
-                 scale_embeddings=False, **kwargs):
+    def __init__(self, vocab_size=3, first=(), sizes=(), levels=None, n_items=0, d_model=64,
+                 num_layers=2, num_heads=4, head_ff=2, dropout=.2, max_items=50,
+                 softmax='vocabulary', prior='none', scale_embeddings=False, **kwargs):
         check_choice(softmax, ('vocabulary', 'children'), 'softmax')
         check_choice(prior, ('none', 'trie'), 'prior')
-        self.first, self.sizes = list(first), list(sizes)          # token range of each level
-        self.levels = list(levels or [len(self.sizes)])            # how many levels each identifier has
+        self.first, self.sizes = list(first), list(sizes) # token range of each level
+        self.levels = list(levels or [len(self.sizes)]) # how many levels each identifier has
         self.d_model, self.num_layers, self.num_heads = d_model, num_layers, num_heads
-        self.head_ff, self.dropout = head_ff, dropout              # width of the head's MLPs in multiples of d_model
-        self.max_items = max_items                                 # last items of the history that are read
-        self.softmax, self.prior, self.n_items = softmax, prior, n_items # over what; a prior for N items
-        self.scale_embeddings = scale_embeddings                   # items' vectors times sqrt(d_model)
+        self.head_ff, self.dropout = head_ff, dropout # width of the head's MLPs in multiples of d
+        self.max_items = max_items # last items of the history that are read
+        self.softmax, self.prior = softmax, prior # over what; a prior for N items
+        self.n_items = n_items
+        self.scale_embeddings = scale_embeddings # items' vectors times sqrt(d_model)
         tokens = dict(vocab_size=vocab_size, pad_token_id=PAD, eos_token_id=EOS)
         super().__init__(**{**kwargs, **tokens, 'use_cache': False})
 
@@ -63,13 +62,15 @@ class CausalBlock(nn.Module):
         super().__init__()
         self.heads, self.p = heads, dropout
         self.norm1, self.qkv, self.out = nn.LayerNorm(d), nn.Linear(d, 3*d), nn.Linear(d, d)
-        self.norm2, self.ff = nn.LayerNorm(d), nn.Sequential(nn.Linear(d, 4*d), nn.GELU(), nn.Linear(4*d, d))
+        self.norm2 = nn.LayerNorm(d)
+        self.ff = nn.Sequential(nn.Linear(d, 4*d), nn.GELU(), nn.Linear(4*d, d))
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x): # [B, T, d] -> [B, T, d]
         B, T, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4) # [B, heads, T, d/heads]
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.p if self.training else 0.)
+        q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        p = self.p if self.training else 0.
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p) # as q
         x = x + self.drop(self.out(a.transpose(1, 2).reshape(B, T, d)))
         return x + self.drop(self.ff(self.norm2(x)))
 
@@ -83,14 +84,15 @@ class CodeHead(nn.Module):
         self.norm = nn.LayerNorm(d)
     def forward(self, u): return self.norm(u + self.mlp(u)) # [..., d] -> [..., d]
 
+# %% ../nbs/42_item_decoder.ipynb #e1100ee6
 def _head(d: int, width: int, dropout: float, first: bool) -> nn.Module:
     "Without an MLP (width 0) only the norm is left, and a hidden state is normalized already"
     if width: return CodeHead(d, width, dropout)
     return nn.Identity() if first else nn.LayerNorm(d)
 
-# %% ../nbs/42_item_decoder.ipynb #1221e2c6
+# %% ../nbs/42_item_decoder.ipynb #a95fdf6f
 class ItemDecoder(PreTrainedModel, GenerationMixin):
-    "A causal transformer over items with a head over codes (after RQ-Transformer, arXiv 2203.01941)"
+    "A causal transformer over items, a head over codes (after RQ-Transformer, arXiv 2203.01941)"
     config_class = ItemDecoderConfig
     samples = Windows
 
@@ -100,43 +102,41 @@ class ItemDecoder(PreTrainedModel, GenerationMixin):
         self.codes = nn.ModuleList(nn.Embedding(k, c.d_model) for k in c.sizes)
         self.bias = nn.ParameterList(nn.Parameter(torch.zeros(k)) for k in c.sizes)
         self.place = nn.Embedding(c.max_items, c.d_model)
-        self.blocks = nn.ModuleList(CausalBlock(c.d_model, c.num_heads, c.dropout) for _ in range(c.num_layers))
+        self.blocks = nn.ModuleList(CausalBlock(c.d_model, c.num_heads, c.dropout)
+                                    for _ in range(c.num_layers))
         self.norm, self.drop = nn.LayerNorm(c.d_model), nn.Dropout(c.dropout)
-        self.starts = np.cumsum([0, *c.levels]).tolist()           # first level of each identifier, and the end
-        self.heads = nn.ModuleList(_head(c.d_model, c.head_ff, c.dropout, l in self.starts) for l in range(len(c.sizes)))
-        if c.prior == 'trie': self.register_buffer('counts', torch.zeros(c.n_items, dtype=torch.long))
+        self.starts = np.cumsum([0, *c.levels]).tolist() # first level of each identifier, the end
+        self.heads = nn.ModuleList(_head(c.d_model, c.head_ff, c.dropout, l in self.starts)
+                                   for l in range(len(c.sizes)))
+        if c.prior == 'trie':
+            self.register_buffer('counts', torch.zeros(c.n_items, dtype=torch.long))
         self.post_init()
 
     def _init_weights(self, m):
         if isinstance(m, nn.Embedding): nn.init.normal_(m.weight, std=.02)
-        elif isinstance(m, nn.Linear):
-            nn.init.kaiming_uniform_(m.weight, a=5**.5)
-            nn.init.uniform_(m.bias, -m.in_features**-.5, m.in_features**-.5)
-        elif isinstance(m, nn.LayerNorm): nn.init.ones_(m.weight); nn.init.zeros_(m.bias)
+        elif hasattr(m, 'reset_parameters'): m.reset_parameters()
 
 AutoConfig.register(ItemDecoderConfig.model_type, ItemDecoderConfig)
 AutoModel.register(ItemDecoderConfig, ItemDecoder)
 
-# %% ../nbs/42_item_decoder.ipynb #e1100ee6
+# %% ../nbs/42_item_decoder.ipynb #a3123bcd
 def _one_or_more(ids) -> list[Identifiers]:
-    "The identifiers of one or several kinds; raises `GenrecError` for those of different catalogs, or the same twice"
+    "One or several identifiers; `GenrecError` for different catalogs, or the same twice"
     ids = list(ids) if isinstance(ids, (list, tuple)) else [ids]
     sizes = sorted({i.n_items for i in ids})
-    if len(sizes) != 1: raise GenrecError(f'identifiers of {sizes} items, expected one or more of the same catalog')
     codes = [i.codes() for i in ids if not i.is_ragged]
-    twice = any(np.array_equal(a, b) for n, a in enumerate(codes) for b in codes[:n])
-    if twice: raise GenrecError('the same identifiers are given twice: give each once')
+    if len(sizes) != 1 or any(np.array_equal(a, b) for n, a in enumerate(codes) for b in codes[:n]):
+        raise GenrecError(f'identifiers of {sizes} items, expected one or more of the same '
+                          'catalog, none of them given twice')
     return ids
 
+# %% ../nbs/42_item_decoder.ipynb #53dedb59
 @patch
-def set_items(
-    self: ItemDecoder,
-    ids: Identifiers | list, # paths of all items, or several kinds of them
-) -> ItemDecoder: # itself
-    "Keep the paths of the items; raises `GenrecError` for identifiers with other levels"
+def set_items(self: ItemDecoder, ids: Identifiers | list) -> ItemDecoder: # itself
+    "Keep the paths of the items; `GenrecError` for identifiers with other levels"
     ids, c = _one_or_more(ids), self.config
-    ranges = [level_ranges(i)[0] for i in ids]
-    if (sum(ranges, []), [*map(len, ranges)], sum(i.vocab_size for i in ids)) != (c.first, c.levels, c.vocab_size):
+    ranges, vocab_size = [level_ranges(i)[0] for i in ids], sum(i.vocab_size for i in ids)
+    if (sum(ranges, []), [*map(len, ranges)], vocab_size) != (c.first, c.levels, c.vocab_size):
         raise GenrecError('the identifiers have other levels than the model was made for: '
                           'they belong to different runs')
     paths = np.concatenate([i.codes() for i in ids], 1)
@@ -146,7 +146,7 @@ def set_items(
     self._trees = [ChildSoftmax.build(ItemTrie.build(i), counts) for i in ids]
     return self
 
-# %% ../nbs/42_item_decoder.ipynb #a95fdf6f
+# %% ../nbs/42_item_decoder.ipynb #88516f9a
 @patch(as_prop=True)
 def trees(self: ItemDecoder) -> list[ChildSoftmax]: # one an identifier
     "Trie and prior of each identifier, on the model's device"
@@ -154,7 +154,7 @@ def trees(self: ItemDecoder) -> list[ChildSoftmax]: # one an identifier
     return self._trees
 
 @patch(as_prop=True)
-def tries(self: ItemDecoder) -> list[ItemTrie]: return [t.trie for t in self.trees] # one an identifier
+def tries(self: ItemDecoder) -> list[ItemTrie]: return [t.trie for t in self.trees]
 
 # %% ../nbs/42_item_decoder.ipynb #778974ca
 def item_decoder(
@@ -167,8 +167,8 @@ def item_decoder(
     "A fresh decoder over items"
     ids = _one_or_more(ids)
     first, sizes = zip(*map(level_ranges, ids))
-    config = ItemDecoderConfig(sum(i.vocab_size for i in ids), sum(first, []), sum(sizes, []), [*map(len, sizes)],
-                               ids[0].n_items, max_items=max_items, **config)
+    config = ItemDecoderConfig(sum(i.vocab_size for i in ids), sum(first, []), sum(sizes, []),
+                               [*map(len, sizes)], ids[0].n_items, max_items=max_items, **config)
     if config.prior == 'trie' and counts is None:
         raise GenrecError("prior='trie' needs counts=, how often each item is a training target")
     with torch.random.fork_rng():
@@ -179,10 +179,7 @@ def item_decoder(
 
 # %% ../nbs/42_item_decoder.ipynb #b8699b20
 @patch
-def transform(
-    self: ItemDecoder,
-    x: Tensor, # float [B, T, d] vectors of the items; zeros for a null history
-) -> Tensor: # float [B, T, d] hidden state after each item
+def transform(self: ItemDecoder, x: Tensor) -> Tensor: # vectors of items [B, T, d] -> [B, T, d]
     "Places and blocks"
     x = self.drop(x + self.place.weight[:x.shape[1]])
     for block in self.blocks: x = block(x)
@@ -190,41 +187,29 @@ def transform(
 
 # %% ../nbs/42_item_decoder.ipynb #d470fed1
 @patch
-def read(
-    self: ItemDecoder,
-    codes: Tensor, # int64 [B, T, L] code of each item at each level, counted from 0 within the level
-) -> Tensor: # float [B, T, d] hidden state after each item
+def read(self: ItemDecoder, codes: Tensor) -> Tensor: # int64 [B, T, L] -> [B, T, d]
     "The causal transformer over items"
     x = sum(e(codes[..., l]) for l, e in enumerate(self.codes))
     return self.transform(x*self.config.d_model**.5 if self.config.scale_embeddings else x)
 
 # %% ../nbs/42_item_decoder.ipynb #ec194f70
 @patch
-def level_logits(
-    self: ItemDecoder,
-    u: Tensor, # float [..., d] hidden state plus the embeddings of the codes so far
-    level: int, # 0-based
-) -> Tensor: # float [..., K_level]
+def level_logits(self: ItemDecoder, u: Tensor, level: int) -> Tensor: # [..., d] -> [..., K_level]
     "Scores of the codes of one level"
     return F.linear(self.heads[level](u), self.codes[level].weight, self.bias[level])
 
 # %% ../nbs/42_item_decoder.ipynb #2b09fab1
 @patch
 def _rows(self: ItemDecoder, items: Tensor) -> list: # for each level int64 [m], or a slice
-    "Which of the targets [n] need a softmax: all, or under `children` those whose token has a sibling"
+    "Targets [n] that need a softmax: all, or under `children` those whose token has a sibling"
     if self.config.softmax == 'vocabulary': return [slice(None)]*len(self.codes)
     deciding = torch.cat([t.deciding[items] for t in self.trees], 1)
     return [rows.nonzero().flatten() for rows in deciding.T]
 
-# %% ../nbs/42_item_decoder.ipynb #6973d894
+# %% ../nbs/42_item_decoder.ipynb #cbb06825
 @patch
-def code_logits(
-    self: ItemDecoder,
-    hidden: Tensor, # float [n, d] hidden states
-    items: Tensor, # int64 [n] the items that follow
-    rows: list | None = None, # for each level which of them, int64 [m]; None: all
-) -> list[Tensor]: # for each level float [m, K_level]
-    "Scores at each level, given the true codes of the levels before"
+def code_logits(self: ItemDecoder, hidden: Tensor, items: Tensor, rows=None) -> list[Tensor]:
+    "Scores [m, K_level] of each level for the `rows` [m] of hidden states [n, d], given true codes"
     out, target = [], self.paths[items] - self.first
     for l, e in enumerate(self.codes):
         if l in self.starts: u = hidden
@@ -234,15 +219,16 @@ def code_logits(
 
 # %% ../nbs/42_item_decoder.ipynb #dd84c22d
 @patch
-def _offsets(self: ItemDecoder, nodes: Tensor, level: int, prior: bool = True): # [m, K_level], or 0.
+def _offsets(self: ItemDecoder, nodes: Tensor, level: int, prior: bool = True): # [m, K_level]
     "What is added to the logits of a level after the prefixes `nodes` [m]"
     if self.config.softmax == 'vocabulary': return 0.
     if level in self.starts: nodes = nodes[:1]                                    # all at the root
     tree = self.trees[sum(level >= a for a in self.starts) - 1]
     return tree.offsets(nodes, self.config.first[level], self.config.sizes[level], prior)
 
+# %% ../nbs/42_item_decoder.ipynb #37d92bec
 @patch
-def _token_losses(self: ItemDecoder, logits: list, items: Tensor, rows: list, tau: float, prior: bool = True):
+def _token_losses(self: ItemDecoder, logits, items, rows, tau: float, prior: bool = True) -> Tensor:
     "Loss of every token [n, L] from the logits of `code_logits`; forced ones 0"
     codes, out = self.paths[items] - self.first, []
     before = torch.cat([t.before[items] for t in self.trees], 1)
@@ -251,12 +237,9 @@ def _token_losses(self: ItemDecoder, logits: list, items: Tensor, rows: list, ta
         out.append(nll if len(nll) == len(items) else nll.new_zeros(len(items)).index_put((at,), nll))
     return torch.stack(out, 1)
 
-# %% ../nbs/42_item_decoder.ipynb #86cc53d1
+# %% ../nbs/42_item_decoder.ipynb #57f83f75
 @patch
-def null_states(
-    self: ItemDecoder,
-    here: Tensor, # bool [B, T] places that have a target
-) -> Tensor: # float [n, d]
+def null_states(self: ItemDecoder, here: Tensor) -> Tensor: # has a target? [B, T] -> [n, d]
     "Hidden states after as many items of a null history"
     x = self.transform(self.place.weight.new_zeros(1, here.shape[1], self.config.d_model))
     return x.expand(len(here), -1, -1)[here]
@@ -278,27 +261,20 @@ def item_loss(
         null = self.code_logits(self.null_states(here), targets, rows)
         changed = [a.float() - b.float() for a, b in zip(full, null)]
         effect = self._token_losses(changed, targets, rows, tau, prior=False)
-    return TokenLoss(nll=self._token_losses(full, targets, rows, tau), targets=targets, effect=effect)
+    nll = self._token_losses(full, targets, rows, tau)
+    return TokenLoss(nll=nll, targets=targets, effect=effect)
 
 # %% ../nbs/42_item_decoder.ipynb #83214472
 @patch
-def node_logits(
-    self: ItemDecoder,
-    u: Tensor, # float [..., d] hidden state plus the embeddings of the codes so far
-    nodes: Tensor, # int64 [...] the prefix in the trie of each
-    level: int,
-) -> Tensor: # float [..., K_level]; under `children` log-probabilities over the children, prior included
-    "Scores of the codes of one level after given prefixes"
+def node_logits(self: ItemDecoder, u: Tensor, nodes: Tensor, level: int) -> Tensor: # [..., K_level]
+    "Scores after prefixes `nodes` [...]; under `children` log-probabilities with their priors"
     logits = self.level_logits(u, level)
     if self.config.softmax == 'vocabulary': return logits
     offsets = self._offsets(nodes.flatten(), level).expand(nodes.numel(), -1).view_as(logits)
     return (logits.float() + offsets).log_softmax(-1).nan_to_num(nan=-torch.inf)
 
 # %% ../nbs/42_item_decoder.ipynb #8c750dba
-def align_left(
-    x: Tensor, # [B, T, ...]
-    here: Tensor, # bool [B, T] which places are real
-) -> tuple[Tensor, Tensor]: # (the real ones first, in their order; their number int64 [B])
+def align_left(x: Tensor, here: Tensor) -> tuple[Tensor, Tensor]: # [B, T, ...], bool [B, T]
     "Move the real entries of each row to its beginning"
     return take_beams(x, torch.argsort((~here).int(), dim=1, stable=True)), here.sum(1)
 
@@ -311,14 +287,15 @@ def flat_logits(
 ) -> Tensor: # float [B, S - L + 1, V] logits of the tokens that follow positions L-1 ..
     "The model as a language model over flat tokens"
     (B, S), L = input_ids.shape, len(self.codes)
-    if len(self.config.levels) > 1: raise GenrecError('a model of several identifiers is no language model of flat tokens')
+    if len(self.config.levels) > 1:
+        raise GenrecError('a model of several identifiers is no language model of flat tokens')
     T = S//L                                                                      # whole items
     whole = input_ids[:, :T*L].view(B, T, L)
     following = F.pad(input_ids, (0, (T + 1)*L - S), value=PAD)[:, L:].view(B, T, L)
     if attention_mask is None: attention_mask = torch.ones_like(input_ids)
     here = attention_mask[:, :T*L:L].bool()
     hidden = self.read(align_left((whole - self.first).clamp(min=0), here)[0])
-    u = take_beams(hidden, (here.cumsum(1) - 1).clamp(min=0))                     # back to where the items stood
+    u = take_beams(hidden, (here.cumsum(1) - 1).clamp(min=0)) # back to where the items stood
     out = hidden.new_full((B, T, L, self.config.vocab_size), -torch.inf)
     node = F.pad(self.tries[0].walk(following), (1, 0))
     for l, e in enumerate(self.codes):
@@ -356,33 +333,29 @@ class CodeState:
     node: Tensor # int64 [B, k] the prefix of each beam in the trie
     level: int = 0 # of the next code
 
+# %% ../nbs/42_item_decoder.ipynb #ce8e0389
 @patch
 def _beam_logits(self: ItemDecoder, state: CodeState) -> Tensor: # float [B, k, V]
     "Logits of the current level at their places in the vocabulary, minus infinity elsewhere"
     logits, a = self.node_logits(state.u, state.node, state.level), self.config.first[state.level]
     return F.pad(logits, (a, self.config.vocab_size - a - logits.shape[-1]), value=-torch.inf)
 
-# %% ../nbs/42_item_decoder.ipynb #ce8e0389
-@patch
-def last_hidden(
-    self: ItemDecoder,
-    history: Tensor, # int64 [B, H] items, -1 where there is none
-) -> Tensor: # float [B, d]
-    "Hidden state after each history; raises `GenrecError` for an empty or too long one"
-    items, n = align_left(history, history >= 0)
-    if (n == 0).any(): raise GenrecError('an empty history: the item decoder needs at least one item')
-    if n.max() > self.config.max_items:
-        raise GenrecError(f'a history of {int(n.max())} items: the model reads {self.config.max_items} at most, '
-                          'cut it with `Cases.tail`')
-    hidden = self.read(self.paths[items[:, :int(n.max())].clamp(min=0)] - self.first)
-    return hidden[torch.arange(len(n), device=n.device), n - 1]
-
 # %% ../nbs/42_item_decoder.ipynb #40b5ae94
 @patch
-def prefill(
-    self: ItemDecoder,
-    history: Tensor, # int64 [B, H] items, -1 where there is none
-) -> tuple[Tensor, CodeState]: # (logits float [B, 1, V] of the first token, state)
+def last_hidden(self: ItemDecoder, history: Tensor) -> Tensor: # int64 [B, H], -1: none -> [B, d]
+    "Hidden state after each history; `GenrecError` for an empty or too long one"
+    items, n = align_left(history, history >= 0)
+    low, high = (int(x) for x in n.aminmax())
+    if low < 1 or high > self.config.max_items:
+        raise GenrecError(f'a history of {high if low else 0} items: the item decoder needs at '
+                          f'least one item and reads {self.config.max_items} at most, '
+                          'cut it with `Cases.tail`')
+    hidden = self.read(self.paths[items[:, :high].clamp(min=0)] - self.first)
+    return hidden[torch.arange(len(n), device=n.device), n - 1]
+
+# %% ../nbs/42_item_decoder.ipynb #c2be1f65
+@patch
+def prefill(self: ItemDecoder, history: Tensor) -> tuple[Tensor, CodeState]: # logits [B, 1, V]
     "Read the histories, once a user"
     u = self.last_hidden(history)[:, None]
     state = CodeState(u, torch.zeros(len(u), 1, dtype=torch.long, device=u.device))

@@ -13,67 +13,56 @@ import torch.nn.functional as F
 from dataclasses import field
 from torch import Tensor, nn
 from typing import ClassVar, Literal
-from .core import GenrecError, NonNegative, Positive, SettingError, check_choice, patch, read_settings, settings
+from .core import (GenrecError, NonNegative, Positive, SettingError, check_choice, patch,
+                            read_settings, settings)
 from .semantic_ids import PAD, Identifiers
 from .token_weights import FrontGreater, Frequency, IGD, Position, Uniform, Weighting
 from .trie import ItemTrie
 
 # %% ../nbs/33_objectives.ipynb #ed0aec9f
-def token_nll(
-    logits: Tensor, # float [..., V]
-    labels: Tensor, # int64 [...] token ids
-    tau: float = 1., # temperature: logits are divided by it
-    ignore: int = PAD, # label of positions without a token
-) -> Tensor: # float [...] nats, 0 where there is no token
-    "Cross-entropy of each token"
+def token_nll(logits: Tensor, labels: Tensor, tau: float = 1., ignore: int = PAD) -> Tensor: # [...]
+    "Nats of each label [...] under logits [..., V] divided by `tau`; 0 where the label is `ignore`"
     logits = (logits.float()/tau).flatten(0, -2)
-    return F.cross_entropy(logits, labels.flatten(), ignore_index=ignore, reduction='none').view(labels.shape)
+    nll = F.cross_entropy(logits, labels.flatten(), ignore_index=ignore, reduction='none')
+    return nll.view(labels.shape)
 
 # %% ../nbs/33_objectives.ipynb #ff2767f3
-_TINY = torch.finfo(torch.float).tiny                         # stands in for a denominator of 0: 0/_TINY is 0
+_TINY = torch.finfo(torch.float).tiny # stands in for a denominator of 0: 0/_TINY is 0
 
 def weighted_mean(
     nll: Tensor, # float [n, T] as `token_nll` gives it
     weights: Tensor, # float [n, T], 0 behind the end of a path
-    total: Tensor | float | None = None, # sum of the weights over the whole optimizer batch; None: over what is here
+    total: Tensor | float | None = None, # sum of the weights of an optimizer batch; None: of these
 ) -> Tensor: # one number
     "Weighted mean of token losses: $\\sum w\\,CE / \\sum w$; 0 where all weights are 0"
     total = weights.sum() if total is None else torch.as_tensor(total, device=nll.device)
     return (weights*nll).sum()/total.clamp(min=_TINY)
 
 # %% ../nbs/33_objectives.ipynb #a1c50ebd
-def _check_table(
-    table: Tensor, # [N, T]
-    name: str = 'weights', # for the message
-) -> Tensor: # float32 [N, T]
-    "The table; raises `GenrecError` unless it holds finite numbers, none negative, not all zero"
-    table = torch.as_tensor(table, dtype=torch.float)
-    if table.ndim != 2: raise GenrecError(f'{name}: the table has shape {tuple(table.shape)}, expected [items, tokens]')
-    bad = (~torch.isfinite(table) | (table < 0)).any(1).nonzero().flatten().tolist()
-    if bad: raise GenrecError(f'{name}: the weights of item {bad[0]} are {table[bad[0]].tolist()} '
-                              f'({len(bad)} such items): expected finite numbers, none negative')
-    if not table.any(): raise GenrecError(f'{name}: all weights are 0, nothing would be learned')
+def _check_table(table: Tensor, name: str = 'weights') -> Tensor: # float32 [N, T]
+    "The table; `GenrecError` unless it holds finite numbers, none negative, not all zero"
+    table, wrong = torch.as_tensor(table, dtype=torch.float), None
+    bad = (~torch.isfinite(table) | (table < 0)).nonzero()[:, 0].unique().tolist()
+    if table.ndim != 2: wrong = f'the table has shape {[*table.shape]}, expected [items, tokens]'
+    elif bad: wrong = (f'the weights of item {bad[0]} are {table[bad[0]].tolist()} ({len(bad)} '
+                       'such items), expected finite numbers, none negative')
+    elif not table.any(): wrong = 'all weights are 0, nothing would be learned'
+    if wrong: raise GenrecError(f'{name}: {wrong}')
     return table
 
 # %% ../nbs/33_objectives.ipynb #ee33cb95
 class WeightedLoss(nn.Module):
     "One weighted cross-entropy"
-    names = ()                                                # of its parts
-    null_history = False                                      # does it need the logits of the null history?
-    deciding = None                                           # bool [N, T], see `per_item`
-    def __init__(self,
-        table: Tensor, # float [N, T] weight of each token of each item
-        tau: float = 1., # temperature
-    ):
+    names = () # of its parts
+    null_history = False # does it need the logits of the null history?
+    deciding = None # bool [N, T], see `per_item`
+    def __init__(self, table: Tensor, tau: float = 1.): # float [N, T], temperature
         super().__init__()
         assert 0 < tau < math.inf
         self.table, self.tau = _check_table(table), tau
 
-    def forward(self,
-        out, # with `nll` float [n, T] and `targets` int64 [n]
-        totals: Tensor | None = None, # from `totals`, of the whole optimizer batch; None: of this one
-    ) -> tuple[Tensor, Tensor]: # (the loss, its parts float [len(names)] without gradient)
-        "The share of these targets in the loss of the step"
+    def forward(self, out, totals: Tensor | None = None) -> tuple[Tensor, Tensor]: # (loss, parts)
+        "The share of targets [n] with `nll` [n, T] in the loss of a step with these `totals`"
         totals = self.totals(out.targets) if totals is None else totals
         return self.mean(out.nll, out.targets, totals), out.nll.new_empty(0)
 
@@ -85,17 +74,19 @@ def _with_items(self: WeightedLoss, weights: Tensor, targets: Tensor) -> Tensor:
     more = [self.deciding[targets].sum(), weights.new_tensor(targets.numel())]
     return torch.cat([weights, torch.stack(more).to(weights)])
 
+# %% ../nbs/33_objectives.ipynb #31055dba
 @patch
 def _scale(self: WeightedLoss, totals: Tensor):
     "Deciding tokens an item and identifier, or 1"
     return 1. if self.deciding is None else totals[-2]/(totals[-1]*self.identifiers)
 
-# %% ../nbs/33_objectives.ipynb #31055dba
+# %% ../nbs/33_objectives.ipynb #711c6e49
 @patch
 def totals(self: WeightedLoss, targets: Tensor) -> Tensor: # float [1] or [3] for int64 [n] items
-    "What the step will be divided by: the sum of the weights; in nats an item also how many tokens decide, and items"
+    "What a step is divided by: weights; in nats an item also how many tokens decide, and items"
     return self._with_items(self.table[targets].sum()[None], targets)
 
+# %% ../nbs/33_objectives.ipynb #3def39cb
 @patch
 def mean(self: WeightedLoss, nll: Tensor, targets: Tensor, totals: Tensor) -> Tensor: # scalar
     "Weighted mean of the losses [n, T] of the targets [n]"
@@ -107,6 +98,7 @@ def shape(self: WeightedLoss) -> tuple: # (N, T)
     "Items and tokens"
     return self.table.shape[0], self.table.shape[-1]
 
+# %% ../nbs/33_objectives.ipynb #575ef4e5
 @patch
 def place(self: WeightedLoss, device) -> WeightedLoss: # itself
     "Move the table; it is no buffer, as buffers would be copied between processes at each step"
@@ -116,12 +108,8 @@ def place(self: WeightedLoss, device) -> WeightedLoss: # itself
 
 # %% ../nbs/33_objectives.ipynb #ee4645d1
 @patch
-def per_item(
-    self: WeightedLoss,
-    deciding: Tensor, # bool [N, T] tokens with a sibling, of one or several identifiers side by side
-    identifiers: int = 1, # how many
-) -> WeightedLoss: # itself
-    "Nats an item instead of nats a token: forced tokens weigh nothing"
+def per_item(self: WeightedLoss, deciding: Tensor, identifiers: int = 1) -> WeightedLoss: # itself
+    "Nats an item instead of nats a token: only tokens with a sibling, bool [N, T], weigh anything"
     self.deciding, self.identifiers = deciding.to(self.table.device), identifiers
     self.table = self.table*(self.deciding if self.table.ndim == 2 else self.deciding[:, None])
     return self
@@ -146,7 +134,7 @@ def objective(
     self: Weighting,
     trie: ItemTrie | list, # or one an identifier
     ids: Identifiers | list, # the labels
-    **facts, # counts=, gain=, vectors=: as `table` takes them; of several identifiers a list of gains
+    **facts, # counts=, gain=, vectors= of `table`; of several identifiers a list of gains
 ): # `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`, for `train.fit`
     "The loss that this weighting stands for"
     return WeightedLoss(_joint_table(self, trie, ids, **facts), self.tau)
@@ -155,19 +143,12 @@ def objective(
 class CFTLoss(WeightedLoss):
     "A weighted cross-entropy plus `lam` times that of the history's causal effect"
     names = ('direct', 'effect')
-    def __init__(self,
-        table: Tensor, # float [N, T]
-        lam: float = .1, # weight of the effect
-        tau: float = 1., # temperature
-    ):
+    def __init__(self, table: Tensor, lam: float = .1, tau: float = 1.): # [N, T]
         super().__init__(table, tau)
         self.lam, self.null_history = lam, lam > 0
 
-    def forward(self,
-        out, # besides, with `effect` float [n, T]: cross-entropy of the difference of the logits
-        totals: Tensor | None = None, # from `totals`
-    ) -> tuple[Tensor, Tensor]: # (the loss, its two parts)
-        "Direct and causal loss of these targets"
+    def forward(self, out, totals: Tensor | None = None) -> tuple[Tensor, Tensor]: # (loss, parts)
+        "Direct loss, and that of `effect` [n, T], the cross-entropy of the logits' difference"
         totals = self.totals(out.targets) if totals is None else totals
         direct = self.mean(out.nll, out.targets, totals)
         if not self.null_history: return direct, torch.stack([direct, 0*direct]).detach()
@@ -181,32 +162,32 @@ class CFT(Position):
     name: ClassVar[str] = 'cft'
     lam: NonNegative = .1 # weight of the effect; 0 leaves Pos alone
 
-    def objective(self, trie, ids, **facts): return CFTLoss(_joint_table(self, trie, ids, **facts), self.lam, self.tau)
+    def objective(self, trie, ids, **facts):
+        return CFTLoss(_joint_table(self, trie, ids, **facts), self.lam, self.tau)
 
 # %% ../nbs/33_objectives.ipynb #c5d0952d
 class MultiTargetLoss(WeightedLoss):
-    "Several weighted cross-entropies, mixed by learned weights under a curriculum (arXiv 2601.17787)"
+    "Several weighted losses, mixed by learned weights under a curriculum (arXiv 2601.17787)"
     def __init__(self,
         tables: dict, # name -> float [N, T]
         rising: tuple = ('frequency',), # names of those that fade in; the others fade out
         half_life: float = 20., # epochs after which the fading ones are at one half
         c: float | None = None, # or the pace per optimizer step; None: by `half_life`
-        variant: str = 'curriculum', # 'curriculum', or 'exp': without pace, as the released TIGER code
+        variant: str = 'curriculum', # or 'exp': without pace, as the released TIGER code
         tau: float = 1., # temperature
     ):
         nn.Module.__init__(self)
-        self.names, self.half_life, self.c, self.variant, self.tau = tuple(tables), half_life, c, variant, tau
-        self.table = torch.stack([_check_table(t, n) for n, t in tables.items()], 1)    # [N, K, T]
+        self.names, self.variant, self.tau = tuple(tables), variant, tau
+        self.half_life, self.c = half_life, c
+        self.table = torch.stack([_check_table(t, n) for n, t in tables.items()], 1) # [N, K, T]
         self.s = nn.Parameter(torch.zeros(len(tables)))
         self.register_buffer('steps', torch.zeros((), dtype=torch.long))
-        self.register_buffer('rising', torch.tensor([n in rising for n in tables]), persistent=False)
+        rises = torch.tensor([n in rising for n in tables])
+        self.register_buffer('rising', rises, persistent=False)
 
 # %% ../nbs/33_objectives.ipynb #6852702f
 @patch
-def set_pace(
-    self: MultiTargetLoss,
-    steps: int, # optimizer steps in an epoch
-) -> MultiTargetLoss: # itself
+def set_pace(self: MultiTargetLoss, steps: int) -> MultiTargetLoss: # steps of an epoch -> itself
     "Turn the half-life into a pace per step, unless `c` was given"
     if self.c is None: self.c = math.log(2)/(self.half_life*steps)
     return self
@@ -214,8 +195,9 @@ def set_pace(
 # %% ../nbs/33_objectives.ipynb #53a95d66
 @patch
 def log_pace(self: MultiTargetLoss) -> Tensor: # float64 [K]
-    "Logarithm of each target's pace at the current step, at least that of 1e-6; `expm1`, so that nothing underflows"
-    if self.c is None: raise GenrecError('the pace is not known: call `set_pace` with the steps of an epoch, or give c')
+    "ln of each target's pace at the current step, at least that of 1e-6; nothing underflows"
+    if self.c is None:
+        raise GenrecError('the pace is not known: call `set_pace` with steps of an epoch, or set c')
     ct = self.c*self.steps.double()
     return torch.where(self.rising, torch.log(-torch.expm1(-ct)), -ct).clamp(min=math.log(1e-6))
 
@@ -228,18 +210,14 @@ def mixture(self: MultiTargetLoss) -> Tensor: # float [K], sums to 1
 
 # %% ../nbs/33_objectives.ipynb #3df3c3f7
 @patch
-def totals(self: MultiTargetLoss, targets: Tensor) -> Tensor: # float [K], or [K + 2], for int64 [n] items
+def totals(self: MultiTargetLoss, targets: Tensor) -> Tensor: # int64 [n] -> [K] or [K + 2]
     "What the step will be divided by, one number a target"
     return self._with_items(self.table[targets].sum((0, 2)), targets)
 
 # %% ../nbs/33_objectives.ipynb #ec6be096
 @patch
-def forward(
-    self: MultiTargetLoss,
-    out, # with `nll` float [n, T], `targets` int64 [n], and perhaps `mixture` float [K]
-    totals: Tensor | None = None, # from `totals`, of the whole optimizer batch; None: of this one
-) -> tuple[Tensor, Tensor]: # (the loss, the K losses without gradient)
-    "Mixed loss of these targets"
+def forward(self: MultiTargetLoss, out, totals: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    "Mixed loss and the K losses of targets [n] with `nll` [n, T], and perhaps `mixture` [K]"
     totals = self.totals(out.targets) if totals is None else totals
     losses = torch.einsum('nkt,nt->k', self.table[out.targets], out.nll)
     losses = losses/totals[:len(losses)].clamp(min=_TINY)*self._scale(totals)
@@ -261,7 +239,7 @@ def reset(self: MultiTargetLoss) -> None:
 # %% ../nbs/33_objectives.ipynb #b20d7524
 @settings
 class Mixture(Weighting):
-    "Multi-target learning (arXiv 2601.17787): several weightings, mixed by learned weights under a curriculum"
+    "Multi-target learning (arXiv 2601.17787): several weightings, mixed under a curriculum"
     name: ClassVar[str] = 'multi'
     targets: dict[str, dict] = field( # name -> settings
         default_factory=lambda: dict(uniform={}, front_greater={}, frequency={}))
@@ -271,21 +249,21 @@ class Mixture(Weighting):
 
     def __post_init__(self):
         for n, rule in self.rules.items():
-            if isinstance(rule, (Mixture, CFT)):
-                raise SettingError(f'{n!r} cannot be a target of a mixture, expected token weights')
-            if rule.tau != 1:
-                raise SettingError(f'target {n!r} has a temperature of its own ({rule.tau}): set the tau of the mixture')
-        unknown = sorted(set(self.rising) - set(self.targets))
-        if unknown and self.variant == 'curriculum':
-            raise SettingError(f'rising names {unknown[0]!r}, which is none of the targets {", ".join(self.targets)}')
-        if len(self.targets) < 2: raise SettingError(f'{len(self.targets)} target to mix, expected two or more')
+            if isinstance(rule, (Mixture, CFT)) or rule.tau != 1:
+                raise SettingError(f'{n!r} with tau={rule.tau} cannot be a target of a mixture, '
+                                   'expected token weights; its temperature is one for all')
+        if self.variant == 'curriculum':
+            for n in self.rising: check_choice(n, self.targets, 'rising')
+        if len(self.targets) < 2:
+            raise SettingError(f'{len(self.targets)} target to mix, expected two or more')
 
     def objective(self, trie, ids, **facts):
         tables = {n: _joint_table(rule, trie, ids, **facts) for n, rule in self.rules.items()}
         return MultiTargetLoss(tables, self.rising, self.half_life, None, self.variant, self.tau)
 
 # %% ../nbs/33_objectives.ipynb #28a4ffe7
-WEIGHTINGS = {w.name: w for w in (Uniform, IGD, Position, FrontGreater, Frequency, RankingGuided, CFT, Mixture)}
+WEIGHTINGS = {w.name: w for w in (Uniform, IGD, Position, FrontGreater, Frequency,
+                                  RankingGuided, CFT, Mixture)}
 
 SHORT = { # for tables and the command line: name and settings
     'ce': ('uniform', {}), 'pos': ('position', {}),
@@ -307,7 +285,7 @@ def make_weighting(
     name: str, # one of `WEIGHTINGS`, `SHORT` or `PUBLISHED`
     **given, # its hyperparameters
 ) -> Weighting:
-    "A weighting by name; raises `SettingError` for an unknown name or setting, with the nearest known one"
+    "A weighting by name; `SettingError` for an unknown name or setting, with the nearest known"
     check_choice(name, [*WEIGHTINGS, *SHORT, *PUBLISHED], 'weighting')
     base, own = {**SHORT, **PUBLISHED}.get(name, (name, {}))
     return read_settings(WEIGHTINGS[base], {**own, **given}, f'weighting {name!r}')

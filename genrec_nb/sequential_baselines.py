@@ -16,28 +16,31 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback
 from typing import Annotated
-from .core import (Count, FileError, GenrecError, Natural, Positive, SettingError, check_choice, patch, read_json,
-                            read_settings, settings, whole_folder, write_json, write_tensors)
+from .core import (Count, FileError, GenrecError, Natural, Positive, SettingError,
+                            check_choice, patch, read_json, read_settings, settings, whole_folder,
+                            write_json, write_tensors)
 from .data import Cases, Split
 from .batches import Windows
 from .item_decoder import CausalBlock
 from .train import RankingTrainer, TrainConfig, steps_per_epoch, training_arguments
-from .baselines import (ItemRanker, LightGCN, LightGCNConfig, check_item_vectors, check_split, fill_cold, read_tensors,
-                                 train_lightgcn, validation_metrics)
+from .baselines import (ItemRanker, LightGCN, LightGCNConfig, check_item_vectors,
+                                 check_split, fill_cold, read_tensors, train_lightgcn,
+                                 validation_metrics)
 
 # %% ../nbs/73_sequential_baselines.ipynb #cdbc8bec
 class _CatalogCE(torch.autograd.Function):
     "Sum of cross-entropies over the catalog, gradients on the way forward"
     @staticmethod
     def forward(ctx, h, e, prior, y, rows):
-        total, dh, de = torch.zeros((), dtype=torch.float64), torch.empty_like(h), torch.zeros_like(e)
+        total = torch.zeros((), dtype=torch.float64)
+        dh, de = torch.empty_like(h), torch.zeros_like(e)
         for a in range(0, len(h), rows):
             part, own = h[a:a + rows], y[a:a + rows, None]
-            p = torch.addmm(prior, part, e.T)                               # scores [rows, N]
+            p = torch.addmm(prior, part, e.T)                           # scores [rows, N]
             top, right = p.amax(1, keepdim=True), p.gather(1, own)
             mass = p.sub_(top).exp_().sum(1, keepdim=True)
             total += (mass.log() + top - right).sum().double().cpu()
-            p.div_(mass).scatter_add_(1, own, -torch.ones_like(right))      # p - [i = y]
+            p.div_(mass).scatter_add_(1, own, -torch.ones_like(right))  # p - [i = y]
             torch.mm(p, e, out=dh[a:a + rows])
             de.addmm_(p.T, part)
         ctx.save_for_backward(dh, de)
@@ -47,6 +50,7 @@ class _CatalogCE(torch.autograd.Function):
         dh, de = ctx.saved_tensors
         return g*dh, g*de, None, None, None
 
+# %% ../nbs/73_sequential_baselines.ipynb #82e7e4be
 def catalog_ce(
     h: Tensor, # float [n, d] hidden states
     e: Tensor, # float [N, d] vectors of all items
@@ -59,13 +63,11 @@ def catalog_ce(
     return _CatalogCE.apply(h, e, prior, y, rows or max(1, 2**20//len(e)))/max(len(h), 1)
 
 # %% ../nbs/73_sequential_baselines.ipynb #985ceda2
-def left_aligned(
-    cases: Cases, # B cases
-    size: int, # last items to keep
-) -> Tensor: # int64 [B, T] oldest first, -1 on the right; T = the longest, at most `size`
-    "The ends of the histories, each beginning in column 0; raises `GenrecError` for an empty history"
+def left_aligned(cases: Cases, size: int) -> Tensor: # int64 [B, T], T <= size, -1 on the right
+    "The last items of each history, oldest in column 0; `GenrecError` for an empty history"
     n = np.diff(cases.offsets)
-    if (n == 0).any(): raise GenrecError(f'case {(n == 0).argmax()}: the history is empty, and SASRec knows nothing else of a user')
+    if (n == 0).any():
+        raise GenrecError(f'case {(n == 0).argmax()}: the history is empty, expected an item')
     tail = torch.from_numpy(cases.tail(int(min(n.max(initial=1), size))))
     return tail.gather(1, torch.argsort((tail < 0).int(), dim=1, stable=True))
 
@@ -85,9 +87,11 @@ class SASRecConfig:
     batch_size: Count = 64 # windows in a step
     epochs: Count = 24 # passes over the training data, at most
     eval_every: Count = 2 # epochs between two evaluations
-    patience: Natural = 4 # evaluations without a better NDCG@10 before it stops; 0: never evaluate, keep the last epoch
+    patience: Natural = 4 # evaluations without a better NDCG@10; 0: never evaluate, keep the last
     def __post_init__(self):
-        if self.dim % self.heads: raise SettingError(f'dim {self.dim} cannot be shared by {self.heads} heads, expected a multiple')
+        if self.dim % self.heads:
+            raise SettingError(f'dim {self.dim} cannot be shared by {self.heads} heads, '
+                               'expected a multiple')
 
 # %% ../nbs/73_sequential_baselines.ipynb #0d4b357d
 class SASRec(ItemRanker, nn.Module):
@@ -95,34 +99,34 @@ class SASRec(ItemRanker, nn.Module):
     kind, sizes = 'sasrec', ('n_items',)
     def __init__(self, n_items: int, config: SASRecConfig = SASRecConfig()):
         super().__init__()
-        c, self.settings, self.history = config, config, []  # not `config`: `Trainer` writes into that name
+        c, self.settings, self.history = config, config, []  # `Trainer` writes into `config`
         self.item, self.place = nn.Embedding(n_items, c.dim), nn.Embedding(c.max_items, c.dim)
         self.blocks = nn.ModuleList(CausalBlock(c.dim, c.heads, c.dropout) for _ in range(c.layers))
         self.norm, self.drop = nn.LayerNorm(c.dim), nn.Dropout(c.dropout)
         self.register_buffer('prior', torch.zeros(n_items))
         for table in (self.item, self.place): nn.init.normal_(table.weight, std=.02)
     def item_table(self) -> Tensor: return self.item.weight
-    def read(self, items: Tensor) -> Tensor:
-        "Hidden state [B, T, d] after each item [B, T], -1 on the right"
-        x = self.item(items.clamp(min=0))*self.settings.dim**.5
-        x = self.drop(x + self.place.weight[:items.shape[1]])
-        for block in self.blocks: x = block(x)
-        return self.norm(x)
+
+# %% ../nbs/73_sequential_baselines.ipynb #e5c4c9ee
+@patch
+def read(self: SASRec, items: Tensor) -> Tensor: # int64 [B, T], -1 on the right -> [B, T, d]
+    "Hidden state after each item"
+    x = self.item(items.clamp(min=0))*self.settings.dim**.5
+    x = self.drop(x + self.place.weight[:items.shape[1]])
+    for block in self.blocks: x = block(x)
+    return self.norm(x)
 
 # %% ../nbs/73_sequential_baselines.ipynb #15b1ec54
 @patch
-def forward(self: SASRec,
-    items: Tensor, # int64 [B, T], -1 on the right
-) -> dict: # loss: scalar
+def forward(self: SASRec, items: Tensor) -> dict: # int64 [B, T], -1 on the right -> loss
     "Mean cross-entropy of every item but the first of each row, over the whole catalog"
     target = items[:, 1:]
     h = self.read(items[:, :-1])[target >= 0]
     return dict(loss=catalog_ce(h, self.item.weight, target[target >= 0], self.prior))
 
+# %% ../nbs/73_sequential_baselines.ipynb #7390753e
 @patch
-def scores(self: SASRec,
-    cases: Cases, # B cases
-) -> Tensor: # float [B, N]
+def scores(self: SASRec, cases: Cases) -> Tensor: # float [B, N]
     "Scores of all items as the next one"
     items = left_aligned(cases, self.settings.max_items).to(self.item.weight.device)
     h = self.read(items)[torch.arange(len(items)), (items >= 0).sum(1) - 1]
@@ -142,13 +146,16 @@ class CatalogTrainer(RankingTrainer):
         fill_cold(model.item.weight, self.known)
         return validation_metrics(model, self.valid)
 
+# %% ../nbs/73_sequential_baselines.ipynb #e8556a49
 def _arguments(config: SASRecConfig, steps: int, seed: int, folder: str):
     "SASRec's settings in the words of `transformers`"
     names = 'epochs', 'batch_size', 'lr', 'weight_decay', 'warmup', 'eval_every', 'patience'
     train = TrainConfig(seed=seed, **{n: getattr(config, n) for n in names})
-    off = {} if config.patience else dict(eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
-    return training_arguments(train, steps, folder, logging_steps=min(config.eval_every, config.epochs)*steps,
-                              save_only_model=True, restore_callback_states_from_checkpoint=False, **off)
+    off = dict(eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
+    return training_arguments(
+        train, steps, folder, logging_steps=min(config.eval_every, config.epochs)*steps,
+        save_only_model=True, restore_callback_states_from_checkpoint=False,
+        **({} if config.patience else off))
 
 # %% ../nbs/73_sequential_baselines.ipynb #e584d6e8
 @contextlib.contextmanager
@@ -162,12 +169,14 @@ def _own_random_state():
 # %% ../nbs/73_sequential_baselines.ipynb #42362909
 def _curve(log: list, steps: int) -> list[dict]:
     "Epoch, loss and validation metrics of each evaluation, from a trainer's log"
+    names = dict(loss='loss') | {f'eval_{m}': m for m in ('recall@10', 'ndcg@10')}
     curve = {}
     for entry in log:
-        known = {k.removeprefix('eval_'): v for k, v in entry.items() if k in ('loss', 'eval_recall@10', 'eval_ndcg@10')}
+        known = {names[k]: v for k, v in entry.items() if k in names}
         if known: curve.setdefault(round(entry['step']/steps), {}).update(known)
     return [dict(epoch=e) | curve[e] for e in sorted(curve)]
 
+# %% ../nbs/73_sequential_baselines.ipynb #7c715f38
 def train_sasrec(
     split: Split, # `train` is learned, `valid` chooses the epoch, `test` is not used
     config: SASRecConfig = SASRecConfig(),
@@ -175,35 +184,36 @@ def train_sasrec(
 ) -> SASRec: # trained, at its best epoch
     "Train SASRec; the best epoch is the one with the best validation NDCG@10"
     check_split(split, config.patience)
-    samples, known = Windows(split.train, config.max_items, seed), torch.from_numpy(split.train.item_counts() > 0)
+    samples = Windows(split.train, config.max_items, seed)
+    known = torch.from_numpy(split.train.item_counts() > 0)
     steps = steps_per_epoch(len(samples), config.batch_size)
     stop = [EarlyStoppingCallback(config.patience)] if config.patience else []
     with tempfile.TemporaryDirectory() as folder, _own_random_state():
         torch.manual_seed(seed)
         model = SASRec(split.train.n_items, config)
-        if config.prior: model.prior = torch.from_numpy(np.log1p(split.train.target_counts())).float()
-        trainer = CatalogTrainer(model, _arguments(config, steps, seed, folder), samples, split.valid, known, callbacks=stop)
+        if config.prior:
+            model.prior = torch.from_numpy(np.log1p(split.train.target_counts())).float()
+        args = _arguments(config, steps, seed, folder)
+        trainer = CatalogTrainer(model, args, samples, split.valid, known, callbacks=stop)
         trainer.train()
         with torch.no_grad(): fill_cold(model.item.weight, trainer.known)
     model.history = _curve(trainer.state.log_history, steps)
     return model.eval()
 
 # %% ../nbs/73_sequential_baselines.ipynb #8ed6ad1a
-RANKERS = dict(sasrec=(SASRec, SASRecConfig, train_sasrec), lightgcn=(LightGCN, LightGCNConfig, train_lightgcn)) # by kind
+RANKERS = dict(sasrec=(SASRec, SASRecConfig, train_sasrec), # by kind
+               lightgcn=(LightGCN, LightGCNConfig, train_lightgcn))
 
-def save_ranker(
-    model: ItemRanker, # SASRec or LightGCN
-    folder: str | Path, # made if it is not there
-) -> None:
+# %% ../nbs/73_sequential_baselines.ipynb #fb0892ba
+def save_ranker(model: ItemRanker, folder: str | Path) -> None:
     "Write `ranker.safetensors` and `ranker.json`"
     meta = dict(kind=model.kind, config=asdict(model.settings), history=model.history)
     with whole_folder(folder, 'ranker.json') as part:
         write_tensors(part/'ranker.safetensors', model.state_dict())
         write_json(part/'ranker.json', meta | {n: getattr(model, n) for n in model.sizes})
 
-def load_ranker(
-    folder: str | Path, # from `save_ranker`
-) -> ItemRanker: # SASRec or LightGCN, ready to rank
+# %% ../nbs/73_sequential_baselines.ipynb #aa62d7fa
+def load_ranker(folder: str | Path) -> ItemRanker: # SASRec or LightGCN, ready to rank
     "Read a model back; raises `GenrecError` if the folder does not hold one"
     file, tensors = Path(folder)/'ranker.json', Path(folder)/'ranker.safetensors'
     meta = read_json(file)
@@ -211,20 +221,24 @@ def load_ranker(
     cls, config, _ = RANKERS[meta['kind']]
     missing = [n for n in ('config', 'history', *cls.sizes) if n not in meta]
     if missing: raise FileError(f'{file}: {", ".join(missing)} of a {meta["kind"]} is missing')
-    model = cls(*(meta[n] for n in cls.sizes), read_settings(config, meta['config'], f'{file}: config'))
+    config = read_settings(config, meta['config'], f'{file}: config')
+    model = cls(*(meta[n] for n in cls.sizes), config)
     try: model.load_state_dict(read_tensors(tensors))
-    except RuntimeError as e: raise FileError(f'{tensors}: the tensors do not fit ranker.json ({str(e).splitlines()[-1].strip()})') from None
+    except RuntimeError as e:
+        what = str(e).splitlines()[-1].strip()
+        raise FileError(f'{tensors}: the tensors do not fit ranker.json ({what})') from None
     model.history = meta['history']
     return model.eval()
 
-def load_or_train_sasrec(
-    split: Split, # training data, if it has to be trained
-    folder: str | Path, # where it is kept
-    seed: int = 0,
-) -> SASRec: # trained
+# %% ../nbs/73_sequential_baselines.ipynb #289f0937
+def load_or_train_sasrec(split: Split, folder: str | Path, seed: int = 0) -> SASRec: # trained
     "The SASRec of a folder, trained first if there is none"
-    if not (Path(folder)/'ranker.json').is_file(): save_ranker(train_sasrec(split, seed=seed), folder)
+    if not (Path(folder)/'ranker.json').is_file():
+        save_ranker(train_sasrec(split, seed=seed), folder)
     return load_ranker(folder)
+
+
+
 
 # %% ../nbs/73_sequential_baselines.ipynb #43423017
 def train_collaborative_embeddings(
@@ -238,7 +252,8 @@ def train_collaborative_embeddings(
     check_choice(method, RANKERS, 'method')
     _, settings, train = RANKERS[method]
     config = config or settings(dim=dim)
-    if not isinstance(config, settings):
-        raise GenrecError(f'config is a {type(config).__name__}, but method {method!r} wants a {settings.__name__}')
-    if config.dim != dim: raise GenrecError(f'config.dim is {config.dim}, but dim is {dim}: give the same number')
-    return check_item_vectors(train(split, config, seed).item_vectors(), split.train.n_items, f'{method} vectors')
+    if not isinstance(config, settings) or config.dim != dim:
+        raise GenrecError(f'config is a {type(config).__name__} of dim {getattr(config, "dim", None)}, '
+                          f'expected a {settings.__name__} of dim {dim}')
+    vectors = train(split, config, seed).item_vectors()
+    return check_item_vectors(vectors, split.train.n_items, f'{method} vectors')

@@ -54,10 +54,8 @@ class TrainConfig:
     seed: Natural = 0 # of windows, order, dropout and samples
 
 # %% ../nbs/55_train.ipynb #03608cc2
-def batch_targets(
-    batch: dict, # from `Windows.collate` or `PrefixSamples.collate`
-) -> Tensor: # int64 [n] target items
-    "The items that a batch trains on"
+def batch_targets(batch: dict) -> Tensor: # int64 [n]
+    "The items that a batch of `Windows` or `PrefixSamples` trains on"
     if 'targets' in batch: return batch['targets']
     after = batch['items'][:, 1:]
     return after[after >= 0]
@@ -84,11 +82,12 @@ def _share(n: int, accelerator=None) -> np.ndarray:
     if accelerator is None: return np.arange(n)
     return np.arange(accelerator.process_index, n, accelerator.num_processes)
 
+# %% ../nbs/55_train.ipynb #279dead6
 def _gather(x, accelerator=None) -> list:
     "What every process has"
     return [x] if accelerator is None or accelerator.num_processes == 1 else gather_object([x])
 
-# %% ../nbs/55_train.ipynb #279dead6
+# %% ../nbs/55_train.ipynb #697993a3
 def rank_each(
     model, # anything with `prefill` and `decode_step`, perhaps `restart`
     trie: ItemTrie, # on the model's device
@@ -113,6 +112,7 @@ def rank_each(
         for whole, part in zip(ranked, lists): whole[rows] = part
     return ranked
 
+# %% ../nbs/55_train.ipynb #96e21c3e
 def rank_cases(
     model, # anything with `prefill` and `decode_step`
     trie: ItemTrie, # on the model's device
@@ -126,10 +126,11 @@ def rank_cases(
     return rank_each(model, trie, cases, [config], gain, k, **kwargs)[0]
 
 # %% ../nbs/55_train.ipynb #a6841b34
-def _rank_shared(model, cases: Cases, config: DecodeConfig, accelerator=None, k: int = 20) -> np.ndarray:
+def _rank_shared(model, cases: Cases, config: DecodeConfig, accelerator=None, k: int = 20):
     "`rank_exact`, shared among processes"
     mine, ranked = _share(len(cases), accelerator), np.full((len(cases), k), -1)
-    for rows, part in _gather((mine, rank_exact(model, cases.take(mine), k, config)), accelerator): ranked[rows] = part
+    part = rank_exact(model, cases.take(mine), k, config)
+    for rows, lists in _gather((mine, part), accelerator): ranked[rows] = lists
     return ranked
 
 # %% ../nbs/55_train.ipynb #7e6fb2b3
@@ -140,6 +141,7 @@ def _path_nll(model, history: Tensor, path: Tensor):
         if l: logits = model.decode_step(state, path[:, l - 1:l], torch.zeros_like(path[:, :1]))
         yield token_nll(logits[:, 0], path[:, l])
 
+# %% ../nbs/55_train.ipynb #15d97727
 @torch.inference_mode()
 def case_ce(
     model, # anything with `prefill` and `decode_step`, and the `paths` of its items
@@ -152,10 +154,10 @@ def case_ce(
     model.eval()
     history = torch.from_numpy(cases.tail(model.config.max_items)[mine]).to(device)
     targets = torch.from_numpy(cases.targets[mine]).to(device)
-    total = torch.zeros(2, dtype=torch.float64)                             # nats, tokens
+    total = torch.zeros(2, dtype=torch.float64) # nats, tokens
     step = batch_size or getattr(model, 'users_at_once', None) or 256
     for a in range(0, len(targets), step):
-        path = model.paths[targets[a:a + step]]                             # [B, L]
+        path = model.paths[targets[a:a + step]] # [B, L]
         path = path[:, :int((path > 0).sum(1).max())]
         for l, nll in enumerate(_path_nll(model, history[a:a + step], path)):
             total += torch.tensor([float(nll.double().sum()), float((path[:, l] > 0).sum())])
@@ -189,20 +191,18 @@ class RankingTrainer(Trainer):
         return metrics
 
 # %% ../nbs/55_train.ipynb #826c473f
-def as_loss(
-    weights, # float [N, T] token weights, a `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`, or None for plain cross-entropy
-    trie: ItemTrie | list, # of the model's items, or one an identifier: their tokens stand side by side
-): # `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`
-    "The loss to minimize; raises `GenrecError` for weights of other items"
+def as_loss(weights, trie: ItemTrie | list): # `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`
+    "The loss of weights [N, T], itself, or plain (None); `GenrecError` for weights of other items"
     tries = trie if isinstance(trie, (list, tuple)) else [trie]
     loss = torch.cat([uniform_weights(t) for t in tries], 1) if weights is None else weights
     if isinstance(loss, Tensor): loss = WeightedLoss(loss)
     if not isinstance(loss, (WeightedLoss, MultiTargetLoss)):
-        raise GenrecError(f'the weights are a {type(weights).__name__}: expected a table [items, tokens] or a loss, '
-                          'for a weighting its `objective(trie, ids, ..)`')
+        raise GenrecError(f'the weights are a {type(weights).__name__}: expected a table '
+                          '[items, tokens] or a loss, of a weighting its `objective(trie, ids)`')
     (n, length), want = loss.shape, (tries[0].n_items, sum(t.max_depth for t in tries))
-    if (n, length) != want: raise GenrecError(f'the weights are those of {n} items with {length} tokens, '
-                                              f'the trie has {want[0]} with {want[1]}')
+    if (n, length) != want:
+        raise GenrecError(f'the weights are those of {n} items with {length} tokens, '
+                          f'the trie has {want[0]} with {want[1]}')
     return loss
 
 # %% ../nbs/55_train.ipynb #0120d8fa
@@ -228,6 +228,7 @@ class _Clock(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if not self.accelerator.optimizer_step_was_skipped: self.loss.advance()
 
+# %% ../nbs/55_train.ipynb #0cd247b7
 def steps_per_epoch(samples: int, batch_size: int, accumulate: int = 1, processes: int = 1) -> int:
     "Optimizer steps: samples over batch size, processes and accumulation, rounded up each time"
     return math.ceil(math.ceil(samples/batch_size/processes)/accumulate)
@@ -237,6 +238,7 @@ def _on(trie, device): # a trie, or a list of them
     "Tries on a device"
     return [t.to(device) for t in trie] if isinstance(trie, (list, tuple)) else trie.to(device)
 
+# %% ../nbs/55_train.ipynb #efcebde3
 def _is_exact(model) -> bool:
     "Is the whole catalog ranked: a softmax over children, or several identifiers?"
     c = model.config
@@ -265,14 +267,16 @@ def get_decay_parameter_names(self: GenrecTrainer, model):
     names = super(GenrecTrainer, self).get_decay_parameter_names(model)
     return [n for n in names if not n.startswith('objective.')]
 
+# %% ../nbs/55_train.ipynb #9c92ec59
 @patch
 def get_batch_samples(self: GenrecTrainer, epoch_iterator, num_batches, device):
     batches, _ = super(GenrecTrainer, self).get_batch_samples(epoch_iterator, num_batches, device)
     if not batches: return batches, None
     self.since += 1
-    weight = sum(self.loss.totals(batch_targets(b)) for b in batches)       # [1], or one a target
+    weight = sum(self.loss.totals(batch_targets(b)) for b in batches) # [1], or one a target
     return batches, self.accelerator.gather(weight.to(device)[None]).sum(0)
 
+# %% ../nbs/55_train.ipynb #c0dfa5f1
 @patch
 def compute_loss(self: GenrecTrainer, model, inputs, return_outputs=False, num_items_in_batch=None):
     out = model(**inputs, tau=self.loss.tau, null_history=self.loss.null_history)
@@ -292,6 +296,7 @@ def measure(self: GenrecTrainer, model) -> dict:
     if exact: return metrics | dict(ce=item_nats(model, self.valid))
     return metrics | dict(ce=case_ce(model, self.valid, accelerator=self.accelerator))
 
+# %% ../nbs/55_train.ipynb #dc85331d
 @patch
 def log(self: GenrecTrainer, logs, *args, **kwargs):
     if 'loss' in logs and self.loss.names and self.since:
@@ -324,10 +329,8 @@ def training_arguments(
         ) | more)
 
 # %% ../nbs/55_train.ipynb #e35b971e
-def last_checkpoint(
-    folder: str | Path, # output folder of a training
-) -> Path | None: # None if there is none
-    "The newest checkpoint that was written to its end"
+def last_checkpoint(folder: str | Path) -> Path | None:
+    "The newest checkpoint of a training that was written to its end"
     steps = {}
     for state in Path(folder).glob('checkpoint-*/trainer_state.json'):
         try: steps[state.parent] = read_json(state)['global_step']
@@ -337,19 +340,22 @@ def last_checkpoint(
 # %% ../nbs/55_train.ipynb #e4973272
 def _check_checkpoint(checkpoint: Path, loss) -> None:
     "Refuse the checkpoint of another loss"
-    words = lambda n: f'a mixture of {n} targets' if n else 'one loss'
-    want, file = len(loss.names) if isinstance(loss, MultiTargetLoss) else 0, checkpoint/'model.safetensors'
+    def words(n): return f'a mixture of {n} targets' if n else 'one loss'
+    want = len(loss.names) if isinstance(loss, MultiTargetLoss) else 0
+    file = checkpoint/'model.safetensors'
     if not file.is_file(): return
     with safe_open(file, 'pt') as f:
         has = f.get_slice('objective.s').get_shape()[0] if 'objective.s' in f.keys() else 0
-    if has != want: raise GenrecError(f'{checkpoint}: was trained with {words(has)}, not with {words(want)}: '
-                                      'take the same weighting, or another folder')
+    if has != want:
+        raise GenrecError(f'{checkpoint}: was trained with {words(has)}, not with {words(want)}: '
+                          'take the same weighting, or another folder')
 
+# %% ../nbs/55_train.ipynb #71c169ed
 def _stopped_early(checkpoint: Path) -> bool:
     "Had patience run out at this evaluation?"
-    stop = read_json(checkpoint/'trainer_state.json')['stateful_callbacks'].get('EarlyStoppingCallback')
-    if not stop: return False
-    return stop['attributes']['early_stopping_patience_counter'] >= stop['args']['early_stopping_patience']
+    callbacks = read_json(checkpoint/'trainer_state.json')['stateful_callbacks']
+    stop, name = callbacks.get('EarlyStoppingCallback'), 'early_stopping_patience'
+    return bool(stop) and stop['attributes'][f'{name}_counter'] >= stop['args'][name]
 
 # %% ../nbs/55_train.ipynb #2a26abb4
 @dataclass
@@ -377,17 +383,19 @@ def _samples(model, train: Interactions, config: TrainConfig):
     if config.samples_per_epoch is None: return samples
     return EpochSubset(samples, config.samples_per_epoch, config.seed)
 
+# %% ../nbs/55_train.ipynb #a856dceb
 def _precision(model) -> dict:
     "A bfloat16 model under float32 adapters is multiplied in bfloat16, too"
     if all(p.dtype != torch.bfloat16 for p in model.parameters()): return {}
     return dict(bf16=True, use_cpu=not torch.cuda.is_available())
 
+# %% ../nbs/55_train.ipynb #de8712a4
 def fit(
     model, # from `item_decoder`, `tiger_t5` or a language model
     train: Interactions, # the training part of a split, nothing else
     valid: Cases, # its validation cases
     trie: ItemTrie | list, # of the model's items; of several identifiers its `tries`
-    weights=None, # float [N, T] token weights, a `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`; None: plain cross-entropy
+    weights=None, # float [N, T], or a loss as `Weighting.objective` gives it; None: plain
     config: TrainConfig = TrainConfig(),
     folder: str | Path = 'checkpoints', # checkpoints go here
     decode: DecodeConfig | None = None, # how validation users are ranked
@@ -408,9 +416,9 @@ def fit(
     last = last_checkpoint(folder) if resume else None
     if last: _check_checkpoint(last, loss)
     stop = [EarlyStoppingCallback(config.patience)] if config.patience else []
-    trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=loss, valid=valid, decode=decode,
-                            callbacks=stop + (callbacks or []))
-    if last and _stopped_early(last): args.max_steps = int(last.name.split('-')[1])  # nothing is left to do
+    trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=loss, valid=valid,
+                            decode=decode, callbacks=stop + (callbacks or []))
+    if last and _stopped_early(last): args.max_steps = int(last.name.split('-')[1]) # nothing is left
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     s = trainer.state
     best, best_epoch = float(s.best_metric or 0.), (s.best_global_step or 0)/steps

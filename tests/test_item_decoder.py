@@ -51,7 +51,7 @@ def test_paths_that_the_decoder_cannot_take():
     with pytest.raises(GenrecError, match="use backbone 't5'"): item_decoder(identifiers(RAGGED))
     with pytest.raises(GenrecError, match='share tokens'): level_ranges(identifiers([[3, 4], [4, 5]]))
     ids = codes()
-    with pytest.raises(GenrecError, match='empty history'): packed(ids).prefill(torch.tensor([[-1, -1]]))
+    with pytest.raises(GenrecError, match='at least one item'): packed(ids).prefill(torch.tensor([[-1, -1]]))
     with pytest.raises(GenrecError, match='8 at most'): packed(ids).prefill(torch.zeros(1, 9, dtype=torch.long))
     for make in (t5, packed):
         with pytest.raises(GenrecError, match='different runs'): make(ids).set_items(codes(20, (5, 3, 4)))

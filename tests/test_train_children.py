@@ -45,13 +45,13 @@ def test_accumulation_changes_nothing(name, tmp_path):
 
 def run(ids, folder, **more):
     model = children(ids)
-    config = TrainConfig(epochs=3, batch_size=16, lr=1e-2, eval_every=1, patience=0, metric='ce')
+    config = TrainConfig(epochs=2, batch_size=16, lr=1e-2, eval_every=1, patience=0, metric='ce')
     return fit(model, SPLIT.train, SPLIT.valid, model.tries, None, config, folder, **more)
 
 def test_several_identifiers_train_resume_and_are_ranked_exactly(tmp_path):
     ids = [CODES, FLAT]
     whole = run(ids, tmp_path/'a')
-    with pytest.raises(KeyboardInterrupt): run(ids, tmp_path/'b', callbacks=[Break(8)])
+    with pytest.raises(KeyboardInterrupt): run(ids, tmp_path/'b', callbacks=[Break(5)])
     same_end(run(ids, tmp_path/'b', resume=True), whole)
     assert whole.losses[-1][1] < whole.losses[0][1] < np.log(N) + .2                    # nats an item
     assert whole.best == pytest.approx(item_nats(whole.model, SPLIT.valid), rel=1e-5)
