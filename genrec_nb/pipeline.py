@@ -54,17 +54,17 @@ def _make(trial: Trial, data: Dataset, split: Split, folder, device, progress) -
     "Read given identifiers, or run the tokenizer"
     if trial.ids: return _given_identifiers(trial.ids, data)
     c = trial.recommender.tokenizer_config
-    cf = item_vectors(c.cf, trial, split, folder, c.options.get('d_code') or 32) if c.cf else None
+    cf = item_vectors(c.cf, trial, split, folder, c.options.get('d_code')) if c.cf else None
     where = None if data.name == 'ml-100k' else trial.data.path
     return tokenize_items(data, split, c, cf=cf, categories=where, device=device, progress=progress)
 
 # %% ../nbs/84_pipeline.ipynb #8a14694f
 def item_vectors(
-    name: str, trial: Trial, split: Split, folder, dim: int = 32
+    name: str, trial: Trial, split: Split, folder, dim: int | None = None
 ) -> np.ndarray: # float32 [N, dim]
     "Item vectors of a recommender ('sasrec', 'lightgcn') or a file, made once and kept"
     seed, source = trial.recommender.seed, content_digest(name)
-    path = Path(folder)/'identifiers'/f'vectors-{digest([trial.digest, source, seed, dim])}.npy'
+    path = Path(folder)/'identifiers'/f'vectors-{digest([trial.digest, source, seed, dim or 32])}.npy'
     with _made_once(path) as mine:
         if mine:
             x = collaborative_embeddings(name, split, seed, dim)
