@@ -13,11 +13,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT/'.github'/'scripts')]  # this checkout's library and tools, whatever else is installed
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "With `-n`, a file's tests stay together, for the sake of its fixtures; each notebook is a piece of work of its own."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split('::')[0]
+            return nodeid if file.endswith('test_notebooks.py') else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    "With `-n`, a file's tests stay together, for the sake of its fixtures; each notebook is a piece of work of its own. Small pieces come last, so that all cores end together."
-    for item in items:
-        group = item.name if item.path.name == 'test_notebooks.py' else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    "The site first; small pieces, the notebooks, last, so that all cores end together."
     items.sort(key=lambda i: (i.path.stem == 'test_notebooks') - (i.path.stem == 'test_docs'))
 
 
