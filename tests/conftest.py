@@ -27,8 +27,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    "The site first; small pieces, the notebooks, last, so that all cores end together."
-    items.sort(key=lambda i: (i.path.stem == 'test_notebooks') - (i.path.stem == 'test_docs'))
+    "The site first; the notebooks last, tutorials and trials before the short lessons, so that all cores end together."
+    site, rest = [i for i in items if i.path.stem == 'test_docs'], [i for i in items if i.path.stem != 'test_docs']
+    files, books = [i for i in rest if i.path.stem != 'test_notebooks'], [i for i in rest if i.path.stem == 'test_notebooks']
+    items[:] = site + files + books[::-1]
 
 
 @pytest.fixture(scope='session')
