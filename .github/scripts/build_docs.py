@@ -179,7 +179,7 @@ def heading_over_code(nb):
                 if md := ''.join(o.get('data', {}).get('text/markdown', '')): o['data']['text/markdown'] = heading(md, doc_of(c))
         for c in docs: cells.remove(c)
         at = cells.index(code)
-        cells[at:at] = docs
+        cells[at:at] = [c for c in docs if doc_of(c)[0] != '_']         # contents list public names
 
 
 def full_name(node):
