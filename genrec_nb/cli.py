@@ -15,14 +15,14 @@ from rich.markup import escape
 from typing import Annotated
 from typer.core import TyperCommand
 from .terminal import (Bars, _LOG, _errors, _explanation_rows, _level_rows, _method_rows,
-                                _position_rows, _print, _set_up_logging, _table, explain_error)
+                                _position_rows, _print, _set_up_logging, _table, _explain_error)
 
 # %% ../nbs/95_cli.ipynb #d1e65723
 def main() -> None:
     "Entry point of the `genrec` command"
     try: app()
     except BaseException as e:
-        found = None if isinstance(e, SystemExit) else explain_error(e)
+        found = None if isinstance(e, SystemExit) else _explain_error(e)
         if found is None: raise
         _errors().print(f'[bold red]genrec:[/] {escape(found[0])}')
         sys.exit(found[1])
@@ -328,9 +328,9 @@ def _open_identifiers(path: Path, items) -> tuple: # (Identifiers, counts or Non
     "The identifiers of a run, a tokenizer's folder or a table"
     from genrec_nb.core import require
     from genrec_nb.recommender import GenerativeRecommender
-    from genrec_nb.trial import table_ids
+    from genrec_nb.trial import _table_ids
     table = path/'index.json' if (path/'tokenizer.json').is_file() else path
-    if not table.is_dir(): return table_ids(table, items, saved=True), None
+    if not table.is_dir(): return _table_ids(table, items, saved=True), None
     rec = GenerativeRecommender.from_pretrained(path)
     ids, given = rec.catalog.ids, rec.catalog.ids if items is None else items.ids
     require(given == ids, f'--data: its {len(given)} items are not those of the run, '

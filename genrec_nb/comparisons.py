@@ -16,7 +16,7 @@ from pandas.io.formats.style import Styler
 from .core import GenrecError, patch, require
 from .metrics import Evaluation, popularity_groups, styled, target_groups
 from .significance import (MeanDifference, _check_level, _check_over, _influence, _percentiles,
-                                    bootstrap_totals, crossed_test, holm, sign_flip_test)
+                                    _bootstrap_totals, crossed_test, holm, sign_flip_test)
 
 # %% ../nbs/72_comparisons.ipynb #2a842e8c
 @dataclass(repr=False)
@@ -199,7 +199,7 @@ def _compare(scores: Scores, a: str, b: str, mask: np.ndarray, over: str, level:
     row |= dict(difference=t.mean, difference_low=t.interval[0], difference_high=t.interval[1], p_users=p_users,
                 p_seeds=p_seeds, p=t.p if over == 'both' else dict(users=p_users, seeds=p_seeds)[over],
                 detectable=t.detectable(power))
-    low, high = _percentiles(_effects(bootstrap_totals(totals, over, n, seed).T).T, level)
+    low, high = _percentiles(_effects(_bootstrap_totals(totals, over, n, seed).T).T, level)
     for j, name in list(enumerate(_EFFECTS))[2:]:
         row |= {name: observed[j], f'{name}_low': low[j], f'{name}_high': high[j]}
     return row
@@ -362,7 +362,7 @@ def decile_curve(
     A, S, M = scores.values.shape
     both = np.concatenate([scores.values, np.ones((1, S, M))])                            # values, cases
     x = np.stack([scores.by_user(both * (group == g)) for g in range(n_groups)], 1)       # [A+1, G, S, U]
-    drawn = bootstrap_totals(x.reshape(-1, S, scores.n_users), _check_over(over, S), n, seed)
+    drawn = _bootstrap_totals(x.reshape(-1, S, scores.n_users), _check_over(over, S), n, seed)
     totals = np.concatenate([[x.sum(3).mean(2)], drawn.reshape(n, A + 1, n_groups)])      # the first: as observed
     with np.errstate(divide='ignore', invalid='ignore'): means = totals[:, :A] / totals[:, A:]
     low, high = _percentiles(means[1:], level)

@@ -16,8 +16,8 @@ from typing import Literal
 from .core import Count, GenrecError, NonNegative, SettingError, patch, settings
 from .data import Cases
 from .likelihood import ChildSoftmax
-from .beam_search import (DecodeConfig, assistant_logp, assistant_mass, decoding_weights,
-                                   exhausted_prefixes)
+from .beam_search import (DecodeConfig, _assistant_logp, _assistant_mass, decoding_weights,
+                                   _exhausted_prefixes)
 
 # %% ../nbs/51_exact.ipynb #ddadb0be
 @dataclass
@@ -71,10 +71,10 @@ def users(self: _Scorer, seen: Tensor | None, assistant: Tensor | None) -> None:
     trie, c = self.tree.trie, self.config
     self.exhausted = self.mass = None
     if c.assistant_weight:
-        self.mass = assistant_mass(trie, assistant, seen if c.exclude_seen else None)
+        self.mass = _assistant_mass(trie, assistant, seen if c.exclude_seen else None)
     if seen is None or not c.exclude_seen or c.normalize == 'vocabulary': return
     self.exhausted = torch.zeros(len(seen)*trie.n_nodes, dtype=torch.bool, device=trie.device)
-    self.exhausted[exhausted_prefixes(trie, seen)] = True
+    self.exhausted[_exhausted_prefixes(trie, seen)] = True
     self.exhausted = self.exhausted.view(len(seen), -1)
 
 # %% ../nbs/51_exact.ipynb #7945e872
@@ -104,7 +104,7 @@ def step_scores(self: _Scorer, level: _Level, rows: slice, hidden: Tensor) -> Te
     logp, child = self.log_probabilities(level, rows, hidden), level.child[rows]
     share = self.config.assistant_weight
     if share:
-        assistant = assistant_logp(self.tree.trie, self.mass, child.expand(len(hidden), -1, -1))
+        assistant = _assistant_logp(self.tree.trie, self.mass, child.expand(len(hidden), -1, -1))
         logp = (1 - share)*logp + share*assistant if share < 1 else assistant
     return logp if self.weights is None else self.weights[child.clamp(min=0)]*logp
 

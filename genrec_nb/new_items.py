@@ -10,9 +10,9 @@ import re
 import numpy as np
 from dataclasses import replace
 from .core import GenrecError, check_choice, patch
-from .collisions import (POLICIES, _assign, _distance_rows, _own_distance, path_groups, _resolve_free,
-                                  running_number)
-from .semantic_ids import Identifiers, level_name
+from .collisions import (POLICIES, _assign, _distance_rows, _own_distance, _path_groups, _resolve_free,
+                                  _running_number)
+from .semantic_ids import Identifiers, _level_name
 
 # %% ../nbs/24_new_items.ipynb #557a237d
 def _level_tokens(
@@ -20,7 +20,7 @@ def _level_tokens(
 ) -> list[np.ndarray]: # for each level, int64 [largest code + 1] token of each code, -1: none
     "Which token stands for which code; raises `GenrecError` for paths that are not codes"
     found = [re.fullmatch(r'<([a-z]+)_(\d+)>', t) for t in ids.tokens[3:]]
-    level = {level_name(l): l for l in range(ids.max_len)}
+    level = {_level_name(l): l for l in range(ids.max_len)}
     if ids.is_ragged or not all(m and m[1] in level for m in found):
         raise GenrecError(f'{ids!r}: new items can be appended to codes of one length only, '
                           'with tokens named <a_0>, <b_0>, ..')
@@ -58,7 +58,7 @@ def _move_over(
     usable: np.ndarray, # bool [K_L] codes that the vocabulary has
 ) -> int: # how many share the last number
     "Move new items without a number to the nearest last code that has one left"
-    n_old, K, prefix = len(number), len(usable), path_groups(codes[:, :-1])
+    n_old, K, prefix = len(number), len(usable), _path_groups(codes[:, :-1])
     over = over[np.argsort(_own_distance(rows, over, codes[n_old + over, -1]), kind='stable')]
     used, wanted = np.unique(prefix[n_old + over], return_inverse=True)
     here = np.setdiff1d(np.flatnonzero(np.isin(prefix, used)), n_old + over)
@@ -68,7 +68,7 @@ def _move_over(
     new = _assign(wanted, np.where(usable, size - held, 0), lambda i: rows(over[i]))
     got = new >= 0
     out[over[got], -2] = new[got]
-    out[over[got], -1] = held[wanted[got], new[got]] + running_number(wanted[got]*K + new[got])
+    out[over[got], -1] = held[wanted[got], new[got]] + _running_number(wanted[got]*K + new[got])
     out[over[~got], -1] = size - 1
     return int((~got).sum())
 
@@ -81,10 +81,10 @@ def _append_extra(
     usable: np.ndarray, # bool [K_L] codes that the vocabulary has
 ) -> tuple[np.ndarray, int]: # (new codes int64 [M, L + 1], how many share the last number)
     "New items continue the running number of their path"
-    n_old, group = len(number), path_groups(codes)
+    n_old, group = len(number), _path_groups(codes)
     follow = np.zeros(group.max(initial=0) + 1, np.int64) # next number of each path
     np.maximum.at(follow, group[:n_old], number + 1)
-    out = np.c_[codes[n_old:], follow[group[n_old:]] + running_number(group[n_old:])]
+    out = np.c_[codes[n_old:], follow[group[n_old:]] + _running_number(group[n_old:])]
     over = np.flatnonzero(out[:, -1] >= size)
     if len(over) and rows is None:
         raise GenrecError(f'new item {over[0]} would need the running number {out[over[0], -1]}, '

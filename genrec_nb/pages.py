@@ -22,7 +22,7 @@ from .tokenizer import Tokenized
 from .tokenizer_config import TOKENIZERS
 from .tokenizer_report import TokenizerReport
 from .recommender import GenerativeRecommender
-from .report import Page, facts, gain_strips, plot_learning, preformatted, user_card
+from .report import Page, _facts, _gain_strips, plot_learning, _preformatted, _user_card
 
 # %% ../nbs/85_pages.ipynb #51e77f8b
 def _cases(m: dict) -> str: # m: as in metrics.json
@@ -64,7 +64,7 @@ def _results(page: Page, m: dict, evaluations: list, trainings: dict) -> None:
     "Key figures, the table of methods, learning curves"
     recall = {e.name: f'{e["recall@10"]:.4f}' for e in evaluations}
     figures = {f'Recall_at_10_of_{name}': recall[name] for name in ('popularity', m['chosen'])}
-    page.add('Results', facts(**figures, zero_gain_tokens=f'{m["zero_gain_share"]:.1%}',
+    page.add('Results', _facts(**figures, zero_gain_tokens=f'{m["zero_gain_share"]:.1%}',
                               collisions_before_repair=f'{m["collisions_before"]["rate"]:.2%}',
                               minutes=f'{sum(m["seconds"].values())/60:.1f}'))
     note = _NOTE + _ASSISTED*(m['config']['assistant_weight'] > 0)
@@ -84,21 +84,21 @@ def _tokens(page: Page, m: dict, rec: GenerativeRecommender, made: Tokenized) ->
     if made.codes is not None and made.quantizer is not None:
         page.add('Codebooks', plot_codebook_use(codebook_report(made.codes, made.quantizer.sizes)))
     if rec.ids.kind == 'titles':
-        shown, mark = gain_strips(rec, items), 'Tokens without color are zero-gain tokens.'
+        shown, mark = _gain_strips(rec, items), 'Tokens without color are zero-gain tokens.'
     else:
         names = [rec.catalog.titles[i] for i in items]
         shown = plot_token_gains(rec.trie, rec.gain, rec.ids, items, names)
         mark = 'A dot marks a zero-gain token.'
     page.add('Information gain', plot_gain_by_position(rec.trie, rec.gain, counts),
              plot_gain_distribution(rec.trie, rec.gain, counts), shown,
-             preformatted(repr(rec.trie.describe())),
+             _preformatted(repr(rec.trie.describe())),
              note=f'Gains are computed from training targets only. {mark}')
 
 # %% ../nbs/85_pages.ipynb #b462caa0
 def _how(page: Page, m: dict) -> Page:
     "How all of this was made"
     made = {k: m[k] for k in ('config', 'versions', 'seconds')}
-    return page.add('How this was made', preformatted(json.dumps(made, indent=1)))
+    return page.add('How this was made', _preformatted(json.dumps(made, indent=1)))
 
 # %% ../nbs/85_pages.ipynb #1bc82658
 def run_page(
@@ -113,7 +113,7 @@ def run_page(
     page = Page(f'genrec run: {m["data"]}', f'{_cases(m)} {_model(m, rec)}')
     _results(page, m, evaluations, curves)
     _tokens(page, m, rec, made)
-    cards = [user_card(rec, test, int(u)) for u in np.sort(_sample(len(test), 5, m['seed']))]
+    cards = [_user_card(rec, test, int(u)) for u in np.sort(_sample(len(test), 5, m['seed']))]
     page.add('Five users', *cards, note=f'Recommended by: {m["chosen"]}.')
     return _how(page, m)
 
@@ -143,10 +143,10 @@ def tokenizer_page(
                 f'{ids.n_items:,} items, tokenizer {method} (a token is '
                 f'{TOKENIZERS[method].token}), seed {made.config.seed}; '
                 'gains from training targets only.')
-    figures = facts(items=f'{ids.n_items:,}', vocabulary=f'{report.vocabulary:,}',
+    figures = _facts(items=f'{ids.n_items:,}', vocabulary=f'{report.vocabulary:,}',
                     collisions_before=f'{report.before["rate"]:.2%}',
                     collisions_after=f'{report.after["rate"]:.2%}')
-    page.add('Results', figures, preformatted(repr(report)))
+    page.add('Results', figures, _preformatted(repr(report)))
     first = replace(use, counts=use.counts[:4], unexplained=use.unexplained[:4])
     page.add('Use per level', plot_codebook_use(first))
     page.add('The first token', plot_first_tokens({method: ids}))

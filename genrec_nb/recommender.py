@@ -27,7 +27,7 @@ from .beam_search import DecodeConfig, decoding_weights, recommend as search
 from .train import fit as train_model, rank_each as rank_each_user
 from .tokenizer import Tokenized, tokenize_items
 from .explanations import Explanation, Recommendation, Recommendations, TokenPart
-from .generators import BACKBONES, check_base, make_model
+from .generators import BACKBONES, _check_base, _make_model
 from .rec_config import RecommenderConfig
 
 # %% ../nbs/81_recommender.ipynb #c9a4fd6f
@@ -48,7 +48,7 @@ class GenerativeRecommender(ModelHubMixin):
         self.catalog, self.ids, self.quantizer = catalog, ids, quantizer
         self.counts, self.config = np.asarray(counts), config or RecommenderConfig()
         c = self.config
-        if model is None: model = make_model(c.backbone, ids, catalog, c.seed, c.model, counts)
+        if model is None: model = _make_model(c.backbone, ids, catalog, c.seed, c.model, counts)
         self.model = model
         self.trie = ItemTrie.build(ids).to(self.model.device)
         prior = item_prior(self.counts).to(self.trie.device)
@@ -118,7 +118,7 @@ def fit(cls: GenerativeRecommender,
             'fit takes a Dataset (see `Dataset.from_frame`) and a RecommenderConfig', SettingError)
     split = leave_one_out(data.interactions) if split is None else split
     if c.backbone == 'llm':
-        check_base(c.model, data.catalog, tokenized and tokenized.ids, c.tokenizer_config)
+        _check_base(c.model, data.catalog, tokenized and tokenized.ids, c.tokenizer_config)
     made = tokenize_items(data, split, c.tokenizer_config) if tokenized is None else tokenized
     counts = split.train.target_counts()
     rec = cls(data.catalog, made.ids, counts, None, c, made.quantizer)

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from typing import Literal
 from .core import Count, NonNegative, Positive, Share, patch, settings
 from .embed import check_vectors
-from .kmeans import (_CHUNK, Quantizer, _leading_dims, generator, level_sizes, nearest,
-                              residual_kmeans, sinkhorn_codes, sq_distances)
+from .kmeans import (_CHUNK, Quantizer, _leading_dims, generator, _level_sizes, nearest,
+                              residual_kmeans, sinkhorn_codes, _sq_distances)
 
 # %% ../nbs/21_rqvae.ipynb #0435982f
 def _error(difference: Tensor, variant: str) -> Tensor: # [B, d] -> scalar
@@ -64,7 +64,7 @@ class RQVAEConfig:
     weight_decay: NonNegative = 1e-4 # AdamW
 
     def __post_init__(self):
-        self.size = level_sizes(self.size, self.levels)
+        self.size = _level_sizes(self.size, self.levels)
         widths = (2048, 1024, 512, 256, 128, 64) # the paper's
         if self.hidden is None: self.hidden = [w for w in widths if w < self.d_in]
         if isinstance(self.hidden, int): self.hidden = [self.hidden]
@@ -147,7 +147,7 @@ def assign(self: RQVAE, r: Tensor, level: int) -> Tensor: # [B, d_code] -> int64
     "Nearest code; at the last level Sinkhorn's in the batch, while training and if configured so"
     book, last = self.codebooks[level], level == self.config.levels - 1
     if not (self.training and self.config.sinkhorn and last): return nearest(r, book)
-    return sinkhorn_codes(sq_distances(r, book))
+    return sinkhorn_codes(_sq_distances(r, book))
 
 # %% ../nbs/21_rqvae.ipynb #dcfa5904
 @patch

@@ -16,18 +16,18 @@ from .core import (Count, FileError, GenrecError, SettingError, Share, _Silent, 
                             versions, write_json, _write_spec)
 from .data import Dataset, Split, leave_one_out
 from .loaders import load_dataset
-from .metrics import evaluate_ranking, metric_values, popularity_ranking, rank_of
+from .metrics import evaluate_ranking, metric_values, popularity_ranking, _rank_of
 from .semantic_ids import Identifiers
 from .infogain import zero_gain_share
 from .train import FitResult
-from .baselines import check_split
+from .baselines import _check_split
 from .sequential_baselines import SASRecConfig
 from .tokenizer import Tokenized, tokenize_items
 from .tokenizer_config import TokenizerConfig
 from .recommender import GenerativeRecommender, RecommenderConfig
 from .trial import DataConfig, Trial, _needs_text
-from .pipeline import (K, default_device, make_identifiers, ranked_lists, run_trials,
-                                train_assistant)
+from .pipeline import (K, _default_device, _make_identifiers, _ranked_lists, run_trials,
+                                _train_assistant)
 from .pages import run_page, tokenizer_page
 
 # %% ../nbs/86_run.ipynb #968b3f07
@@ -159,7 +159,7 @@ def _prepare(config: RunConfig) -> _Run:
     data, split = config.data_config.load()
     trials = config.trials(data)
     for t in trials.values(): t.check(data, split)
-    if config.assistant_weight: check_split(split, SASRecConfig().patience)
+    if config.assistant_weight: _check_split(split, SASRecConfig().patience)
     return _Run(config, data, split, trials)
 
 # %% ../nbs/86_run.ipynb #8192f3d5
@@ -169,7 +169,7 @@ def baselines(self: _Run) -> dict: # name -> (test, valid) int64 [M, K]
     counts, cases = self.split.train.item_counts(), (self.split.test, self.split.valid)
     found = {'popularity': [popularity_ranking(counts, c, K) for c in cases]}
     if not self.config.assistant_weight: return found
-    model = train_assistant(self.trials['ce'], self.split, self.folder)
+    model = _train_assistant(self.trials['ce'], self.split, self.folder)
     return found | {'SASRec': [model.rank(c, K) for c in cases]}
 
 @patch
@@ -177,7 +177,7 @@ def evaluated(self: _Run, name: str, test: np.ndarray, valid: np.ndarray, **deco
     "The evaluation of a method's lists, and its entry in metrics.json"
     e = evaluate_ranking(test, self.split.test, self.split.train, name=name)
     d, own = e.to_dict(), dict(alpha=0., assistant_weight=0.) | decoding
-    ndcg = metric_values(rank_of(valid, self.split.valid.targets), 'ndcg@10').mean()
+    ndcg = metric_values(_rank_of(valid, self.split.valid.targets), 'ndcg@10').mean()
     return e, {**d['metrics'], 'intervals': d['intervals'], 'valid_ndcg@10': float(ndcg), **own}
 
 @patch
@@ -185,7 +185,7 @@ def figures(self: _Run, baselines: dict) -> dict: # method -> what `evaluated` g
     "Baselines and decodings, row by row of the table"
     found = {name: self.evaluated(name, *lists) for name, lists in baselines.items()}
     for name, (training, decoding) in self.config.methods.items():
-        lists = ranked_lists(self.trials[training], self.folder, decoding)
+        lists = _ranked_lists(self.trials[training], self.folder, decoding)
         changes = self.config.decodings[decoding]
         found[name] = self.evaluated(name, lists['test'], lists['valid'], **changes)
     return found
@@ -254,7 +254,7 @@ def finish(self: _Run, found: dict, made: Tokenized, rows: dict, seconds: dict) 
     chosen = max(alone, key=lambda m: methods[m]['valid_ndcg@10'])
     training, decoding = self.config.methods[chosen]
     rec = self.save(self.trials[training], methods[chosen]['alpha'])
-    lists = ranked_lists(self.trials[training], self.folder, decoding)
+    lists = _ranked_lists(self.trials[training], self.folder, decoding)
     metrics = self.facts(made.ids, rows) | dict(
         methods=methods, chosen=chosen, seconds=seconds, config=asdict(self.config),
         versions=versions(),
@@ -277,9 +277,9 @@ def run(
 ) -> dict: # what metrics.json holds
     "Train and compare; leaves config.toml, metrics.json, report.html, tokenizer/ and model/"
     r, progress = _prepare(config or RunConfig()), _Timed(progress or _Silent())
-    fresh, r.device = not resume and not Path(folder).exists(), device or default_device()
+    fresh, r.device = not resume and not Path(folder).exists(), device or _default_device()
     r.folder = _open_run(folder, r.config, resume)
-    try: made = make_identifiers(r.trials['ce'], r.data, r.split, r.folder, r.device, progress)
+    try: made = _make_identifiers(r.trials['ce'], r.data, r.split, r.folder, r.device, progress)
     except GenrecError:
         if fresh: shutil.rmtree(folder)                    # the corrected command may have its name
         raise
@@ -306,7 +306,7 @@ def tokenize(
         DataConfig(data, columns).require_text(f'the tokenizer {config.method}')
     found = load_dataset(data, text=None, **columns)
     split, where = leave_one_out(found.interactions), None if found.name == 'ml-100k' else data
-    device = device or default_device()
+    device = device or _default_device()
     made = tokenize_items(found, split, config, categories=where, device=device, progress=progress)
     progress.stage('report')
     return _save_tokenized(made, found, split.train.target_counts(), folder, progress.seconds)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SignFlip', 'sign_flip_test', 'VarianceComponents', 'variance_components', 'MeanDifference', 'crossed_test', 'holm',
-           'bootstrap_totals', 'minimal_detectable_effect', 'RankTable', 'rank_methods', 'plot_critical_difference']
+           'minimal_detectable_effect', 'RankTable', 'rank_methods', 'plot_critical_difference']
 
 # %% ../nbs/71_significance.ipynb #794f4620
 import math
@@ -207,7 +207,7 @@ def _draws(rng: np.random.Generator, n: int, size: int) -> np.ndarray: # int64 [
     return np.bincount(at.ravel(), minlength=n * size).reshape(n, size)
 
 # %% ../nbs/71_significance.ipynb #e66cbc75
-def bootstrap_totals(
+def _bootstrap_totals(
     x: np.ndarray, # float [F, S, U]: F quantities, summed over the cases of each user, in each run
     over: str = 'both', # draw 'users', 'seeds' or 'both'
     n: int = 2000, # resamples

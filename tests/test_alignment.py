@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from genrec_nb.alignment import TASKS, task_texts
+from genrec_nb.alignment import TASKS, _task_texts
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.core import GenrecError
 from genrec_nb.language_recommender import LMConfig, LanguageRecommender
@@ -23,7 +23,7 @@ def with_tasks(names=('all',), share=.5, **config):
 
 def test_tasks_ask_and_answer_as_their_templates_say():
     model, items = with_tasks(), catalog()
-    says = task_texts(items)
+    says = _task_texts(items)
     code = lambda i: ''.join(model.ids.names(i))
     read = lambda row, here: model.tokenizer.decode(row[here.bool()]).replace('> <', '><')
     history, target = [4, 9], 17

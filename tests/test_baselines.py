@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from safetensors.torch import save_file
-from genrec_nb.baselines import LightGCNConfig, NegativeSampler, bpr_loss, check_item_vectors, fill_cold, interaction_matrix, load_vectors, normalized_graph, propagate, top_items, train_lightgcn
+from genrec_nb.baselines import LightGCNConfig, _NegativeSampler, bpr_loss, _check_item_vectors, _fill_cold, _interaction_matrix, _load_vectors, _normalized_graph, propagate, _top_items, train_lightgcn
 from genrec_nb.core import GenrecError
 from genrec_nb.data import Cases, Interactions, Split
 from oracles import few, quick
@@ -22,7 +22,7 @@ def ring(users=60, items=24, cold=2, seed=0):
 def test_top_items_sorts_by_score_then_item(rows, n, k, seed):
     scores = np.random.default_rng(seed).integers(0, 4, (rows, n)).astype(float)            # many ties
     scores[scores == 0] = -np.inf
-    for got, s in zip(top_items(torch.from_numpy(scores), k).tolist(), scores):
+    for got, s in zip(_top_items(torch.from_numpy(scores), k).tolist(), scores):
         want = [i for i in sorted(range(n), key=lambda i: (-s[i], i)) if s[i] > -np.inf][:k]
         assert got == want + [-1]*(k - len(want))
 
@@ -38,10 +38,10 @@ def test_propagation_against_dense_algebra(users, items, layers, seed):
     D = np.diag([1/math.sqrt(d) if d else 0. for d in A.sum(1)])
     e = rng.normal(size=(users + items, 3)).astype(np.float32)
     want = sum(np.linalg.matrix_power(D @ A @ D, k) @ e for k in range(layers + 1))/(layers + 1)
-    np.testing.assert_allclose(propagate(torch.from_numpy(e), normalized_graph(interaction_matrix(train)), layers), want, atol=1e-5)
+    np.testing.assert_allclose(propagate(torch.from_numpy(e), _normalized_graph(_interaction_matrix(train)), layers), want, atol=1e-5)
 
 def test_gradient_of_propagation():
-    graph = normalized_graph(interaction_matrix(ring(users=4, items=6))).to(torch.float64)
+    graph = _normalized_graph(_interaction_matrix(ring(users=4, items=6))).to(torch.float64)
     e = torch.randn(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     assert torch.autograd.gradcheck(lambda e: propagate(e, graph, 3), (e,))
 
@@ -49,14 +49,14 @@ def test_gradient_of_propagation():
 @given(st.lists(st.sets(st.integers(0, 7)), min_size=1, max_size=5))
 def test_negatives_are_all_items_that_were_not_chosen(chosen):
     train = Interactions([i for c in chosen for i in c], np.cumsum([0] + [len(c) for c in chosen]), list(map(str, range(len(chosen)))), 8)
-    negatives = NegativeSampler(interaction_matrix(train))
+    negatives = _NegativeSampler(_interaction_matrix(train))
     for u, c in enumerate(chosen):
         r = torch.arange(8 - len(c))
         assert negatives.at(torch.full_like(r, u), r).tolist() == [i for i in range(8) if i not in c]
 
 def test_drawn_negatives_are_uniform_and_never_chosen():
     train = Interactions([0, 2, 3], [0, 3], ['u'], 6)
-    drawn = NegativeSampler(interaction_matrix(train)).draw(torch.zeros(30_000, dtype=torch.int64), torch.Generator().manual_seed(0))
+    drawn = _NegativeSampler(_interaction_matrix(train)).draw(torch.zeros(30_000, dtype=torch.int64), torch.Generator().manual_seed(0))
     counts = np.bincount(drawn, minlength=6)
     assert counts[[0, 2, 3]].sum() == 0 and abs(counts[[1, 4, 5]] - 10_000).max() < 400       # about five standard deviations
 
@@ -75,14 +75,14 @@ def test_a_user_who_chose_everything_is_no_trouble():
 
 def test_nothing_known_nothing_settled():
     x = torch.ones(2, 2)
-    assert torch.equal(fill_cold(x.clone(), torch.zeros(2, dtype=torch.bool)), x)
+    assert torch.equal(_fill_cold(x.clone(), torch.zeros(2, dtype=torch.bool)), x)
 
 @pytest.mark.parametrize('make', [lambda p, x: np.save(p.with_suffix('.npy'), x), lambda p, x: save_file({'item.weight': torch.from_numpy(x)}, p.with_suffix('.safetensors'))])
 def test_load_vectors(tmp_path, make):
     x = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
     make(tmp_path/'v', x)
     path = next(tmp_path.iterdir())
-    np.testing.assert_array_equal(load_vectors(path, 7, 4), x)
+    np.testing.assert_array_equal(_load_vectors(path, 7, 4), x)
 
 @pytest.mark.parametrize('change, n, dim, words', [
     (lambda x: x, 9, None, '7 rows.*9 items'),
@@ -99,18 +99,18 @@ def test_load_vectors(tmp_path, make):
 def test_vectors_that_do_not_fit(tmp_path, change, n, dim, words):
     x = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
     np.save(tmp_path/'v.npy', change(x), allow_pickle=True)
-    with pytest.raises(GenrecError, match=words) as e: load_vectors(tmp_path/'v.npy', n, dim)
+    with pytest.raises(GenrecError, match=words) as e: _load_vectors(tmp_path/'v.npy', n, dim)
     assert 'v.npy' in str(e.value) and '\n' not in str(e.value)
 
 def test_files_that_are_not_vectors(tmp_path):
-    with pytest.raises(GenrecError, match='no such file'): load_vectors(tmp_path/'none.npy', 3)
+    with pytest.raises(GenrecError, match='no such file'): _load_vectors(tmp_path/'none.npy', 3)
     for name, words in (('v.npy', 'readable .npy'), ('v.safetensors', 'readable safetensors'), ('v.csv', 'ends in .npy or')):
         for content in (b'', b'nonsense'):
             (tmp_path/name).write_bytes(content)
-            with pytest.raises(GenrecError, match=words): load_vectors(tmp_path/name, 3)
+            with pytest.raises(GenrecError, match=words): _load_vectors(tmp_path/name, 3)
     save_file({'a': torch.ones(3, 2), 'b': torch.ones(3, 2)}, tmp_path/'two.safetensors')
-    with pytest.raises(GenrecError, match='2 tensors .a, b.'): load_vectors(tmp_path/'two.safetensors', 3)
+    with pytest.raises(GenrecError, match='2 tensors .a, b.'): _load_vectors(tmp_path/'two.safetensors', 3)
 
 def test_whole_numbers_and_halves_become_float32():
-    assert check_item_vectors(np.array([[1, 2], [3, 4]]), 2, 'x').dtype == np.float32
-    assert check_item_vectors(np.array([[1, 2], [3, 4]], np.float16), 2, 'x').dtype == np.float32
+    assert _check_item_vectors(np.array([[1, 2], [3, 4]]), 2, 'x').dtype == np.float32
+    assert _check_item_vectors(np.array([[1, 2], [3, 4]], np.float16), 2, 'x').dtype == np.float32

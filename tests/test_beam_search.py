@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from genrec_nb.core import GenrecError
-from genrec_nb.beam_search import Beams, DecodeConfig, _merge_finished, _stable_topk, assistant_logp, assistant_mass, beam_search, decoding_weights, exhausted_prefixes, recommend, recommend_each
+from genrec_nb.beam_search import Beams, DecodeConfig, _merge_finished, _stable_topk, _assistant_logp, _assistant_mass, beam_search, decoding_weights, _exhausted_prefixes, recommend, recommend_each
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.infogain import information_gain, item_prior
-from genrec_nb.trie import ItemTrie, find_keys
+from genrec_nb.trie import ItemTrie, _find_keys
 import oracles
 from oracles import DictTrie, all_logp, few, identifiers, packed, t5, tables, tables_with_counts
 
@@ -181,10 +181,10 @@ def test_exhausted_prefixes_by_counting(paths, data):
     t, d = ItemTrie.build(identifiers(paths)), DictTrie(paths)
     seen = data.draw(st.lists(st.lists(st.integers(-1, len(paths) - 1), min_size=6, max_size=6), min_size=1, max_size=3))
     want = [u*t.n_nodes + n for u, row in enumerate(seen) for n, b in enumerate(d.branches) if set(b.items) <= set(row)]
-    got = exhausted_prefixes(t, torch.tensor(seen))
+    got = _exhausted_prefixes(t, torch.tensor(seen))
     assert got.tolist() == want
     keys = torch.arange(-1, len(seen)*t.n_nodes + 1)
-    assert find_keys(got, keys)[1].tolist() == [k in want for k in keys.tolist()]
+    assert _find_keys(got, keys)[1].tolist() == [k in want for k in keys.tolist()]
 
 @models
 def test_nearly_everything_seen(which):
@@ -331,10 +331,10 @@ def test_along_a_path_the_assistant_gives_the_items_own_probability():
 def test_assistant_probabilities_sum_to_one_over_the_children(seed):
     ids = titles(seed=seed)
     trie = ItemTrie.build(ids)
-    mass = assistant_mass(trie, assistant_scores(ids.n_items, 2, seed))
+    mass = _assistant_mass(trie, assistant_scores(ids.n_items, 2, seed))
     inner = torch.nonzero(trie.n_children > 0)[:, 0]
     child = trie.children(inner[None].expand(2, -1))
-    total = assistant_logp(trie, mass, child).exp().masked_fill(child < 0, 0).sum(2)
+    total = _assistant_logp(trie, mass, child).exp().masked_fill(child < 0, 0).sum(2)
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
 
 @pytest.mark.parametrize('make', [packed, t5])

@@ -20,7 +20,7 @@ from genrec_nb.core import GenrecError
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.infogain import item_prior
-from genrec_nb.letter import diversity_loss, group_mates
+from genrec_nb.letter import diversity_loss, _group_mates
 from genrec_nb.language_recommender import LMConfig, language_recommender
 from genrec_nb.prompts import title_identifiers
 from genrec_nb.backbones import tiny_llama
@@ -116,7 +116,7 @@ def test_diversity_by_loop_and_by_batch_agree_where_nothing_is_drawn():
     books, codes = [codebook(8, 4, s) for s in range(3)], torch.randint(8, (50, 3), generator=generator(9))
     assert diversity_error(books, codes) < 1e-5
     c, pairs, grads = codes[:, 0], torch.arange(8)//2, []
-    for loss in (lambda e: loop_diversity(F.embedding(c, e), e, c, pairs.tolist(), random.Random(0)), lambda e: diversity_loss(c, e, group_mates(c, pairs, generator(0)))):
+    for loss in (lambda e: loop_diversity(F.embedding(c, e), e, c, pairs.tolist(), random.Random(0)), lambda e: diversity_loss(c, e, _group_mates(c, pairs, generator(0)))):
         book = books[0].clone().requires_grad_()
         loss(book).backward()
         grads.append(book.grad)
@@ -132,7 +132,7 @@ def test_diversity_has_the_mean_over_the_other_members_of_the_group():
         want = [lse - dots[k] for k in mates]
         c = torch.full((6000,), code)
         spread = 5*np.std(want)/math.sqrt(1500)
-        batch = lambda c, seed: float(diversity_loss(c, book, group_mates(c, groups, generator(seed))))
+        batch = lambda c, seed: float(diversity_loss(c, book, _group_mates(c, groups, generator(seed))))
         assert batch(c, 1) == pytest.approx(np.mean(want), abs=spread)
         assert float(loop_diversity(book[c[:1500]], book, c[:1500], groups.tolist(), random.Random(1))) == pytest.approx(np.mean(want), abs=spread)
         one = [batch(torch.tensor([code]), s) for s in range(40)]

@@ -8,7 +8,7 @@ import pytest
 from oracles import small_data
 from rich.console import Console
 from typer.testing import CliRunner
-from genrec_nb.cli import Bars, _pairs, _value, app, explain_error, main
+from genrec_nb.cli import Bars, _pairs, _value, app, _explain_error, main
 from genrec_nb.core import GenrecError, SettingError, plain
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.tokenizer import load_tokenized
@@ -31,7 +31,7 @@ def line(*args):
     "The one line that the command ends with"
     r = invoke(*args)
     assert r.exception and not isinstance(r.exception, SystemExit), r.output
-    text, code = explain_error(r.exception)
+    text, code = _explain_error(r.exception)
     assert code == 2 and '\n' not in text
     return text
 
@@ -153,10 +153,10 @@ def test_ctrl_c_ends_with_130_and_a_hint(toy, tmp_path, monkeypatch):
 def test_a_full_disk_ends_with_3(toy, tmp_path, monkeypatch):
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device', 'x.json')
     monkeypatch.setattr(run_module, 'run', full)
-    text, code = explain_error(invoke('run', toy, '--out', tmp_path/'o').exception)
+    text, code = _explain_error(invoke('run', toy, '--out', tmp_path/'o').exception)
     assert 'disk is full (x.json)' in text and '--resume' in text and '\n' not in text and code == 3
 
-def test_a_fault_of_ours_keeps_its_traceback(): assert explain_error(ZeroDivisionError()) is None
+def test_a_fault_of_ours_keeps_its_traceback(): assert _explain_error(ZeroDivisionError()) is None
 
 def test_warnings_are_lines_on_the_error_stream(tmp_path):
     data = small_data(tmp_path/'toy')

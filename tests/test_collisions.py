@@ -7,7 +7,7 @@ from numpy.testing import assert_array_equal
 from oracles import colliding
 
 from genrec_nb.core import GenrecError
-from genrec_nb.collisions import POLICIES, collision_counts, compare_policies, path_groups, resolve_collisions, _resolve_free, running_number, sort_rows
+from genrec_nb.collisions import POLICIES, collision_counts, compare_policies, _path_groups, resolve_collisions, _resolve_free, _running_number, _sort_rows
 from genrec_nb.semantic_ids import Identifiers
 
 
@@ -16,19 +16,19 @@ from genrec_nb.semantic_ids import Identifiers
 def test_sorting_and_counting_against_python(rows, scale):
     "Small numbers fit into one word, large ones into several"
     codes = np.array(rows)*scale
-    order, found = sort_rows(codes)
+    order, found = _sort_rows(codes)
     assert order.tolist() == sorted(range(len(rows)), key=lambda i: (rows[i], i))
     assert_array_equal(found, codes[order])
     number = {p: i for i, p in enumerate(sorted(set(rows)))}
-    group, size = path_groups(codes), Counter(rows)
+    group, size = _path_groups(codes), Counter(rows)
     assert group.tolist() == [number[r] for r in rows]
-    assert running_number(group).tolist() == [rows[:i].count(r) for i, r in enumerate(rows)]
+    assert _running_number(group).tolist() == [rows[:i].count(r) for i, r in enumerate(rows)]
     shared = [n for n in size.values() if n > 1]
     expected = dict(rate=pytest.approx(1 - len(size)/len(rows)), distinct=len(size), groups=len(shared), items=sum(shared), largest=max(size.values()))
     assert collision_counts(group) == expected
 
 def test_no_rows():
-    assert sort_rows(np.empty((0, 3), int))[0].shape == (0,) and collision_counts(path_groups(np.empty((0, 3), int)))['rate'] == 1.
+    assert _sort_rows(np.empty((0, 3), int))[0].shape == (0,) and collision_counts(_path_groups(np.empty((0, 3), int)))['rate'] == 1.
 
 def test_sinkhorn_policy_changes_only_colliding_items_at_the_last_level():
     rng = np.random.default_rng(0)

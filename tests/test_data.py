@@ -2,11 +2,11 @@
 import numpy as np
 import pandas as pd
 from hypothesis import given, settings, strategies as st
-from genrec_nb.data import Dataset, Interactions, global_time, k_core, leave_one_out, offsets_of, _ragged_index
+from genrec_nb.data import Dataset, Interactions, global_time, k_core, leave_one_out, _offsets_of, _ragged_index
 
 histories = st.lists(st.lists(st.integers(0, 7), max_size=9), max_size=8)
 def make(hs, times=None, n=8):
-    return Interactions(np.array([i for h in hs for i in h], np.int32), offsets_of([len(h) for h in hs]), [str(u) for u in range(len(hs))], n, times)
+    return Interactions(np.array([i for h in hs for i in h], np.int32), _offsets_of([len(h) for h in hs]), [str(u) for u in range(len(hs))], n, times)
 
 # ---- order -------------------------------------------------------------------------------------------------------------------
 @settings(max_examples=25, deadline=None)

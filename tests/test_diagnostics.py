@@ -7,7 +7,7 @@ import pytest
 from collections import Counter, defaultdict
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose
-from genrec_nb.diagnostics import analyze_codes, information_per_level, level_purity, on_sphere, plot_codebook_sphere, plot_codebook_use, plot_first_codes, plot_first_tokens, prefix_groups
+from genrec_nb.diagnostics import analyze_codes, information_per_level, level_purity, _on_sphere, plot_codebook_sphere, plot_codebook_use, plot_first_codes, plot_first_tokens, _prefix_groups
 from genrec_nb.core import GenrecError
 from genrec_nb.kmeans import codebook_report
 from genrec_nb.semantic_ids import Identifiers
@@ -49,17 +49,17 @@ def test_gains_sum_to_what_was_explained(n, levels, seed):
     rng = np.random.default_rng(seed)
     codes, x = random_codes(n, levels, seed), rng.normal(size=(n, 5)).astype('f4')
     spread = lambda groups: sum(np.linalg.norm(x[g] - x[g].mean(0), axis=1).sum() for g in groups)/n
-    mu = [spread([np.arange(n)])] + [spread([np.flatnonzero(g == k) for k in range(g.max() + 1)]) for g in prefix_groups(codes)]
+    mu = [spread([np.arange(n)])] + [spread([np.flatnonzero(g == k) for k in range(g.max() + 1)]) for g in _prefix_groups(codes)]
     gains = analyze_codes(codes, x=x).gains
     assert_allclose(gains, -np.diff(mu), atol=1e-5)
     assert_allclose(sum(gains), mu[0] - mu[-1], atol=1e-5)
 
 def test_directions_have_length_one_and_ignore_where_the_book_lies():
     book = np.random.default_rng(0).normal(size=(30, 6)).astype('f4')
-    p, q = on_sphere(book), on_sphere(book + 5)
+    p, q = _on_sphere(book), _on_sphere(book + 5)
     assert_allclose(np.linalg.norm(p, axis=1), 1, rtol=1e-6)
     assert_allclose(abs((p*q).sum(0)), (p*p).sum(0), rtol=1e-3)                    # up to the sign of each axis
-    assert on_sphere(book[:, :2]).shape == (30, 3)
+    assert _on_sphere(book[:, :2]).shape == (30, 3)
 
 def test_pictures_show_every_tokenizer():
     codes = {'a': random_codes(50, 2, 0), 'b': random_codes(50, 2, 1)}
@@ -82,7 +82,7 @@ def test_wrong_lengths_are_refused(name):
     with pytest.raises(GenrecError, match=f'{name} has 3 rows for 20 items'): analyze_codes(random_codes(20, 2, 0), **{name: np.ones((3, 2)) if name in ('x', 'cf') else np.ones(3)})
 
 def test_codes_without_levels_are_refused():
-    with pytest.raises(GenrecError, match='expected \\[items, levels\\]'): prefix_groups(np.zeros((4, 0)))
+    with pytest.raises(GenrecError, match='expected \\[items, levels\\]'): _prefix_groups(np.zeros((4, 0)))
 
 
 @pytest.mark.parametrize('bad, words', [

@@ -10,7 +10,7 @@ import genrec_nb.pipeline as pipeline
 from genrec_nb.core import GenrecError, SettingError, digest
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.data import global_time, leave_one_out
-from genrec_nb.experiments.execution import dry_run, make_plan, run_grid
+from genrec_nb.experiments.execution import dry_run, _make_plan, run_grid
 from genrec_nb.experiments.grid import Grid, _points, read_grid
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import ranking_metrics
@@ -157,18 +157,18 @@ def test_a_cluster_that_is_not_there_is_told_in_one_line(toy, tmp_path):
 
 def test_a_failing_trial_does_not_stop_the_others(finished, toy, tmp_path, monkeypatch):
     shutil.copytree(finished/'work', tmp_path/'o'/'work')
-    real = pipeline.train_trial
+    real = pipeline._train_trial
     def train(trial, *args):
         if trial.label == 'toy km ce seed 0': raise RuntimeError('out of memory')
         return real(trial, *args)
-    monkeypatch.setattr(pipeline, 'train_trial', train)
+    monkeypatch.setattr(pipeline, '_train_trial', train)
     with pytest.raises(GenrecError, match='1 of the trials failed.*toy km ce seed 0: out of memory'): run_grid(Grid(**settings(toy)), tmp_path/'o')
     assert len(trials(tmp_path/'o')) == 3
 
 
 def test_one_process_writes(finished, toy, tmp_path):
-    from genrec_nb.experiments.results import results_writer
-    with results_writer(tmp_path/'o'):
+    from genrec_nb.experiments.results import _results_writer
+    with _results_writer(tmp_path/'o'):
         with pytest.raises(GenrecError, match='another process is writing'): run_grid(Grid(**settings(toy)), tmp_path/'o')
 
 
@@ -381,7 +381,7 @@ def test_a_grid_with_a_language_model(toy, tiny, tmp_path, monkeypatch):
 def test_a_trial_is_named_by_the_language_model_it_holds(toy, tiny, tmp_path):
     "The same content in another folder is the same; other weights are not"
     from genrec_nb.backbones import tiny_llama
-    keys = lambda grid: {t.key for _, t in make_plan(grid).trials}
+    keys = lambda grid: {t.key for _, t in _make_plan(grid).trials}
     shutil.copytree(tiny, tmp_path/'copy')
     here = keys(Grid(**written(toy, tiny)))
     assert keys(Grid(**written(toy, tmp_path/'copy'))) == here and len(here) == 2

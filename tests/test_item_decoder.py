@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 from genrec_nb.core import GenrecError
-from genrec_nb.item_decoder import ItemDecoder, ItemDecoderConfig, item_decoder, level_ranges
+from genrec_nb.item_decoder import ItemDecoder, ItemDecoderConfig, item_decoder, _level_ranges
 from genrec_nb.semantic_ids import EOS, Identifiers
 from oracles import identifiers, next_logp, packed, t5
 
@@ -49,7 +49,7 @@ def test_language_model_with_padding():
 
 def test_paths_that_the_decoder_cannot_take():
     with pytest.raises(GenrecError, match="use backbone 't5'"): item_decoder(identifiers(RAGGED))
-    with pytest.raises(GenrecError, match='share tokens'): level_ranges(identifiers([[3, 4], [4, 5]]))
+    with pytest.raises(GenrecError, match='share tokens'): _level_ranges(identifiers([[3, 4], [4, 5]]))
     ids = codes()
     with pytest.raises(GenrecError, match='at least one item'): packed(ids).prefill(torch.tensor([[-1, -1]]))
     with pytest.raises(GenrecError, match='8 at most'): packed(ids).prefill(torch.zeros(1, 9, dtype=torch.long))

@@ -10,8 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from genrec_nb import kmeans as kmeans_module
 from genrec_nb.core import GenrecError
 from genrec_nb.embed import check_vectors
-from genrec_nb.kmeans import (_CHUNK as CHUNK, ResidualQuantizer, _equal_shares, _prices, _swaps, _unit_scale, balanced_kmeans, codebook_report, generator, kmeans, level_sizes,
-                              load_quantizer, nearest, quantizer_report, residual_codes, residual_kmeans, sinkhorn, sinkhorn_codes, sq_distances, unexplained_share)
+from genrec_nb.kmeans import (_CHUNK as CHUNK, ResidualQuantizer, _equal_shares, _prices, _swaps, _unit_scale, balanced_kmeans, codebook_report, generator, kmeans, _level_sizes,
+                              load_quantizer, nearest, quantizer_report, _residual_codes, residual_kmeans, sinkhorn, sinkhorn_codes, _sq_distances, unexplained_share)
 
 
 def cloud(n, d, seed=0): return torch.randn(n, d, generator=generator(seed))
@@ -32,12 +32,12 @@ def exact_balanced_cost(d):
 def test_distances_and_nearest_against_loops():
     x, e = cloud(40, 7), cloud(9, 7, 1)
     slow = np.array([[float(((a - b)**2).sum()) for b in e] for a in x])
-    assert_allclose(sq_distances(x, e), slow, rtol=1e-4, atol=1e-4)
+    assert_allclose(_sq_distances(x, e), slow, rtol=1e-4, atol=1e-4)
     assert_array_equal(nearest(x, e), slow.argmin(1))
 
 def test_residual_codes_against_loop():
     x, books = cloud(30, 5), [cloud(6, 5, s) for s in (1, 2, 3)]
-    codes, rest = residual_codes(x, books)
+    codes, rest = _residual_codes(x, books)
     for i in range(30):
         r = x[i].clone()
         for l, e in enumerate(books):
@@ -72,11 +72,11 @@ def test_codes_are_the_nearest_level_by_level(n, d, sizes, chunk, seed, form):
 def test_codes_beyond_one_chunk():
     x = torch.nn.functional.normalize(cloud(2*CHUNK + 37, 96))
     q = residual_kmeans(x, 3, 64, n_iter=2)
-    assert (residual_codes(x, q.codebooks)[0].numpy() == q.fit_codes).all(1).mean() > .999
+    assert (_residual_codes(x, q.codebooks)[0].numpy() == q.fit_codes).all(1).mean() > .999
     assert_nearest_level_by_level(x[-300:], q.codebooks, q.fit_codes[-300:])
 
 def test_no_levels_and_exact_ties():
-    assert residual_codes(cloud(5, 2), [])[0].shape == (5, 0)
+    assert _residual_codes(cloud(5, 2), [])[0].shape == (5, 0)
     e = torch.tensor([[1., 0], [1, 0], [0, 1]])
     assert_array_equal(nearest(torch.tensor([[1., 0], [.5, .5]]), e), [0, 0])        # the lowest number wins
 
@@ -135,7 +135,7 @@ def test_balanced_kmeans_sizes_with_equal_points_and_given_centers(n, k, d, copi
 @pytest.mark.parametrize('n,k', [(60, 6), (200, 16), (103, 10), (256, 10)])
 def test_balanced_assignment_is_near_the_exact_optimum(n, k):
     x = cloud(n, 5)
-    d = sq_distances(x, kmeans(x, k)[0])
+    d = _sq_distances(x, kmeans(x, k)[0])
     c = _unit_scale(d)
     a = _swaps(d, _equal_shares(c - _prices(c, .02, 20)))
     best = exact_balanced_cost(d)
@@ -162,7 +162,7 @@ def test_sinkhorn_marginals_of_any_shape_and_scale(n, k, seed, ties, scale):
     assert_allclose(q.sum(0), n/k, rtol=1e-6)
 
 def test_sinkhorn_at_the_published_temperature_is_finite_and_improves():
-    d = _unit_scale(sq_distances(cloud(256, 8), cloud(64, 8, 1))).double()
+    d = _unit_scale(_sq_distances(cloud(256, 8), cloud(64, 8, 1))).double()
     def error(n): q = sinkhorn(d, .003, n); assert torch.isfinite(q).all(); assert_allclose(q.sum(1), 1); return float((q.sum(0) - 4).abs().mean())
     assert error(200) < error(50) < error(1)
 
@@ -278,7 +278,7 @@ def test_whole_numbers_and_lists_become_floats():
 
 @pytest.mark.parametrize('size,levels', [([8], 2), (0, 1), ([4, -1], 2), ('a', 1), (2.5, 1), ([], 0)])
 def test_sizes_that_do_not_fit(size, levels):
-    with pytest.raises(GenrecError, match=f'expected one positive number or one for each of {levels} levels'): level_sizes(size, levels)
+    with pytest.raises(GenrecError, match=f'expected one positive number or one for each of {levels} levels'): _level_sizes(size, levels)
 
 @pytest.mark.parametrize('text,message', [('{"kind": "oracle"}', "kind is 'oracle', expected one of residual_kmeans"), ('[1]', 'kind is None'),
                                           ('{"kind": "residual_kmeans",}', 'line 1, column'), ('{"kind": "residual_kmeans"}', 'do not belong together')])

@@ -13,7 +13,7 @@ from genrec_nb.language_recommender import LMConfig, LanguageRecommender, langua
 from genrec_nb.objectives import make_weighting
 from genrec_nb.prompts import title_identifiers
 from genrec_nb.semantic_ids import PAD, Identifiers
-from genrec_nb.train import TrainConfig, as_loss, batch_targets, case_ce, fit
+from genrec_nb.train import TrainConfig, _as_loss, _batch_targets, _case_ce, fit
 from language import base_folder, WORDS, some_titles, base, make, make_codes, users, interactions, valid_cases, tiny_run, slow_prompt
 
 TOL = 1e-3
@@ -205,7 +205,7 @@ def test_case_ce_is_the_mean_loss():
     history, targets = users(40, n=6, seed=7), torch.arange(6)
     cases = Cases(np.arange(6), history[history >= 0].numpy().astype(np.int32), np.r_[0, (history >= 0).sum(1).cumsum(0)], targets.numpy())
     with torch.no_grad(): nll = model(history, targets).nll
-    assert case_ce(model, cases, batch_size=4) == pytest.approx(float(nll.sum()/(nll > 0).sum()), abs=1e-4)
+    assert _case_ce(model, cases, batch_size=4) == pytest.approx(float(nll.sum()/(nll > 0).sum()), abs=1e-4)
 
 def slow_logits(model, history, target):
     "Logits at each answer token: one sequence alone, all positions [T, W]"
@@ -240,7 +240,7 @@ def test_weighted_losses_against_a_loop(name, which):
 def test_shape_is_that_of_the_weights():
     model = make(2)
     out = model(users(40, n=2), torch.tensor([0, 1]))
-    assert out.nll.shape == (2, model.trie.max_depth) == (2, as_loss(None, model.trie).table.shape[1])
+    assert out.nll.shape == (2, model.trie.max_depth) == (2, _as_loss(None, model.trie).table.shape[1])
     assert ((out.nll > 0) == (model.paths[[0, 1]] != PAD)).all()
 
 def test_bfloat16_differs_little():
@@ -414,7 +414,7 @@ def test_packed_losses_are_those_of_the_samples_alone(kind, tau):
     with torch.no_grad():
         out = model(items=items, tau=tau)
         alone = [model(torch.tensor([r[:k]]), torch.tensor([r[k]]), tau=tau) for r in rows for k in range(1, len(r))]
-    assert out.targets.tolist() == [r[k] for r in rows for k in range(1, len(r))] == batch_targets(dict(items=items)).tolist()
+    assert out.targets.tolist() == [r[k] for r in rows for k in range(1, len(r))] == _batch_targets(dict(items=items)).tolist()
     np.testing.assert_allclose(out.nll, torch.cat([a.nll for a in alone]), atol=TOL)
 
 def test_packed_training_learns_and_resumes(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from genrec_nb.core import GenrecError
 from genrec_nb.kmeans import load_quantizer
-from genrec_nb.letter import LETTERConcat, LETTER, LETTERConfig, code_overlap, collaborative_loss, diversity_loss, fit_letter, group_mates, nearest_neighbors
+from genrec_nb.letter import LETTERConcat, LETTER, LETTERConfig, code_overlap, collaborative_loss, diversity_loss, fit_letter, _group_mates, _nearest_neighbors
 from genrec_nb.rqvae import RQVAEConfig, train_rqvae
 
 SMALL = dict(levels=3, size=8, d_code=8, hidden=[16], steps=40, batch=64, clusters=2)
@@ -33,7 +33,7 @@ def test_diversity_loss_is_the_formula(k, clusters, seed):
     g = gen(seed)
     book, codes = torch.randn(k, 3, generator=g).double(), torch.randint(k, (15,), generator=g)
     groups = torch.randint(clusters, (k,), generator=g)
-    mates = group_mates(codes, groups, g)
+    mates = _group_mates(codes, groups, g)
     total, n = 0., 0
     for c, m in zip(codes.tolist(), mates.tolist()):
         others = [j for j in range(k) if groups[j] == groups[c] and j != c]
@@ -46,14 +46,14 @@ def test_diversity_loss_is_the_formula(k, clusters, seed):
 
 def test_mates_are_drawn_evenly():
     groups = torch.tensor([0, 1, 0, 0, 1, 0])
-    mates = group_mates(torch.zeros(30000, dtype=torch.long), groups, gen(1))
+    mates = _group_mates(torch.zeros(30000, dtype=torch.long), groups, gen(1))
     share = torch.bincount(mates, minlength=6)/30000
     assert_allclose(share[[2, 3, 5]], [1/3]*3, atol=.015)
     assert share[[0, 1, 4]].sum() == 0
 
 def test_groups_of_one_code_have_no_loss():
     codes, groups, book = torch.arange(4), torch.arange(4), torch.randn(4, 2, generator=gen(), requires_grad=True)
-    mates = group_mates(codes, groups, gen())
+    mates = _group_mates(codes, groups, gen())
     assert (mates == -1).all()
     loss = diversity_loss(codes, book, mates)
     loss.backward()
@@ -155,7 +155,7 @@ def test_overlap_against_a_loop(n, seed):
     for i in range(n):
         cos = [-9. if j == i else float(h[i] @ h[j]/np.linalg.norm(h[i])/np.linalg.norm(h[j])) for j in range(n)]
         mate.append(int(np.argmax(cos)))
-    assert_array_equal(nearest_neighbors(h), mate)
+    assert_array_equal(_nearest_neighbors(h), mate)
     assert code_overlap(codes, h, 'any') == pytest.approx(np.mean([any(codes[i] == codes[m]) for i, m in enumerate(mate)]))
     assert code_overlap(codes, h, 'mean') == pytest.approx(np.mean([np.mean(codes[i] == codes[m]) for i, m in enumerate(mate)]))
 

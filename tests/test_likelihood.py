@@ -7,12 +7,12 @@ from hypothesis import given
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.item_decoder import ItemDecoder, item_decoder
-from genrec_nb.likelihood import ChildSoftmax, item_log_probabilities, log_prior, sibling_log_softmax
+from genrec_nb.likelihood import ChildSoftmax, item_log_probabilities, _log_prior, sibling_log_softmax
 from genrec_nb.objectives import make_weighting
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.sequential_baselines import SASRec, SASRecConfig
 from genrec_nb.token_weights import Uniform
-from genrec_nb.train import as_loss
+from genrec_nb.train import _as_loss
 from genrec_nb.trie import ItemTrie
 from oracles import DictTrie, few, identifiers, packed, tables, tables_with_counts
 
@@ -28,7 +28,7 @@ def test_items_have_probability_one(case):
     "Brute force on dictionaries: every token's softmax over its siblings; distinct paths sum to 1; no logits: popularity"
     paths, counts = case
     trie, plain = ItemTrie.build(identifiers(paths)), DictTrie(paths)
-    prior, z = log_prior(trie, counts), torch.randn(trie.n_nodes, generator=torch.Generator().manual_seed(len(paths)))
+    prior, z = _log_prior(trie, counts), torch.randn(trie.n_nodes, generator=torch.Generator().manual_seed(len(paths)))
     p = item_log_probabilities(trie, sibling_log_softmax(trie, (z + prior).double())).exp()
     for i, path in enumerate(plain.paths):
         want = 1.
@@ -72,7 +72,7 @@ def test_bad_priors():
     ids = codes()
     trie = ItemTrie.build(ids)
     for bad in (np.ones(3), -np.ones(30), np.full(30, np.nan)):
-        with pytest.raises(GenrecError, match='expected 30 finite numbers'): log_prior(trie, bad)
+        with pytest.raises(GenrecError, match='expected 30 finite numbers'): _log_prior(trie, bad)
     with pytest.raises(GenrecError, match='needs counts='): item_decoder(ids, softmax='children', prior='trie')
     with pytest.raises(SettingError, match="softmax is 'child'"): item_decoder(ids, softmax='child')
     with pytest.raises(SettingError, match="prior is 'yes'"): item_decoder(ids, prior='yes')
@@ -160,7 +160,7 @@ def test_one_token_paths_are_sasrec():
     theirs['codes.0.weight'] = theirs.pop('item.weight')
     missing, unexpected = model.load_state_dict({k: v for k, v in theirs.items() if k != 'prior'}, strict=False)
     assert set(missing) == {'bias.0', 'counts'} and not unexpected and len(own) == len(theirs) + 1
-    loss, out = as_loss(None, model.tries).per_item(model.trees[0].deciding), model(items=ITEMS)
+    loss, out = _as_loss(None, model.tries).per_item(model.trees[0].deciding), model(items=ITEMS)
     torch.testing.assert_close(loss(out)[0], sasrec(ITEMS)['loss'], atol=1e-5, rtol=1e-5)
 
 
@@ -178,7 +178,7 @@ def test_the_loss_is_the_mean_over_identifiers():
     out = model(items=ITEMS)
     loss = Uniform().objective(model.tries, ids).per_item(torch.cat([t.deciding for t in model.trees], 1), 2)(out)[0]
     torch.testing.assert_close(loss, (out.nll[:, :3].sum(1) + out.nll[:, 3]).mean()/2)
-    with pytest.raises(GenrecError, match=r'30 items with 3 tokens, the trie has 30 with 4'): as_loss(torch.ones(30, 3), model.tries)
+    with pytest.raises(GenrecError, match=r'30 items with 3 tokens, the trie has 30 with 4'): _as_loss(torch.ones(30, 3), model.tries)
 
 def test_identifiers_that_do_not_fit():
     with pytest.raises(GenrecError, match=r'identifiers of \[30, 31\] items'): item_decoder([codes(30), codes(31)])

@@ -7,7 +7,7 @@ import pytest
 import genrec_nb.loaders as L
 from genrec_nb.core import FileError, GenrecError, MissingTextError
 from genrec_nb.data import leave_one_out
-from genrec_nb.loaders import fetch, load_dataset, load_json, load_movielens, load_table, read_atomic, read_items
+from genrec_nb.loaders import fetch, load_dataset, load_json, load_movielens, load_table, _read_atomic, _read_items
 
 def refused(*words):
     "The error must be one line that holds all the words"
@@ -221,7 +221,7 @@ def test_movielens(ml):
     assert (x.n_users, x.n_items, len(x.items))==(943, 1682, 100_000)
     same = np.diff(x.times)==0; same[x.offsets[1:-1]-1] = False
     assert round(same.sum()/1e5, 3)==.506
-    df = read_atomic(fetch('ml-100k')/'ml-100k.inter').astype(float).astype(int)
+    df = _read_atomic(fetch('ml-100k')/'ml-100k.inter').astype(float).astype(int)
     for u in (0, 41, 942): # oracle: sort one user's rows
         r = df[df.user_id==int(x.user_ids[u])].sort_values(['timestamp','item_id'])
         assert x.user(u).tolist()==(r.item_id-1).tolist()
@@ -270,16 +270,16 @@ def test_items_from_every_layout_read_alike(tmp_path):
     (tmp_path/'a.json').write_text(json.dumps({'7': dict(title='A lamp', color='red'), '30': dict(title='B lamp', color='blue')}))
     (tmp_path/'a.csv').write_text('item,title,color\n30,B lamp,blue\n7,A lamp,red\n')
     (tmp_path/'a.item').write_text('item_id:token\tname:token\tcolor:token\n7\tA lamp\tred\n30\tB lamp\tblue\n')
-    found = [read_items(tmp_path/f) for f in ('a.json', 'a.csv', 'a.item')]
+    found = [_read_items(tmp_path/f) for f in ('a.json', 'a.csv', 'a.item')]
     assert [c.ids for c in found] == [['7', '30'], ['30', '7'], ['7', '30']]       # the order of the file, not of the ids
     assert found[0] == found[2] == found[1].take([1, 0]) and found[0].texts == ['A lamp. red', 'B lamp. blue']
     (tmp_path/'o.json').write_text(json.dumps({k: dict(title=k) for k in ('n10', 'n2', 'm')}))
-    assert read_items(tmp_path/'o.json').ids == ['n10', 'n2', 'm']
+    assert _read_items(tmp_path/'o.json').ids == ['n10', 'n2', 'm']
     (tmp_path/'b.csv').write_text('thing,title\n1,x\n')
-    with pytest.raises(GenrecError, match="no column 'item'"): read_items(tmp_path/'b.csv')
-    assert read_items(tmp_path/'b.csv', item='thing').titles == ['x']
+    with pytest.raises(GenrecError, match="no column 'item'"): _read_items(tmp_path/'b.csv')
+    assert _read_items(tmp_path/'b.csv', item='thing').titles == ['x']
     for name, text, message in (('e.json', '{}', 'at least one item'), ('l.json', '[]', 'at least one item'), ('t.json', '{"1": {}}', '"title"')):
         (tmp_path/name).write_text(text)
-        with pytest.raises(GenrecError, match=message): read_items(tmp_path/name)
+        with pytest.raises(GenrecError, match=message): _read_items(tmp_path/name)
 
 

@@ -69,7 +69,7 @@ def test_padding_never_counts():
     short, long = np.array([[3, -1, -1]]), np.array([[3]])
     assert ranking_metrics(short, [3], ks=(1,)) == ranking_metrics(long, [3], ks=(1,))
     assert ranking_metrics([[-1, -1]], [0], ks=(2,))['recall@2'] == 0
-    assert recommendation_counts(short, 5).sum() == 1 and coverage(short, 5) == 1/5 and average_popularity(short, [0, 0, 0, 7, 0]) == 7
+    assert _recommendation_counts(short, 5).sum() == 1 and coverage(short, 5) == 1/5 and average_popularity(short, [0, 0, 0, 7, 0]) == 7
 
 def test_a_shared_string_counts_one_item():
     string = np.array([0, 1, 1, 1, 2]); targets = np.array([1, 2, 3])
@@ -110,7 +110,7 @@ def test_unknown_metric(name):
 def test_coverage_gini_popularity_by_brute_force(case):
     ranked, _ = case; n, weight = 9, np.array([5, 0, 2, 7, 1, 1, 3, 0, 4])
     count = [sum(int(i == j) for row in ranked for j in row) for i in range(n)]
-    assert recommendation_counts(ranked, n).tolist() == count
+    assert _recommendation_counts(ranked, n).tolist() == count
     assert coverage(ranked, n) == sum(c > 0 for c in count) / n
     if not sum(count): assert math.isnan(gini(ranked, n)) and math.isnan(average_popularity(ranked, weight)); return
     pairs = sum(abs(a - b) for a in count for b in count) / (2 * n * sum(count))     # mean absolute difference over twice the mean
@@ -162,7 +162,7 @@ def test_head_and_tail(counts, share):
 def test_popularity_groups_are_equal_and_ordered(counts, g):
     group = popularity_groups(counts, g); size = np.bincount(group, minlength=g)
     assert len(size) == g and size.max() - size.min() <= 1
-    assert (np.diff(group[popularity_order(counts)]) >= 0).all()
+    assert (np.diff(group[_popularity_order(counts)]) >= 0).all()
 
 def test_target_groups():
     g = target_groups([0, 4, 4, 1], np.array([9, 1, 2, 3, 0]))
@@ -179,7 +179,7 @@ def test_bootstrap_of_hits_is_binomial():
 @pytest.mark.parametrize('distinct', [3, 1000])                         # few values, and all values different
 def test_bootstrap_has_the_moments_of_resampling(distinct):
     rng = np.random.default_rng(1); values = rng.choice(rng.random(distinct), 1000)
-    means = bootstrap_means(values, n=3000)
+    means = _bootstrap_means(values, n=3000)
     assert means.mean() == pytest.approx(values.mean(), abs=4 * values.std() / np.sqrt(1000 * 3000))
     assert means.std() == pytest.approx(values.std() / np.sqrt(1000), rel=.06)
 
@@ -190,7 +190,7 @@ def test_bootstrap_of_users_equals_resampling_users_in_a_loop():
     for _ in range(2000):
         drawn = rng.integers(0, 40, 40)
         loop.append(np.concatenate([values[users == u] for u in drawn]).mean())
-    fast = bootstrap_means(values, 10_000, users=users)
+    fast = _bootstrap_means(values, 10_000, users=users)
     assert [fast.mean(), fast.std()] == pytest.approx([np.mean(loop), np.std(loop)], rel=.06)
     assert np.quantile(fast, [.025, .5, .975]) == pytest.approx(np.quantile(loop, [.025, .5, .975]), abs=.015)
 
@@ -314,7 +314,7 @@ def test_popularity_floor_of_scientific():
     from genrec_nb.loaders import load_dataset
     split = leave_one_out(load_dataset(folder).interactions); counts, cases = split.train.item_counts(), split.test
     ranked = popularity_ranking(counts, cases, 10)
-    order, hits = popularity_order(counts).tolist(), 0
+    order, hits = _popularity_order(counts).tolist(), 0
     for m in range(len(cases)):
         seen, top = set(cases.history(m).tolist()), []
         for i in order:

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from genrec_nb.other_tokenizers import (_grow_tree, _shuffled_number, _spectral_clusters, _split_cluster, category_ids, co_occurrence, compare_identifiers,
-                                        first_tokens, popular_first, product_kmeans, read_categories, split_names, tree_ids)
+from genrec_nb.other_tokenizers import (_grow_tree, _shuffled_number, _spectral_clusters, _split_cluster, category_ids, _co_occurrence, compare_identifiers,
+                                        _first_tokens, _popular_first, product_kmeans, read_categories, _split_names, tree_ids)
 from genrec_nb.data import Catalog, Interactions, leave_one_out
 from genrec_nb.core import GenrecError
 from genrec_nb.loaders import load_dataset
@@ -121,9 +121,9 @@ histories = st.lists(st.lists(st.integers(0, 7), max_size=6), min_size=1, max_si
 def test_co_occurrence_against_pairs(hs):
     pairs = Counter((a, b) for h in hs for a, b in itertools.permutations(h, 2) if a != b)
     if not pairs:
-        with pytest.raises(GenrecError, match='no two items stand together'): co_occurrence(interactions(hs, 8))
+        with pytest.raises(GenrecError, match='no two items stand together'): _co_occurrence(interactions(hs, 8))
         return
-    a = co_occurrence(interactions(hs, 8)).toarray()
+    a = _co_occurrence(interactions(hs, 8)).toarray()
     assert_array_equal(a, [[pairs[i, j] for j in range(8)] for i in range(8)])
 
 def planted(groups, links, seed=0, weight=20):
@@ -262,8 +262,8 @@ def test_reading_categories(tmp_path):
     assert read_categories(tmp_path/'r', catalog, 'tags', ' ') == [[], ['x', 'y']]
 
 def test_unordered_labels():
-    assert popular_first([['rare', 'x'], ['x', 'y', 'x'], ['y', 'x'], []], least=2) == [['x'], ['x', 'y'], ['x', 'y'], []]
-    assert split_names(['a b', None], ' ') == [['a', 'b'], []] and split_names([]) == []
+    assert _popular_first([['rare', 'x'], ['x', 'y', 'x'], ['y', 'x'], []], least=2) == [['x'], ['x', 'y'], ['x', 'y'], []]
+    assert _split_names(['a b', None], ' ') == [['a', 'b'], []] and _split_names([]) == []
 
 def test_genres_follow_the_catalog():
     catalog = load_dataset('ml-100k').catalog
@@ -285,7 +285,7 @@ def test_scientific_categories():
 
 def test_comparison():
     ids = Identifiers.from_codes(np.array([[0, 0], [0, 0], [1, 2], [3, 0]]), [4, 4], 'keep')
-    assert_array_equal(first_tokens(ids), [2, 1, 1])
+    assert_array_equal(_first_tokens(ids), [2, 1, 1])
     row = compare_identifiers(dict(a=ids)).loc['a']
     assert row['tokens'] == 2 and row['vocabulary'] == 11 and row['first'] == 3 and row['collisions %'] == 25 and row['largest'] == 2
     assert row['perplexity'] == pytest.approx(np.exp(-(.5*np.log(.5) + 2*.25*np.log(.25))))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from genrec_nb.core import FileError, GenrecError
-from genrec_nb.experiments.results import Block, blocks, read_results, results_writer
+from genrec_nb.experiments.results import Block, blocks, read_results, _results_writer
 from genrec_nb.pipeline import pack, unpack
 
 STORED = Path(__file__).parents[1]/'nbs'/'results'
@@ -79,13 +79,13 @@ def test_a_torn_last_line_is_told_and_cut_off(simple, tmp_path):
     simple.unlink()
     results = read_results(tmp_path)
     assert len(results.trials) == 5 and 'torn' in results.notes[0]
-    with results_writer(tmp_path) as append: append(json.loads(whole.splitlines()[-1]))
+    with _results_writer(tmp_path) as append: append(json.loads(whole.splitlines()[-1]))
     assert (tmp_path/'results.jsonl').read_bytes().count(b'\n') == 8 and len(read_results(tmp_path).trials) == 6 and not read_results(tmp_path).notes
 
 
 def test_a_whole_line_without_its_end_is_kept(simple, tmp_path):
     (tmp_path/'results.jsonl').write_bytes(simple.read_bytes()[:-1])
-    with results_writer(tmp_path) as append: append(dict(kind='grid', n=1, digest='g1', record={}))
+    with _results_writer(tmp_path) as append: append(dict(kind='grid', n=1, digest='g1', record={}))
     simple.unlink()
     assert len(read_results(tmp_path).trials) == 6
 

@@ -12,9 +12,9 @@ from genrec_nb.sequential_baselines import load_ranker
 from genrec_nb.tokenizer import load_tokenized
 import genrec_nb.pipeline as pipeline
 import genrec_nb.run as run_module
-from genrec_nb.pipeline import pack, ranked_lists, run_trials, unpack
+from genrec_nb.pipeline import pack, _ranked_lists, run_trials, unpack
 from genrec_nb.run import RunConfig, _open_run, load_config, run, tokenize
-from genrec_nb.trial import content_digest
+from genrec_nb.trial import _content_digest
 
 METHODS = ['CE', 'CE + IGD decoding', 'IGD tuning', 'IGD tuning + decoding']
 TINY = dict(tokenizer=dict(method='rqkmeans', encoder='tfidf', size=6, levels=2), model=dict(d_model=16, num_heads=2, num_layers=1),
@@ -73,7 +73,7 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_the_metrics_are_those_of_the_stored_lists(finished):
     data, folder, metrics = finished
     trials, _, split = trials_of(small_config(data))
-    lists = ranked_lists(trials['igd'], folder, 'igd')['test']
+    lists = _ranked_lists(trials['igd'], folder, 'igd')['test']
     by_hand = evaluate_ranking(lists, split.test, split.train)
     assert metrics['methods']['IGD tuning + decoding']['ndcg@10'] == pytest.approx(by_hand['ndcg@10'])
     rec = GenerativeRecommender.from_pretrained(folder/'work'/trials['igd'].key/'model')
@@ -199,7 +199,7 @@ def test_a_first_stage_that_fails_leaves_no_folder(tmp_path, monkeypatch):
     "So that the corrected command may have its name"
     data = small_data(tmp_path/'toy')
     def fails(*a): raise GenrecError('no codes today')
-    monkeypatch.setattr(run_module, 'make_identifiers', fails)
+    monkeypatch.setattr(run_module, '_make_identifiers', fails)
     with pytest.raises(GenrecError, match='no codes today'): run(small_config(data), tmp_path/'out')
     assert not (tmp_path/'out').exists()
     _open_run(tmp_path/'out', small_config(data), False)
@@ -236,18 +236,18 @@ def test_a_trial_is_named_by_contents(finished, tmp_path):
     others = [key(data=data, **c) for c in (dict(seed=1), dict(beta=.5), dict(users=20), dict(model=dict(d_model=16)), dict(ids=str(folder/'tokenizer')))]
     assert len({here, *others}) == 6
     shutil.copytree(folder/'tokenizer', tmp_path/'copy')
-    assert content_digest(tmp_path/'copy') == content_digest(folder/'tokenizer') != content_digest(tmp_path/'moved'/'toy')
+    assert _content_digest(tmp_path/'copy') == _content_digest(folder/'tokenizer') != _content_digest(tmp_path/'moved'/'toy')
 
 
 def test_failures_are_rows_and_the_others_go_on(finished, tmp_path, monkeypatch):
     data, folder, _ = finished
     config = small_config(data)
     trials, _, _ = trials_of(config)
-    real = pipeline.train_trial
+    real = pipeline._train_trial
     def train(trial, *a):
         if trial.label == 'ce': raise RuntimeError('out of memory')
         return real(trial, *a)
-    monkeypatch.setattr(pipeline, 'train_trial', train)
+    monkeypatch.setattr(pipeline, '_train_trial', train)
     failed, row = run_trials([(t, config.decodings) for t in trials.values()], folder)
     assert failed['kind'] == 'failure' and failed['error'] == 'ce: out of memory' and row['kind'] == 'trial' and set(row['decodings']) == {'plain', 'igd'}
 

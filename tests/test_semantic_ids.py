@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_array_equal
 
 from genrec_nb.core import GenrecError
-from genrec_nb.collisions import collision_counts, path_groups, running_number
-from genrec_nb.semantic_ids import BOS, EOS, PAD, SPECIAL, Identifiers, append_eos, pad_paths, prefix_pairs
+from genrec_nb.collisions import collision_counts, _path_groups, _running_number
+from genrec_nb.semantic_ids import BOS, EOS, PAD, SPECIAL, Identifiers, _append_eos, _pad_paths, _prefix_pairs
 
 DATA = Path(os.environ.get('GENREC_DATA') or Path(__file__).parents[1]/'../shared/data')
 paths = st.lists(st.lists(st.integers(3, 6), min_size=1, max_size=4), min_size=1, max_size=25)
@@ -27,30 +27,30 @@ def table(tmp_path, text):
 @given(paths)
 def test_paths_against_brute_force(ps):
     flat, offsets = arrays(ps)
-    padded = pad_paths(flat, offsets)
+    padded = _pad_paths(flat, offsets)
     width = max(map(len, ps))
     assert_array_equal(padded, [p + [PAD]*(width - len(p)) for p in ps])
     number = {p: i for i, p in enumerate(sorted({tuple(p) for p in ps}))}
-    group = path_groups(padded)
+    group = _path_groups(padded)
     assert_array_equal(group, [number[tuple(p)] for p in ps])
     size = Counter(map(tuple, ps))
     shared = [n for n in size.values() if n > 1]
     c = collision_counts(group)
     assert (c['distinct'], c['groups'], c['items'], c['largest']) == (len(size), len(shared), sum(shared), max(size.values()))
     assert c['rate'] == pytest.approx(1 - len(size)/len(ps))
-    assert_array_equal(running_number(group), [sum(q == p for q in ps[:i]) for i, p in enumerate(ps)])
+    assert_array_equal(_running_number(group), [sum(q == p for q in ps[:i]) for i, p in enumerate(ps)])
     begun = {a for a in size if any(len(b) > len(a) and b[:len(a)] == a for b in size)}
-    pairs = prefix_pairs(padded)
+    pairs = _prefix_pairs(padded)
     assert {tuple(ps[a]) for a, _ in pairs} == begun and len(pairs) == len(begun)
     assert all(len(ps[b]) > len(ps[a]) and ps[b][:len(ps[a])] == ps[a] for a, b in pairs)
-    ended = pad_paths(*append_eos(flat, offsets))
-    assert [[t for t in r if t] for r in ended.tolist()] == [p + [EOS] for p in ps] and len(prefix_pairs(ended)) == 0
+    ended = _pad_paths(*_append_eos(flat, offsets))
+    assert [[t for t in r if t] for r in ended.tolist()] == [p + [EOS] for p in ps] and len(_prefix_pairs(ended)) == 0
 
 def test_long_paths_need_several_sort_keys():
     rng = np.random.default_rng(0)
     rows = rng.integers(3, 60_000, (200, 9)); rows[50:100] = rows[:50]
     number = {p: i for i, p in enumerate(sorted(map(tuple, set(map(tuple, rows.tolist())))))}
-    assert_array_equal(path_groups(rows), [number[tuple(r)] for r in rows.tolist()])
+    assert_array_equal(_path_groups(rows), [number[tuple(r)] for r in rows.tolist()])
 
 @pytest.mark.parametrize('flat,offsets,message', [
     ([3, 4], [0, 2, 2], 'item 1 has an empty path'),

@@ -12,7 +12,7 @@ from genrec_nb.baselines import LightGCNConfig, train_lightgcn
 from genrec_nb.core import GenrecError
 from genrec_nb.data import Cases, Interactions, Split, leave_one_out
 from genrec_nb.metrics import evaluate_ranking, popularity_ranking, ranking_metrics
-from genrec_nb.sequential_baselines import SASRec, SASRecConfig, _own_random_state, catalog_ce, left_aligned, load_ranker, save_ranker, train_collaborative_embeddings, train_sasrec
+from genrec_nb.sequential_baselines import SASRec, SASRecConfig, _own_random_state, _catalog_ce, _left_aligned, load_ranker, save_ranker, train_collaborative_embeddings, train_sasrec
 from oracles import few
 from test_baselines import ring
 
@@ -64,19 +64,19 @@ def test_ce_against_a_loop(n, items, rows, seed):
     for t in range(n):
         scores = [sum(float(h[t, k])*float(e[i, k]) for k in range(3)) + float(b[i]) for i in range(items)]
         loss += math.log(sum(map(math.exp, scores))) - scores[int(y[t])]
-    assert float(catalog_ce(h, e, y, b, rows)) == pytest.approx(loss/n, abs=1e-5)
+    assert float(_catalog_ce(h, e, y, b, rows)) == pytest.approx(loss/n, abs=1e-5)
 
 def test_ce_gradients_in_double_precision():
     g = torch.Generator().manual_seed(0)
     h, e = (torch.randn(n, 4, dtype=torch.float64, generator=g, requires_grad=True) for n in (11, 6))
     b, y = torch.randn(6, dtype=torch.float64, generator=g), torch.randint(6, (11,), generator=g)
-    assert torch.autograd.gradcheck(lambda h, e: catalog_ce(h, e, y, b, rows=4), (h, e))
-    for ours, theirs in zip(torch.autograd.grad(3*catalog_ce(h, e, y, b, 4), (h, e)), torch.autograd.grad(3*F.cross_entropy(h @ e.T + b, y), (h, e))):
+    assert torch.autograd.gradcheck(lambda h, e: _catalog_ce(h, e, y, b, rows=4), (h, e))
+    for ours, theirs in zip(torch.autograd.grad(3*_catalog_ce(h, e, y, b, 4), (h, e)), torch.autograd.grad(3*F.cross_entropy(h @ e.T + b, y), (h, e))):
         torch.testing.assert_close(ours, theirs)
 
 def test_ce_with_scores_that_overflow():
     h, e = torch.tensor([[300.]]), torch.tensor([[1.], [-1.]])
-    assert float(catalog_ce(h, e, torch.tensor([0]))) == 0 and float(catalog_ce(h, e, torch.tensor([1]))) == 600
+    assert float(_catalog_ce(h, e, torch.tensor([0]))) == 0 and float(_catalog_ce(h, e, torch.tensor([1]))) == 600
 
 def test_forward_is_the_mean_over_every_question(split):
     torch.manual_seed(0)
@@ -113,7 +113,7 @@ def test_only_the_last_items_are_read():
     with torch.no_grad(): assert torch.equal(model.scores(a), model.scores(b))
 
 def test_left_aligned_against_a_loop(split):
-    got = left_aligned(split.test, 6)
+    got = _left_aligned(split.test, 6)
     for m, row in enumerate(got.tolist()):
         h = split.test.history(m).tolist()[-6:]
         assert row == h + [-1]*(len(row) - len(h))

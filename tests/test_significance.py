@@ -14,7 +14,7 @@ tenths = st.integers(-9, 9).map(lambda i: i / 10)                       # many t
 
 def bootstrap_difference(d, over=None, n=2000, level=.95, seed=0):
     "Percentile interval of a mean difference [S, U]"
-    d = np.asarray(d, float); total = bootstrap_totals(d[None], over or ('both' if len(d) > 1 else 'users'), n, seed)
+    d = np.asarray(d, float); total = _bootstrap_totals(d[None], over or ('both' if len(d) > 1 else 'users'), n, seed)
     return tuple(float(x) for x in _percentiles(total[:, 0] / d.shape[1], level))
 
 def all_flip_sums(d):
@@ -187,14 +187,14 @@ def test_totals_equal_resampling_in_a_loop():
         s, u = rng.integers(0, 4, 4), rng.integers(0, 12, 12)
         loop['users'].append(d[:, u].mean()); loop['seeds'].append(d[s].mean()); loop['both'].append(d[s][:, u].mean())
     for over, ref in loop.items():
-        x = bootstrap_totals(d[None], over, 8000)[:, 0] / 12
+        x = _bootstrap_totals(d[None], over, 8000)[:, 0] / 12
         assert x.std() == pytest.approx(np.std(ref), rel=.05)
         assert np.quantile(x, [.025, .5, .975]) == pytest.approx(np.quantile(ref, [.025, .5, .975]), abs=.08)
 
 def test_few_users_by_enumeration():
     d = np.array([[.5, -1., 2.]])
     means = np.sort([np.mean(r) for r in itertools.product(d[0], repeat=3)])                        # all 27 resamples
-    x = bootstrap_totals(d[None], 'users', 30_000)[:, 0] / 3
+    x = _bootstrap_totals(d[None], 'users', 30_000)[:, 0] / 3
     for m in np.unique(means.round(9)): assert np.isclose(x, m).mean() == pytest.approx(np.isclose(means, m).mean(), abs=.012)
 
 def test_interval_agrees_with_the_interval_of_evaluate():
@@ -214,9 +214,9 @@ def test_coverage_over_users_and_seeds_is_not_below():
     assert inside / 200 >= .91
 
 def test_blocks_do_not_change_the_draws():
-    x = np.random.default_rng(0).normal(size=(2, 3, 70_000)); a = bootstrap_totals(x, 'both', 7)
-    one = bootstrap_totals(x[:1], 'both', 7); np.testing.assert_allclose(a[:, 0], one[:, 0])          # the same people for every quantity
-    x = x[..., :900]; np.testing.assert_allclose(bootstrap_totals(x, 'users', 600)[:300], bootstrap_totals(x, 'users', 300))
+    x = np.random.default_rng(0).normal(size=(2, 3, 70_000)); a = _bootstrap_totals(x, 'both', 7)
+    one = _bootstrap_totals(x[:1], 'both', 7); np.testing.assert_allclose(a[:, 0], one[:, 0])          # the same people for every quantity
+    x = x[..., :900]; np.testing.assert_allclose(_bootstrap_totals(x, 'users', 600)[:300], _bootstrap_totals(x, 'users', 300))
 
 @quick
 @given(st.integers(0, 99))

@@ -11,7 +11,7 @@ from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.objectives import WEIGHTINGS, make_weighting, token_nll, weighted_mean
 from genrec_nb.semantic_ids import EOS, Identifiers
 from genrec_nb.token_weights import (FrontGreater, Frequency, IGD, Position, Uniform, frequency_weights, gain_weights, igd_weights, 
-                                     level_gains, split_gains, uniform_weights)
+                                     level_gains, _split_gains, uniform_weights)
 from genrec_nb.trie import ItemTrie
 import oracles
 from oracles import DictTrie, few, identifiers, tables_with_counts
@@ -138,7 +138,7 @@ def test_gains_add_up(case, seed):
     whole, left = mu(rows, range(len(x))), math.fsum(len(g)*mu(rows, g) for g in groups(paths, 99).values())/len(x)
     assert float(gains.sum()) == pytest.approx(whole - left, abs=1e-9)
     np.testing.assert_allclose(gains, slow_levels(rows, paths), atol=1e-9)
-    assert (split_gains(trie, torch.from_numpy(x).double())[trie.n_children <= 1] == 0).all()
+    assert (_split_gains(trie, torch.from_numpy(x).double())[trie.n_children <= 1] == 0).all()
 
 def test_gains_of_codes_identifiers_and_trie_are_the_same():
     rng = np.random.default_rng(0)

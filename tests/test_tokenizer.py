@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 from genrec_nb.baselines import LightGCNConfig
 from genrec_nb.sequential_baselines import RANKERS, train_collaborative_embeddings
-from genrec_nb.cli import app, explain_error, main
+from genrec_nb.cli import app, _explain_error, main
 from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
 from genrec_nb.core import GenrecError
 from genrec_nb.semantic_ids import Identifiers
@@ -16,8 +16,8 @@ from genrec_nb.prompts import title_identifiers
 from genrec_nb.kmeans import residual_kmeans
 from genrec_nb.recommender import RecommenderConfig
 from genrec_nb.run import tokenize as tokenize_job
-from genrec_nb.tokenizer import collaborative_embeddings, load_tokenized, tokenize_items
-from genrec_nb.tokenizer_config import default_size, TokenizerConfig, TOKENIZERS
+from genrec_nb.tokenizer import _collaborative_embeddings, load_tokenized, tokenize_items
+from genrec_nb.tokenizer_config import _default_size, TokenizerConfig, TOKENIZERS
 from genrec_nb.tokenizer_report import compare_reports
 
 N, CODED = 60, [m for m, how in TOKENIZERS.items() if 'text' in how.needs]
@@ -103,7 +103,7 @@ def test_collaborative_vectors_never_see_validation_or_test(short_rankers):
     "Whatever stands in `valid` and `test`, even nothing at all"
     empty = replace(SPLIT, valid=None, test=None)
     for cf in ('lightgcn', 'sasrec'):
-        a, b = collaborative_embeddings(cf, SPLIT), collaborative_embeddings(cf, empty)
+        a, b = _collaborative_embeddings(cf, SPLIT), _collaborative_embeddings(cf, empty)
         assert a.shape == (N, 32) and np.array_equal(a, b)
 
 
@@ -322,7 +322,7 @@ def test_category_paths_can_be_cut_and_sets_be_ordered():
 def test_defaults_are_those_of_the_recommender():
     r, t = RecommenderConfig(), TokenizerConfig()
     assert r.tokenizer_config == t and t.levels == 3 and t.policy == 'extra' and t.encoder == 'minilm' and t.method == 'rqvae'
-    assert [default_size(n) for n in (5, 100, 1682, 3001)] == [2, 25, 64, 256]
+    assert [_default_size(n) for n in (5, 100, 1682, 3001)] == [2, 25, 64, 256]
     assert RecommenderConfig(tokenizer=dict(method='random', levels=2)).tokenizer_config == TokenizerConfig('random', levels=2)
     c = RecommenderConfig(tokenizer=dict(method='letter', cf='lightgcn', options=dict(alpha=.1)))
     assert c.tokenizer_config == TokenizerConfig('letter', cf='lightgcn', options=dict(alpha=.1))
@@ -361,7 +361,7 @@ def genrec(*args, ok=True):
     "What the command prints, or the one line that it ends with"
     r = CliRunner(env={'COLUMNS': '200'}).invoke(app, [str(a) for a in args])
     if ok: assert r.exit_code == 0, r.exception or r.output; return r.stdout
-    line, code = explain_error(r.exception)
+    line, code = _explain_error(r.exception)
     assert code == 2 and '\n' not in line
     return line
 

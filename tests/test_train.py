@@ -18,7 +18,7 @@ from genrec_nb.objectives import MultiTargetLoss, WeightedLoss, make_weighting, 
 from genrec_nb.batches import LengthBatches
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.tiger import tiger_t5
-from genrec_nb.train import EpochSubset, FitResult, GenrecTrainer, TrainConfig, _attached, as_loss, batch_targets, case_ce, fit, last_checkpoint, rank_cases, rank_each, training_arguments
+from genrec_nb.train import _EpochSubset, FitResult, GenrecTrainer, TrainConfig, _attached, _as_loss, _batch_targets, _case_ce, fit, _last_checkpoint, _rank_cases, rank_each, _training_arguments
 from genrec_nb.trie import ItemTrie
 from oracles import few, identifiers, next_logp
 
@@ -75,7 +75,7 @@ def gradients(make, batches, accumulate, folder):
     "Gradient of each step and the logged loss, by the trainer"
     model, (trie, weights), watch = make(dropout=0.), world(make), Watch()
     samples = model.samples(SPLIT.train, 5)
-    args = training_arguments(TrainConfig(epochs=1, batch_size=len(batches[0]), accumulate=accumulate), 1, folder, learning_rate=0., weight_decay=0., max_grad_norm=0.,
+    args = _training_arguments(TrainConfig(epochs=1, batch_size=len(batches[0]), accumulate=accumulate), 1, folder, learning_rate=0., weight_decay=0., max_grad_norm=0.,
                               logging_strategy='steps', logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
     trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=weights, callbacks=[watch])
     trainer.get_train_dataloader = lambda: trainer.accelerator.prepare(DataLoader(samples, batch_sampler=batches, collate_fn=samples.collate))
@@ -129,7 +129,7 @@ def test_every_training_target_once_an_epoch(make, accumulate, tmp_path, monkeyp
     "Counted where the loss is computed; the batches are those of (seed, epoch)"
     seen = []
     def compute_loss(self, model, inputs, *args, **kwargs):
-        seen.append((self.state.epoch, batch_targets(inputs).tolist()))
+        seen.append((self.state.epoch, _batch_targets(inputs).tolist()))
         return inner(self, model, inputs, *args, **kwargs)
     inner = GenrecTrainer.compute_loss
     monkeypatch.setattr(GenrecTrainer, 'compute_loss', compute_loss)
@@ -142,7 +142,7 @@ def test_every_training_target_once_an_epoch(make, accumulate, tmp_path, monkeyp
         part = [t for _, t in seen[epoch*n:(epoch + 1)*n]]
         assert np.bincount(sum(part, []), minlength=N).tolist() == want
         batches.set_epoch(epoch)
-        assert part == [batch_targets(samples.collate(b)).tolist() for b in batches]
+        assert part == [_batch_targets(samples.collate(b)).tolist() for b in batches]
     assert [t for _, t in seen[:n]] != [t for _, t in seen[n:2*n]]
 
 @pytest.mark.parametrize('make', [packed, t5])
@@ -179,7 +179,7 @@ def test_resumed_from_the_middle_of_an_epoch(make, accumulate, tmp_path):
     more = dict(accumulate=accumulate, save_steps=every, eval_steps=every)
     whole = run(make, tmp_path/'a', **more)
     with pytest.raises(KeyboardInterrupt): run(make, tmp_path/'b', callbacks=[Break(every + 2)], **more)
-    assert json.loads((last_checkpoint(tmp_path/'b')/'trainer_state.json').read_text())['epoch'] % 1 > 0
+    assert json.loads((_last_checkpoint(tmp_path/'b')/'trainer_state.json').read_text())['epoch'] % 1 > 0
     same_end(run(make, tmp_path/'b', resume=True, **more), whole, losses=False)   # of the broken epoch only the rest is averaged
 
 @pytest.fixture(scope='module')
@@ -211,21 +211,21 @@ def test_killed_while_a_checkpoint_was_written(unbroken, tmp_path, monkeypatch):
         m.setattr(GenrecTrainer, '_save_rng_state', die)
         with pytest.raises(KeyboardInterrupt): run(packed, tmp_path/'b')
     assert (tmp_path/'b'/f'checkpoint-{3*steps}'/'model.safetensors').exists()
-    assert last_checkpoint(tmp_path/'b').name == f'checkpoint-{2*steps}'
+    assert _last_checkpoint(tmp_path/'b').name == f'checkpoint-{2*steps}'
     same_end(run(packed, tmp_path/'b', resume=True), whole)
 
 def test_torn_checkpoints_are_skipped(tmp_path):
-    assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path/'none') is None
+    assert _last_checkpoint(tmp_path) is None and _last_checkpoint(tmp_path/'none') is None
     for step, text in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (90, '{"global_st'), (95, ''), (96, '{}'), (97, '\x00\x00')):
         (tmp_path/f'checkpoint-{step}').mkdir()
         (tmp_path/f'checkpoint-{step}'/'trainer_state.json').write_text(text)
     (tmp_path/'checkpoint-99').mkdir()
-    assert last_checkpoint(tmp_path) == tmp_path/'checkpoint-10'
+    assert _last_checkpoint(tmp_path) == tmp_path/'checkpoint-10'
 
 
 # ---- the best checkpoint ------------------------------------------------------------------------------------------
 
-def ndcg(model, trie, decode=None, k=10): return ranking_metrics(rank_cases(model, trie, SPLIT.valid, decode or DecodeConfig()), SPLIT.valid.targets, (k,))[f'ndcg@{k}']
+def ndcg(model, trie, decode=None, k=10): return ranking_metrics(_rank_cases(model, trie, SPLIT.valid, decode or DecodeConfig()), SPLIT.valid.targets, (k,))[f'ndcg@{k}']
 
 @pytest.mark.parametrize('make', [packed])
 def test_the_model_of_the_best_evaluation_comes_back(make, tmp_path):
@@ -266,7 +266,7 @@ def test_another_metric_chooses(tmp_path):
 
 def test_the_warm_up_leaves_a_step(tmp_path):
     "A training of one step moves"
-    warmup = lambda epochs, steps: training_arguments(TrainConfig(epochs=epochs, warmup=.1), steps, tmp_path).warmup_steps
+    warmup = lambda epochs, steps: _training_arguments(TrainConfig(epochs=epochs, warmup=.1), steps, tmp_path).warmup_steps
     assert (warmup(1, 1), warmup(1, 2), warmup(2, 30)) == (0, 1, 6)
     before = flat(packed())
     after = flat(run(packed, tmp_path, epochs=1, samples_per_epoch=4, warmup=.02).model)
@@ -297,7 +297,7 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path):
 def test_rank_cases_against_scoring_every_item(make):
     "Seen items are those of the whole history, also where the model reads only its end"
     model, (trie, _), ids = make(seed=3).eval(), world(make), TITLES if make is titles else CODES
-    ranked = rank_cases(model, trie, SPLIT.test, DecodeConfig(beams=100), k=N)
+    ranked = _rank_cases(model, trie, SPLIT.test, DecodeConfig(beams=100), k=N)
     assert max(np.diff(SPLIT.test.offsets)) > 5                                 # longer than what the model reads
     for m in range(0, len(SPLIT.test), 7):
         history = SPLIT.test.history(m).tolist()
@@ -314,16 +314,16 @@ def test_rank_each_is_every_search_by_itself():
     configs = [DecodeConfig(beams=4), DecodeConfig(beams=6, alpha=.4), DecodeConfig(beams=4, assistant_weight=.5, length_penalty=1.)]
     together = rank_each(model, trie, SPLIT.valid, configs, gain, 5, assistant=scores)
     assert len(together) == 3 and not (together[0] == together[2]).all()
-    for c, ranked in zip(configs, together): assert (ranked == rank_cases(model, trie, SPLIT.valid, c, gain, 5, assistant=scores)).all()
+    for c, ranked in zip(configs, together): assert (ranked == _rank_cases(model, trie, SPLIT.valid, c, gain, 5, assistant=scores)).all()
 
 def test_an_assistant_helps_rank_cases():
     model, trie = packed(), world(packed)[0]
     scores = torch.randn(len(SPLIT.valid), N, generator=torch.Generator().manual_seed(0))
-    alone = rank_cases(model, trie, SPLIT.valid, DecodeConfig(beams=N, assistant_weight=1.), k=5, assistant=scores)     # the assistant alone: its own ranking
+    alone = _rank_cases(model, trie, SPLIT.valid, DecodeConfig(beams=N, assistant_weight=1.), k=5, assistant=scores)     # the assistant alone: its own ranking
     for m in range(len(SPLIT.valid)):
         left = scores[m].clone(); left[torch.from_numpy(SPLIT.valid.history(m).astype(np.int64))] = -torch.inf
         assert alone[m].tolist() == left.argsort(descending=True)[:5].tolist()
-    with pytest.raises(GenrecError, match='rows of scores'): rank_cases(model, trie, SPLIT.valid, DecodeConfig(assistant_weight=.5), assistant=scores[:-1])
+    with pytest.raises(GenrecError, match='rows of scores'): _rank_cases(model, trie, SPLIT.valid, DecodeConfig(assistant_weight=.5), assistant=scores[:-1])
 
 class Ten:
     lengths = np.arange(10)
@@ -335,7 +335,7 @@ class Ten:
 @few
 @given(st.integers(1, 14), st.integers(0, 99))
 def test_an_epoch_is_a_subset(n, seed):
-    d = EpochSubset(Ten(), n, seed)
+    d = _EpochSubset(Ten(), n, seed)
     epochs = []
     for e in range(3):
         d.set_epoch(e)
@@ -344,12 +344,12 @@ def test_an_epoch_is_a_subset(n, seed):
         epochs.append(rows)
     d.set_epoch(0)
     assert [d[i] for i in range(len(d))] == epochs[0]
-    if 2 <= n <= 5: assert len({tuple(EpochSubset(Ten(), n, seed + k)[i] for i in range(n)) for k in range(40)}) > 5
+    if 2 <= n <= 5: assert len({tuple(_EpochSubset(Ten(), n, seed + k)[i] for i in range(n)) for k in range(40)}) > 5
 
 @pytest.mark.parametrize('make', [packed])
 def test_few_samples_and_few_evaluation_users(make, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr('genrec_nb.train.rank_cases', lambda model, trie, cases, *args, **kwargs: seen.append(cases.users.tolist()) or rank_cases(model, trie, cases, *args, **kwargs))
+    monkeypatch.setattr('genrec_nb.train._rank_cases', lambda model, trie, cases, *args, **kwargs: seen.append(cases.users.tolist()) or _rank_cases(model, trie, cases, *args, **kwargs))
     a = run(make, tmp_path/'a', samples_per_epoch=20, eval_users=7)
     assert {len(u) for u in seen} == {7} and len({tuple(u) for u in seen}) == 1
     assert next(l['step'] for l in a.logs if 'loss' in l) == 2                  # 20 samples in batches of 16
@@ -364,7 +364,7 @@ def test_resumed_subsets_are_those_of_the_unbroken_run(tmp_path):
 def test_no_case_at_all():
     from genrec_nb.data import Cases
     none = Cases(np.empty(0, np.int64), np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.int64))
-    assert rank_cases(packed(), ItemTrie.build(CODES), none, k=5).shape == (0, 5)
+    assert _rank_cases(packed(), ItemTrie.build(CODES), none, k=5).shape == (0, 5)
     with pytest.raises(GenrecError, match='no validation case'): fit(packed(), SPLIT.train, none, ItemTrie.build(CODES))
 
 
@@ -386,7 +386,7 @@ def step_of(make, loss, batches, accumulate, folder):
     "Gradient of model and loss in each step, and the log, by the trainer"
     model, watch = make(dropout=0.), Watch()
     samples = model.samples(SPLIT.train, 5)
-    args = training_arguments(TrainConfig(epochs=1, batch_size=len(batches[0]), accumulate=accumulate), 1, folder, learning_rate=0., weight_decay=0., max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
+    args = _training_arguments(TrainConfig(epochs=1, batch_size=len(batches[0]), accumulate=accumulate), 1, folder, learning_rate=0., weight_decay=0., max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
     trainer = GenrecTrainer(model, args, samples=samples, trie=ItemTrie.build(TITLES if make is titles else CODES), weights=loss, callbacks=[watch])
     trainer.get_train_dataloader = lambda: trainer.accelerator.prepare(DataLoader(samples, batch_sampler=batches, collate_fn=samples.collate))
     trainer.train()
@@ -451,7 +451,7 @@ def test_a_fit_begins_anew(tmp_path):
 
 def test_no_weight_decay_on_the_mixture(tmp_path):
     model, loss = packed(), loss_of(packed)
-    trainer = GenrecTrainer(model, training_arguments(TrainConfig(weight_decay=.3), 1, tmp_path), samples=model.samples(SPLIT.train, 5), trie=ItemTrie.build(CODES), weights=loss, valid=SPLIT.valid)
+    trainer = GenrecTrainer(model, _training_arguments(TrainConfig(weight_decay=.3), 1, tmp_path), samples=model.samples(SPLIT.train, 5), trie=ItemTrie.build(CODES), weights=loss, valid=SPLIT.valid)
     with _attached(loss, model): groups = trainer.create_optimizer().param_groups
     assert [g['weight_decay'] for g in groups if any(p is loss.s for p in g['params'])] == [0.] and any(g['weight_decay'] == .3 for g in groups)
 
@@ -494,16 +494,16 @@ def test_plain_cross_entropy_of_the_validation_users(make, tmp_path):
     model, ids = make(seed=3), TITLES if make is titles else CODES
     model.eval()
     nats = [-float(next_logp(model, SPLIT.valid.history(m).tolist()[-5:], ids.path(t)[:l].tolist())[ids.path(t)[l]]) for m, t in enumerate(SPLIT.valid.targets.tolist()) for l in range(len(ids.path(t)))]
-    assert case_ce(model.train(), SPLIT.valid, batch_size=7) == pytest.approx(np.mean(nats), rel=1e-4) and model.training
+    assert _case_ce(model.train(), SPLIT.valid, batch_size=7) == pytest.approx(np.mean(nats), rel=1e-4) and model.training
     result = run_loss(make, loss_of(make, 'igd'), tmp_path, epochs=2, metric='ce')
     values = dict(result.curve('ce'))
-    assert len(values) == 2 and result.best == min(values.values()) == values[result.best_epoch] == pytest.approx(case_ce(result.model, SPLIT.valid), rel=1e-6)
+    assert len(values) == 2 and result.best == min(values.values()) == values[result.best_epoch] == pytest.approx(_case_ce(result.model, SPLIT.valid), rel=1e-6)
     assert len(result.curve()) == 2
 
 def test_weights_that_do_not_fit_are_refused():
     trie, weights = world(packed)
     for bad, words in ((weights[:-1], 'items'), (weights[:, :-1], 'tokens'), (make_weighting('igd'), 'objective'), ('igd', 'str'), (weights*float('nan'), 'item 0'), (0*weights, 'all weights are 0')):
-        with pytest.raises(GenrecError, match=words): as_loss(bad, trie)
+        with pytest.raises(GenrecError, match=words): _as_loss(bad, trie)
         with pytest.raises(GenrecError, match=words): fit(packed(), SPLIT.train, SPLIT.valid, trie, bad)
 
 @pytest.mark.parametrize('make', [packed])
@@ -544,22 +544,22 @@ trie, weights = world(packed)
 model, watch = packed(dropout=0.), Watch()
 samples = model.samples(SPLIT.train, 5)
 size = int(sys.argv[2])
-args = training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'run', max_grad_norm=0., eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
+args = _training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'run', max_grad_norm=0., eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
 trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=weights, callbacks=[watch])
 targets, inner = [], trainer.compute_loss
 def compute_loss(m, inputs, *a, **k):
-    targets.append(batch_targets(inputs).tolist())
+    targets.append(_batch_targets(inputs).tolist())
     return inner(m, inputs, *a, **k)
 trainer.compute_loss = compute_loss
 trainer.train()
-ranked = rank_cases(trainer.accelerator.unwrap_model(trainer.model), trie, SPLIT.valid, accelerator=trainer.accelerator)
+ranked = _rank_cases(trainer.accelerator.unwrap_model(trainer.model), trie, SPLIT.valid, accelerator=trainer.accelerator)
 rank = trainer.accelerator.process_index
 torch.save(dict(steps=watch.steps, end=flat(trainer.accelerator.unwrap_model(trainer.model)), ranked=torch.from_numpy(ranked), targets=targets), out/f'{rank}.pt')
 fitted = fit(packed(), SPLIT.train, SPLIT.valid, trie, weights, TrainConfig(epochs=2, batch_size=size, eval_every=1, patience=0), out/'fit', use_cpu=True)
 torch.save(dict(curve=fitted.curve(), best=fitted.best, best_epoch=fitted.best_epoch, epochs=fitted.epochs, end=flat(fitted.model)), out/f'fit{rank}.pt')
 model, watch, loss = packed(dropout=0.), Watch(), loss_of(packed)
 loss.c = .05; loss.steps.fill_(9)
-args = training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'mixed', max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
+args = _training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'mixed', max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
 trainer = GenrecTrainer(model, args, samples=model.samples(SPLIT.train, 5), trie=ItemTrie.build(CODES), weights=loss, callbacks=[watch])
 trainer.train()
 torch.save(dict(first=watch.steps[0], s=loss.s.detach(), steps=int(loss.steps), log=[l for l in trainer.state.log_history if 'loss' in l][0], n=len(watch.steps)), out/f'mixed{rank}.pt')
@@ -585,7 +585,7 @@ def test_two_processes_are_one(two_processes):
     samples, size = packed().samples(SPLIT.train, 5), 4
     batches = list(LengthBatches(samples, size, 0))
     assert len(a['targets']) == -(-len(batches)//2)
-    one = [batch_targets(samples.collate(x)).tolist() for x in batches]
+    one = [_batch_targets(samples.collate(x)).tolist() for x in batches]
     pairs = list(zip(a['targets'], b['targets']))
     assert [t for pair in pairs for t in pair][:len(one) - 1] == one[:-1]
     missing = np.bincount(sum(one, []), minlength=N) - np.bincount(sum(a['targets'] + b['targets'], []), minlength=N)
@@ -594,7 +594,7 @@ def test_two_processes_are_one(two_processes):
     torch.testing.assert_close(a['steps'][0], want, rtol=1e-3, atol=1e-6)
     model = packed()
     torch.nn.utils.vector_to_parameters(a['end'], model.parameters())
-    assert torch.equal(a['ranked'], torch.from_numpy(rank_cases(model, world(packed)[0], SPLIT.valid)))
+    assert torch.equal(a['ranked'], torch.from_numpy(_rank_cases(model, world(packed)[0], SPLIT.valid)))
     f, g = (torch.load(two_processes/f'fit{r}.pt', weights_only=True) for r in range(2))
     assert f['curve'] == g['curve'] and torch.equal(f['end'], g['end'])
     assert [e for e, _ in f['curve']] == [1, 2] and f['epochs'] == 2 and f['best_epoch'] in (1, 2)

@@ -8,7 +8,7 @@ from genrec_nb.item_decoder import item_decoder
 from genrec_nb.metrics import ranking_metrics
 from genrec_nb.objectives import make_weighting
 from genrec_nb.semantic_ids import Identifiers
-from genrec_nb.train import GenrecTrainer, TrainConfig, as_loss, fit, training_arguments
+from genrec_nb.train import GenrecTrainer, TrainConfig, _as_loss, fit, _training_arguments
 from test_train import Break, CODES, N, SPLIT, Watch, same_end
 
 COUNTS = SPLIT.train.target_counts()
@@ -35,7 +35,7 @@ def test_accumulation_changes_nothing(name, tmp_path):
         if name == 'multi': loss.steps.fill_(9)
         model, watch = children(ids, dropout=0.), Watch()
         samples, batches = model.samples(SPLIT.train, 5), [numbers[i:i + size] for i in range(0, 24, size)]
-        args = training_arguments(TrainConfig(epochs=1, batch_size=size, accumulate=pieces), 1, tmp_path/str(size), learning_rate=0., weight_decay=0.,
+        args = _training_arguments(TrainConfig(epochs=1, batch_size=size, accumulate=pieces), 1, tmp_path/str(size), learning_rate=0., weight_decay=0.,
                                   max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
         trainer = GenrecTrainer(model, args, samples=samples, trie=model.tries, weights=loss, callbacks=[watch])
         trainer.get_train_dataloader = lambda: trainer.accelerator.prepare(DataLoader(samples, batch_sampler=batches, collate_fn=samples.collate))

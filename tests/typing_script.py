@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from genrec_nb.alignment import TASKS, AlignmentTask, AlignmentTasks, TaskSamples, TaskSpec
+from genrec_nb.alignment import TASKS, AlignmentTasks, TaskSpec
 from genrec_nb.backbones import load_lm
-from genrec_nb.baselines import ItemRanker, LightGCN, LightGCNConfig, NegativeSampler
+from genrec_nb.baselines import ItemRanker, LightGCN, LightGCNConfig
 from genrec_nb.batches import LengthBatches, PrefixSamples, Windows
 from genrec_nb.beam_search import Beams, DecodeConfig, beam_search, recommend
 from genrec_nb.comparisons import Comparisons, Scores
@@ -20,9 +20,8 @@ from genrec_nb.experiments.grid import Grid, Tune
 from genrec_nb.experiments.results import Block, Results
 from genrec_nb.explanations import Explanation, Recommendation, Recommendations, Strip, TokenPart
 from genrec_nb.generate import TrieProcessor
-from genrec_nb.generators import Backbone
 from genrec_nb.grounding import ground
-from genrec_nb.item_decoder import CausalBlock, CodeHead, CodeState, ItemDecoder, ItemDecoderConfig
+from genrec_nb.item_decoder import CausalBlock, ItemDecoder, ItemDecoderConfig
 from genrec_nb.kmeans import CodebookReport, Quantizer, ResidualQuantizer
 from genrec_nb.language_recommender import LanguageRecommender, LMConfig, language_recommender
 from genrec_nb.letter import LETTER, LETTERConcat, LETTERConfig
@@ -38,15 +37,15 @@ from genrec_nb.report import Page
 from genrec_nb.rqvae import RQOutput, RQVAE, RQVAEConfig
 from genrec_nb.run import RunConfig
 from genrec_nb.semantic_ids import Identifiers
-from genrec_nb.sequential_baselines import CatalogTrainer, SASRec, SASRecConfig
+from genrec_nb.sequential_baselines import SASRec, SASRecConfig
 from genrec_nb.significance import MeanDifference, RankTable, SignFlip, VarianceComponents
 from genrec_nb.terminal import Bars
-from genrec_nb.tiger import T5State, TigerT5, TokenLoss
+from genrec_nb.tiger import TigerT5, TokenLoss
 from genrec_nb.token_weights import IGD, FrontGreater, Frequency, ItemFacts, Position, Uniform, Weighting
 from genrec_nb.tokenizer import Tokenized
 from genrec_nb.tokenizer_config import Method, Sources, TokenizerConfig
 from genrec_nb.tokenizer_report import TokenizerReport
-from genrec_nb.train import EpochSubset, FitResult, GenrecTrainer, RankingTrainer, TrainConfig
+from genrec_nb.train import FitResult, GenrecTrainer, RankingTrainer, TrainConfig
 from genrec_nb.tree_attention import LMState
 from genrec_nb.trial import DataConfig, Trial
 from genrec_nb.trie import ItemTrie
@@ -118,7 +117,7 @@ def losses(ids: Identifiers, trie: ItemTrie, facts: ItemFacts) -> list[Weighting
 def models(ids: Identifiers, decoder: ItemDecoder, t5: TigerT5, history: Tensor) -> Beams:
     softmax = ChildSoftmax.build(ItemTrie.build(ids), np.ones(5))
     loss: TokenLoss = t5(history)
-    kinds = [CausalBlock, CodeHead, CodeState, T5State, TrieProcessor, Backbone, ItemDecoderConfig, ExactScores]
+    kinds = [CausalBlock, TrieProcessor, ItemDecoderConfig, ExactScores]
     exact = ExactConfig(combine='mixture', weights=(.5, .5))
     assert kinds and exact.memory and loss and decoder and softmax.to('cpu').deciding is not None
     return beam_search(t5, ItemTrie.build(ids), history, DecodeConfig(beams=5))
@@ -126,10 +125,10 @@ def models(ids: Identifiers, decoder: ItemDecoder, t5: TigerT5, history: Tensor)
 
 def training(train: Interactions, result: FitResult) -> TrainConfig:
     batches = LengthBatches(PrefixSamples(train, 10), batch_size=4, seed=1)
-    windows, subset = Windows(train, 20), EpochSubset(PrefixSamples(train), 100)
-    trainers = [GenrecTrainer, RankingTrainer, CatalogTrainer]
+    windows = Windows(train, 20)
+    trainers = [GenrecTrainer, RankingTrainer]
     best: float = result.best + result.epochs
-    assert len(batches) and len(windows) and len(subset.lengths) and trainers and best and result.curve()
+    assert len(batches) and len(windows) and trainers and best and result.curve()
     return TrainConfig(epochs=2, lr=1e-3)
 
 
@@ -140,18 +139,18 @@ def language_models(titles: list[str], catalog: Catalog, train: Interactions, hi
     prompt: Prompter = model.prompt
     state: LMState = model.prefill(history)[1]
     logits: Tensor = model.decode_step(state, history, history)
-    samples: list[PromptSamples | PackedSamples | TaskSamples] = [model.samples(train, 10)]
+    samples: list[PromptSamples | PackedSamples] = [model.samples(train, 10)]
     tasks: AlignmentTasks = model.tasks
     spec: TaskSpec = TASKS['seqrec']
     generated: list[str] = model.free_titles(history)
     items, scores = recommend(model, model.trie, history, 10, DecodeConfig(beams=10))
     nearest, distance = ground(model.title_vectors(generated), model.title_vectors(titles), 10, items)
     trained: int = model.num_parameters(True) + state.passes + prompt.room
-    assert issubclass(AlignmentTask, object) and spec.template and tasks and samples and trained
+    assert spec.template and tasks and samples and trained
     return LanguageRecommender.from_pretrained(model.merge().save_pretrained('folder'), device='cpu')
 
 
-def baselines(split: Split, ranker: ItemRanker, sampler: NegativeSampler, model: SASRec, graph: LightGCN) -> np.ndarray:
+def baselines(split: Split, ranker: ItemRanker, model: SASRec, graph: LightGCN) -> np.ndarray:
     SASRecConfig(), LightGCNConfig()
     return ranker.rank(split.test, 10)
 

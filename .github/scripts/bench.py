@@ -23,7 +23,7 @@ from genrec_nb.embed import embed_texts
 from genrec_nb.metrics import popularity_ranking, ranking_metrics
 from genrec_nb.kmeans import generator, residual_kmeans
 from genrec_nb.rqvae import RQVAE, _batches
-from genrec_nb.letter import LETTER, LETTERConfig, diversity_loss, group_mates
+from genrec_nb.letter import LETTER, LETTERConfig, diversity_loss, _group_mates
 from genrec_nb.semantic_ids import EOS, Identifiers, PAD, code_tokens
 from genrec_nb.trie import ItemTrie
 from genrec_nb.infogain import information_gain, item_prior, item_table
@@ -32,9 +32,9 @@ from genrec_nb.batches import history_tokens
 from genrec_nb.tiger import tiger_t5
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.generators import BACKBONES
-from genrec_nb.beam_search import Beams, DecodeConfig, expand_items, recommend
+from genrec_nb.beam_search import Beams, DecodeConfig, _expand_items, recommend
 from genrec_nb.generate import TrieProcessor
-from genrec_nb.train import TrainConfig, batch_targets, fit, rank_cases
+from genrec_nb.train import TrainConfig, _batch_targets, fit, _rank_cases
 from genrec_nb.backbones import SMOLLM2, load_lm, smollm2_folder
 from genrec_nb.language_recommender import LMConfig, language_recommender
 from genrec_nb.prompts import title_identifiers
@@ -260,7 +260,7 @@ def generate_items(
                                prefix_allowed_tokens_fn=lambda _, path: allowed.get(tuple(path.tolist()), [EOS]),
                                length_penalty=0., return_dict_in_generate=True, output_scores=True)
         nodes = trie.walk(found.sequences[:, 1:])[:, -1].view(-1, beams)
-        out.append(expand_items(trie, Beams(nodes, found.sequences_scores.view(-1, beams)), beams))
+        out.append(_expand_items(trie, Beams(nodes, found.sequences_scores.view(-1, beams)), beams))
     return tuple(torch.cat(x) for x in zip(*out))
 
 @torch.inference_mode()
@@ -355,7 +355,7 @@ def bench_backbones(
         _, used, _ = train_steps(name, (split, ids, trie), 30, budget/4)                    # warm-up and estimate
         model, used, epochs = train_steps(name, (split, ids, trie), max(int(30*budget/used), 1), budget)
         models[name] = dict(cpu_seconds=used, epochs=epochs, parameters=sum(p.numel() for p in model.parameters()), settings={**RACERS[name][1], **RACERS[name][2]},
-                            **{part: score(rank_cases(model, trie, cases), cases) for part, cases in parts.items()})
+                            **{part: score(_rank_cases(model, trie, cases), cases) for part, cases in parts.items()})
     models['popularity'] = {part: score(popularity_ranking(split.train.item_counts(), cases, 20), cases) for part, cases in parts.items()}
     return dict(data='MovieLens-100K, seen items excluded, leave-one-out', users=len(split.test), budget_cpu_seconds=budget, seed=0, models=models)
 
@@ -409,7 +409,7 @@ def diversity_error(
     worst = 0.
     for book, c in zip(books, codes.T):
         pairs = torch.arange(len(book))//2
-        slow, fast = loop_diversity(book[c], book, c, pairs.tolist(), random.Random(0)), diversity_loss(c, book, group_mates(c, pairs, generator(0)))
+        slow, fast = loop_diversity(book[c], book, c, pairs.tolist(), random.Random(0)), diversity_loss(c, book, _group_mates(c, pairs, generator(0)))
         worst = max(worst, float((slow - fast).abs()))
     return worst
 
@@ -555,7 +555,7 @@ def weighted_steps(
     model = BACKBONES[backbone].make(ids, seed=0).train()
     if isinstance(loss, MultiTargetLoss): loss.set_pace(100)
     opt = torch.optim.AdamW([*model.parameters(), *loss.parameters()], lr=1e-4)
-    totals = [loss.totals(batch_targets(b)) for b in batches]
+    totals = [loss.totals(_batch_targets(b)) for b in batches]
     def work():
         for b, total in zip(batches, totals):
             value, _ = loss(model(**b, tau=loss.tau, null_history=loss.null_history), total)
@@ -625,7 +625,7 @@ def lm_generate_items(
     path = found.sequences[:, x.shape[1]:]
     path = torch.where(path < len(law.to_trie), law.to_trie[path.clamp(max=len(law.to_trie) - 1)], -1)
     leaf = model.trie.walk(path).amax(1)                                     # nodes are numbered from the root down; -1 behind the end
-    return expand_items(model.trie, Beams(leaf.view(-1, beams), found.sequences_scores.view(-1, beams)), beams)
+    return _expand_items(model.trie, Beams(leaf.view(-1, beams), found.sequences_scores.view(-1, beams)), beams)
 
 @torch.inference_mode()
 def exact_scores(

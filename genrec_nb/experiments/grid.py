@@ -18,7 +18,7 @@ from ..train import TrainConfig
 from ..tokenizer_config import TOKENIZERS, TokenizerConfig
 from ..recommender import RecommenderConfig
 from ..trial import DataConfig
-from .results import search_values
+from .results import _search_values
 
 # %% ../../nbs/91_grid.ipynb #83da143a
 def _named(x, where: str, key: str | None = None) -> dict: # name -> settings
@@ -187,7 +187,7 @@ def data_config(self: Grid, data: str) -> DataConfig:
 @patch
 def search(self: Grid, method: str) -> list: # of dicts hyperparameter -> value
     "The trials of a method's search; [{}] without one"
-    return search_values(dict(tune=self.tune and asdict(self.tune)), method)
+    return _search_values(dict(tune=self.tune and asdict(self.tune)), method)
 
 # %% ../../nbs/91_grid.ipynb #e8ddd5c8
 def _parts(values: dict) -> dict: # 'weighting', 'train', 'model' -> settings

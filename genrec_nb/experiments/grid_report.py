@@ -12,8 +12,8 @@ import pandas as pd
 from ..core import FileError, SettingError, require
 from ..comparisons import (Scores, compare_methods, decile_curve, plot_comparisons,
                                    plot_deciles)
-from ..report import Page, preformatted
-from .results import Block, Results, blocks, search_values
+from ..report import Page, _preformatted
+from .results import Block, Results, blocks, _search_values
 from .tables import (compare_table, decoding_table, plot_alphas, plot_curves,
                                           plot_mixtures, plot_ranks, show_comparison,
                                           show_head_tail, trial_table, two_by_two)
@@ -115,7 +115,7 @@ def _rules(record: dict) -> str:
     text = _ASSISTED.format(w) if w else ''
     if not t: return text + _NO_SEARCH.format(**record)
     untuned, both = t.get('untuned') or [], sorted(set(t['seeds']) & set(record['seeds']))
-    n = len(search_values(record, next(m for m in record['weightings'] if m not in untuned)))
+    n = len(_search_values(record, next(m for m in record['weightings'] if m not in untuned)))
     text += _SEARCH.format(n=n, tuning=', '.join(map(str, t['seeds'])), metric=record['metric'],
                            alphas=len(record['alphas']))
     text += _BOTH.format(both) if both else 'No tuning seed is reported. '
@@ -215,7 +215,7 @@ def results_page(results: Results, record: dict | None = None) -> Page: # None: 
     for b in found: _block_sections(page, b)
     if record.get('sweep'): _sweep_sections(page, results)
     shown = {k: v for k, v in record.items() if k not in ('trials', 'tokens')}
-    how = preformatted(json.dumps(shown, indent=1, ensure_ascii=False))
+    how = _preformatted(json.dumps(shown, indent=1, ensure_ascii=False))
     return page.add('How this was made', _provenance(found), how)
 
 _BLOCKS = ('Each data set, kind of identifiers and seed is a block. Seeds of one data set are not '

@@ -15,15 +15,15 @@ from matplotlib.ticker import MaxNLocator
 from ..core import SettingError, require
 from ..metrics import metric_values, styled, target_groups
 from ..comparisons import Comparisons, Scores, compare_head_tail, compare_methods
-from ..significance import bootstrap_totals, holm, plot_critical_difference, rank_methods
+from ..significance import _bootstrap_totals, holm, plot_critical_difference, rank_methods
 from ..pipeline import unpack
-from .results import Block, search_values
+from .results import Block, _search_values
 
 # %% ../../nbs/93_tables.ipynb #62e10dd2
 def _mean_intervals(scores: Scores, level: float = .95, n: int = 2000) -> np.ndarray: # [methods, 2]
     "Bootstrap interval of each method's mean, over users and (if there are several) seeds"
     x = np.concatenate([scores.values, np.ones((1, *scores.values.shape[1:]))])
-    drawn = bootstrap_totals(scores.by_user(x), 'both' if scores.n_seeds > 1 else 'users', n)
+    drawn = _bootstrap_totals(scores.by_user(x), 'both' if scores.n_seeds > 1 else 'users', n)
     return np.quantile(drawn[:, :-1]/drawn[:, -1:], [(1 - level)/2, (1 + level)/2], axis=0).T
 
 # %% ../../nbs/93_tables.ipynb #3986d5c4
@@ -137,7 +137,7 @@ def trial_table(block: Block) -> pd.DataFrame: # one row a trial, one column an 
     "The search: validation means of every trial at every α, on the tuning seeds"
     r, rows = block.record, {}
     for m in block.methods if r.get('tune') else ():
-        for v in search_values(r, m):
+        for v in _search_values(r, m):
             words = ', '.join(f'{k} {x}' for k, x in v.items()) or 'nothing to search'
             fixed = r, (block.data, block.ids, m), r['tune']['seeds'], v
             rows[m, words] = {a: block.results.valid(*fixed, a) for a in r['alphas']}
