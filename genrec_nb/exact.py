@@ -180,7 +180,7 @@ def exact_scores(
     memory: int = 2**26, # bytes
 ): # yields `ExactScores`, users by the length of their histories
     "Scores of every item; with the defaults of a model over children they are $\\ln P(i \\mid x)$"
-    if not hasattr(model, 'trees'):
+    if not hasattr(model, 'last_hidden'):
         raise GenrecError('exact ranking needs the item decoder: use a beam search')
     if config.assistant_weight and assistant is None:
         raise GenrecError('assistant_weight > 0 needs an assistant: '

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 from .batches import Windows
-from .core import GenrecError, check_choice, patch
-from .likelihood import ChildSoftmax
+from .core import GenrecError, patch
+from .likelihood import ChildSoftmax, check_softmax
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD
 from .tiger import TokenLoss, _take_beams
@@ -41,8 +41,7 @@ class ItemDecoderConfig(PreTrainedConfig):
     def __init__(self, vocab_size=3, first=(), sizes=(), levels=None, n_items=0, d_model=64,
                  num_layers=2, num_heads=4, head_ff=2, dropout=.2, max_items=50,
                  softmax='vocabulary', prior='none', scale_embeddings=False, **kwargs):
-        check_choice(softmax, ('vocabulary', 'children'), 'softmax')
-        check_choice(prior, ('none', 'trie'), 'prior')
+        check_softmax(softmax, prior, counts=())
         self.first, self.sizes = list(first), list(sizes) # token range of each level
         self.levels = list(levels or [len(self.sizes)]) # how many levels each identifier has
         self.d_model, self.num_layers, self.num_heads = d_model, num_layers, num_heads
@@ -168,8 +167,7 @@ def item_decoder(
     first, sizes = zip(*map(_level_ranges, ids))
     config = ItemDecoderConfig(sum(i.vocab_size for i in ids), sum(first, []), sum(sizes, []),
                                [*map(len, sizes)], ids[0].n_items, max_items=max_items, **config)
-    if config.prior == 'trie' and counts is None:
-        raise GenrecError("prior='trie' needs counts=, how often each item is a training target")
+    check_softmax(config.softmax, config.prior, counts)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = ItemDecoder(config)

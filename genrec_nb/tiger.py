@@ -6,6 +6,7 @@
 __all__ = ['TokenLoss', 'TigerT5', 'tiger_t5']
 
 # %% ../nbs/41_tiger.ipynb #da9dbfc3
+import numpy as np
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, field
@@ -14,8 +15,10 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils import ModelOutput
 from .batches import PrefixSamples, history_tokens
 from .core import patch, require
+from .likelihood import ChildSoftmax, check_softmax
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD
+from .trie import ItemTrie
 
 # %% ../nbs/41_tiger.ipynb #26a9a217
 @dataclass
@@ -30,6 +33,12 @@ class TokenLoss(ModelOutput):
 class TigerT5(T5ForConditionalGeneration):
     "TIGER: a T5 from scratch over item tokens (arXiv 2305.05065)"
     samples = PrefixSamples
+    soft = None # a `ChildSoftmax`, of a model over children
+
+    def __init__(self, config: T5Config):
+        super().__init__(config)
+        if getattr(config, 'prior', 'none') == 'trie':
+            self.register_buffer('counts', torch.zeros(config.n_items, dtype=torch.long))
 
     def forward(self,
         history: Tensor | None = None, # int64 [B, H] items, -1: none; if None, T5's own forward
@@ -40,22 +49,40 @@ class TigerT5(T5ForConditionalGeneration):
     ): # `TokenLoss`, or what `transformers` returns
         "Cross-entropy of each token of the targets"
         if history is None: return super().forward(**kwargs)
-        labels, effect = self.paths[targets], None
-        logits = self.target_logits(history, labels)
+        logits, effect = self.target_logits(history, targets), None
         if null_history:
-            null = self.target_logits(torch.full_like(history[:, :1], -1), labels)
-            effect = token_nll(logits.float() - null.float(), labels, tau)
-        return TokenLoss(nll=token_nll(logits, labels, tau), targets=targets, effect=effect)
+            null = self.target_logits(torch.full_like(history[:, :1], -1), targets)
+            effect = self._token_losses(logits - null, targets, tau, prior=False)
+        nll = self._token_losses(logits, targets, tau)
+        return TokenLoss(nll=nll, targets=targets, effect=effect)
 
 # %% ../nbs/41_tiger.ipynb #a7b02298
 @patch
-def target_logits(self: TigerT5, history: Tensor, labels: Tensor) -> Tensor: # -> float [B, L, V]
-    "Logits of each token, given the history (items [B, H]) and the tokens before (labels [B, L])"
-    x, mask = history_tokens(self.paths, history)
-    return T5ForConditionalGeneration.forward(
-        self, input_ids=x, attention_mask=mask, decoder_input_ids=self._shift_right(labels)).logits
+def target_logits(self: TigerT5, history: Tensor, targets: Tensor) -> Tensor: # [B, L, V], or [E]
+    "Logits of each token, given the history (items [B, H]) and the tokens before; or of all edges"
+    (x, mask), labels = history_tokens(self.paths, history), self.paths[targets]
+    encoded = self.encoder(input_ids=x, attention_mask=mask).last_hidden_state
+    hidden = self.decoder(input_ids=self._shift_right(labels), encoder_hidden_states=encoded,
+                          encoder_attention_mask=mask, use_cache=False).last_hidden_state
+    if self.soft is None: return self._output(hidden).float()
+    child, row = self.soft.edges(self.soft.deciding_nodes(targets))
+    logits = self._output(hidden[self.soft.deciding[targets]])
+    return logits[row, self.soft.trie.token[child].long()].float()
+
+@patch
+def _output(self: TigerT5, hidden: Tensor) -> Tensor: # [..., d] -> [..., V]
+    "Scaling and output layer"
+    if self.config.scale_decoder_outputs: hidden = hidden*self.model_dim**-.5
+    return self.lm_head(hidden)
 
 # %% ../nbs/41_tiger.ipynb #74847ec1
+@patch
+def _token_losses(self: TigerT5, logits: Tensor, targets: Tensor, tau: float, prior: bool = True):
+    "Loss of every token [B, L] from what `target_logits` gives"
+    if self.soft is None: return token_nll(logits, self.paths[targets], tau)
+    return self.soft.token_losses(targets, logits, tau, prior)
+
+# %% ../nbs/41_tiger.ipynb #49889554
 @patch
 def set_items(self: TigerT5, ids: Identifiers) -> TigerT5: # itself
     "Keep the paths of the items; raises `GenrecError` for identifiers of another vocabulary"
@@ -63,9 +90,21 @@ def set_items(self: TigerT5, ids: Identifiers) -> TigerT5: # itself
     require(ours == theirs, f'the model knows {ours} tokens, the identifiers have {theirs}: '
                             'they belong to different runs')
     self.register_buffer('paths', torch.from_numpy(ids.padded()).to(self.device), persistent=False)
+    if getattr(self.config, 'softmax', 'vocabulary') == 'children':
+        counts = self.counts.cpu().numpy() if self.config.prior == 'trie' else None
+        self.soft = ChildSoftmax.build(ItemTrie.build(ids), counts).to(self.device)
     return self
 
-# %% ../nbs/41_tiger.ipynb #49889554
+@patch(as_prop=True)
+def trees(self: TigerT5) -> list[ChildSoftmax]: return [self.soft]
+
+@patch
+def _apply(self: TigerT5, fn, *args, **kwargs):
+    super(TigerT5, self)._apply(fn, *args, **kwargs)
+    if self.soft is not None: self.soft = self.soft.to(self.paths.device)
+    return self
+
+# %% ../nbs/41_tiger.ipynb #64c60f8d
 _SIZES = dict(d_model=128, d_ff=1024, num_layers=4, num_decoder_layers=4, num_heads=6, d_kv=64,
               dropout_rate=.1, feed_forward_proj='relu', tie_word_embeddings=True)
 
@@ -73,15 +112,21 @@ def tiger_t5(
     ids: Identifiers, # paths of all items
     max_items: int = 20, # last items of the history that the encoder reads
     seed: int = 0, # of the initial weights
+    counts: np.ndarray | None = None, # int [N] training targets, needed for prior='trie'
+    softmax: str = 'vocabulary', # over what: 'children' of the prefix, or the whole vocabulary
+    prior: str = 'none', # 'trie': with children, a prior by how often items are targets
     **config, # changes to the sizes, as `T5Config` names them
 ) -> TigerT5: # untrained
     "A fresh TIGER with the sizes of LETTER's authors"
+    check_softmax(softmax, prior, counts)
     tokens = dict(vocab_size=ids.vocab_size, pad_token_id=PAD, eos_token_id=EOS)
-    tokens.update(decoder_start_token_id=PAD, max_items=max_items)
-    config = T5Config(**{**tokens, **_SIZES, **config})
+    tokens.update(decoder_start_token_id=PAD, max_items=max_items, n_items=ids.n_items)
+    config = T5Config(**{**tokens, **_SIZES, **config}, softmax=softmax, prior=prior)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return TigerT5(config).set_items(ids)
+        model = TigerT5(config)
+    if prior == 'trie': model.counts = torch.as_tensor(np.asarray(counts, np.int64))
+    return model.set_items(ids)
 
 # %% ../nbs/41_tiger.ipynb #1813c466
 @dataclass
@@ -92,6 +137,7 @@ class _T5State:
     cache: list # of each layer: keys and values [B, n, heads*d_kv] of any beam's tokens, or None
     visible: Tensor | None = None # bool [B, k, n] which of them each beam may see
     depth: list = field(default_factory=list) # position in the path of each of the n tokens
+    node: Tensor | None = None # int64 [B, k] the prefix of each beam, of a model over children
 
 # %% ../nbs/41_tiger.ipynb #d656c9c3
 def _take_beams(x: Tensor, parents: Tensor) -> Tensor: # [B, k, ...], int64 [B, k'] -> [B, k', ...]
@@ -132,21 +178,28 @@ def _layer_step(block, h: Tensor, state: _T5State, l: int, bias: Tensor) -> Tens
 
 # %% ../nbs/41_tiger.ipynb #4aab37b1
 @patch
+def _over_children(self: TigerT5, state: _T5State, logits: Tensor, tokens: Tensor, parents):
+    "Log-probabilities [B, k, V] over the children of each beam's prefix"
+    if parents is None: state.node = torch.zeros_like(tokens)
+    else: state.node = self.soft.trie.step(_take_beams(state.node, parents), tokens)
+    return self.soft.log_probabilities(logits, state.node)
+
+# %% ../nbs/41_tiger.ipynb #16dcb5ed
+@patch
 def decode_step(
     self: TigerT5,
     state: _T5State, # from `prefill`; changed in place
     tokens: Tensor, # int64 [B, k] last token of each beam
     parents: Tensor | None, # int64 [B, k] beam that each beam continues; None: the start token
-) -> Tensor: # float [B, k, V] logits of the next token
+) -> Tensor: # float [B, k, V] logits of the next token; over children log-probabilities
     "One step for all beams of all users"
     B, k = tokens.shape
     own = torch.eye(k, dtype=torch.bool, device=tokens.device).expand(B, k, k)
     bias = self._self_bias(state, parents, own)
     h = self.decoder.embed_tokens(tokens)
     for l, block in enumerate(self.decoder.block): h = _layer_step(block, h, state, l, bias)
-    h = self.decoder.final_layer_norm(h)
-    if self.config.scale_decoder_outputs: h = h*self.model_dim**-.5
-    return self.lm_head(h)
+    logits = self._output(self.decoder.final_layer_norm(h))
+    return logits if self.soft is None else self._over_children(state, logits, tokens, parents)
 
 # %% ../nbs/41_tiger.ipynb #85f33c12
 @patch

@@ -140,28 +140,38 @@ def _path_nll(model, history: Tensor, path: Tensor):
         yield token_nll(logits[:, 0], path[:, l])
 
 # %% ../nbs/55_train.ipynb #15d97727
+def _over_children(model) -> bool:
+    "Was it trained by a softmax over children?"
+    return getattr(model.config, 'softmax', '') == 'children'
+
+def _ce_sums(model, history: Tensor, targets: Tensor) -> Tensor: # float64 [2]
+    "Nats, and tokens; over children items, with their parts of shared paths"
+    path = model.paths[targets] # [B, L]
+    path = path[:, :int((path > 0).sum(1).max())]
+    nats = sum(float(nll.double().sum()) for nll in _path_nll(model, history, path))
+    sums = nats, float((path > 0).sum())
+    if _over_children(model): sums = nats - float(model.trees[0].share[targets].sum()), len(targets)
+    return torch.tensor(sums, dtype=torch.float64)
+
+# %% ../nbs/55_train.ipynb #ba1aedd4
 @torch.inference_mode()
 def _case_ce(
     model, # anything with `prefill` and `decode_step`, and the `paths` of its items
     cases: Cases, # histories and their targets
     batch_size: int | None = None, # cases together; None: what the model wants, or 256
     accelerator=None, # shares the cases among processes; None: one process
-) -> float: # nats per token
+) -> float: # nats per token; of a model over children nats per item
     "Plain cross-entropy of the targets' tokens, no weights, no temperature"
     was_training, device, mine = model.training, model.paths.device, _share(len(cases), accelerator)
     model.eval()
     history = torch.from_numpy(cases.tail(model.config.max_items)[mine]).to(device)
     targets = torch.from_numpy(cases.targets[mine]).to(device)
-    total = torch.zeros(2, dtype=torch.float64) # nats, tokens
     step = batch_size or getattr(model, 'users_at_once', None) or 256
-    for a in range(0, len(targets), step):
-        path = model.paths[targets[a:a + step]] # [B, L]
-        path = path[:, :int((path > 0).sum(1).max())]
-        for l, nll in enumerate(_path_nll(model, history[a:a + step], path)):
-            total += torch.tensor([float(nll.double().sum()), float((path[:, l] > 0).sum())])
+    total = sum(_ce_sums(model, history[a:a + step], targets[a:a + step])
+                for a in range(0, len(targets), step))
     model.train(was_training)
-    nats, tokens = sum(_gather(total, accelerator))
-    return float(nats/tokens)
+    nats, number = sum(_gather(total, accelerator))
+    return float(nats/number)
 
 # %% ../nbs/55_train.ipynb #5d93075b
 class RankingTrainer(Trainer):
@@ -238,9 +248,9 @@ def _on(trie, device): # a trie, or a list of them
 
 # %% ../nbs/55_train.ipynb #efcebde3
 def _is_exact(model) -> bool:
-    "Is the whole catalog ranked: a softmax over children, or several identifiers?"
-    c = model.config
-    return getattr(c, 'softmax', '') == 'children' or len(getattr(c, 'levels', ())) > 1
+    "Is the whole catalog ranked? By an item decoder over children, or of several identifiers"
+    several = len(getattr(model.config, 'levels', ())) > 1
+    return several or _over_children(model) and hasattr(model, 'last_hidden')
 
 # %% ../nbs/55_train.ipynb #54eeef99
 class GenrecTrainer(RankingTrainer):
@@ -403,7 +413,7 @@ def fit(
 ) -> FitResult: # the model and its curves
     "Train with token weights; the best checkpoint has the best validation metric"
     loss = _as_loss(weights, trie)
-    if getattr(model.config, 'softmax', '') == 'children':
+    if _over_children(model):
         loss.per_item(torch.cat([t.deciding for t in model.trees], 1), len(model.trees))
     if not len(valid): raise GenrecError('no validation case: every user has fewer than 3 items')
     samples, valid = _samples(model, train, config), valid.sample(config.eval_users, config.seed)

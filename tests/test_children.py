@@ -11,7 +11,7 @@ from genrec_nb.likelihood import ChildSoftmax, segment_log_softmax
 from genrec_nb.objectives import make_weighting
 from genrec_nb.semantic_ids import EOS, Identifiers
 from genrec_nb.tiger import TigerT5, tiger_t5
-from genrec_nb.train import TrainConfig, case_ce, fit
+from genrec_nb.train import TrainConfig, _case_ce, fit
 from genrec_nb.trie import ItemTrie
 from oracles import DictTrie, all_logp, identifiers, tables_with_counts
 from test_train import Break, CODES, SPLIT, TITLES, same_end
