@@ -1,7 +1,9 @@
 "Data: ties, splits against loops, data leakage"
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings, strategies as st
+from genrec_nb.core import SettingError
 from genrec_nb.data import Dataset, Interactions, global_time, k_core, leave_one_out, _offsets_of, _ragged_index
 
 histories = st.lists(st.lists(st.integers(0, 7), max_size=9), max_size=8)
@@ -9,16 +11,61 @@ def make(hs, times=None, n=8):
     return Interactions(np.array([i for h in hs for i in h], np.int32), _offsets_of([len(h) for h in hs]), [str(u) for u in range(len(hs))], n, times)
 
 # ---- order -------------------------------------------------------------------------------------------------------------------
+rows = st.lists(st.tuples(st.integers(0,3), st.integers(0,5), st.integers(0,2)), min_size=1, max_size=25)
+def table(rows): return pd.DataFrame(rows, columns=['user','item','time'])
+def load(df, **order): return Dataset.from_frame(df, time='time', **order).interactions
+def lists(x): return [x.user(u).tolist() for u in range(x.n_users)]
+
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(0,3), st.integers(0,5), st.integers(0,2)), min_size=1, max_size=25), st.randoms())
-def test_any_row_order_gives_the_same_arrays(rows, rnd):
-    df = pd.DataFrame(rows, columns=['user','item','time'])
+@given(rows, st.randoms(), st.sampled_from([dict(ties='item'), dict(), dict(tie_seed=5)]))
+def test_any_row_order_gives_the_same_arrays(rows, rnd, order):
     perm = list(range(len(rows))); rnd.shuffle(perm)
-    a, b = (Dataset.from_frame(d, time='time').interactions for d in (df, df.iloc[perm]))
+    np.random.seed(rnd.randrange(99))                     # no global generator has a say
+    a, b = (load(d, **order) for d in (table(rows), table(rows).iloc[perm]))
     for k in ('items','offsets','times'): np.testing.assert_array_equal(getattr(a,k), getattr(b,k))
     ids = sorted({r[1] for r in rows}); users = sorted({r[0] for r in rows})
     want = [[ids.index(i) for _,i in sorted((t,i) for u2,i,t in rows if u2==u)] for u in users] # oracle: sort each user's rows
-    assert [a.user(u).tolist() for u in range(a.n_users)]==want and a.user_ids==[str(u) for u in users]
+    assert a.user_ids==[str(u) for u in users]
+    if order.get('ties')=='item': assert lists(a)==want
+    for u, mine in enumerate(want): assert sorted(zip(a.times[a.users==u], a.user(u)))==sorted(zip(sorted(t for u2,_,t in rows if u2==users[u]), mine))
+
+@settings(max_examples=25, deadline=None)
+@given(rows)
+def test_given_ties_keep_the_order_of_the_rows(rows):
+    ids, users = sorted({r[1] for r in rows}), sorted({r[0] for r in rows})
+    want = [[ids.index(i) for _,i,t in sorted((r for r in rows if r[0]==u), key=lambda r: r[2])] for u in users] # `sorted` is stable
+    assert lists(load(table(rows), ties='given'))==want
+
+def test_every_order_of_a_tie_is_equally_likely_and_no_item_is_preferred():
+    df = table([(u, i, 7) for u in range(600) for i in range(3)])
+    x = load(df, tie_seed=3)
+    orders, n = np.unique(x.items.reshape(-1, 3), axis=0, return_counts=True)
+    assert len(orders)==6 and abs(n - 100).max() < 40      # 4.4 standard deviations
+    assert (load(df, tie_seed=4).items != x.items).any() and (load(df, tie_seed=3).items == x.items).all()
+    assert (load(df).items == load(df, tie_seed=0).items).all()
+
+@pytest.mark.parametrize('order, words', [(dict(ties='items'), ("'items'", 'given')), (dict(tie_seed=-1), ('-1', '0 or more')), (dict(tie_seed=.5), ('0.5', 'whole')),
+                                          (dict(ties='item', tie_seed=1), ("ties='item'", 'leave out'))])
+def test_impossible_tie_orders_are_refused(order, words):
+    with pytest.raises(SettingError) as e: load(table([(0,0,0)]), **order)
+    assert all(w in str(e.value) for w in words) and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('order', [dict(tie_seed=0), dict(ties='item')])
+def test_a_tie_seed_without_times_is_refused(order):
+    df = table([(0,1,0), (0,0,0)]).drop(columns='time')
+    with pytest.raises(SettingError, match='no times.*leave out.*column of times'): Dataset.from_frame(df, **order)
+    assert lists(Dataset.from_frame(df).interactions)==lists(Dataset.from_frame(df, ties='given').interactions)==[[1,0]]
+
+@settings(max_examples=25, deadline=None)
+@given(rows, st.booleans())
+def test_tie_counts_against_a_loop(rows, timed):
+    x = load(table(rows)) if timed else Dataset.from_frame(table(rows)).interactions
+    c, test = x.count_ties(leave_one_out(x).test), as_lists(leave_one_out(x).test)
+    assert (c.interactions, c.targets, c.seen_targets)==(len(rows), len(test), sum(t in h for _,h,t in test))
+    if not timed: assert c.tied is None and c.tied_targets is None and 'no times' in repr(c); return
+    key = list(zip(x.users, x.times))
+    assert c.tied==sum(key.count(k)>1 for k in key)
+    assert c.tied_targets==sum(key.count((u, x.times[x.offsets[u+1]-1]))>1 for u,_,_ in test)
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0,30), st.integers(0,4)), max_size=12))

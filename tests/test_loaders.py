@@ -107,8 +107,9 @@ def test_tables(tmp_path):
 def test_recbole(tmp_path):
     (tmp_path/'Q.inter').write_text('user_id:token\titem_id:token\ttimestamp:float\n7\t10\t5\n7\t9\t5\n10\t9\t1\n')
     (tmp_path/'Q.item').write_text('item_id:token\tmovie_title:token_seq\tclass:token_seq\n10\t"Ten"\tx y\n9\tNine\tz\n')
-    d = load_dataset(tmp_path)
+    d = load_dataset(tmp_path, ties='item')
     assert d.catalog.ids==['9','10'] and d.catalog.titles==['Nine','"Ten"'] and d.interactions.items.tolist()==[0,1,0] and d.interactions.user_ids==['7','10']
+    assert load_dataset(tmp_path, ties='given').interactions.items.tolist()==[1,0,0]
     (tmp_path/'Q.inter').write_text('user_id\titem_id\n7\t10\n')
     with refused('Q.inter', 'name:type'): load_dataset(tmp_path)
 
@@ -222,9 +223,15 @@ def test_movielens(ml):
     same = np.diff(x.times)==0; same[x.offsets[1:-1]-1] = False
     assert round(same.sum()/1e5, 3)==.506
     df = _read_atomic(fetch('ml-100k')/'ml-100k.inter').astype(float).astype(int)
+    by_item, given = (load_movielens(ties=t).interactions for t in ('item', 'given'))
     for u in (0, 41, 942): # oracle: sort one user's rows
-        r = df[df.user_id==int(x.user_ids[u])].sort_values(['timestamp','item_id'])
-        assert x.user(u).tolist()==(r.item_id-1).tolist()
+        r = df[df.user_id==int(x.user_ids[u])]
+        assert by_item.user(u).tolist()==(r.sort_values(['timestamp','item_id']).item_id-1).tolist()
+        assert given.user(u).tolist()==(r.sort_values('timestamp', kind='stable').item_id-1).tolist()
+    c = x.count_ties(leave_one_out(x).test)
+    alike = df.groupby(['user_id','timestamp']).item_id.transform('size') > 1
+    last = df[df.timestamp==df.groupby('user_id').timestamp.transform('max')]
+    assert (c.tied, c.tied_targets, c.seen_targets)==(alike.sum(), (last.groupby('user_id').size() > 1).sum(), 0)==(75_772, 415, 0)
     assert len(leave_one_out(x).test)==943
     with refused("'The Usual Suspects (1995)'"): ml.catalog.find('usual suspects')
     assert ml.catalog.titles[266]=='unknown' and ml.catalog.titles[542]=='Les Misérables (1995)'
