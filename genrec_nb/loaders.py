@@ -16,7 +16,8 @@ import pandas as pd
 from filelock import FileLock
 from .core import (FileError, MissingTextError, check_choice, explain, read_json,
                             require)
-from .data import Catalog, Dataset, _histories, _item_table, _natural_order
+from .data import (Catalog, Dataset, _check_ties, _histories, _item_table,
+                            _natural_order)
 
 # %% ../nbs/11_loaders.ipynb #a8d200d8
 def _read_table(path: Path | str) -> pd.DataFrame: # text in all but Parquet
@@ -101,13 +102,16 @@ def load_table(
     time: str | None = 'time', # column; None: rows are in order
     title: str = 'title', # column of the items
     fields: list[str] | None = None, # further columns for the encoder; None: all others
+    ties: str = 'random', # order of a user's interactions at equal times: 'random', 'given', 'item'
+    tie_seed: int | None = None, # of the random order; None: 0
 ) -> Dataset:
     "Read CSV or Parquet tables with named columns"
     path = Path(path)
     items = items or _table_named(path.parent, 'items') or path.with_name('items.csv')
     catalog = _texts(Path(items), text, item=item, title=title, fields=fields)
     name = path.stem if path.stem != 'interactions' else path.resolve().parent.name
-    return Dataset.from_frame(_read_table(path), catalog, name, user, item, time, where=path)
+    return Dataset.from_frame(_read_table(path), catalog, name, user, item, time, where=path,
+                              ties=ties, tie_seed=tie_seed)
 
 # %% ../nbs/11_loaders.ipynb #e03639e6
 def _only(folder: Path | str, suffix: str, name: str | None = None) -> Path:
@@ -126,11 +130,14 @@ def load_recbole(
     user: str = 'user_id', item: str = 'item_id', # columns
     time: str | None = 'timestamp', # column; None: rows are in order
     title: str | None = None, # column; None: the first whose name holds 'title' or 'name'
+    ties: str = 'random', # order of a user's interactions at equal times: 'random', 'given', 'item'
+    tie_seed: int | None = None, # of the random order; None: 0
 ) -> Dataset:
     "Read RecBole's atomic files; all other columns of the items go to the encoder"
     path = _only(folder, '.inter', name)
     catalog = _texts(path.with_suffix('.item'), text, item=item, title=title)
-    return Dataset.from_frame(_read_atomic(path), catalog, path.stem, user, item, time, where=path)
+    return Dataset.from_frame(_read_atomic(path), catalog, path.stem, user, item, time, where=path,
+                              ties=ties, tie_seed=tie_seed)
 
 # %% ../nbs/11_loaders.ipynb #4925cead
 def _read_histories(path: Path) -> dict[str, list[str]]:
@@ -314,7 +321,10 @@ def _natural_title(title: str) -> str: # 'Usual Suspects, The' -> 'The Usual Sus
     return re.sub(rf"(^|\()([^()]+), ({_ARTICLES})(?= ?(?:\(|\)|$))", front, title)
 
 # %% ../nbs/11_loaders.ipynb #196a8bf9
-def load_movielens() -> Dataset: # 943 users, 1,682 items, 100,000 interactions, timed
+def load_movielens(
+    ties: str = 'random', # order of a user's interactions at equal times: 'random', 'given', 'item'
+    tie_seed: int | None = None, # of the random order; None: 0
+) -> Dataset: # 943 users, 1,682 items, 100,000 interactions, timed
     "MovieLens-100K; titles carry the year, texts are title and genres"
     folder = fetch('ml-100k')
     items = _read_atomic(folder/'ml-100k.item').replace({'unkonwn': 'unknown'})
@@ -322,23 +332,28 @@ def load_movielens() -> Dataset: # 943 users, 1,682 items, 100,000 interactions,
     items['title'] = [_natural_title(t) + y for t, y in zip(items.movie_title, years)]
     items['genres'] = items['class'].str.replace(' ', ', ')
     return Dataset.from_frame(_read_atomic(folder/'ml-100k.inter'), items, 'ml-100k',
-                              'user_id', 'item_id', 'timestamp', text=['genres'])
+                              'user_id', 'item_id', 'timestamp', text=['genres'],
+                              ties=ties, tie_seed=tie_seed)
 
 # %% ../nbs/11_loaders.ipynb #4441fbb8
 def load_dataset(
     name: str | Path, # 'ml-100k', a folder in one of the layouts above, or a table of interactions
     text: bool | None = True, # item texts; None: if every item has one; False: titles are the ids
+    ties: str = 'random', # order of a user's interactions at equal times: 'random', 'given', 'item'
+    tie_seed: int | None = None, # of the random order; None: 0
     **columns, # names of columns for tables: user, item, time, title
 ) -> Dataset:
     "Load a data set by name or from a folder; raises `MissingTextError` if texts are missing"
+    d, columns = Path(name), columns | dict(ties=ties, tie_seed=tie_seed)
     if text is None:
         try: return load_dataset(name, True, **columns)
         except MissingTextError: return load_dataset(name, False, **columns)
-    if str(name) == 'ml-100k': return load_movielens()
-    d = Path(name)
+    if str(name) == 'ml-100k': return load_movielens(ties, tie_seed)
     if d.is_file(): return load_table(d, None, text, **columns)
     require(d.is_dir(), f'{name}: no known data set (ml-100k), no folder and no table', FileError)
-    if any(d.glob('*.inter.json')): return load_json(d, text=text)
+    if any(d.glob('*.inter.json')):
+        _check_ties(ties, tie_seed, False, d)
+        return load_json(d, text=text)
     if any(d.glob('*.inter')): return load_recbole(d, text=text, **columns)
     if t := _table_named(d, 'interactions'): return load_table(t, None, text, **columns)
     there = ', '.join(sorted(f.name for f in d.iterdir())[:5])

@@ -6,7 +6,7 @@ full catalog, seen items left out; SASRec with the library's default settings. R
 import argparse
 import numpy as np
 from pathlib import Path
-from genrec_nb.baselines import top_items
+from genrec_nb.baselines import _top_items
 from genrec_nb.core import versions, write_json
 from genrec_nb.data import Dataset, leave_one_out
 from genrec_nb.loaders import fetch, load_dataset, _read_atomic
@@ -31,7 +31,7 @@ def transitions(split, k=20):
     np.add.at(after, (x.items[:-1][inside], x.items[1:][inside]), 1)
     scores = after[split.test.tail(1)[:, 0]] + x.item_counts()/(x.item_counts().sum() + 1)
     scores[np.repeat(np.arange(len(split.test)), np.diff(split.test.offsets)), split.test.items] = -np.inf
-    return top_items(torch.from_numpy(scores), k).numpy()
+    return _top_items(torch.from_numpy(scores), k).numpy()
 
 
 def rows(order, tie_seed, x, seeds):
