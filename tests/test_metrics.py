@@ -9,6 +9,7 @@ from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, t
 from genrec_nb.data import Cases, Interactions, leave_one_out
 from genrec_nb.core import GenrecError
 from genrec_nb.metrics import *
+from genrec_nb.metrics import _bootstrap_means, _popularity_order, _recommendation_counts
 from genrec_nb.metrics import _METRICS, _check_ranked
 
 quick = settings(max_examples=25, deadline=None)

@@ -7,6 +7,7 @@ from scipy import stats
 from genrec_nb.core import GenrecError
 from genrec_nb.metrics import bootstrap_interval
 from genrec_nb.significance import *
+from genrec_nb.significance import _bootstrap_totals
 from genrec_nb.significance import _draws, _percentiles, _random_flip_sums
 
 quick = settings(max_examples=25, deadline=None)
