@@ -86,19 +86,19 @@ def test_chunks_change_nothing():
     model, history = three(prior='trie'), torch.randint(0, 25, (40, 5), generator=torch.Generator().manual_seed(0))
     want = exact_search(model, history, 5)
     for memory in (20_000, 60_000):
-        parts = list(exact_scores(model, history, memory=memory))
+        parts = list(exact_scores(model, history, DecodeConfig(memory=memory)))
         assert len(parts) > 1 and torch.equal(torch.cat([p.rows for p in parts]).sort().values, torch.arange(40))
-        got = exact_search(model, history, 5, exact=ExactConfig(memory=memory))
+        got = exact_search(model, history, 5, DecodeConfig(memory=memory))
         assert torch.equal(got[0], want[0])
         torch.testing.assert_close(got[1], want[1])
 
 def test_refusals():
     model = three()
-    with pytest.raises(GenrecError, match='memory is 2,000: give more'): exact_search(model, HISTORY, exact=ExactConfig(memory=2000))
+    with pytest.raises(SettingError, match='memory is 2,000: give more'): exact_search(model, HISTORY, config=DecodeConfig(memory=2000))
     with pytest.raises(SettingError, match="min_max='prefix'"): exact_search(model, HISTORY, config=DecodeConfig(min_max='step'))
     with pytest.raises(GenrecError, match='needs the gains'): exact_search(model, HISTORY, config=DecodeConfig(alpha=.2))
     with pytest.raises(GenrecError, match='needs an assistant'): exact_search(model, HISTORY, config=DecodeConfig(assistant_weight=.2))
-    with pytest.raises(GenrecError, match='needs the item decoder'): exact_search(t5(Identifiers.random(9, 2, 3)), HISTORY)
+    with pytest.raises(SettingError, match='needs the item decoder'): exact_search(t5(Identifiers.random(9, 2, 3)), HISTORY)
     with pytest.raises(SettingError, match='expected 3 numbers'): exact_search(model, HISTORY, exact=ExactConfig(weights=(1., 1.)))
 
 @pytest.mark.parametrize('how', ['product', 'mixture'])

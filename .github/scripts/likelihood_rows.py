@@ -37,12 +37,12 @@ def table(folder: Path, name: str, catalog) -> Identifiers:
 
 def decodings(model, valid, memory: int) -> dict: # name -> (what, alpha)
     "Combinations of the identifiers, and IGD-decoding"
-    plain = ExactConfig(memory=memory)
+    plain = ExactConfig()
     found = {'plain': (plain, 0.), 'alpha=0.1': (plain, .1), 'alpha=0.2': (plain, .2)}
     if len(model.trees) > 1:
         mixture = replace(plain, combine='mixture')
-        found |= {'mixture': (mixture, 0.), 'fitted product': (fit_weights(model, valid, plain), 0.),
-                  'fitted mixture': (fit_weights(model, valid, mixture), 0.)}
+        found |= {'mixture': (mixture, 0.), 'fitted product': (fit_weights(model, valid, plain, memory=memory), 0.),
+                  'fitted mixture': (fit_weights(model, valid, mixture, memory=memory), 0.)}
     return found
 
 
@@ -61,12 +61,12 @@ def one(a, names: str, softmax: str, seed: int) -> dict:
     test = split.test.sample(min(a.test_users, len(split.test)), 0) if a.test_users else split.test
     valid, ways = split.valid.sample(min(a.valid_users, len(split.valid)), 1), {}
     for name, (exact, alpha) in decodings(model, valid, a.memory).items():
-        decode = DecodeConfig(alpha=alpha, exclude_seen=not a.keep_seen)
+        decode = DecodeConfig(alpha=alpha, exclude_seen=not a.keep_seen, memory=a.memory)
         lists = {part: rank_exact(model, cases, 20, decode, gains if alpha else None, exact=exact) for part, cases in (('valid', valid), ('test', test))}
         ways[name] = dict(weights=exact.weights, alpha=alpha, ranks=pack(_rank_of(lists['test'], test.targets)),
                           valid={m: round(v, 5) for m, v in ranking_metrics(lists['valid'], valid.targets).items() if m in METRICS},
                           test={m: round(v, 5) for m, v in ranking_metrics(lists['test'], test.targets).items() if m in METRICS})
-        if softmax == 'children' and not alpha: ways[name] |= dict(nats=round(item_nats(model, test, exact), 4))
+        if softmax == 'children' and not alpha: ways[name] |= dict(nats=round(item_nats(model, test, exact, a.memory), 4))
     seconds['ranking'] = round(clock() - start, 1)
     return dict(data=a.data.name, identifiers=names, softmax=softmax, seed=seed, model=config, train=asdict(train), keep_seen=a.keep_seen,
                 best_epoch=result.best_epoch, losses=result.losses, parameters=sum(p.numel() for p in model.parameters()), decodings=ways,

@@ -1,0 +1,60 @@
+"""Which search is used: by cost, by name, or refused; the same lists whatever the way."""
+import numpy as np
+import pytest
+import torch
+from genrec_nb.beam_search import DecodeConfig, recommend
+from genrec_nb.core import SettingError
+from genrec_nb.exact import ExactConfig, exact_search, multiplications
+from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.search import chosen_search, search_each
+from genrec_nb.semantic_ids import Identifiers
+from genrec_nb.trie import ItemTrie
+from oracles import packed, t5
+from test_exact import HISTORY, three
+
+IDS = Identifiers.random(30, levels=3, size=4, seed=0)
+
+def test_the_choice_by_cost_and_by_name(monkeypatch):
+    model, trie = packed(IDS), ItemTrie.build(IDS)
+    assert [chosen_search(model, trie, DecodeConfig(search=s)) for s in ('auto', 'exact', 'beam')] == ['exact', 'exact', 'beam']
+    for config in (DecodeConfig(memory=2000), DecodeConfig(min_max='step')): assert chosen_search(model, trie, config) == 'beam'
+    monkeypatch.setattr('genrec_nb.search._MOST', multiplications(model) - 1)
+    assert [chosen_search(model, trie, DecodeConfig(search=s)) for s in ('auto', 'exact')] == ['beam', 'exact']
+    assert chosen_search(three(), None) == 'exact'                                    # whatever it costs
+    other = ItemTrie.build(Identifiers.random(30, levels=3, size=4, seed=1))
+    assert chosen_search(model, other) == chosen_search(t5(IDS), trie) == 'beam'
+
+def test_multiplications_by_counting():
+    ids = Identifiers.from_codes([[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1], [2, 2, 2]], policy='keep')
+    d = 4                                                                             # head: 2 layers of d x 2d
+    children = packed(ids, d_model=d, softmax='children')
+    assert multiplications(children) == d*((2*2*d + 3) + (2*2*d + 2) + (2*2*d + 2))   # the root, '0', '1 0'
+    vocabulary = packed(ids, d_model=d)
+    assert multiplications(vocabulary) == d*(1*(4*d + 3 + 3) + 3*(4*d + 2 + 3) + 4*(4*d + 2 + 3))
+    assert multiplications(vocabulary, DecodeConfig(normalize='children')) == multiplications(children)
+
+@pytest.mark.parametrize('model, config, words', [
+    (three, DecodeConfig(search='beam'), "take search='exact'"), (three, DecodeConfig(min_max='step'), "needs min_max='prefix'$"),
+    (three, DecodeConfig(memory=2000), 'give more by decode.memory$'),
+    (lambda: packed(IDS), DecodeConfig(search='exact', memory=2000), "decode.memory, or take search='beam'"),
+    (lambda: t5(IDS), DecodeConfig(search='exact', min_max='step'), "or take search='beam'")])
+def test_refused_in_one_line_before_any_work(model, config, words):
+    with pytest.raises(SettingError, match=words) as e: search_each(model(), ItemTrie.build(IDS), HISTORY[:0], configs=[config])
+    assert '\n' not in str(e.value)
+
+def test_each_search_gives_its_own_lists():
+    "Exact and beams in one call; colliding items in one order"
+    model, trie = packed(Identifiers.from_codes(np.random.default_rng(0).integers(0, 3, (30, 2)), policy='keep')), None
+    gain = information_gain(model.tries[0], item_prior(np.arange(30)))
+    configs = [DecodeConfig(search='beam', beams=3), DecodeConfig(alpha=.3), DecodeConfig(search='beam', beams=50, alpha=.3)]
+    narrow, exact, wide = search_each(model, model.tries[0], HISTORY, 9, configs, gain)
+    assert [f.search for f in (narrow, exact, wide)] == ['beam', 'exact', 'beam']
+    assert torch.equal(narrow.items, recommend(model, model.tries[0], HISTORY, 9, configs[0], gain)[0])
+    assert torch.equal(exact.items, wide.items)
+    torch.testing.assert_close(exact.scores, wide.scores)
+
+def test_several_identifiers_are_combined():
+    model, mixture = three(), ExactConfig('mixture', (1., 2., 3.))
+    found, = search_each(model, None, HISTORY, 4, exact=mixture)
+    assert torch.equal(found.items, exact_search(model, HISTORY, 4, exact=mixture)[0])
+    assert not torch.equal(found.scores, search_each(model, None, HISTORY, 4)[0].scores)
