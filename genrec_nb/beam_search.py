@@ -8,6 +8,7 @@ __all__ = ['decoding_weights', 'DecodeConfig', 'Beams', 'beam_search', 'recommen
 # %% ../nbs/50_beam_search.ipynb #747d23f4
 import torch
 import torch.nn.functional as F
+from contextlib import contextmanager
 from dataclasses import dataclass
 from torch import Tensor
 from typing import Literal
@@ -43,6 +44,8 @@ class DecodeConfig:
     min_max: Literal['prefix', 'step'] = 'prefix' # which gains are scaled together
     exclude_seen: bool = True # items of the user's history cannot come out
     assistant_weight: Share = 0. # share of an assistant's log-probability (D3), 0 = none
+    search: Literal['auto', 'exact', 'beam'] = 'auto' # beam search, or the whole catalog
+    memory: Count = 2**26 # bytes for the scores of an exact search, at most
 
 # %% ../nbs/50_beam_search.ipynb #c921e6dd
 def _unique_pairs(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: none -> [n]
@@ -221,6 +224,15 @@ def _expand_items(trie: ItemTrie, beams: Beams, k: int, seen: Tensor | None = No
     items = beams.nodes.new_full((B, k), -1).index_put(at, item[first])
     return items, beams.scores.new_full((B, k), -torch.inf).index_put(at, score[first])
 
+# %% ../nbs/50_beam_search.ipynb #9a80b49a
+@contextmanager
+def _evaluating(model):
+    "The model in evaluation mode, afterwards as it was"
+    was_training = model.training
+    model.eval()
+    try: yield
+    finally: model.train(was_training)
+
 # %% ../nbs/50_beam_search.ipynb #65a0466d
 @torch.inference_mode()
 def _prefill_again(model, state, history: Tensor) -> tuple:
@@ -242,8 +254,7 @@ def recommend_each(
 ) -> list: # for each config (items int64 [M, k], scores float [M, k])
     "Ranked items for any number of users, by several searches"
     if not len(history): return [(history.new_empty((0, k)), torch.empty(0, k)) for _ in configs]
-    seen, was_training = history if seen is None else seen, model.training
-    model.eval()
+    seen = history if seen is None else seen
     weights = [decoding_weights(trie, gain, c.alpha) if c.alpha and gain is not None else None
                for c in configs]
     by_length = torch.argsort((history >= 0).sum(1), stable=True)
@@ -252,12 +263,12 @@ def recommend_each(
     for rows in by_length.split(batch_size or at_once):
         scores, state = None if assistant is None else assistant[rows], None
         for config, w, lists in zip(configs, weights, found):
-            prefilled = _prefill_again(model, state, history[rows])
-            state = prefilled[1]
-            beams = beam_search(model, trie, history[rows], config, gain, seen[rows], w, scores,
-                                prefilled)
+            with _evaluating(model):
+                prefilled = _prefill_again(model, state, history[rows])
+                state = prefilled[1]
+                beams = beam_search(model, trie, history[rows], config, gain, seen[rows], w, scores,
+                                    prefilled)
             lists.append(_expand_items(trie, beams, k, seen[rows] if config.exclude_seen else None))
-    model.train(was_training)
     back = torch.argsort(by_length)
     return [tuple(torch.cat(x)[back] for x in zip(*lists)) for lists in found]
 

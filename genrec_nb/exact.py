@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
 from typing import Literal
-from .core import Count, GenrecError, NonNegative, SettingError, patch, settings
+from .core import NonNegative, SettingError, patch, require, settings
 from .data import Cases
-from .likelihood import ChildSoftmax
+from .item_decoder import ItemDecoder
 from .beam_search import (DecodeConfig, _assistant_logp, _assistant_mass, decoding_weights,
-                                   _exhausted_prefixes)
+                                   _exhausted_prefixes, _evaluating)
 
 # %% ../nbs/51_exact.ipynb #ddadb0be
 @dataclass
@@ -52,12 +52,8 @@ def _levels(model, k: int, forced: bool) -> list[_Level]:
 class _Scorer:
     "What belongs to one identifier of a model and one way of decoding"
     def __init__(self, model, k: int, config: DecodeConfig, gain: Tensor | None):
-        if config.min_max != 'prefix':
-            raise SettingError("min_max='step' depends on the beams: exact ranking needs "
-                               "min_max='prefix'")
-        if config.alpha and gain is None:
-            raise GenrecError('alpha > 0 needs the gains of the trie: '
-                              'pass gain=information_gain(trie, prior)')
+        require(not config.alpha or gain is not None,
+                'alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
         self.model, self.tree, self.config = model, model.trees[k], config
         self.vocabulary = model.config.softmax == config.normalize == 'vocabulary'
         self.levels = _levels(model, k, forced=self.vocabulary)
@@ -133,33 +129,58 @@ def scores(self: _Scorer, hidden: Tensor, memory: int) -> Tensor: # float [b, N]
 # %% ../nbs/51_exact.ipynb #0aa1ef89
 @settings
 class ExactConfig:
-    "How the whole catalog is ranked"
-    combine: Literal['product', 'mixture'] = 'product' # of several identifiers
+    "How the scores of several identifiers make one"
+    combine: Literal['product', 'mixture'] = 'product' # of their probabilities
     weights: tuple[NonNegative, ...] | None = None # of the identifiers; None: 1/K each
-    memory: Count = 2**26 # bytes for scores and logits, at most
 
 # %% ../nbs/51_exact.ipynb #717fb397
 def combine(logp: Tensor, config: ExactConfig = ExactConfig()) -> Tensor: # [K, ..., N] -> [..., N]
     "Product or mixture of K identifiers' log-probabilities; a single one's as they are"
     K, w = len(logp), config.weights
-    if w is not None and (len(w) != K or not sum(w)):
-        raise SettingError(f'weights are {list(w)}, expected {K} numbers, one an identifier, '
-                           'not all 0')
+    require(w is None or (len(w) == K and sum(w)), f'weights are {list(w or ())}, expected {K} '
+            'numbers, one an identifier, not all 0', SettingError)
     if K == 1: return logp[0]
     w = logp.new_tensor(w or [1/K]*K).view(-1, *[1]*(logp.ndim - 1))
     if config.combine == 'mixture': return (logp + (w/w.sum()).log()).logsumexp(0)
     return torch.where(w > 0, w*logp, 0.).sum(0).log_softmax(-1)
 
 # %% ../nbs/51_exact.ipynb #e28e542f
-def _users_at_once(scorers: list, memory: int) -> int:
-    "How many users are scored together; raises `GenrecError` if one is too much"
+def _scorers(model, config: DecodeConfig, gain=None) -> list[_Scorer]: # gain: one, or a list
+    "One an identifier"
+    K = len(model.trees)
+    gain = [gain]*K if gain is None or torch.is_tensor(gain) else gain
+    return [_Scorer(model, k, config, gain[k]) for k in range(K)]
+
+# %% ../nbs/51_exact.ipynb #42b37d5f
+def _bytes_each(scorers: list) -> tuple[int, int]:
+    "Bytes of the scores of a user, and of the logits of a user's prefix"
     n, levels = scorers[0].tree.trie.n_items, [(s, x) for s in scorers for x in s.levels]
-    user = 4*((len(scorers) + 4)*n + 2*max((x.child.numel() for _, x in levels), default=0))
-    node = max((s.node_bytes(x) for s, x in levels), default=0)
-    if user + node > memory//2:
-        raise GenrecError(f'exact ranking of {n:,} items needs {2*(user + node):,} bytes, '
-                          f'and memory is {memory:,}: give more, or use a beam search')
-    return memory//2//max(user, node)
+    user = (len(scorers) + 4)*n + 2*max((x.child.numel() for _, x in levels), default=0)
+    return 4*user, max((s.node_bytes(x) for s, x in levels), default=0)
+
+# %% ../nbs/51_exact.ipynb #c78249ca
+def _why_not_exact(model, config: DecodeConfig = DecodeConfig()) -> str: # '' if nothing is in the way
+    "Why a model cannot rank the whole catalog with these settings, and what to do"
+    if not isinstance(model, ItemDecoder):
+        return f'exact ranking needs the item decoder, not a {type(model).__name__}'
+    if config.min_max != 'prefix':
+        return "min_max='step' depends on the beams: exact ranking needs min_max='prefix'"
+    scorers = _scorers(model, replace(config, alpha=0.))
+    need, n = 2*sum(_bytes_each(scorers)), scorers[0].tree.trie.n_items
+    if need > config.memory:
+        return (f'exact ranking of {n:,} items needs {need:,} bytes, and memory is '
+                f'{config.memory:,}: give more by decode.memory')
+    return ''
+
+# %% ../nbs/51_exact.ipynb #bb0d8ff5
+def _multiplications(model, config: DecodeConfig = DecodeConfig()) -> int: # a user
+    "Multiplications of the exact scores of all items for one user, the transformer apart"
+    c, out = model.config, 0
+    for s in _scorers(model, replace(config, alpha=0.)):
+        for x in s.levels:
+            wide = 2*c.head_ff*c.d_model + x.child.shape[1] + s.vocabulary*c.sizes[x.column]
+            out += len(x.nodes)*wide*c.d_model
+    return out
 
 # %% ../nbs/51_exact.ipynb #f6971220
 @dataclass
@@ -177,24 +198,20 @@ def exact_scores(
     gain: list | None = None, # float [M] of the trie of each identifier, needed if alpha > 0
     seen: Tensor | None = None, # int64 [M, S] what `exclude_seen` means; None: `history`
     assistant: Tensor | None = None, # float [M, N] scores, needed if assistant_weight > 0
-    memory: int = 2**26, # bytes
 ): # yields `ExactScores`, users by the length of their histories
     "Scores of every item; with the defaults of a model over children they are $\\ln P(i \\mid x)$"
-    if not hasattr(model, 'last_hidden'):
-        raise GenrecError('exact ranking needs the item decoder: use a beam search')
-    if config.assistant_weight and assistant is None:
-        raise GenrecError('assistant_weight > 0 needs an assistant: '
-                          'pass assistant=, its scores [users, items]')
-    K, was_training, seen = len(model.trees), model.training, history if seen is None else seen
-    gain = [gain]*K if gain is None or torch.is_tensor(gain) else gain
-    scorers = [_Scorer(model, k, config, gain[k]) for k in range(K)]
-    users = _users_at_once(scorers, memory)
-    model.eval()
+    require(not config.assistant_weight or assistant is not None, 'assistant_weight > 0 '
+            'needs an assistant: pass assistant=, its scores [users, items]')
+    why = _why_not_exact(model, config)
+    require(not why, why, SettingError)
+    seen, scorers = history if seen is None else seen, _scorers(model, config, gain)
+    users = config.memory//2//max(_bytes_each(scorers))
     for rows in torch.argsort((history >= 0).sum(1), stable=True).split(users):
-        hidden = model.last_hidden(history[rows])
-        for s in scorers: s.users(seen[rows], None if assistant is None else assistant[rows])
-        yield ExactScores(rows, torch.stack([s.scores(hidden, memory//2) for s in scorers]))
-    model.train(was_training)
+        with _evaluating(model):
+            hidden = model.last_hidden(history[rows])
+            for s in scorers: s.users(seen[rows], None if assistant is None else assistant[rows])
+            logp = torch.stack([s.scores(hidden, config.memory//2) for s in scorers])
+        yield ExactScores(rows, logp)
 
 # %% ../nbs/51_exact.ipynb #fa9c512f
 def _first_topk(scores: Tensor, k: int) -> Tensor: # int64 [b, k]
@@ -222,7 +239,7 @@ def exact_search(
     seen = history if seen is None else seen
     items = history.new_full((len(history), k), -1)
     scores = torch.full(items.shape, -torch.inf, device=items.device)
-    for part in exact_scores(model, history, config, gain, seen, assistant, exact.memory):
+    for part in exact_scores(model, history, config, gain, seen, assistant):
         total = combine(part.logp, exact)
         if config.exclude_seen:
             user, place = (seen[part.rows] >= 0).nonzero(as_tuple=True)
@@ -257,11 +274,16 @@ def rank_exact(
     return exact_search(model, history, k, config, gain, seen, assistant, exact)[0].cpu().numpy()
 
 # %% ../nbs/51_exact.ipynb #8f01e5ff
-def item_nats(model, cases: Cases, exact: ExactConfig = ExactConfig()) -> float: # nats an item
+def item_nats(
+    model, # an `ItemDecoder`
+    cases: Cases, # histories and their targets
+    exact: ExactConfig = ExactConfig(), # of several identifiers
+    memory: int = 2**26, # bytes
+) -> float: # nats an item
     "Mean $-\\ln P(\\mathrm{target} \\mid \\mathrm{history})$"
     history, _ = _histories(model, cases)
     targets, total = torch.from_numpy(cases.targets).long().to(history.device), 0.
-    for part in exact_scores(model, history, DecodeConfig(exclude_seen=False), memory=exact.memory):
+    for part in exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)):
         logp = combine(part.logp, exact).gather(1, targets[part.rows][:, None])
         total -= float(logp.double().sum())
     return total/len(cases)
@@ -290,11 +312,12 @@ def fit_weights(
     exact: ExactConfig = ExactConfig(), # which combination
     users: int = 1000, # so many of them, sampled
     seed: int = 0, # of the sample
+    memory: int = 2**26, # bytes
 ) -> ExactConfig: # with weights
     "Weights of the identifiers with the largest likelihood on validation users"
     cases = valid.sample(min(users, len(valid)), seed)
     history, _ = _histories(model, cases)
-    parts = list(exact_scores(model, history, DecodeConfig(exclude_seen=False), memory=exact.memory))
+    parts = list(exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)))
     rows = torch.cat([p.rows for p in parts])
     targets = torch.from_numpy(cases.targets).long().to(history.device)[rows]
     logp = torch.cat([p.logp for p in parts], 1)

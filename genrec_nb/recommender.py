@@ -23,7 +23,8 @@ from .kmeans import load_quantizer
 from .semantic_ids import EOS, Identifiers
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
-from .beam_search import DecodeConfig, decoding_weights, recommend as search
+from .beam_search import DecodeConfig, decoding_weights
+from .search import search_each
 from .train import fit as train_model, rank_each as rank_each_user
 from .tokenizer import Tokenized, tokenize_items
 from .explanations import Explanation, Recommendation, Recommendations, TokenPart
@@ -165,8 +166,9 @@ def recommend(self: GenerativeRecommender,
     seen, scores = torch.tensor([items], device=self.model.device), None
     if assistant is not None: scores = assistant.scores(_one_case(items)).detach().to(seen.device)
     read = seen[:, -self.model.config.max_items:]              # [1, n]
-    found = search(self.model, self.trie, read, k, decode, self.gain, seen, assistant=scores)
-    pairs = zip(*(x[0].tolist() for x in found))
+    found, = search_each(self.model, self.trie, read, k, [decode], self.gain, seen,
+                         assistant=scores)
+    pairs = zip(found.items[0].tolist(), found.scores[0].tolist())
     ids, titles = self.catalog.ids, self.catalog.titles
     return Recommendations(Recommendation(i, ids[i], titles[i], s) for i, s in pairs if i >= 0)
 

@@ -13,17 +13,17 @@ from .core import SettingError, require
 from .trie import ItemTrie
 from .item_decoder import ItemDecoder
 from .beam_search import DecodeConfig, recommend_each
-from .exact import ExactConfig, exact_search, multiplications, why_not_exact
+from .exact import ExactConfig, exact_search, _multiplications, _why_not_exact
 
 # %% ../nbs/53_search.ipynb #94a572a7
 _MOST = 5*10**7 # multiplications a user that exact ranking may take by itself
 
 def _refused(model, trie: ItemTrie, config: DecodeConfig) -> str: # '' if it is possible
     "Why the catalog cannot be ranked as a whole"
-    if not isinstance(model, ItemDecoder) or len(model.tries) > 1: return why_not_exact(model, config)
+    if not isinstance(model, ItemDecoder) or len(model.tries) > 1: return _why_not_exact(model, config)
     own = model.tries[0]
     same = own.n_nodes == trie.n_nodes and torch.equal(own.token, trie.token)
-    return why_not_exact(model, config) if same else "the trie is not that of the model's items"
+    return _why_not_exact(model, config) if same else "the trie is not that of the model's items"
 
 # %% ../nbs/53_search.ipynb #b4923059
 def chosen_search(
@@ -41,7 +41,7 @@ def chosen_search(
     if several or config.search == 'exact':
         require(not why, why + (not several)*", or take search='beam'", SettingError)
         return 'exact'
-    return 'beam' if why or multiplications(model, config) > _MOST else 'exact'
+    return 'beam' if why or _multiplications(model, config) > _MOST else 'exact'
 
 # %% ../nbs/53_search.ipynb #27de71da
 @dataclass

@@ -27,8 +27,9 @@ from .trie import ItemTrie
 from .token_weights import uniform_weights
 from .objectives import MultiTargetLoss, WeightedLoss, token_nll
 from .batches import LengthBatches, Windows
-from .beam_search import DecodeConfig, recommend_each
-from .exact import item_nats, rank_exact
+from .beam_search import DecodeConfig
+from .exact import ExactConfig, item_nats
+from .search import search_each
 
 # %% ../nbs/55_train.ipynb #f4707acc
 _LIST_LENGTHS = (5, 10, 20) # at which the validation users are measured
@@ -88,7 +89,7 @@ def _gather(x, accelerator=None) -> list:
 # %% ../nbs/55_train.ipynb #697993a3
 def rank_each(
     model, # anything with `prefill` and `decode_step`, perhaps `restart`
-    trie: ItemTrie, # on the model's device
+    trie: ItemTrie | list, # of the model's items, on its device; of several identifiers its `tries`
     cases: Cases, # histories and their targets
     configs: list, # one `DecodeConfig` for each search
     gain: Tensor | None = None, # float [M], needed if an alpha > 0
@@ -96,40 +97,34 @@ def rank_each(
     batch_size: int | None = None, # cases searched together; None: what the model wants
     accelerator=None, # shares the cases among processes; None: one process
     assistant=None, # float [cases, N] scores, needed if an assistant_weight > 0
+    exact: ExactConfig = ExactConfig(), # how several identifiers are combined
 ) -> list: # for each config int64 [cases, k] items, best first, -1 where nothing is left
     "Ranked items of every case by several searches; items of the whole history are seen"
     if assistant is not None and len(assistant) != len(cases):
         raise GenrecError(f'the assistant gave {len(assistant)} rows of scores, not {len(cases)}')
     mine, longest = _share(len(cases), accelerator), int(np.diff(cases.offsets).max(initial=1))
+    trie = trie[0] if isinstance(trie, (list, tuple)) else trie
     if assistant is not None: assistant = torch.as_tensor(assistant)[mine].to(trie.device)
     seen = torch.from_numpy(cases.tail(longest)[mine]).to(trie.device)
     history = seen[:, -model.config.max_items:]
-    found = recommend_each(model, trie, history, k, configs, gain, seen, batch_size, assistant)
+    found = search_each(model, trie, history, k, configs, gain, seen, batch_size, assistant, exact)
     ranked = [np.full((len(cases), k), -1) for _ in configs]
-    for rows, lists in _gather((mine, [items.cpu().numpy() for items, _ in found]), accelerator):
+    for rows, lists in _gather((mine, [f.items.cpu().numpy() for f in found]), accelerator):
         for whole, part in zip(ranked, lists): whole[rows] = part
     return ranked
 
 # %% ../nbs/55_train.ipynb #96e21c3e
 def _rank_cases(
     model, # anything with `prefill` and `decode_step`
-    trie: ItemTrie, # on the model's device
+    trie: ItemTrie | list, # as in `rank_each`
     cases: Cases, # histories and their targets
     config: DecodeConfig = DecodeConfig(),
     gain: Tensor | None = None, # float [M], needed if config.alpha > 0
     k: int = 20, # items per case
-    **kwargs, # batch_size, accelerator and assistant, as in `rank_each`
+    **kwargs, # batch_size, accelerator, assistant and exact, as in `rank_each`
 ) -> np.ndarray: # int64 [cases, k] items, best first, -1 where nothing is left
     "Ranked items of every case"
     return rank_each(model, trie, cases, [config], gain, k, **kwargs)[0]
-
-# %% ../nbs/55_train.ipynb #a6841b34
-def _rank_shared(model, cases: Cases, config: DecodeConfig, accelerator=None, k: int = 20):
-    "`rank_exact`, shared among processes"
-    mine, ranked = _share(len(cases), accelerator), np.full((len(cases), k), -1)
-    part = rank_exact(model, cases.take(mine), k, config)
-    for rows, lists in _gather((mine, part), accelerator): ranked[rows] = lists
-    return ranked
 
 # %% ../nbs/55_train.ipynb #7e6fb2b3
 def _path_nll(model, history: Tensor, path: Tensor):
@@ -247,8 +242,8 @@ def _on(trie, device): # a trie, or a list of them
     return [t.to(device) for t in trie] if isinstance(trie, (list, tuple)) else trie.to(device)
 
 # %% ../nbs/55_train.ipynb #efcebde3
-def _is_exact(model) -> bool:
-    "Is the whole catalog ranked? By an item decoder over children, or of several identifiers"
+def _has_nats(model) -> bool:
+    "Is the loss that of whole items? Of an item decoder over children, or several identifiers"
     several = len(getattr(model.config, 'levels', ())) > 1
     return several or _over_children(model) and hasattr(model, 'last_hidden')
 
@@ -296,12 +291,10 @@ def compute_loss(self: GenrecTrainer, model, inputs, return_outputs=False, num_i
 # %% ../nbs/55_train.ipynb #756de23c
 @patch
 def measure(self: GenrecTrainer, model) -> dict:
-    exact = _is_exact(model)
-    if exact: ranked = _rank_shared(model, self.valid, self.decode, self.accelerator)
-    else: ranked = _rank_cases(model, self.trie, self.valid, self.decode, accelerator=self.accelerator)
+    ranked = _rank_cases(model, self.trie, self.valid, self.decode, accelerator=self.accelerator)
     metrics = ranking_metrics(ranked, self.valid.targets, _LIST_LENGTHS)
     if self.args.metric_for_best_model != 'eval_ce': return metrics
-    if exact: return metrics | dict(ce=item_nats(model, self.valid))
+    if _has_nats(model): return metrics | dict(ce=item_nats(model, self.valid))
     return metrics | dict(ce=_case_ce(model, self.valid, accelerator=self.accelerator))
 
 # %% ../nbs/55_train.ipynb #dc85331d

@@ -4,7 +4,7 @@ import pytest
 import torch
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.core import SettingError
-from genrec_nb.exact import ExactConfig, exact_search, multiplications
+from genrec_nb.exact import ExactConfig, exact_search, _multiplications
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.search import chosen_search, search_each
 from genrec_nb.semantic_ids import Identifiers
@@ -18,7 +18,7 @@ def test_the_choice_by_cost_and_by_name(monkeypatch):
     model, trie = packed(IDS), ItemTrie.build(IDS)
     assert [chosen_search(model, trie, DecodeConfig(search=s)) for s in ('auto', 'exact', 'beam')] == ['exact', 'exact', 'beam']
     for config in (DecodeConfig(memory=2000), DecodeConfig(min_max='step')): assert chosen_search(model, trie, config) == 'beam'
-    monkeypatch.setattr('genrec_nb.search._MOST', multiplications(model) - 1)
+    monkeypatch.setattr('genrec_nb.search._MOST', _multiplications(model) - 1)
     assert [chosen_search(model, trie, DecodeConfig(search=s)) for s in ('auto', 'exact')] == ['beam', 'exact']
     assert chosen_search(three(), None) == 'exact'                                    # whatever it costs
     other = ItemTrie.build(Identifiers.random(30, levels=3, size=4, seed=1))
@@ -28,10 +28,10 @@ def test_multiplications_by_counting():
     ids = Identifiers.from_codes([[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1], [2, 2, 2]], policy='keep')
     d = 4                                                                             # head: 2 layers of d x 2d
     children = packed(ids, d_model=d, softmax='children')
-    assert multiplications(children) == d*((2*2*d + 3) + (2*2*d + 2) + (2*2*d + 2))   # the root, '0', '1 0'
+    assert _multiplications(children) == d*((2*2*d + 3) + (2*2*d + 2) + (2*2*d + 2))   # the root, '0', '1 0'
     vocabulary = packed(ids, d_model=d)
-    assert multiplications(vocabulary) == d*(1*(4*d + 3 + 3) + 3*(4*d + 2 + 3) + 4*(4*d + 2 + 3))
-    assert multiplications(vocabulary, DecodeConfig(normalize='children')) == multiplications(children)
+    assert _multiplications(vocabulary) == d*(1*(4*d + 3 + 3) + 3*(4*d + 2 + 3) + 4*(4*d + 2 + 3))
+    assert _multiplications(vocabulary, DecodeConfig(normalize='children')) == _multiplications(children)
 
 @pytest.mark.parametrize('model, config, words', [
     (three, DecodeConfig(search='beam'), "take search='exact'"), (three, DecodeConfig(min_max='step'), "needs min_max='prefix'$"),
