@@ -213,10 +213,11 @@ def run(
 # %% ../nbs/95_cli.ipynb #727f072a
 def _show_run(m: dict) -> None: # m: as in metrics.json
     "The table of a run"
+    from genrec_nb.pages import _ties
     title = f'{m["data"]}: {m["users"]:,} users, {m["items"]:,} items, seed {m["seed"]}'
     _print(_table(_method_rows(m), title),
            f'★ saved: best NDCG@10 on the validation users. {m["zero_gain_share"]:.1%} of the '
-           'target tokens are zero-gain.')
+           'target tokens are zero-gain.', _ties(m))
 
 # %% ../nbs/95_cli.ipynb #2a6f7ca1
 _NOTES = dict(unlinked='items that were chosen together with no other',

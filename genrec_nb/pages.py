@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from dataclasses import replace
-from .data import Cases
+from .data import Cases, TieCounts
 from .metrics import metrics_table
 from .kmeans import codebook_report
 from .diagnostics import plot_codebook_use, plot_first_tokens
@@ -34,6 +34,17 @@ def _cases(m: dict) -> str: # m: as in metrics.json
     return (f'{m["users"]:,} {who}; {m["items"]:,} items, full catalog, seen items excluded; '
             f'seed {m["seed"]}. {m["skipped_users"]:,} users with fewer than {2 if by_time else 3} '
             f'items were {skipped}.')
+
+# %% ../nbs/85_pages.ipynb #a8abfe4b
+def _ties(m: dict) -> str: # m: as in metrics.json
+    "What is tied, in which order ties are, and where to find a mean over several"
+    n, c = TieCounts(**m['ties']), m['config']
+    if not n.tied: return f'{n!r}.'
+    by_seed = c['ties'] == 'random'
+    order = f'at random, tie seed {c["tie_seed"] or 0}' if by_seed else \
+        dict(given='in the order of the rows', item='by item id')[c['ties']]
+    more = '; a grid with tie_seeds gives the mean over several orders'
+    return f'{n!r}. Equal times are ordered {order}{more*by_seed*(n.tied_targets > 0)}.'
 
 # %% ../nbs/85_pages.ipynb #b2f181ec
 def _model(m: dict, rec: GenerativeRecommender) -> str:
@@ -110,7 +121,7 @@ def run_page(
     test: Cases,
 ) -> Page:
     "The page of a run"
-    page = Page(f'genrec run: {m["data"]}', f'{_cases(m)} {_model(m, rec)}')
+    page = Page(f'genrec run: {m["data"]}', f'{_cases(m)} {_ties(m)} {_model(m, rec)}')
     _results(page, m, evaluations, curves)
     _tokens(page, m, rec, made)
     cards = [_user_card(rec, test, int(u)) for u in np.sort(_sample(len(test), 5, m['seed']))]

@@ -11,8 +11,8 @@ import numpy as np
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
-from .core import (Count, FileError, GenrecError, SettingError, Share, _Silent, patch,
-                            plain, read_json, read_settings, _read_spec, require, settings,
+from .core import (Count, FileError, GenrecError, Natural, SettingError, Share, _Silent,
+                            patch, plain, read_json, read_settings, _read_spec, require, settings,
                             versions, write_json, _write_spec)
 from .data import Dataset, Split, leave_one_out
 from .loaders import load_dataset
@@ -38,6 +38,8 @@ class RunConfig(RecommenderConfig):
     columns: dict = field(default_factory=dict) # of a table: the names of user, item, time, title
     split: Literal['leave-one-out', 'time'] = 'leave-one-out' # see `DataConfig`
     users: Count | None = None # test users sampled once, and as many for validation; None: all
+    ties: Literal['random', 'given', 'item'] = 'random' # order of equal times, see `load_dataset`
+    tie_seed: Natural | None = None # of the random order, whatever the training seed; None: 0
     ids: str | None = None # an index.json, or a folder of `genrec tokenize`; None: made here
     alpha: Share = .2 # strength of IGD-decoding
     assistant_weight: Share = 0. # of a SASRec, in further decodings (D3); 0: none
@@ -104,7 +106,8 @@ def _open_run(folder: str | Path, config: RunConfig, resume: bool) -> Path: # th
 @patch(as_prop=True)
 def data_config(self: RunConfig) -> DataConfig:
     "The data and their split"
-    return DataConfig(self.data, self.columns, self.split, self.users)
+    return DataConfig(self.data, self.columns, self.split, self.users, ties=self.ties,
+                      tie_seed=self.tie_seed)
 
 @patch
 def trials(self: RunConfig, data: Dataset) -> dict: # label -> `Trial`
@@ -235,6 +238,7 @@ def facts(self: _Run, ids: Identifiers, rows: dict) -> dict:
     d, collisions = self.data, ids.collisions()
     return dict(data=d.name, users=len(self.split.test), items=len(d.catalog),
                 interactions=len(d.interactions.items), skipped_users=self.split.skipped,
+                ties=asdict(d.interactions.count_ties(self.split.test)),
                 seed=self.config.seed, collisions=collisions,
                 collisions_before=(ids.notes or {}).get('before') or collisions,
                 parameters=rows['ce']['parameters'],

@@ -11,7 +11,7 @@ import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from .core import (Count, FileError, MissingTextError, check_keys, digest, patch, plain,
+from .core import (Count, FileError, MissingTextError, Natural, check_keys, digest, patch, plain,
                             read_json, require, settings)
 from .data import Dataset, Split, global_time, leave_one_out
 from .loaders import load_dataset
@@ -34,6 +34,8 @@ class DataConfig:
     split: Literal['leave-one-out', 'time'] = 'leave-one-out' # 'time': 80/10/10, see `global_time`
     users: Count | None = None # test users sampled once, and as many for validation; None: all
     vectors: str | None = None # item vectors FILE.npy for weightings; None: made from the texts
+    ties: Literal['random', 'given', 'item'] = 'random' # order of equal times, see `load_dataset`
+    tie_seed: Natural | None = None # of the random order, whatever the training seed; None: 0
     def __post_init__(self): check_keys(self.columns, ('user', 'item', 'time', 'title'), 'columns')
 
 # %% ../nbs/83_trial.ipynb #5b396e98
@@ -42,8 +44,8 @@ _SPLITS = {'leave-one-out': leave_one_out, 'time': global_time}
 @patch
 def load(self: DataConfig) -> tuple[Dataset, Split]:
     "Data and split; raises `GenrecError` if there is nobody to evaluate or nothing to learn from"
-    data, why = load_dataset(self.path, text=None, **self.columns), None
-    split = _SPLITS[self.split](data.interactions)
+    data = load_dataset(self.path, None, self.ties, self.tie_seed, **self.columns)
+    split, why = _SPLITS[self.split](data.interactions), None
     if not len(split.test) or not len(split.valid):
         few = dict(time='too few interactions to split by time')
         few = few.get(self.split, 'every user has fewer than 3 items')

@@ -62,6 +62,7 @@ def test_a_run_leaves_what_it_promises(finished):
                 assert lo - 1e-9 <= m[f'{x}@{k}'] <= hi + 1e-9
         assert {'head/recall@10', 'tail/recall@10', 'coverage@10'} <= set(m)
     assert {'versions', 'config', 'seed', 'seconds', 'zero_gain_share', 'collisions_before'} <= set(stored)
+    assert stored['ties']['targets'] == 77 and stored['ties']['tied'] is None                      # a list a user: no times, no ties
     page = (folder/'report.html').read_text()
     assert page.count('class="card"') == 5 and 'src="http' not in page and '<link' not in page and '<script' not in page
     best = max(METHODS, key=lambda k: stored['methods'][k]['valid_ndcg@10'])
