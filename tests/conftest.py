@@ -1,4 +1,5 @@
 "What every test shares: the thread rule, the order of work on several cores, the folder of larger data sets where there is one."
+import gc
 import os
 import sys
 from pathlib import Path
@@ -31,6 +32,20 @@ def pytest_collection_modifyitems(items):
     site, rest = [i for i in items if i.path.stem == 'test_docs'], [i for i in items if i.path.stem != 'test_docs']
     files, books = [i for i in rest if i.path.stem != 'test_notebooks'], [i for i in rest if i.path.stem == 'test_notebooks']
     items[:] = site + files + books[::-1]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def frozen():
+    "What a module has imported is not searched for garbage again, as `accelerate` does before every training: a third of a second each time."
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope='session')
+def forks():
+    "Fresh processes that need not import other people's libraries: they execute notebooks."
+    from exec_nbs import Forks
+    with Forks() as f: yield f
 
 
 @pytest.fixture(scope='session')

@@ -29,14 +29,6 @@ from genrec_nb.tiger import tiger_t5
 from genrec_nb.trie import ItemTrie
 
 
-@pytest.fixture(scope='module', autouse=True)
-def frozen():
-    "Collecting garbage before each measurement need not go through all that was imported"
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.mark.parametrize('seed', range(2))
 def test_dictionaries_and_arrays_agree(seed):
     "Few codes, so that collisions and items without mass abound"

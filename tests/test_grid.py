@@ -87,18 +87,29 @@ def test_figures_do_not_depend_on_the_order_of_trials(finished, toy, tmp_path):
     assert said(row) == said(trials(finished)[row['trial']])
 
 
-def test_several_processes_give_the_same_rows(finished, toy, tmp_path):
+@pytest.fixture
+def forked(monkeypatch):
+    "Workers of joblib that are forks of this process: nothing is imported again (as new processes they are a slow test of runs)"
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.backend import context
+    monkeypatch.setattr(context, '_DEFAULT_START_METHOD', 'fork')
+    yield
+    get_reusable_executor().shutdown()
+
+
+@pytest.mark.filterwarnings('ignore:`fork` start method')
+def test_several_processes_give_the_same_rows(finished, toy, tmp_path, forked):
     run_grid(Grid(**settings(toy)), tmp_path/'o', jobs=2)
     assert {k: said(r) for k, r in trials(tmp_path/'o').items()} == {k: said(r) for k, r in trials(finished).items()}
 
 
 @pytest.mark.parametrize('wanted', ['work/*/checkpoints/checkpoint-*/trainer_state.json', 'work/*/trained.json'], ids=['in training', 'before decoding'])
 def test_killed_and_resumed_gives_the_same_rows(finished, toy, tmp_path, wanted):
-    out, grid = tmp_path/'out', Grid(**settings(toy))
+    out, grid = tmp_path/'out', Grid(**settings(toy, seeds=[1]))
     kill_when(lambda: list(out.glob(wanted)), slowly(.03, lambda: run_grid(grid, out)))
-    assert len(trials(out)) < 4
+    assert len(trials(out)) < 2
     run_grid(grid, out)
-    assert {k: said(r) for k, r in trials(out).items()} == {k: said(r) for k, r in trials(finished).items()}
+    assert {k: said(r) for k, r in trials(out).items()} == {k: said(r) for k, r in trials(finished).items() if r['seed'] == 1}
 
 
 ON_A_CLUSTER = '''
@@ -150,8 +161,10 @@ def test_a_cluster_gives_the_same_rows_though_a_worker_is_killed(finished, toy, 
     assert {k: said(x) for k, x in trials(out).items()} == {k: said(x) for k, x in trials(finished).items()}
 
 
-def test_a_cluster_that_is_not_there_is_told_in_one_line(toy, tmp_path):
-    pytest.importorskip('distributed')
+def test_a_cluster_that_is_not_there_is_told_in_one_line(toy, tmp_path, monkeypatch):
+    distributed = pytest.importorskip('distributed')
+    inner = distributed.Client
+    monkeypatch.setattr(distributed, 'Client', lambda address, timeout: inner(address, timeout=timeout/20))
     with pytest.raises(GenrecError, match='tcp://127.0.0.1:9: no dask scheduler answers there'): run_grid(Grid(**settings(toy)), tmp_path/'o', cluster='tcp://127.0.0.1:9')
 
 

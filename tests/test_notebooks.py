@@ -4,15 +4,10 @@ import re
 import signal
 
 import pytest
-from exec_nbs import ROOT, Forks, notebooks
+from exec_nbs import ROOT, notebooks
 
 LIMIT = int(os.environ.get('GENREC_NB_LIMIT', 300))         # seconds a notebook
 SLOW = bool(os.environ.get('GENREC_NB_SLOW'))
-
-
-@pytest.fixture(scope='session')
-def forks():
-    with Forks() as f: yield f
 
 
 def execute(forks, path, log):

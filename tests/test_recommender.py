@@ -1,8 +1,7 @@
 "A language model inside the whole: titles and codes, a fresh process, settings that cannot be, the colored strip."
-import json, os, subprocess, sys
+import json
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
-from pathlib import Path
 import numpy as np
 import pytest
 import torch
@@ -58,10 +57,12 @@ def writer(base): return GenerativeRecommender.fit(DATA, settings(base), SPLIT)
 
 FRESH = """
 import json, sys
+from pathlib import Path
+assert not [m for m in sys.modules if m.startswith('genrec_nb')]
 from genrec_nb.recommender import GenerativeRecommender
 assert 'genrec_nb.language_recommender' not in sys.modules                    # only if one is asked for
-found = GenerativeRecommender.from_pretrained(sys.argv[2]).recommend(json.loads(sys.argv[1]), 8)
-print(json.dumps([(x.id, x.score) for x in found]))
+found = GenerativeRecommender.from_pretrained('films').recommend(json.loads(Path('history').read_text()), 8)
+Path('found').write_text(json.dumps([(x.id, x.score) for x in found]))
 """
 HISTORY = [DATA.catalog.titles[i] for i in (3, 11, 20)]
 
@@ -77,13 +78,15 @@ def check_loaded(rec, folder, pairs):
     assert not np.allclose([s for _, s in here], [x.score for x in untrained.recommend(HISTORY, 8)], atol=1e-3)
 
 
-def test_a_fresh_process_recommends_the_same(writer, tmp_path):
-    "From another working directory; with adapters only they are saved"
+def test_a_fresh_process_recommends_the_same(writer, forks, tmp_path):
+    "From another working directory, by the code of a notebook; with adapters only they are saved"
     folder = writer.save_pretrained(tmp_path/'films')
-    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
-    p = subprocess.run([sys.executable, '-c', FRESH, json.dumps(HISTORY), str(folder)], capture_output=True, text=True, cwd=tmp_path, env=env)
-    assert p.returncode == 0, p.stderr
-    check_loaded(writer, folder, json.loads(p.stdout.splitlines()[-1]))
+    (tmp_path/'history').write_text(json.dumps(HISTORY))
+    cell = dict(cell_type='code', id='a', metadata={}, outputs=[], execution_count=None, source=FRESH)
+    (tmp_path/'fresh.ipynb').write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=5)))
+    status, _ = forks.run(tmp_path/'fresh.ipynb', store=False, log=tmp_path/'log')
+    assert status == 0, (tmp_path/'log').read_text()
+    check_loaded(writer, folder, json.loads((tmp_path/'found').read_text()))
 
 
 @pytest.mark.parametrize('kind', ['whole', 'codes with tasks'])

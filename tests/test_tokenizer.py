@@ -15,7 +15,7 @@ from genrec_nb.backbones import tiny_llama
 from genrec_nb.prompts import title_identifiers
 from genrec_nb.kmeans import residual_kmeans
 from genrec_nb.recommender import RecommenderConfig
-from genrec_nb.run import tokenize as tokenize_job
+import genrec_nb.run as run_module
 from genrec_nb.tokenizer import _collaborative_embeddings, load_tokenized, tokenize_items
 from genrec_nb.tokenizer_config import _default_size, TokenizerConfig, TOKENIZERS
 from genrec_nb.tokenizer_report import compare_reports
@@ -357,6 +357,13 @@ def bare(shop, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    "Plots take most of the time of the commands: `test_genrec_tokenize` looks at them"
+    class Nothing: save = staticmethod(lambda path: path.touch())
+    monkeypatch.setattr(run_module, 'tokenizer_page', lambda *a: Nothing)
+
+
 def genrec(*args, ok=True):
     "What the command prints, or the one line that it ends with"
     r = CliRunner(env={'COLUMNS': '200'}).invoke(app, [str(a) for a in args])
@@ -384,7 +391,7 @@ def test_genrec_tokenize(shop, tmp_path, monkeypatch, method):
     assert sorted(f.name for f in tmp_path.iterdir()) == ['cf.npy', 'tok']
 
 
-def test_genrec_tokenize_without_texts(bare, tmp_path):
+def test_genrec_tokenize_without_texts(bare, no_page, tmp_path):
     assert '60 items' in genrec('tokenize', bare, '--method', 'tree', '--out', tmp_path/'t')
     assert '60 items' in genrec('tokenize', bare, '--method', 'random', '--out', tmp_path/'r')
     assert 'have no text' in genrec('tokenize', bare, '--method', 'rqkmeans', '--out', tmp_path/'k', ok=False)
@@ -474,7 +481,7 @@ def test_a_policy_that_does_not_fit_the_table_is_refused_before_texts_are_embedd
     assert not (tmp_path/'o.json').exists()
 
 
-def test_inspect_reads_tables_of_any_item_ids(tmp_path):
+def test_inspect_reads_tables_of_any_item_ids(no_page, tmp_path):
     "Ids that are not 0..N-1: a published table, ours, and one that is longer; with data, rows line up by item id"
     folder = tmp_path/'films'; folder.mkdir()
     x, ids = DATA.interactions, [str(i + 1) for i in range(N)]
@@ -499,8 +506,8 @@ def test_inspect_reads_tables_of_any_item_ids(tmp_path):
     assert 'lacks 60' in genrec('inspect', longer.save(tmp_path/'other.json', [f'q{i}' for i in range(62)]), '--data', folder, ok=False)
 
 
-def test_a_real_catalogue(data_dir, tmp_path):
-    figures = tokenize_job(str(data_dir/'Scientific'), TokenizerConfig('category'), tmp_path/'c')
+def test_a_real_catalogue(data_dir, no_page, tmp_path):
+    figures = run_module.tokenize(str(data_dir/'Scientific'), TokenizerConfig('category'), tmp_path/'c')
     assert figures['items'] == 4344 and figures['after']['rate'] == 0 and figures['notes']['missing'] == 131
 
 def test_letter_with_collaboration_as_input_behaves_as_any_other(tmp_path):

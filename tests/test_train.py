@@ -1,9 +1,9 @@
 """Training: gradients against plain torch, runs that break off, the best checkpoint, two processes."""
-import json, os, socket, subprocess, sys
-from pathlib import Path
+import json, multiprocessing, os, socket
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import given, strategies as st
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -14,7 +14,7 @@ from genrec_nb.metrics import ranking_metrics
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.token_weights import igd_weights, uniform_weights
-from genrec_nb.objectives import MultiTargetLoss, WeightedLoss, make_weighting, token_nll, weighted_mean
+from genrec_nb.objectives import MultiTargetLoss, WeightedLoss, make_weighting, weighted_mean
 from genrec_nb.batches import LengthBatches
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.tiger import tiger_t5
@@ -535,47 +535,45 @@ def test_bfloat16(tmp_path):
     result = run(packed, tmp_path, epochs=2, bf16=True, use_cpu=True)
     assert all(np.isfinite(l) for _, l in result.losses) and flat(result.model).dtype == torch.float and flat(result.model).isfinite().all()
 
-TWO = '''
-from test_train import *
-child = os.fork()                                                               # the imports are paid for once
-os.environ |= dict.fromkeys(('RANK', 'LOCAL_RANK'), str(int(not child)))
-out = Path(sys.argv[1])
-trie, weights = world(packed)
-model, watch = packed(dropout=0.), Watch()
-samples = model.samples(SPLIT.train, 5)
-size = int(sys.argv[2])
-args = _training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'run', max_grad_norm=0., eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
-trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=weights, callbacks=[watch])
-targets, inner = [], trainer.compute_loss
-def compute_loss(m, inputs, *a, **k):
-    targets.append(_batch_targets(inputs).tolist())
-    return inner(m, inputs, *a, **k)
-trainer.compute_loss = compute_loss
-trainer.train()
-ranked = _rank_cases(trainer.accelerator.unwrap_model(trainer.model), trie, SPLIT.valid, accelerator=trainer.accelerator)
-rank = trainer.accelerator.process_index
-torch.save(dict(steps=watch.steps, end=flat(trainer.accelerator.unwrap_model(trainer.model)), ranked=torch.from_numpy(ranked), targets=targets), out/f'{rank}.pt')
-fitted = fit(packed(), SPLIT.train, SPLIT.valid, trie, weights, TrainConfig(epochs=2, batch_size=size, eval_every=1, patience=0), out/'fit', use_cpu=True)
-torch.save(dict(curve=fitted.curve(), best=fitted.best, best_epoch=fitted.best_epoch, epochs=fitted.epochs, end=flat(fitted.model)), out/f'fit{rank}.pt')
-model, watch, loss = packed(dropout=0.), Watch(), loss_of(packed)
-loss.c = .05; loss.steps.fill_(9)
-args = _training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'mixed', max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
-trainer = GenrecTrainer(model, args, samples=model.samples(SPLIT.train, 5), trie=ItemTrie.build(CODES), weights=loss, callbacks=[watch])
-trainer.train()
-torch.save(dict(first=watch.steps[0], s=loss.s.detach(), steps=int(loss.steps), log=[l for l in trainer.state.log_history if 'loss' in l][0], n=len(watch.steps)), out/f'mixed{rank}.pt')
-if child: assert os.waitpid(child, 0)[1] == 0
-'''
+def in_one_of_two(rank, port, out, size):
+    "One of two processes that share a gradient leaves behind what it has come to"
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
+    AcceleratorState._reset_state(reset_partial_state=True)                     # the parent's says that it is alone
+    trie, weights = world(packed)
+    model, watch = packed(dropout=0.), Watch()
+    samples = model.samples(SPLIT.train, 5)
+    args = _training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'run', max_grad_norm=0., eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
+    trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=weights, callbacks=[watch])
+    targets, inner = [], trainer.compute_loss
+    def compute_loss(m, inputs, *a, **k):
+        targets.append(_batch_targets(inputs).tolist())
+        return inner(m, inputs, *a, **k)
+    trainer.compute_loss = compute_loss
+    trainer.train()
+    ranked = _rank_cases(trainer.accelerator.unwrap_model(trainer.model), trie, SPLIT.valid, accelerator=trainer.accelerator)
+    assert trainer.accelerator.process_index == rank and trainer.accelerator.num_processes == 2
+    torch.save(dict(steps=watch.steps, end=flat(trainer.accelerator.unwrap_model(trainer.model)), ranked=torch.from_numpy(ranked), targets=targets), out/f'{rank}.pt')
+    fitted = fit(packed(), SPLIT.train, SPLIT.valid, trie, weights, TrainConfig(epochs=2, batch_size=size, eval_every=1, patience=0), out/'fit', use_cpu=True)
+    torch.save(dict(curve=fitted.curve(), best=fitted.best, best_epoch=fitted.best_epoch, epochs=fitted.epochs, end=flat(fitted.model)), out/f'fit{rank}.pt')
+    model, watch, loss = packed(dropout=0.), Watch(), loss_of(packed)
+    loss.c = .05; loss.steps.fill_(9)
+    args = _training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'mixed', max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
+    trainer = GenrecTrainer(model, args, samples=model.samples(SPLIT.train, 5), trie=ItemTrie.build(CODES), weights=loss, callbacks=[watch])
+    trainer.train()
+    torch.save(dict(first=watch.steps[0], s=loss.s.detach(), steps=int(loss.steps), log=[l for l in trainer.state.log_history if 'loss' in l][0], n=len(watch.steps)), out/f'mixed{rank}.pt')
 
 @pytest.fixture(scope='module')
 def two_processes(tmp_path_factory):
-    "What TWO leaves behind, run in two processes that share one gradient"
+    "What two forks of this process leave behind"
     folder = tmp_path_factory.mktemp('two')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
-    done = subprocess.run([sys.executable, '-c', TWO, str(folder), '4'], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:]
+    both = [multiprocessing.get_context('fork').Process(target=in_one_of_two, args=(rank, port, folder, 4), daemon=True) for rank in range(2)]
+    for p in both: p.start()
+    both[0].join(120); both[1].join(10)
+    for p in both: p.kill()
+    assert [p.exitcode for p in both] == [0, 0]
     return folder
 
 def test_two_processes_are_one(two_processes):

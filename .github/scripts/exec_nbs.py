@@ -7,7 +7,7 @@ cells run with --slow). A skipped cell keeps the outputs it has. --check runs ev
 Each notebook gets a fresh process (a fork of one that has imported other people's libraries and nothing else), its own
 folder as working directory, no progress bars, and a plot backend without a window. Exit status 1 if any notebook fails.
 """
-import argparse, base64, importlib, io, json, os, signal, subprocess, sys
+import argparse, base64, gc, importlib, io, json, os, signal, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def run_here(path, slow=False, store=True):
     shell = CaptureShell(path, mpl_format='png')
     try: shell.run_all(nb, exc_stop=True, preproc=skipped)
     except Exception:
-        print(shell.prettytb(fname=path.relative_to(ROOT)), file=sys.stderr)
+        print(shell.prettytb(fname=os.path.relpath(path, ROOT)), file=sys.stderr)
         return False
     if store:
         out = read_nb(path)                              # the source stays as it was written: only outputs are taken over
@@ -91,6 +91,7 @@ class Forks:
 def serve():
     "The process that forks: a line of JSON in, a notebook executed, a line of JSON out."
     for name in LARGE: importlib.import_module(name)
+    gc.collect(); gc.freeze()                            # not searched for garbage again before every training
     jobs, answers = sys.stdin, os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)                                        # what a notebook prints does not belong to the answers
     for job in jobs:
