@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from contextlib import contextmanager
 from dataclasses import dataclass
 from torch import Tensor
-from typing import Literal
+from typing import Annotated, Literal
+from pydantic import BeforeValidator
 from .core import Count, SettingError, Share, patch, require, settings
 from .semantic_ids import PAD
 from .trie import ItemTrie, _find_keys, runs
@@ -34,6 +35,14 @@ def decoding_weights(trie: ItemTrie, gain: Tensor, alpha: float) -> Tensor: # [M
     return w.float()
 
 # %% ../nbs/50_beam_search.ipynb #dd061ede
+def _weights(w) -> tuple | str:
+    "Check weights of identifiers: 'fitted', 'equal', or a number for each"
+    if w in ('fitted', 'equal'): return w
+    numbers = isinstance(w, (list, tuple)) and all(isinstance(x, (int, float)) for x in w)
+    require(numbers and sum(w) > 0 and min(w) >= 0, f"found {w!r}, expected fitted, equal, or a "
+            'number of 0 or more for each identifier, not all 0', SettingError)
+    return tuple(map(float, w))
+
 @settings
 class DecodeConfig:
     "How to search"
@@ -42,6 +51,8 @@ class DecodeConfig:
     length_penalty: float = 0. # finished scores are divided by length**this
     normalize: Literal['vocabulary', 'children'] = 'vocabulary' # tokens whose P sums to 1
     min_max: Literal['prefix', 'step'] = 'prefix' # which gains are scaled together
+    combine: Literal['product', 'mixture'] = 'product' # of several identifiers
+    weights: Annotated[tuple | str, BeforeValidator(_weights)] = 'fitted' # or 'equal', or numbers
     exclude_seen: bool = True # items of the user's history cannot come out
     assistant_weight: Share = 0. # share of an assistant's log-probability (D3), 0 = none
     search: Literal['auto', 'exact', 'beam'] = 'auto' # beam search, or the whole catalog

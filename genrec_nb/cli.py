@@ -329,7 +329,7 @@ def _open_identifiers(path: Path, items) -> tuple: # (Identifiers, counts or Non
     "The identifiers of a run, a tokenizer's folder or a table"
     from genrec_nb.core import require
     from genrec_nb.recommender import GenerativeRecommender
-    from genrec_nb.trial import _table_ids
+    from genrec_nb.tokenizer import _table_ids
     table = path/'index.json' if (path/'tokenizer.json').is_file() else path
     if not table.is_dir(): return _table_ids(table, items, saved=True), None
     rec = GenerativeRecommender.from_pretrained(path)

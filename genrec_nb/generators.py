@@ -132,14 +132,15 @@ def _check_language_model(settings: dict, where: str, titles: bool, weighting: s
 # %% ../nbs/81_generators.ipynb #03dac672
 def _make_model(
     backbone: str, # a name in `BACKBONES`
-    ids: Identifiers, # paths of all items
+    ids: Identifiers | list, # paths of all items; for the item decoder perhaps several kinds
     catalog: Catalog, # the items, whose texts alignment tasks are made of
     seed: int = 0,
     settings: dict | None = None, # changes to the backbone's settings
     counts=None, # int [N] training targets, for the item decoder's prior='trie'
 ): # untrained
     "A fresh generator; raises `SettingError` if it cannot write these identifiers"
-    _check_backbone(backbone, ids.backbone_ids is not None, ids.is_ragged, ids.kind)
+    for i in ids if isinstance(ids, list) else [ids]:
+        _check_backbone(backbone, i.backbone_ids is not None, i.is_ragged, i.kind)
     more = dict(counts=counts) if backbone == 'packed' else {}
     model = BACKBONES[backbone].make(ids, seed=seed, **more, **(settings or {}))
     if getattr(model.config, 'tasks', None): model.set_tasks(catalog)

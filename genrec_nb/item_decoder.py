@@ -121,11 +121,14 @@ AutoModel.register(ItemDecoderConfig, ItemDecoder)
 def _one_or_more(ids) -> list[Identifiers]:
     "One or several identifiers; `GenrecError` for different catalogs, or the same twice"
     ids = list(ids) if isinstance(ids, (list, tuple)) else [ids]
-    sizes = sorted({i.n_items for i in ids})
-    codes = [i.codes() for i in ids if not i.is_ragged]
-    if len(sizes) != 1 or any(np.array_equal(a, b) for n, a in enumerate(codes) for b in codes[:n]):
-        raise GenrecError(f'identifiers of {sizes} items, expected one or more of the same '
-                          'catalog, none of them given twice')
+    sizes, codes = [i.n_items for i in ids], [i.codes() for i in ids if not i.is_ragged]
+    if len(set(sizes)) != 1:
+        raise GenrecError(f'the identifiers are those of {sizes} items, expected one or more '
+                          'identifiers of the same catalog')
+    twice = [n for n, a in enumerate(codes) if any(np.array_equal(a, b) for b in codes[:n])]
+    if twice:
+        raise GenrecError(f'identifier {twice[0] + 1} of {len(ids)} gives every item a path that '
+                          'it has already: give none of them twice')
     return ids
 
 # %% ../nbs/42_item_decoder.ipynb #53dedb59

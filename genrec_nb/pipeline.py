@@ -23,10 +23,11 @@ from .core import (GenrecError, _Silent, digest, plain, read_json, versions, who
 from .data import Cases, Dataset, Split
 from .metrics import average_popularity, coverage, gini, metric_values, _rank_of
 from .sequential_baselines import SASRec, _load_or_train_sasrec
-from .tokenizer import Tokenized, _collaborative_embeddings, load_tokenized, tokenize_items
+from .tokenizer import (Tokenized, _collaborative_embeddings, _given_identifiers,
+                                 load_tokenized, tokenize_items)
 import genrec_nb.tokenizer_report # gives `Tokenized.report`
 from .recommender import GenerativeRecommender
-from .trial import Trial, _given_identifiers, _content_digest
+from .trial import Trial, _content_digest
 
 # %% ../nbs/84_pipeline.ipynb #07c24a35
 @contextmanager
@@ -38,24 +39,29 @@ def _made_once(path: Path, mark: str = ''): # mark: the file of a folder that is
 # %% ../nbs/84_pipeline.ipynb #52c3c27c
 def _make_identifiers(
     trial: Trial, data: Dataset, split: Split, folder, device: str = 'cpu', progress=None
-) -> Tokenized:
+) -> list[Tokenized]: # the tokenizer's first, then further ones
     "The identifiers of a trial: read from the folder of the run, or made and kept there"
-    made = Path(folder)/'identifiers'/trial.identifiers_key
-    with _made_once(made, 'facts.json') as mine:
-        if mine:
-            found = _make(trial, data, split, folder, device, progress)
-            found.save(made)
-            write_json(made/'facts.json', found.report(split.train.target_counts()).to_dict())
-    return load_tokenized(made, data.catalog)
+    out = []
+    for source, key in zip(trial.sources, trial.identifier_keys):
+        made = Path(folder)/'identifiers'/key
+        with _made_once(made, 'facts.json') as mine:
+            if mine:
+                found = _make(source, trial, data, split, folder, device, progress)
+                found.save(made)
+                report = found.report(split.train.target_counts())
+                write_json(made/'facts.json', report.to_dict())
+        out.append(load_tokenized(made, data.catalog))
+    return out
 
 # %% ../nbs/84_pipeline.ipynb #43c1f3cb
-def _make(trial: Trial, data: Dataset, split: Split, folder, device, progress) -> Tokenized:
+def _make(source, trial: Trial, data: Dataset, split: Split, folder, device, progress) -> Tokenized:
     "Read given identifiers, or run the tokenizer"
-    if trial.ids: return _given_identifiers(trial.ids, data)
-    c = trial.recommender.tokenizer_config
-    cf = item_vectors(c.cf, trial, split, folder, c.options.get('d_code')) if c.cf else None
+    if isinstance(source, str): return _given_identifiers(source, data.catalog)
+    dim = source.options.get('d_code')
+    cf = item_vectors(source.cf, trial, split, folder, dim) if source.cf else None
     where = None if data.name == 'ml-100k' else trial.data.path
-    return tokenize_items(data, split, c, cf=cf, categories=where, device=device, progress=progress)
+    return tokenize_items(data, split, source, cf=cf, categories=where, device=device,
+                          progress=progress)
 
 # %% ../nbs/84_pipeline.ipynb #8a14694f
 def item_vectors(
@@ -91,7 +97,8 @@ def _train_trial(
     work, start, Rec = _work(trial, folder), time.perf_counter(), GenerativeRecommender
     if (work/'trained.json').is_file(): return Rec.from_pretrained(work/'model', device)
     made = _make_identifiers(trial, data, split, folder, device, progress)
-    if trial.data.vectors: made = replace(made, vectors=trial.data.item_vectors(len(data.catalog)))
+    if trial.data.vectors:
+        made[0] = replace(made[0], vectors=trial.data.item_vectors(len(data.catalog)))
     steps = _Steps(f'train {trial.label}', progress or _Silent())
     rec = Rec.fit(data, trial.recommender, split, made, work/'checkpoints', resume=True,
                   callbacks=[steps], **dict(use_cpu=device == 'cpu') | trial.trainer)

@@ -24,12 +24,14 @@ from .semantic_ids import EOS, Identifiers
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
 from .beam_search import DecodeConfig, decoding_weights
+from .exact import ExactConfig, combine, exact_scores, fit_weights
 from .search import search_each
 from .train import fit as train_model, rank_each as rank_each_user
-from .tokenizer import Tokenized, tokenize_items
-from .explanations import Explanation, Recommendation, Recommendations, TokenPart
+from .tokenizer import Tokenized, _given_identifiers, tokenize_items
+from .explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
+                                    TokenPart)
 from .generators import BACKBONES, _check_base, _make_model
-from .rec_config import RecommenderConfig
+from .rec_config import RecommenderConfig, _check_sources, _source_names
 
 # %% ../nbs/81_recommender.ipynb #c9a4fd6f
 class GenerativeRecommender(ModelHubMixin):
@@ -38,26 +40,51 @@ class GenerativeRecommender(ModelHubMixin):
 
     def __init__(self,
         catalog: Catalog, # the items
-        ids: Identifiers, # their paths
+        ids: Identifiers | list, # their paths; or several kinds of them
         counts: np.ndarray, # int [N] how often each item is a training target
         model=None, # a trained generator; None: made fresh from the configuration
         config: RecommenderConfig | None = None, # all settings
         quantizer=None, # what made the codes, if anything did
     ):
-        require(ids.n_items == len(catalog), f'identifiers of {ids.n_items} items, '
+        self.identifiers = ids if isinstance(ids, list) else [ids]
+        sizes = [i.n_items for i in self.identifiers]
+        require(np.equal(sizes, len(catalog)), lambda n: f'identifiers of {sizes[n]} items, '
                 f"expected {len(catalog)}, the catalog's", SettingError)
-        self.catalog, self.ids, self.quantizer = catalog, ids, quantizer
-        self.counts, self.config = np.asarray(counts), config or RecommenderConfig()
-        c = self.config
-        if model is None: model = _make_model(c.backbone, ids, catalog, c.seed, c.model, counts)
+        self.catalog, self.quantizer, self.counts = catalog, quantizer, np.asarray(counts)
+        c = self.config = config or RecommenderConfig()
+        given = self.identifiers if len(sizes) > 1 else self.ids
+        if model is None: model = _make_model(c.backbone, given, catalog, c.seed, c.model, counts)
         self.model = model
-        self.trie = ItemTrie.build(ids).to(self.model.device)
-        prior = item_prior(self.counts).to(self.trie.device)
-        self.gain = information_gain(self.trie, prior, c.gain)
+        prior = item_prior(self.counts)
+        self.tries = [ItemTrie.build(i) for i in self.identifiers]
+        self.gains = [information_gain(t, prior, c.gain) for t in self.tries]
+        self._place()
+        self.weights = {}                                      # fitted ones, by combination
         self.result = None                                     # the `FitResult`, after `fit`
         self.figures = {}                                      # name -> value, for the model card
 
 # %% ../nbs/81_recommender.ipynb #22443dbe
+@patch(as_prop=True)
+def ids(self: GenerativeRecommender) -> Identifiers: return self.identifiers[0]
+@patch(as_prop=True)
+def trie(self: GenerativeRecommender) -> ItemTrie: return self.tries[0]
+@patch(as_prop=True)
+def gain(self: GenerativeRecommender) -> torch.Tensor: return self.gains[0] # float [M]
+@patch(as_prop=True)
+def several(self: GenerativeRecommender) -> bool: return len(self.identifiers) > 1
+
+@patch
+def _place(self: GenerativeRecommender) -> None:
+    "Tries and gains to the model's device"
+    self.tries, self.gains = ([x.to(self.model.device) for x in part] for part in (self.tries, self.gains))
+
+@patch(as_prop=True)
+def names(self: GenerativeRecommender) -> list[str]: # of the identifiers
+    "Methods, or the names of tables"
+    first, *more = _source_names(self.config.sources)
+    return ['table' if self.ids.kind == 'index' else first, *more]
+
+# %% ../nbs/81_recommender.ipynb #7e78e321
 @patch(as_prop=True)
 def trained_by(self: GenerativeRecommender) -> str: # β = 0.1 for IGD, else the weighting's name
     "How tokens were weighted in training"
@@ -68,7 +95,8 @@ def trained_by(self: GenerativeRecommender) -> str: # β = 0.1 for IGD, else the
 @patch
 def __repr__(self: GenerativeRecommender):
     size, alpha = self.model.num_parameters(), self.config.decode.alpha
-    return (f'GenerativeRecommender({len(self.catalog):,} items, {size:,} parameters, '
+    several = f'{" × ".join(self.names)}, '*self.several
+    return (f'GenerativeRecommender({len(self.catalog):,} items, {several}{size:,} parameters, '
             f'{self.config.backbone}, {self.trained_by}, α = {alpha:g})')
 
 # %% ../nbs/81_recommender.ipynb #d24a9609
@@ -78,9 +106,18 @@ def objective(self: GenerativeRecommender, vectors: np.ndarray | None = None): #
     rule = self.config.rule
     if vectors is None and rule.needs_vectors:
         vectors = embed_texts(self.catalog.texts, self.config.tokenizer.encoder or 'minilm')
-    return rule.objective(self.trie, self.ids, counts=self.counts, gain=self.gain, vectors=vectors)
+    facts = dict(counts=self.counts, vectors=vectors)
+    if self.several: return rule.objective(self.tries, self.identifiers, gain=self.gains, **facts)
+    return rule.objective(self.trie, self.ids, gain=self.gain, **facts)
 
 # %% ../nbs/81_recommender.ipynb #f4f247ee
+@patch
+def exact(self: GenerativeRecommender, decode: DecodeConfig) -> ExactConfig:
+    "How several identifiers are combined: with fitted weights, if there are any"
+    w = self.weights.get(decode.combine) if decode.weights == 'fitted' else decode.weights
+    return ExactConfig(decode.combine, None if w == 'equal' else w)
+
+# %% ../nbs/81_recommender.ipynb #80ffdf10
 @patch
 def rank_each(self: GenerativeRecommender,
     cases: Cases, # histories
@@ -90,7 +127,10 @@ def rank_each(self: GenerativeRecommender,
 ) -> list: # for each of `decodes` int64 [cases, k], -1 where nothing is left
     "Ranked items by several searches; a language model reads each history once for all of them"
     scores = None if assistant is None else assistant.scores(cases).detach()
-    return rank_each_user(self.model, self.trie, cases, decodes, self.gain, k, assistant=scores)
+    def rank(tries, gains, decodes, **how):
+        return rank_each_user(self.model, tries, cases, decodes, gains, k, assistant=scores, **how)
+    if not self.several: return rank(self.trie, self.gain, decodes)
+    return [rank(self.tries, self.gains, [d], exact=self.exact(d))[0] for d in decodes]
 
 @patch
 def rank(self: GenerativeRecommender,
@@ -103,12 +143,19 @@ def rank(self: GenerativeRecommender,
     return self.rank_each(cases, [decode or self.config.decode], k, assistant)[0]
 
 # %% ../nbs/81_recommender.ipynb #40dbecba
+def _tokenize(data: Dataset, split: Split, c: RecommenderConfig, made: list) -> list[Tokenized]:
+    "Every identifier of the configuration; the first of them may have been made before"
+    if not made: _check_sources(c.sources)
+    return made + [_given_identifiers(s, data.catalog) if isinstance(s, str) else
+                   tokenize_items(data, split, s) for s in c.sources[len(made):]]
+
+# %% ../nbs/81_recommender.ipynb #00cc9159
 @patch(cls_method=True)
 def fit(cls: GenerativeRecommender,
     data: Dataset, # items and interactions
     config: RecommenderConfig | None = None, # None: the defaults
     split: Split | None = None, # None: leave-one-out
-    tokenized: Tokenized | None = None, # identifiers made before; None: made here
+    tokenized: Tokenized | list | None = None, # identifiers made before; what is missing is made
     folder: str | Path | None = None, # for checkpoints; None: a temporary one
     resume: bool = False, # continue from the last checkpoint in `folder`
     **more, # for `train.fit`: callbacks=[...], bf16=True, report_to=...
@@ -118,26 +165,34 @@ def fit(cls: GenerativeRecommender,
     require(isinstance(data, Dataset) and isinstance(c, RecommenderConfig),
             'fit takes a Dataset (see `Dataset.from_frame`) and a RecommenderConfig', SettingError)
     split = leave_one_out(data.interactions) if split is None else split
+    made = [tokenized] if isinstance(tokenized, Tokenized) else tokenized or []
     if c.backbone == 'llm':
-        _check_base(c.model, data.catalog, tokenized and tokenized.ids, c.tokenizer_config)
-    made = tokenize_items(data, split, c.tokenizer_config) if tokenized is None else tokenized
-    counts = split.train.target_counts()
-    rec = cls(data.catalog, made.ids, counts, None, c, made.quantizer)
-    rec._train(split, made.vectors, folder, resume, **more)
+        _check_base(c.model, data.catalog, made[0].ids if made else None, c.tokenizer_config)
+    made = _tokenize(data, split, c, made)
+    rec = cls(data.catalog, [m.ids for m in made], split.train.target_counts(), None, c,
+              made[0].quantizer)
+    rec._train(split, made[0].vectors, folder, resume, **more)
     return rec
 
-# %% ../nbs/81_recommender.ipynb #00cc9159
+# %% ../nbs/81_recommender.ipynb #5368e4ad
 @patch
 def _train(self: GenerativeRecommender, split: Split, vectors, folder, resume: bool, **more):
     "Train the model; checkpoints are chosen by plain beam search"
-    c = self.config
+    c, trie = self.config, self.tries if self.several else self.trie
     plain, how = replace(c.decode, alpha=0., assistant_weight=0.), replace(c.train, seed=c.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        self.result = train_model(self.model, split.train, split.valid, self.trie,
+        self.result = train_model(self.model, split.train, split.valid, trie,
                                   self.objective(vectors), how, folder or scratch, plain, resume,
                                   **more)
-    self.trie, self.gain = self.trie.to(self.model.device), self.gain.to(self.model.device)
+    self._place()
     self.model.eval()
+    if self.several: self._fit_weights(split.valid)
+
+@patch
+def _fit_weights(self: GenerativeRecommender, valid: Cases) -> None:
+    "The weights of each combination that are most likely on validation users"
+    self.weights = {how: list(fit_weights(self.model, valid, ExactConfig(how)).weights)
+                    for how in ('product', 'mixture')}
 
 # %% ../nbs/81_recommender.ipynb #401e3bac
 @patch
@@ -165,9 +220,9 @@ def recommend(self: GenerativeRecommender,
     decode = decode or replace(self.config.decode, beams=max(self.config.decode.beams, k))
     seen, scores = torch.tensor([items], device=self.model.device), None
     if assistant is not None: scores = assistant.scores(_one_case(items)).detach().to(seen.device)
-    read = seen[:, -self.model.config.max_items:]              # [1, n]
-    found, = search_each(self.model, self.trie, read, k, [decode], self.gain, seen,
-                         assistant=scores)
+    gain, read = self.gains if self.several else self.gain, seen[:, -self.model.config.max_items:]
+    found, = search_each(self.model, self.trie, read, k, [decode], gain, seen, None, scores,
+                         self.exact(decode))
     pairs = zip(found.items[0].tolist(), found.scores[0].tolist())
     ids, titles = self.catalog.ids, self.catalog.titles
     return Recommendations(Recommendation(i, ids[i], titles[i], s) for i, s in pairs if i >= 0)
@@ -206,25 +261,67 @@ def _token_probabilities(model, items: list[int], path: torch.Tensor) -> torch.T
 
 # %% ../nbs/81_recommender.ipynb #e3813140
 @patch
+def _explained(self: GenerativeRecommender, item: int, n: int, p, alpha: float) -> Explanation:
+    "Identifier n of an item whose tokens have probabilities p [T]"
+    ids, trie, gain = (x[n] for x in (self.identifiers, self.tries, self.gains))
+    path = ids.path(item)
+    nodes = trie.walk(torch.as_tensor(path.astype(np.int64), device=trie.device))
+    choices = trie.n_children[trie.parent[nodes]]
+    weights = decoding_weights(trie, gain, alpha)[nodes]
+    columns = [x.tolist() for x in (choices, p, gain[nodes], weights)]
+    words = self.path_words(path) if n == 0 else [ids.tokens[int(t)] for t in path]
+    parts = [TokenPart(*row) for row in zip(words, *columns)]
+    return Explanation(self.catalog.titles[item], parts, alpha, self.config.decode.length_penalty)
+
+# %% ../nbs/81_recommender.ipynb #a96e894d
+@patch
 @torch.inference_mode()
 def explain(self: GenerativeRecommender,
     history: list, # item ids or titles, oldest first
     item: str | int, # id or title of the item to explain
     alpha: float | None = None, # None: the configuration's
-) -> Explanation: # one line a token
+) -> Explanation | JointExplanation: # one line a token
     "Probability, gain and weight of every token of an item's path, without an assistant model"
     items, target = self.find_items(history), self.find_items([item])[0]
     alpha = self.config.decode.alpha if alpha is None else alpha
+    if self.several: return self._explain_jointly(items, target, alpha)
     path = torch.as_tensor(self.ids.path(target).astype(np.int64), device=self.model.device)
-    nodes = self.trie.walk(path)
     p = _token_probabilities(self.model, items[-self.model.config.max_items:], path)
-    choices = self.trie.n_children[self.trie.parent[nodes]]
-    weights = decoding_weights(self.trie, self.gain, alpha)[nodes]
-    columns = [x.tolist() for x in (choices, p, self.gain[nodes], weights)]
-    parts = [TokenPart(*row) for row in zip(self.path_words(self.ids.path(target)), *columns)]
-    return Explanation(self.catalog.titles[target], parts, alpha, self.config.decode.length_penalty)
+    return self._explained(target, 0, p, alpha)
 
 # %% ../nbs/81_recommender.ipynb #c47ae11f
+def _level_probabilities(model, hidden: torch.Tensor, n: int, item: int) -> torch.Tensor: # [L]
+    "Probability of each token of an item's identifier n after a hidden state [d]"
+    u, before, out = hidden[None], model.trees[n].before[item], []
+    first = model.starts[n]
+    for l in range(first, model.starts[n + 1]):
+        code = model.paths[item, l] - model.first[l]
+        out.append(model.node_logits(u, before[l - first, None], l).softmax(-1)[0, code])
+        u = u + model.codes[l](code)
+    return torch.stack(out)
+
+# %% ../nbs/81_recommender.ipynb #8861a64e
+@patch
+def _explain_jointly(
+    self: GenerativeRecommender, items: list[int], target: int, alpha: float
+) -> JointExplanation:
+    "The tokens of every identifier, beside those of the best other item that was not seen"
+    model, exact = self.model.eval(), self.exact(self.config.decode)
+    decode = replace(self.config.decode, alpha=alpha, assistant_weight=0.)
+    read = torch.tensor([items[-model.config.max_items:]], device=model.device)
+    (found,) = exact_scores(model, read, replace(decode, exclude_seen=False), self.gains)
+    total, hidden = combine(found.logp, exact)[0], model.last_hidden(read)[0]
+    others = total.index_fill(0, torch.tensor([*items, target], device=model.device), -torch.inf)
+    rival, parts = int(others.argmax()), []
+    for n, tree in enumerate(model.trees):
+        pair = [self._explained(i, n, _level_probabilities(model, hidden, n, i), alpha)
+                for i in (target, rival)]
+        for e, i in zip(pair, (target, rival)): e.share = float(tree.share[i])
+        parts.append(pair)
+    weights = exact.weights or [1/len(parts)]*len(parts)
+    return JointExplanation.compare(self.names, parts, weights, exact.combine, float(total[target]))
+
+# %% ../nbs/81_recommender.ipynb #16ab13b7
 _CARD = """---
 {{ card_data }}
 ---
@@ -232,7 +329,10 @@ _CARD = """---
 # {{ name }}
 
 A generative recommender over {{ '{:,}'.format(rec.catalog | length) }} items, made with genrec_nb:
-each item is a path of {{ rec.config.tokenizer.method }} tokens, generated one by one inside a trie.
+each item is {% if rec.several %}{{ rec.names | length }} paths of tokens ({{ rec.names | join(', ') }}), each with its own probability,
+combined as a {{ rec.config.decode.combine }}.
+{%- else %}a path of {{ rec.names[0] }} tokens, generated one by one inside a trie.{% endif %}
+
 
 | | |
 |---|---|
@@ -278,13 +378,14 @@ _FORMAT = 2 # of saved folders
 def _save_pretrained(self: GenerativeRecommender, folder: Path) -> None:
     "Write everything that `from_pretrained` needs"
     self.model.save_pretrained(folder/'model')
-    self.ids.save(folder/'index.json', self.catalog.ids)
+    tables = [f'index-{i}.json' if i else 'index.json' for i in range(len(self.identifiers))]
+    for name, ids in zip(tables, self.identifiers): ids.save(folder/name, self.catalog.ids)
     if self.quantizer is not None: self.quantizer.save(folder/'quantizer')
     write_tensors(folder/'counts.safetensors', dict(counts=torch.as_tensor(self.counts)))
     write_json(folder/'catalog.json', asdict(self.catalog))
     write_json(folder/'config.json', asdict(self.config))
-    about = dict(format=_FORMAT, versions=versions(), figures=self.figures)
-    write_json(folder/'genrec.json', about)
+    about = dict(format=_FORMAT, versions=versions(), tables=tables, weights=self.weights)
+    write_json(folder/'genrec.json', about | dict(figures=self.figures))
 
 # %% ../nbs/81_recommender.ipynb #9b36de95
 @patch
@@ -331,12 +432,14 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     said = read_json(folder/'config.json')
     config = read_settings(RecommenderConfig, said, str(folder/'config.json'))
     catalog = Catalog(**read_json(folder/'catalog.json'))
-    ids = Identifiers.load(folder/'index.json', catalog)
+    about = read_json(folder/'genrec.json')
+    ids = [Identifiers.load(folder/name, catalog) for name in about.get('tables', ['index.json'])]
     counts = load_file(folder/'counts.safetensors')['counts'].numpy()
     quantizer = load_quantizer(folder/'quantizer') if (folder/'quantizer').is_dir() else None
-    model = BACKBONES[config.backbone].load(folder/'model', ids, device)
+    given = ids if len(ids) > 1 else ids[0]
+    model = BACKBONES[config.backbone].load(folder/'model', given, device)
     rec = cls(catalog, ids, counts, model, config, quantizer)
-    rec.figures = read_json(folder/'genrec.json').get('figures') or {}
+    rec.figures, rec.weights = about.get('figures') or {}, about.get('weights') or {}
     return rec
 
 # %% ../nbs/81_recommender.ipynb #a9baf7fa

@@ -228,7 +228,7 @@ def save(self: _Run, trial: Trial, alpha: float) -> GenerativeRecommender:
     rec = GenerativeRecommender.from_pretrained(self.folder/'work'/trial.key/'model', self.device)
     rec.config = replace(rec.config, decode=replace(rec.config.decode, alpha=alpha))
     rec.save_pretrained(self.folder/'model')
-    made = self.folder/'identifiers'/trial.identifiers_key
+    made = self.folder/'identifiers'/trial.identifier_keys[0]
     shutil.copytree(made, self.folder/'tokenizer', dirs_exist_ok=True)
     return rec
 
@@ -283,7 +283,7 @@ def run(
     r, progress = _prepare(config or RunConfig()), _Timed(progress or _Silent())
     fresh, r.device = not resume and not Path(folder).exists(), device or _default_device()
     r.folder = _open_run(folder, r.config, resume)
-    try: made = _make_identifiers(r.trials['ce'], r.data, r.split, r.folder, r.device, progress)
+    try: made, *_ = _make_identifiers(r.trials['ce'], r.data, r.split, r.folder, r.device, progress)
     except GenrecError:
         if fresh: shutil.rmtree(folder)                    # the corrected command may have its name
         raise

@@ -59,7 +59,7 @@ class Identifiers:
     flat: np.ndarray # int32 [n] all token ids, item after item
     offsets: np.ndarray # int64 [N+1] item i owns flat[offsets[i]:offsets[i+1]]
     tokens: list # vocabulary: position = token id, '<pad>', '<s>', '</s>' first
-    kind: str = 'codes' # 'codes', 'titles', 'random', 'index', 'tree' or 'categories'
+    kind: str = 'codes' # 'codes', 'titles', 'random', 'index', 'tree', 'categories' or 'item'
     backbone_ids: np.ndarray | None = None # int64 [V] a pretrained tokenizer's ids (titles), -1: none
     notes: dict = field(default_factory=dict) # collision policy, collisions before it, ..
 

@@ -11,19 +11,19 @@ import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from .core import (Count, FileError, MissingTextError, Natural, check_keys, digest, patch, plain,
-                            read_json, require, settings)
+from .core import (Count, FileError, MissingTextError, Natural, check_keys, digest, patch,
+                            plain, require, settings)
 from .data import Dataset, Split, global_time, leave_one_out
 from .loaders import load_dataset
 from .embed import check_vectors
-from .semantic_ids import Identifiers, index_files
+from .semantic_ids import Identifiers
 from .item_decoder import _level_ranges
 from .baselines import _check_split
 from .sequential_baselines import SASRecConfig
-from .tokenizer import Tokenized, load_tokenized
+from .tokenizer import _given_identifiers
 from .tokenizer_config import TOKENIZERS
 from .generators import _check_backbone, _check_base
-from .recommender import RecommenderConfig
+from .rec_config import RecommenderConfig, _check_sources
 
 # %% ../nbs/83_trial.ipynb #de0707b5
 @settings
@@ -104,15 +104,26 @@ def _by_content(x) -> object:
     return {k: _by_content(v) for k, v in x.items()} | places
 
 @patch(as_prop=True)
-def tokenizer(self: Trial) -> dict | str:
-    "The tokenizer's settings in full, or the content of given identifiers"
-    if self.ids: return _content_digest(self.ids)
-    return _by_content(asdict(self.recommender.tokenizer_config))
+def sources(self: Trial) -> list: # of `TokenizerConfig`s, and of paths where identifiers lie
+    "Where each identifier of an item comes from, the tokenizer's first"
+    own, *more = self.recommender.sources
+    return [self.ids or own, *more]
 
 @patch(as_prop=True)
-def identifiers_key(self: Trial) -> str:
-    "A name for the identifiers, which other trials may share"
-    return digest([self.digest, self.tokenizer])
+def tokenizers(self: Trial) -> list: # of dict | str
+    "The settings of each tokenizer in full, or the content of given identifiers"
+    return [_content_digest(s) if isinstance(s, str) else _by_content(asdict(s))
+            for s in self.sources]
+
+@patch(as_prop=True)
+def tokenizer(self: Trial) -> dict | str | list:
+    "The only one of `tokenizers`, or all"
+    return self.tokenizers if len(self.tokenizers) > 1 else self.tokenizers[0]
+
+@patch(as_prop=True)
+def identifier_keys(self: Trial) -> list[str]:
+    "A name for each identifier, which other trials may share"
+    return [digest([self.digest, t]) for t in self.tokenizers]
 
 # %% ../nbs/83_trial.ipynb #5d3846d3
 @patch(cached=True)
@@ -130,26 +141,6 @@ def config(self: Trial) -> dict:
 def key(self: Trial) -> str:
     "The trial's name"
     return digest(self.config)
-
-# %% ../nbs/83_trial.ipynb #788c5124
-def _table_ids(
-    path: str | Path, # an index.json
-    items=None, # the catalog, or its ids; None: the items of the table, in its order
-    saved: bool = False, # keep the vocabulary that lies beside a table of ours
-) -> Identifiers: # in the order of `items`
-    "Identifiers from a table; raises `GenrecError` if it does not fit the items"
-    if saved and index_files(path)[1].is_file(): return Identifiers.load(path, items)
-    return Identifiers.from_index(path, list(read_json(path)) or None if items is None else items)
-
-# %% ../nbs/83_trial.ipynb #cbc3f109
-def _given_identifiers(path: str, data: Dataset) -> Tokenized:
-    "Identifiers that were made before: an index.json, or a folder from `genrec tokenize`"
-    if Path(path).is_dir(): return load_tokenized(path, data.catalog)
-    require(Path(path).is_file(), f'{path}: no such file; expected one of {", ".join(TOKENIZERS)}, '
-            'an index.json, or a folder from `genrec tokenize`', FileError)
-    beside = index_files(path)[1]
-    titles = beside.is_file() and read_json(beside).get('kind') == 'titles'
-    return Tokenized(_table_ids(path, data.catalog, titles), items=list(data.catalog.ids))
 
 # %% ../nbs/83_trial.ipynb #ee58f8b9
 def _needs_text(method: str) -> bool:
@@ -176,19 +167,23 @@ def item_vectors(self: DataConfig, n_items: int) -> np.ndarray: # float32 [N, d]
     return x
 
 # %% ../nbs/83_trial.ipynb #dd3aab79
+def _check_source(trial: Trial, source, data: Dataset) -> Identifiers | None: # if they are there
+    "Raise `GenrecError` if one of the identifiers cannot be had, or not be generated"
+    if isinstance(source, str):
+        ids, packed = _given_identifiers(source, data.catalog).ids, trial.recommender.backbone == 'packed'
+        _check_backbone(trial.recommender.backbone, ids.backbone_ids is not None, False, ids.kind)
+        if packed: _level_ranges(ids)
+        return ids
+    source.sizes_for(len(data.catalog))
+    if _needs_text(source.method): trial.data.require_text(f'the tokenizer {source.method}')
+
 @patch
 def check(self: Trial, data: Dataset, split: Split) -> None:
     "Raise `GenrecError` for what cannot work with these data, before long work"
-    r, ids, method = self.recommender, None, self.recommender.tokenizer.method
-    if self.ids:
-        ids = _given_identifiers(self.ids, data).ids
-        _check_backbone(r.backbone, ids.backbone_ids is not None, False, ids.kind)
-        if r.backbone == 'packed': _level_ranges(ids)
-    else:
-        r.tokenizer_config.sizes_for(len(data.catalog))
-        if _needs_text(method): self.data.require_text(f'the tokenizer {method}')
+    r = self.recommender
+    _check_sources(self.sources)
+    ids = [_check_source(self, s, data) for s in self.sources][0]
     if self.data.vectors: self.data.item_vectors(len(data.catalog))
     elif r.rule.needs_vectors: self.data.require_text(f'weighting {r.weighting}')
-    made = None if self.ids else r.tokenizer_config
-    if r.backbone == 'llm': _check_base(r.model, data.catalog, ids, made)
+    if r.backbone == 'llm': _check_base(r.model, data.catalog, ids, None if ids else r.tokenizer_config)
     if r.decode.assistant_weight: _check_split(split, SASRecConfig().patience)

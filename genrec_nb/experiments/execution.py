@@ -94,7 +94,7 @@ _KEPT = ('weightings', 'alphas', 'seeds', 'reference', 'metric', 'title', 'backb
 
 def _tokens_key(trial: Trial, overlap: str | None) -> str:
     "The name of a row of kind 'tokens'"
-    return digest([trial.identifiers_key, overlap and _content_digest(overlap)])
+    return digest([trial.identifier_keys[0], overlap and _content_digest(overlap)])
 
 def _record(plan: Plan) -> dict:
     "The grid as its results keep it: by contents, with the key of every trial"
@@ -115,8 +115,8 @@ def _measure_identifiers(
     """Collisions, use, reconstruction; do items share codes with their nearest neighbor, by the
     item vectors `overlap`?"""
     data, split = trial.data.load()
-    made = _make_identifiers(trial, data, split, folder, device or _default_device(), progress)
-    d = read_json(Path(folder)/'identifiers'/trial.identifiers_key/'facts.json')
+    made, *_ = _make_identifiers(trial, data, split, folder, device or _default_device(), progress)
+    d = read_json(Path(folder)/'identifiers'/trial.identifier_keys[0]/'facts.json')
     rates = {k: d[k]['rate'] for k in ('before', 'after')}
     measures, codes = {**rates, 'tokens': d['tokens'][1], **d['use']}, made.codes
     if codes is None and not made.ids.is_ragged: codes = made.ids.codes()

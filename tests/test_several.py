@@ -1,0 +1,198 @@
+"Several identifiers of an item: one is the single model bit for bit, products by hand, saved, killed and resumed, explained, cold items, refusals."
+import itertools, json
+from dataclasses import asdict, replace
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from genrec_nb.beam_search import DecodeConfig
+from genrec_nb.core import GenrecError, SettingError
+from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
+from genrec_nb.exact import exact_scores
+from genrec_nb.explanations import JointExplanation
+from genrec_nb.item_decoder import item_decoder
+from genrec_nb.rec_config import RecommenderConfig, _source_names
+from genrec_nb.recommender import GenerativeRecommender
+from genrec_nb.semantic_ids import Identifiers
+from genrec_nb.sequential_baselines import SASRec, SASRecConfig
+from genrec_nb.tokenizer import Tokenized, tokenize_items
+from genrec_nb.train import TrainConfig, fit
+from oracles import packed
+
+N = 24
+QUICK = dict(epochs=2, batch_size=8, eval_every=1, lr=5e-3)
+MODEL = dict(d_model=16, num_layers=1, num_heads=2, softmax='children', prior='trie')
+
+
+def walks(users=40, n=N, seed=0):
+    "Users walk through the catalog"
+    rng = np.random.default_rng(seed)
+    histories = [(rng.integers(n) + np.arange(rng.integers(5, 9))*2) % n for _ in range(users)]
+    catalog = Catalog([f'i{i:02}' for i in range(n)], [f'Item {i}' for i in range(n)], ['']*n)
+    return Dataset('walks', catalog, Interactions(np.concatenate(histories), np.r_[0, np.cumsum([len(h) for h in histories])], [str(u) for u in range(users)], n))
+
+
+DATA = walks()
+SPLIT = leave_one_out(DATA.interactions)
+HISTORY = DATA.catalog.ids[3:9:2]
+
+
+def settings(**changes):
+    return RecommenderConfig(**{**dict(tokenizer=dict(method='random', levels=2, size=6), identifiers=['item'], weighting='ce', model=MODEL, train=QUICK), **changes})
+
+
+@pytest.fixture(scope='module')
+def rec(): return GenerativeRecommender.fit(DATA, settings(), SPLIT)
+
+
+def every_logp(rec, cases): # float [K, M, N], in the order of the cases
+    history = torch.from_numpy(cases.tail(rec.model.config.max_items))
+    parts = list(exact_scores(rec.model, history, DecodeConfig(exclude_seen=False)))
+    return torch.cat([p.logp for p in parts], 1)[:, torch.argsort(torch.cat([p.rows for p in parts]))].double()
+
+
+# ---- paths of one token --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('prior', [True, False])
+def test_paths_of_one_token_are_sasrec(prior):
+    "The same weights give the same log-probabilities of all items"
+    sasrec = SASRec(N, SASRecConfig(dim=16, heads=2, max_items=8)).eval()
+    counts = SPLIT.train.target_counts()
+    if prior: sasrec.prior = torch.from_numpy(np.log1p(counts)).float()
+    ids = tokenize_items(DATA, SPLIT, settings(tokenizer=dict(method='item'), identifiers=[]).tokenizer).ids
+    model = item_decoder(ids, max_items=8, counts=counts, d_model=16, num_heads=2, head_ff=0, softmax='children', prior='trie' if prior else 'none', scale_embeddings=True).eval()
+    weights = {k.replace('item.', 'codes.0.'): v for k, v in sasrec.state_dict().items() if k != 'prior'}
+    left = model.load_state_dict(weights, strict=False)
+    assert not left.unexpected_keys and set(left.missing_keys) <= {'bias.0', 'counts'}
+    history = torch.from_numpy(SPLIT.test.tail(8))
+    (found,) = exact_scores(model, history, DecodeConfig(exclude_seen=False))
+    want = sasrec.scores(SPLIT.test).log_softmax(1)[found.rows]
+    torch.testing.assert_close(found.logp[0], want, atol=1e-5, rtol=1e-5)
+
+
+# ---- one of several ------------------------------------------------------------------------------------------------------
+
+def test_a_list_of_one_is_the_single_model_bit_for_bit(tmp_path):
+    c = settings(identifiers=[])
+    made = tokenize_items(DATA, SPLIT, c.tokenizer_config)
+    one = GenerativeRecommender.fit(DATA, c, SPLIT, made)
+    other = GenerativeRecommender.fit(DATA, c, SPLIT, [made])
+    alone = item_decoder(made.ids, counts=one.counts, **MODEL)
+    fit(alone, SPLIT.train, SPLIT.valid, alone.tries, c.rule.objective(alone.tries, [made.ids], counts=one.counts, gain=one.gains), replace(c.train, seed=0), tmp_path)
+    for a, b, d in zip(one.model.parameters(), other.model.parameters(), alone.parameters()): assert torch.equal(a, b) and torch.equal(a, d)
+    assert one.result.logs[0]['loss'] == other.result.logs[0]['loss'] and not one.several and one.weights == {}
+
+
+def test_the_product_by_hand(rec):
+    "Ranks of the recommender: log-probabilities times fitted weights, seen items left out"
+    logp = every_logp(rec, SPLIT.test)
+    for how in ('product', 'mixture'):
+        for given in ('fitted', 'equal', (3., 1.)):
+            w = np.array(dict(fitted=rec.weights[how], equal=[.5, .5]).get(given, given))
+            total = (w[:, None, None]*logp.numpy()).sum(0) if how == 'product' else np.log((w[:, None, None]/w.sum()*np.exp(logp.numpy())).sum(0))
+            ranked = rec.rank(SPLIT.test, 5, DecodeConfig(combine=how, weights=given))
+            for m in range(len(SPLIT.test)):
+                seen = set(SPLIT.test.history(m).tolist())
+                best = [i for i in np.argsort(-total[m], kind='stable') if i not in seen][:5]
+                np.testing.assert_allclose(total[m][ranked[m]], total[m][best], atol=1e-4)
+                assert not seen & set(ranked[m].tolist())
+
+
+def test_recommend_gives_the_ranks_and_probabilities(rec):
+    ranked = rec.rank(SPLIT.test, 4)
+    for m in (0, 7):
+        found = rec.recommend([DATA.catalog.ids[i] for i in SPLIT.test.history(m)], 4)
+        assert [x.item for x in found] == ranked[m].tolist()
+        assert all(-20 < x.score < 0 for x in found)
+
+
+def test_saved_and_loaded_ranks_the_same(rec, tmp_path):
+    folder = rec.save_pretrained(tmp_path/'saved')
+    assert {'index.json', 'index-1.json', 'counts.safetensors'} <= {p.name for p in folder.iterdir()}
+    again = GenerativeRecommender.from_pretrained(folder)
+    assert again.weights == rec.weights and again.identifiers == rec.identifiers and again.names == ['random', 'item']
+    assert (again.rank(SPLIT.test, 10) == rec.rank(SPLIT.test, 10)).all() and again.config == rec.config
+    assert 'random, item' in (folder/'README.md').read_text()
+    assert again.recommend(HISTORY, 5) == rec.recommend(HISTORY, 5)
+    (folder/'index-1.json').unlink()
+    with pytest.raises(GenrecError, match='index-1.json'): GenerativeRecommender.from_pretrained(folder)
+
+
+class Stop(Exception): "A training is interrupted"
+
+def test_a_resumed_training_gives_the_same_numbers(rec, tmp_path):
+    from transformers import TrainerCallback
+    class Once(TrainerCallback):
+        def on_save(self, args, state, control, **kw): raise Stop
+    with pytest.raises(Stop): GenerativeRecommender.fit(DATA, settings(), SPLIT, folder=tmp_path, callbacks=[Once()])
+    again = GenerativeRecommender.fit(DATA, settings(), SPLIT, folder=tmp_path, resume=True)
+    for a, b in zip(rec.model.parameters(), again.model.parameters()): assert torch.equal(a, b)
+    assert again.weights == rec.weights and again.result.best == rec.result.best
+
+
+# ---- explanations --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('how', ['product', 'mixture'])
+@pytest.mark.parametrize('alpha', [0., .3])
+def test_an_explanation_adds_up(rec, how, alpha):
+    "Parts to the score of the identifier, leads to the difference of scores or probabilities"
+    usual, rec.config = rec.config, replace(rec.config, decode=DecodeConfig(combine=how, alpha=alpha))
+    try: found, explained = rec.recommend(HISTORY, N), [rec.explain(HISTORY, rec.recommend(HISTORY, 1)[0].id), rec.explain(HISTORY, rec.recommend(HISTORY, 5)[4].id)]
+    finally: rec.config = usual
+    score = {x.title: x.score for x in found}
+    for e, other in zip(explained, (found[1], found[0])):
+        assert isinstance(e, JointExplanation) and e.other == other.title and list(e.parts) == ['random', 'item']
+        assert e.score == pytest.approx(score[e.title], abs=1e-4)
+        a, b = score[e.title], score[e.other]
+        assert sum(e.leads.values()) == pytest.approx(a - b if how == 'product' else np.exp(a) - np.exp(b), abs=1e-4)
+        assert e.decided == max(e.leads, key=e.leads.get) and e.decided in e._repr_html_() and e.title in repr(e)
+        one = e.parts['random']
+        assert len(one.parts) == 2 and sum(p.lead for p in one.parts)*e.weights['random'] == pytest.approx(e.leads['random'], abs=1e-5) or how == 'mixture'
+        assert all(0 < p.probability <= 1 for x in e.parts.values() for p in x.parts)
+
+
+# ---- cold items ----------------------------------------------------------------------------------------------------------
+
+def test_a_cold_item_is_reached_by_its_codes(tmp_path):
+    "Nobody chose item 3; its code is that of the items that follow item 0. The codes rank it first, its own token last"
+    ids = Identifiers.from_codes([[0, 0], [1, 0], [1, 1], [1, 2], [0, 1], [0, 2]], policy='keep')
+    own = Identifiers.from_codes(np.arange(6)[:, None], policy='keep')
+    train = Interactions(np.array([0, 1]*8 + [0, 2]*8 + [4, 5]*8), np.arange(25)*2, [str(u) for u in range(24)], 6)
+    model = item_decoder([ids, own], counts=train.target_counts(), softmax='children', prior='trie', d_model=16, num_heads=2, num_layers=1, dropout=0.)
+    cases = leave_one_out(Interactions(np.array([0, 1, 2]*4), np.arange(5)*3, list('abcd'), 6)).valid
+    fit(model, train, cases, model.tries, None, TrainConfig(epochs=30, batch_size=8, lr=.01, eval_every=30), tmp_path)
+    (found,) = exact_scores(model.eval(), torch.tensor([[0]]), DecodeConfig(exclude_seen=False))
+    codes, alone = found.logp[:, 0].exp()
+    assert codes[3] > max(codes[[0, 4, 5]]) and alone[3] < codes[3]
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('given, message', [
+    (dict(identifiers=['itme']), "did you mean 'item'"), (dict(identifiers='item, item'), 'item with the same settings'), (dict(identifiers=['tree']), 'differ in length'),
+    (dict(identifiers=['title']), "backbone 'llm'"), (dict(identifiers=3), 'expected a list'), (dict(identifiers=[dict(method='random', levles=2)]), "did you mean 'levels'"),
+    (dict(backbone='t5', model={}), 'several are generated'), (dict(backbone='llm', model={}), 'several are generated'),
+    (dict(decode=dict(weights=[1, 1, 1])), '3 numbers for 2 identifiers'), (dict(decode=dict(weights=[0, 0])), 'not all 0'), (dict(decode=dict(weights='even')), "found 'even'"),
+    (dict(decode=dict(combine='sum')), 'product, mixture')])
+def test_settings_that_cannot_be(given, message):
+    with pytest.raises(SettingError, match=message) as e: settings(**given)
+    assert '\n' not in str(e.value)
+
+
+def test_identifiers_that_do_not_fit(tmp_path):
+    c = settings(tokenizer=dict(method='item'))
+    with pytest.raises(SettingError, match='item with the same settings'): GenerativeRecommender.fit(DATA, c, SPLIT)
+    table = tmp_path/'other.index.json'
+    table.write_text(json.dumps({str(i): [f'<a_{i}>'] for i in range(N)}))
+    with pytest.raises(GenrecError, match="lacks 24 of the catalog's 24 items"): GenerativeRecommender.fit(DATA, settings(identifiers=[str(table)]), SPLIT)
+    with pytest.raises(GenrecError, match='no such file'): GenerativeRecommender.fit(DATA, settings(identifiers=[str(tmp_path/'x.json')]), SPLIT)
+    table.write_text(json.dumps({i: [f'<x_{n}>'] for n, i in enumerate(DATA.catalog.ids)}))
+    with pytest.raises(GenrecError, match='twice'): GenerativeRecommender.fit(DATA, settings(identifiers=['item', str(table)]), SPLIT)
+    with pytest.raises(GenrecError, match='same catalog'): item_decoder([Identifiers.from_codes(np.arange(n)[:, None], policy='keep') for n in (5, 6)])
+    with pytest.raises(GenrecError, match="prior='trie' needs counts="): item_decoder(Identifiers.random(9, 2, 3), prior='trie')
+
+
+def test_names_and_roundtrip():
+    c = settings(identifiers=['item', dict(method='random', levels=3, size=9), 'data/Beauty.letter.index.json'])
+    assert _source_names(c.sources) == ['random', 'item', 'random 2', 'letter'] and [s.seed for s in replace(c, seed=4).sources[:3]] == [4, 4, 4]
+    assert RecommenderConfig(**json.loads(json.dumps(asdict(c)))) == c and settings(identifiers='item,x.json') == settings(identifiers=['item', 'x.json'])
