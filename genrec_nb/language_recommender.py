@@ -13,18 +13,21 @@ from dataclasses import asdict, field, replace
 from pathlib import Path
 from peft import PeftModel
 from pydantic import BeforeValidator, Field
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache
 from typing import Annotated, Literal
 from .core import (Count, FileError, GenrecError, Natural, SettingError, patch, read_json,
-                            read_settings, settings, whole_folder, write_json)
+                            read_settings, settings, whole_folder, write_json, write_tensors)
 from .data import Interactions
 from .semantic_ids import EOS, Identifiers, PAD
 from .trie import ItemTrie
+from .likelihood import ChildSoftmax, check_softmax
 from .tiger import TokenLoss
 from .backbones import SMOLLM2, _peft_quiet, adapt, add_code_tokens, _grow_rows, load_lm
 from .prompts import (LIST_TEMPLATE, TEMPLATE, PackedSamples, PromptSamples, _item_tokens,
                                _lm_tokens, _make_prompter)
+from .output_layer import output_of, output_rows
 from .tree_attention import LMState, tree_mask
 
 # %% ../nbs/62_language_recommender.ipynb #c504eee1
@@ -47,6 +50,8 @@ class LMConfig:
     separator: str = '\n' # between the items of the history
     max_items: Count = 10 # last items of the history that are shown
     max_tokens: Count = 512 # of prompt and completion together
+    softmax: Literal['vocabulary', 'children'] = 'vocabulary' # over all tokens, or the children of a prefix
+    prior: Literal['none', 'trie'] = 'none' # with children: how often items are targets, added to their logits
     packed: bool = False # sequence packing: windows of `max_items + 1` items, all but the first targets
     checkpointing: bool = True # recompute activations in the backward pass: a third of the memory
     fill: Natural | None = None # tokens a pass is filled up to, reading ahead; None: 64 on a CPU, else 1,024
@@ -67,6 +72,8 @@ def _check_together(c: LMConfig) -> None:
             c.tuning == 'full' and c.four_bit,
         'packed training reads lists of items, and alignment tasks are no lists: take one of the two':
             c.packed and c.tasks,
+        "alignment tasks say words, which are no children of a prefix: softmax='vocabulary', or no tasks":
+            c.softmax == 'children' and c.tasks,
         f'packed training continues the list, so the template must end with {ending!r}; '
         f'found {c.template[-20:]!r}': c.packed and not c.template.endswith(ending),
         f'the template must hold {{history}} once, found {slots} times: {c.template[:60]!r}': slots != 1}
@@ -83,6 +90,7 @@ class LanguageRecommender(nn.Module):
         tokenizer, # its tokenizer
         ids: Identifiers, # paths of all items
         config: LMConfig | None = None, # None: the defaults
+        counts: np.ndarray | None = None, # int [N] training targets, needed for prior='trie'
     ):
         super().__init__()
         self.lm, self.tokenizer, self.ids, self.config = lm, tokenizer, ids, config or LMConfig(base=None)
@@ -90,6 +98,7 @@ class LanguageRecommender(nn.Module):
         c, to, (own, words) = self.config, lm.device, self._tokens()
         prompt = _make_prompter(c.template, words, tokenizer, c.separator, c.max_tokens, ids.max_len)
         self.prompt, self.trie = prompt.to(to), ItemTrie.build(ids).to(to)
+        self._set_softmax(counts)
         self.register_buffer('paths', torch.from_numpy(ids.padded()).to(to), persistent=False)
         self.register_buffer('own', torch.from_numpy(own).to(to), persistent=False)
         self.register_state_dict_post_hook(_drop_frozen)
@@ -100,6 +109,7 @@ class LanguageRecommender(nn.Module):
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
         self.trie = self.trie.to(self.own.device)
+        if self.soft is not None: self.soft = self.soft.to(self.own.device)
         return self
 
     @property
@@ -129,6 +139,18 @@ def _check_packed(ids: Identifiers, own: np.ndarray, words: list[list[int]]) -> 
         raise SettingError(f'packed training: {len(other)} items are not written in the list as their path '
                            f'says, item {other[0]} for one; make titles with title_identifiers(titles, '
                            "tokenizer, suffix=''), or take packed=False")
+
+# %% ../nbs/62_language_recommender.ipynb #88b68eca
+@patch
+def _set_softmax(self: LanguageRecommender, counts) -> None:
+    "What a softmax over children needs: trie and priors"
+    c = self.config
+    check_softmax(c.softmax, c.prior, counts)
+    self.counts = np.asarray(counts, np.int64) if c.prior == 'trie' else None
+    self.soft = ChildSoftmax.build(self.trie, self.counts) if c.softmax == 'children' else None
+
+@patch(as_prop=True)
+def trees(self: LanguageRecommender) -> list[ChildSoftmax]: return [self.soft]
 
 # %% ../nbs/62_language_recommender.ipynb #237965cb
 @patch
@@ -178,23 +200,62 @@ def path_completions(self: LanguageRecommender, targets: Tensor) -> tuple[Tensor
 
 # %% ../nbs/62_language_recommender.ipynb #df3d91f1
 @patch
+def _logits(self: LanguageRecommender, at: tuple, nodes: Tensor | None, **inputs) -> Tensor: # float [m, W], or [E]
+    "Logits at some places (rows, columns) of a pass; given their prefixes int64 [m], of all children alone"
+    def compute(head, hidden):
+        return head(hidden[at]) if nodes is None else self._edge_logits(head, hidden[at], nodes)[None]
+    out = output_of(self.lm, compute, **inputs).float()
+    return out if nodes is None else out[0]
+
+@patch
+def _edge_logits(self: LanguageRecommender, head, hidden: Tensor, nodes: Tensor) -> Tensor: # [m, d], [m] -> [E]
+    "One product with the rows of all candidates, from which each prefix takes its own"
+    child, row = self.soft.edges(nodes)
+    tokens, column = torch.unique(self.own[self.trie.token[child].long()], return_inverse=True)
+    size = self.lm.config.get_text_config().vocab_size
+    return output_rows(head, hidden, tokens, size)[row, column]
+
+# %% ../nbs/62_language_recommender.ipynb #43fd2fa8
+@patch
 def completion_logits(self: LanguageRecommender,
     x: Tensor, # int64 [B, P] prompts, padded on the left
     mask: Tensor, # int64 [B, P] 0 at the padding
     completions: Tensor, # int64 [B, T] the model's tokens, padded on the right
     real: Tensor, # bool [B, T] which of them there are
-) -> Tensor: # float [n, W] at the real tokens, row after row
+    at: Tensor | None = None, # bool [B, T] which of them are wanted; None: all
+    nodes: Tensor | None = None, # int64 [n] their prefixes, if only children are wanted
+) -> Tensor: # float [n, W] at the tokens, row after row, or [E] of the children
     "Logits of the completions' tokens, each from prompt and tokens before it"
+    row, t = (real if at is None else at).nonzero(as_tuple=True)
+    place = row, x.shape[1] - 1 + t
     x, mask = torch.cat([x, completions[:, :-1]], 1), torch.cat([mask, real[:, :-1].long()], 1)
-    out = self.lm(input_ids=x, attention_mask=mask, position_ids=_positions(mask), use_cache=False,
-                  logits_to_keep=completions.shape[1])
-    return out.logits[real].float()
+    return self._logits(place, nodes, input_ids=x, attention_mask=mask, position_ids=_positions(mask), use_cache=False)
 
 def _positions(mask: Tensor) -> Tensor: # int64 [B, S]
     "Positions that count real tokens only"
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 # %% ../nbs/62_language_recommender.ipynb #07a16986
+@patch
+def path_logits(self: LanguageRecommender, x: Tensor, mask: Tensor, targets: Tensor) -> Tensor: # float [n, W], or [E]
+    "`completion_logits` of the targets' paths; over children where they decide, and no token behind is read"
+    completions, real = self.path_completions(targets)
+    if self.soft is None: return self.completion_logits(x, mask, completions, real)
+    at = self.soft.deciding[targets]
+    T = max(int((at.any(0)*torch.arange(1, at.shape[1] + 1, device=at.device)).max()), 1)
+    nodes = self.soft.deciding_nodes(targets)
+    return self.completion_logits(x, mask, completions[:, :T], real[:, :T], at[:, :T], nodes)
+
+@patch
+def _token_losses(self: LanguageRecommender, logits: Tensor, targets: Tensor, tau: float, prior: bool = True) -> Tensor:
+    "Loss of every token [n, T] of the targets, 0 behind the end of a path, and over children at forced tokens"
+    if self.soft is not None: return self.soft.token_losses(targets, logits, tau, prior)
+    path = self.paths[targets]
+    real, nll = path != PAD, logits.new_zeros(path.shape)
+    nll[real] = _completion_nll(logits, self.own[path[real]], tau)
+    return nll
+
+# %% ../nbs/62_language_recommender.ipynb #d34a3d19
 @patch
 def forward(self: LanguageRecommender,
     history: Tensor | None = None, # int64 [B, H] items, -1 where there is none
@@ -204,19 +265,14 @@ def forward(self: LanguageRecommender,
     task: Tensor | None = None, # int64 [B] each row's training task; None: the next item for all
     items: Tensor | None = None, # int64 [B, S + 1] packed windows instead, -1 on the right
 ) -> TokenLoss: # of each token of each target
-    "Cross-entropy of the completions' tokens over the whole vocabulary"
+    "Cross-entropy of the completions' tokens"
     if items is not None: return self.packed_loss(items, tau, null_history)
     if task is not None: return self.tasks(self, history, targets, task, tau, null_history)
-    completions, real = self.path_completions(targets)
-    def nll(logits): # [n, W] -> [B, T_max], 0 behind the end of a path
-        out = logits.new_zeros(self.paths[targets].shape)
-        out[:, :real.shape[1]][real] = _completion_nll(logits, completions[real], tau)
-        return out
-    full, effect = self.completion_logits(*self.prompt(history), completions, real), None
+    full, effect = self.path_logits(*self.prompt(history), targets), None
     if null_history:
         null = self.prompt(history.new_full((len(history), 1), -1))
-        effect = nll(full - self.completion_logits(*null, completions, real))
-    return TokenLoss(nll=nll(full), targets=targets, effect=effect)
+        effect = self._token_losses(full - self.path_logits(*null, targets), targets, tau, prior=False)
+    return TokenLoss(nll=self._token_losses(full, targets, tau), targets=targets, effect=effect)
 
 # %% ../nbs/62_language_recommender.ipynb #3b340791
 @patch
@@ -235,31 +291,34 @@ def packed_loss(self: LanguageRecommender, items: Tensor, tau: float = 1., null_
     if null_history:
         raise SettingError('CFT blanks the history of one sample, and packed samples share theirs: '
                            'take another weighting, or packed=False')
-    logits, begin = self._packed_logits(items)
+    x, mask, begin = self._packed_inputs(items)
     user, place = (items[:, 1:] >= 0).nonzero(as_tuple=True)
     targets = items[user, place + 1]
-    path = self.paths[targets]                                                 # [n, T]
-    real, nll = path != PAD, torch.zeros(path.shape, device=path.device)
-    column = begin[user, place + 1][:, None] - 1 + torch.arange(path.shape[1], device=path.device)
-    picked = logits[user[:, None].expand_as(path)[real], column[real]].float()
-    nll[real] = _completion_nll(picked, self.own[path[real]], tau)
-    return TokenLoss(nll=nll, targets=targets)
+    at = self.paths[targets] != PAD if self.soft is None else self.soft.deciding[targets]
+    row, t = at.nonzero(as_tuple=True)
+    column = begin[user, place + 1][row] - 1 + t
+    nodes = None if self.soft is None else self.soft.deciding_nodes(targets)
+    logits = self._logits((user[row], column), nodes, input_ids=x, attention_mask=mask, position_ids=_positions(mask),
+                          use_cache=False)
+    return TokenLoss(nll=self._token_losses(logits, targets, tau), targets=targets)
 
 @patch
-def _packed_logits(self: LanguageRecommender, items: Tensor) -> tuple[Tensor, Tensor]: # [B, P, W], [B, S + 1]
-    "One pass over the lists; the column where each item begins"
+def _packed_inputs(self: LanguageRecommender, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "The lists as tokens int64 [B, P], their mask, and the column int64 [B, S + 1] where each item begins"
     x, mask = self.prompt(items)
     width = x.shape[1] - int(self.prompt.size[-1])                             # without the last separator
-    x, mask = x[:, :width], mask[:, :width]
-    logits = self.lm(input_ids=x, attention_mask=mask, position_ids=_positions(mask), use_cache=False).logits
     size = torch.where(items >= 0, self.prompt.size[items + 1], 0)
-    return logits, width + self.prompt.gap - size.flip(1).cumsum(1).flip(1)
+    return x[:, :width], mask[:, :width], width + self.prompt.gap - size.flip(1).cumsum(1).flip(1)
 
 # %% ../nbs/62_language_recommender.ipynb #8f616da5
 @patch
 def _store(self: LanguageRecommender, state: LMState, user: Tensor, node: Tensor, logits: Tensor) -> None:
-    "Keep the log-probabilities of the children of nodes int64 [q] that were read, from logits [q, W]"
-    child, logits = self.trie.children(node), logits.float()
+    "Keep the log-probabilities of the children of nodes int64 [q] that were read, from logits [q, W] or [E]"
+    if self.soft is not None:
+        child, row = self.soft.edges(node)
+        state.logp[user[row], child] = self.soft.edge_log_softmax(node, logits)
+        return
+    child = self.trie.children(node)
     real, token = child >= 0, self.own[self.trie.token[child.clamp(min=0)].long()].clamp(min=0)
     logp = logits.gather(1, token) - logits.logsumexp(1, keepdim=True)
     state.logp[user[:, None].expand_as(child)[real], child[real]] = logp[real]
@@ -274,7 +333,7 @@ def _step_logits(self: LanguageRecommender, state: LMState) -> Tensor: # float [
     logp = torch.where(real, state.logp.gather(1, child.flatten(1)).view_as(child), -torch.inf)
     token = torch.where(real, self.trie.token[child].long(), PAD)
     out = logp.new_full((*state.at.shape, self.trie.vocab_size), -torch.inf).scatter_(2, token, logp)
-    out[..., PAD] = torch.log1p(-logp.exp().sum(2).clamp(max=1))
+    if self.soft is None: out[..., PAD] = torch.log1p(-logp.exp().sum(2).clamp(max=1))
     return out
 
 # %% ../nbs/62_language_recommender.ipynb #60d936bc
@@ -286,24 +345,33 @@ def prefill(self: LanguageRecommender,
     x, mask = self.prompt(history)
     root = torch.zeros_like(x[:, :1])
     unknown = torch.full((len(x), self.trie.n_nodes), torch.nan, device=x.device)
+    if self.soft is not None: unknown[:, self.soft.alone] = 0.                 # forced
     state = LMState(DynamicCache(), mask.bool(), root[:, :0], root, unknown)
-    out = self.lm(input_ids=x, attention_mask=mask, position_ids=_positions(mask), use_cache=True,
-                  past_key_values=state.cache, logits_to_keep=1)
-    self._store(state, torch.arange(len(x), device=x.device), root[:, 0], out.logits[:, -1])
+    user, nodes = torch.arange(len(x), device=x.device), None if self.soft is None else root[:, 0]
+    logits = self._logits((user, x.shape[1] - 1 + root[:, 0]), nodes, input_ids=x, attention_mask=mask,
+                          position_ids=_positions(mask), use_cache=True, past_key_values=state.cache)
+    self._store(state, user, root[:, 0], logits)
     return self._step_logits(state), state
 
 # %% ../nbs/62_language_recommender.ipynb #3b834bef
 @patch
 def _with_chains(self: LanguageRecommender, user: Tensor, node: Tensor) -> tuple[Tensor, Tensor]: # int64 [m] -> [q]
-    "Add behind each node its forced run, as far as the pass is to be filled"
-    fill, runs = self.config.fill, self.trie.forced_runs[node]
-    if fill is None: fill = 64 if self.device.type == 'cpu' else 1024
-    ahead = min(int(runs.max()), max(fill//len(node) - 1, 0))
-    step = torch.arange(ahead + 1, device=node.device)
-    inside = step <= runs[:, None]                                             # [m, 1 + ahead]
+    "Add behind each node its forced run, as far as the pass is to be filled; over children that above it"
+    runs = (self.trie.forced_runs if self.soft is None else self.trie.forced_before)[node]
+    step = torch.arange(self._chain_length(runs) + 1, device=node.device)
+    inside = step <= runs[:, None]                                             # [m, 1 + longest]
     path = self.trie.item_nodes(self.trie.order[self.trie.row[node].long()].long())    # [m, depth]
-    at = (self.trie.node_depth[node][:, None] - 1 + step).clamp(max=path.shape[1] - 1)
+    at = self.trie.node_depth[node][:, None] - 1 + (step if self.soft is None else -step)
+    at = at.clamp(0, path.shape[1] - 1)
     return user[:, None].expand(inside.shape)[inside], path.gather(1, at)[inside]
+
+@patch
+def _chain_length(self: LanguageRecommender, runs: Tensor) -> int:
+    "How much of the forced runs int64 [m] is read"
+    longest, fill = int(runs.max()), self.config.fill
+    if self.soft is not None: return longest
+    if fill is None: fill = 64 if self.device.type == 'cpu' else 1024
+    return min(longest, max(fill//len(runs) - 1, 0))
 
 # %% ../nbs/62_language_recommender.ipynb #d5160461
 @patch
@@ -320,10 +388,12 @@ def _read(self: LanguageRecommender, state: LMState, user: Tensor, node: Tensor)
     at = new.clamp(min=0)
     place = (state.prompt.sum(1)[:, None] + self.trie.node_depth[at] - 1).clamp(min=0)
     tokens = self.own[self.trie.token[at].long()].clamp(min=0)
-    out = self.lm(input_ids=tokens, attention_mask=mask[:, None], position_ids=place,
-                  past_key_values=state.cache, use_cache=True)
+    read = (new >= 0) if self.soft is None else (new >= 0) & (self.trie.n_children[at] > 1)
+    nodes = None if self.soft is None else new[read]
+    logits = self._logits(read.nonzero(as_tuple=True), nodes, input_ids=tokens, attention_mask=mask[:, None],
+                          position_ids=place, past_key_values=state.cache, use_cache=True)
     state.passes, state.tokens = state.passes + 1, state.tokens + len(node)
-    self._store(state, user, node, out.logits[new >= 0])
+    self._store(state, read.nonzero()[:, 0], new[read], logits)
 
 # %% ../nbs/62_language_recommender.ipynb #e8d0c0f1
 @patch
@@ -354,16 +424,18 @@ def language_recommender(
     lm=None, # (model, tokenizer), changed in place; None: loaded by `config.base`
     config: LMConfig | None = None, # None: the defaults
     device=None, # for `load_lm`
+    counts: np.ndarray | None = None, # int [N] training targets, needed for prior='trie'
 ) -> LanguageRecommender: # ready to be trained
     "A language model that recommends; raises `GenrecError` as `load_lm`, `add_code_tokens` and the class do"
     c = config or LMConfig()
     if lm is None and c.base is None:
         raise SettingError('base is None: hand over lm=(model, tokenizer), or name a model')
+    check_softmax(c.softmax, c.prior, counts)
     model, tokenizer = lm or load_lm(c.base, c.dtype, device, c.four_bit)
     codes = ids.backbone_ids is None
     new = add_code_tokens(model, tokenizer, ids.tokens[3:], c.seed) if codes else []
     model = adapt(model, new, c.tuning, c.r, c.alpha, c.dropout, c.targets, c.four_bit, c.seed)
-    return LanguageRecommender(model, tokenizer, ids, c)
+    return LanguageRecommender(model, tokenizer, ids, c, counts)
 
 # %% ../nbs/62_language_recommender.ipynb #e28a619b
 @patch
@@ -375,6 +447,12 @@ def merge(self: LanguageRecommender) -> LanguageRecommender: # itself, saved as 
     return self
 
 # %% ../nbs/62_language_recommender.ipynb #a022e53f
+_COUNTS = 'counts.safetensors' # of a model with a prior
+
+def _read_counts(folder: Path) -> np.ndarray | None:
+    "How often each item was a training target, if it was saved"
+    return load_file(folder/_COUNTS)['counts'].numpy() if (folder/_COUNTS).is_file() else None
+
 @patch
 def save_pretrained(self: LanguageRecommender, folder: str | Path) -> Path: # the folder
     "Write what `from_pretrained` needs; a folder is replaced if it holds a saved recommender"
@@ -383,6 +461,8 @@ def save_pretrained(self: LanguageRecommender, folder: str | Path) -> Path: # th
         self.lm.save_pretrained(part/'lm', **adapters)
         self.tokenizer.save_pretrained(part/'lm')
         self.ids.save(part/'index.json')
+        if self.counts is not None:
+            write_tensors(part/_COUNTS, dict(counts=torch.from_numpy(self.counts)))
         write_json(part/'llm.json', asdict(self.config))
     return Path(folder)
 
@@ -399,7 +479,8 @@ def from_pretrained(cls: LanguageRecommender,
     if not saved.is_file(): raise FileError(f'{folder}: no llm.json in it, not a saved language recommender')
     c, where = read_settings(LMConfig, read_json(saved), saved), saved.with_name('lm')
     ids = ids or Identifiers.load(saved.with_name('index.json'))
-    if c.tuning == 'full': return cls(*load_lm(where, c.dtype, device), ids, c)
+    counts = _read_counts(Path(folder))
+    if c.tuning == 'full': return cls(*load_lm(where, c.dtype, device), ids, c, counts)
     if lm is None and c.base is None:
         raise FileError(f'{folder}: the adapters belong to a model that was handed over and has no name: '
                         'hand it over again, lm=(model, tokenizer)')
@@ -407,4 +488,4 @@ def from_pretrained(cls: LanguageRecommender,
     tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     with torch.random.fork_rng(), _peft_quiet():
         _grow_rows(model, len(tokenizer))
-        return cls(PeftModel.from_pretrained(model, where, is_trainable=True), tokenizer, ids, c)
+        return cls(PeftModel.from_pretrained(model, where, is_trainable=True), tokenizer, ids, c, counts)

@@ -127,6 +127,12 @@ def deciding(self: ChildSoftmax) -> Tensor: # bool [N, T]
     "Which tokens have a sibling: all others are forced, with loss 0"
     return (self.before >= 0) & (self.trie.n_children[self.before.clamp(min=0)] > 1)
 
+# %% ../nbs/35_likelihood.ipynb #ef5c2726
+@patch(cached=True)
+def alone(self: ChildSoftmax) -> Tensor: # bool [M]
+    "Nodes without a sibling: the token into them is forced"
+    return (self.trie.parent >= 0) & (self.trie.n_children[self.trie.parent.clamp(min=0)] == 1)
+
 # %% ../nbs/35_likelihood.ipynb #1ec6ae90
 @patch
 def log_probabilities(

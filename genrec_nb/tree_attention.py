@@ -33,6 +33,16 @@ def forced_runs(self: ItemTrie) -> Tensor: # int64 [M]
         run[a:b] = torch.where((kids[a:b] == 1) & (kids[child] > 0), run[child] + 1, 0)
     return run
 
+# %% ../nbs/61_tree_attention.ipynb #27a6e2d3
+@patch(cached=True)
+def forced_before(self: ItemTrie) -> Tensor: # int64 [M]
+    "How many nodes right above each node have one child; the root is not counted"
+    run = torch.zeros(self.n_nodes, dtype=torch.long, device=self.device)
+    for a, b in zip(self.level[2:-1].tolist(), self.level[3:].tolist()): # from depth 2 down
+        up = self.parent[a:b]
+        run[a:b] = torch.where(self.n_children[up] == 1, run[up] + 1, 0)
+    return run
+
 # %% ../nbs/61_tree_attention.ipynb #e85580cd
 @dataclass
 class LMState:

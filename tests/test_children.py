@@ -3,16 +3,20 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from genrec_nb.beam_search import DecodeConfig, recommend
+from genrec_nb.backbones import tiny_llama
+from genrec_nb.beam_search import DecodeConfig, beam_search, recommend
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.data import Cases
 from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.language_recommender import LMConfig, LanguageRecommender, language_recommender
 from genrec_nb.likelihood import ChildSoftmax, segment_log_softmax
 from genrec_nb.objectives import make_weighting
-from genrec_nb.semantic_ids import EOS, Identifiers
+from genrec_nb.prompts import title_identifiers
+from genrec_nb.semantic_ids import EOS, PAD, Identifiers
 from genrec_nb.tiger import TigerT5, tiger_t5
 from genrec_nb.train import TrainConfig, _case_ce, fit
 from genrec_nb.trie import ItemTrie
+from language import base, make_codes, some_titles, tiny_run, users
 from oracles import DictTrie, all_logp, identifiers, tables_with_counts
 from test_train import Break, CODES, SPLIT, TITLES, same_end
 
@@ -130,3 +134,187 @@ def test_t5_trains_and_resumes(tmp_path):
     with torch.no_grad(): nll = model(history=history, targets=torch.from_numpy(cases.targets).long()).nll
     share = model.soft.share[cases.targets]
     assert whole.best == pytest.approx(float((nll.sum(1) - share).mean()), rel=1e-4)
+
+
+# ---- language models ----------------------------------------------------------------------------------------------
+
+COUNTS = np.random.default_rng(0).integers(0, 9, 40)
+
+def titles(seed=0, prior='trie', packed=False, lm=None, n=40, **config):
+    "Untrained over children, titles of different lengths, some twice"
+    words = some_titles(n, seed)
+    lm, tokenizer = lm or base(words, seed)
+    c = LMConfig(base=None, max_tokens=400, softmax='children', prior=prior, packed=packed, **config)
+    ids = title_identifiers(words, tokenizer, **dict(suffix='') if packed else {})
+    return LanguageRecommender(lm, tokenizer, ids, c, COUNTS[:n]).eval()
+
+def coded(tie=True, prior='trie', n=30, **config):
+    "The same of codes: adapters, and trainable rows for the codes"
+    ids = Identifiers.from_codes(np.random.default_rng(1).integers(0, 4, (n, 3)), [4]*3, 'keep')
+    c = LMConfig(base=None, r=4, max_tokens=256, dropout=0., softmax='children', prior=prior, **config)
+    model = language_recommender(ids, tiny_llama(['a b c'], tie_word_embeddings=tie), c, counts=COUNTS[:n])
+    for p in model.parameters():
+        if p.requires_grad: p.data += .1*torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    return model.eval()
+
+def dense(model, history, targets, tau=1., prior=True, null=None):
+    "Loss of every token from all logits of the language model, masked to the children"
+    soft, trie, out = model.soft, model.trie, []
+    def logits(history): # [B, T, W]
+        (x, mask), (words, real) = model.prompt(history), model.path_completions(targets)
+        x, mask = torch.cat([x, words], 1), torch.cat([mask, real.long()], 1)
+        return model.lm(input_ids=x, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, -words.shape[1] - 1:-1]
+    z = logits(history) if null is None else logits(history) - logits(null)
+    for b, i in enumerate(targets.tolist()):
+        nodes = [0, *[n for n in trie.item_nodes(torch.tensor(i)).tolist() if n >= 0]]
+        for t, (a, c) in enumerate(zip(nodes, nodes[1:])):
+            kids = range(int(trie.first[a]), int(trie.first[a + 1]))
+            row = torch.stack([z[b, t, model.own[int(trie.token[k])]] + (soft.prior[k] if prior else 0.) for k in kids])/tau
+            out.append(-row.log_softmax(0)[list(kids).index(c)])
+    return torch.stack(out)
+
+def biased():
+    "Phi's output layer has a bias"
+    from transformers import PhiConfig, PhiForCausalLM
+    tokenizer = base(some_titles())[1]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lm = PhiForCausalLM(PhiConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, initializer_range=.3))
+    lm.lm_head.bias.data.normal_(0, .5)
+    return lm.eval(), tokenizer
+
+def adapted():
+    "LoRA on the output layer, too"
+    from peft import LoraConfig, get_peft_model
+    lm, tokenizer = base(some_titles(), tie_word_embeddings=False)
+    return get_peft_model(lm, LoraConfig(r=2, target_modules=['lm_head', 'q_proj'], init_lora_weights=False, task_type='CAUSAL_LM')).eval(), tokenizer
+
+def capped():
+    "Gemma caps its logits"
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+    tokenizer = base(some_titles())[1]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Gemma2ForCausalLM(Gemma2Config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+                                              head_dim=8, initializer_range=.3, final_logit_softcapping=2.)).eval(), tokenizer
+
+MODELS = dict(titles=titles, tied=coded, untied=lambda: coded(False), bias=lambda: titles(lm=biased()), lora=lambda: titles(lm=adapted()), capped=lambda: titles(lm=capped()))
+
+@pytest.mark.parametrize('name', MODELS)
+def test_losses_and_gradients_are_those_of_all_logits(name):
+    "Adapters, trainable rows, biases and caps of the output layer; forced tokens without loss and gradient"
+    model = MODELS[name]()
+    N = len(model.ids)
+    history, targets = users(N, n=5, seed=9), torch.tensor([0, 1, 2, 3, N - 1])
+    weights = [p for p in model.parameters() if p.requires_grad]
+    out = model(history, targets, .7)
+    real = model.paths[targets] != PAD
+    want = dense(model, history, targets, .7)
+    torch.testing.assert_close(out.nll[real], want, atol=1e-3, rtol=1e-3)
+    assert (out.nll[~model.soft.deciding[targets]] == 0).all() and (out.nll[~real] == 0).all()
+    ours, theirs = (torch.autograd.grad(x.sum(), weights, allow_unused=True) for x in (out.nll, want))
+    assert [g is None for g in ours] == [g is None for g in theirs] and any(g is not None for g in ours)
+    for a, b in zip(ours, theirs):
+        if b is not None: torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-3)
+
+@pytest.mark.parametrize('make', [titles, coded], ids=['titles', 'codes'])
+def test_every_item_has_a_probability_and_the_beam_finds_it(make):
+    "Exact sums, a beam as wide as the catalog, step by step down every path; nothing is read behind the last decision"
+    for prior in ('none', 'trie'):
+        model = make(prior=prior)
+        N, history = len(model.ids), users(len(model.ids), n=3, seed=3)
+        with torch.no_grad():
+            nll = torch.stack([model(h.expand(N, -1), torch.arange(N)).nll for h in history])     # [B, N, T]
+            total = -nll.sum(2)
+            one = torch.unique(model.trie.leaf, return_inverse=True)[1]
+            first = [(one == k).nonzero()[0, 0] for k in range(int(one.max()) + 1)]
+            torch.testing.assert_close(total[:, first].exp().sum(1), torch.ones(3))
+            if prior == 'trie': torch.testing.assert_close((total + model.soft.share).exp().sum(1), torch.ones(3))
+            items, scores = recommend(model, model.trie, history, N, DecodeConfig(beams=N, exclude_seen=False))
+            np.testing.assert_allclose(scores, total.gather(1, items), atol=1e-3)
+            np.testing.assert_allclose(scores, total.sort(descending=True).values, atol=1e-3)
+            logits, state = model.prefill(history)
+            logits, parents = logits.expand(-1, N, -1), torch.zeros(3, N, dtype=torch.long)
+            for t in range(model.paths.shape[1]):
+                here = (model.paths[:, t] != PAD)[None].expand(3, -1)
+                got = -logits.gather(2, model.paths[:, t].expand(3, -1)[..., None])[..., 0]
+                np.testing.assert_allclose(got[here], nll[:, :, t][here], atol=1e-3)
+                np.testing.assert_allclose(logits.logsumexp(2)[here], 0, atol=1e-4)
+                logits = model.decode_step(state, model.paths[:, t].expand(3, -1), parents)
+                parents = torch.arange(N).expand(3, -1)
+        branching = (model.trie.n_children > 1).nonzero()[:, 0]
+        read = torch.unique(model.trie.item_nodes(model.trie.order[model.trie.row[branching].long()].long())[torch.arange(model.trie.max_depth) < model.trie.node_depth[branching][:, None]])
+        assert state.tokens == 3*len(read) < 3*(model.trie.n_nodes - 1)          # what leads to a decision, once
+
+def test_seen_items_and_igd_decoding():
+    "Against scores of all items: without those of the history, steps weighted"
+    model = titles(2)
+    N, gain = 40, information_gain(model.trie, item_prior(COUNTS))
+    history = users(N, n=3, seed=5)
+    items, scores = recommend(model, model.trie, history, N, DecodeConfig(beams=N, alpha=.3), gain)
+    from genrec_nb.beam_search import decoding_weights
+    weights = torch.where(model.soft.after >= 0, decoding_weights(model.trie, gain, .3)[model.soft.after], 0.)
+    with torch.no_grad(): want = torch.stack([-(model(h.expand(N, -1), torch.arange(N)).nll*weights).sum(1) for h in history])
+    for h, found, row, w in zip(history, items, scores, want):
+        left = [i for i in range(N) if i not in h.tolist()]
+        assert sorted(found[:len(left)].tolist()) == left and (found[len(left):] == -1).all()
+        np.testing.assert_allclose(row[:len(left)], w[found[:len(left)]], atol=1e-3)
+
+@pytest.mark.parametrize('tau', [1., .7])
+def test_packed_losses_are_those_of_the_samples_alone(tau):
+    model = titles(packed=True)
+    rows = [np.random.default_rng(1).integers(0, 40, n).tolist() for n in (6, 2, 1, 4)]
+    items = torch.tensor([r + [-1]*(6 - len(r)) for r in rows])
+    with torch.no_grad():
+        out = model(items=items, tau=tau)
+        alone = [model(torch.tensor([r[:k]]), torch.tensor([r[k]]), tau=tau) for r in rows for k in range(1, len(r))]
+    np.testing.assert_allclose(out.nll, torch.cat([a.nll for a in alone]), atol=1e-3)
+
+def test_causal_effect_of_a_language_model():
+    model, history, targets = titles(), users(40, n=3, seed=4), torch.tensor([5, 6, 7])
+    with torch.no_grad():
+        out = model(history, targets, null_history=True)
+        want = dense(model, history, targets, prior=False, null=torch.full((3, 1), -1))
+    torch.testing.assert_close(out.effect[model.paths[targets] != PAD], want, atol=1e-3, rtol=1e-3)
+
+def test_one_title_has_nothing_to_learn():
+    lm, tokenizer = base(['red saw'])
+    c = LMConfig(base=None, max_tokens=128, softmax='children')
+    model = LanguageRecommender(lm, tokenizer, title_identifiers(['red saw']*2, tokenizer), c)
+    out = model(torch.tensor([[0], [-1]]), torch.tensor([0, 1])).nll
+    out.sum().backward()
+    assert (out == 0).all() and all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
+    items, scores = recommend(model.eval(), model.trie, torch.tensor([[0]]), 2, DecodeConfig(beams=2, exclude_seen=False))
+    assert items.tolist() == [[0, 1]] and (scores == 0).all()
+
+def test_bfloat16_differs_little():
+    a, b = titles(1), titles(1)
+    b.lm.to(torch.bfloat16)
+    x = users(40, n=3), torch.tensor([0, 1, 2])
+    with torch.no_grad(): np.testing.assert_allclose(a(*x).nll, b(*x).nll, atol=.3)
+    beams = beam_search(b, b.trie, x[0], DecodeConfig(beams=5))
+    assert beams.scores.dtype == torch.float and (beams.nodes >= 0).all()
+    model, x = coded(), (users(30, n=3), torch.tensor([0, 1, 2]))
+    with torch.no_grad(): want = model(*x).nll
+    with torch.autocast('cpu', torch.bfloat16): nll = model(*x).nll
+    nll.sum().backward()
+    assert nll.dtype == torch.float and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    np.testing.assert_allclose(nll.detach(), want, atol=.3)
+
+def test_saved_with_counts_and_refused_without(tmp_path):
+    model = coded()
+    model.save_pretrained(tmp_path/'saved')
+    again = LanguageRecommender.from_pretrained(tmp_path/'saved', tiny_llama(['a b c'])).eval()
+    x = users(30, n=3), torch.tensor([0, 1, 2])
+    with torch.no_grad(): torch.testing.assert_close(again(*x).nll, model(*x).nll)
+    assert again.counts.tolist() == COUNTS[:30].tolist() and again.config == model.config
+    with pytest.raises(GenrecError, match='needs counts='): language_recommender(model.ids, tiny_llama(['a']), LMConfig(base=None, softmax='children', prior='trie'))
+    with pytest.raises(SettingError, match='alignment tasks say words'): LMConfig(softmax='children', tasks=['all'])
+    with pytest.raises(SettingError, match='vocabulary, children'): LMConfig(softmax='child')
+
+def test_a_language_model_trains_and_resumes(tmp_path):
+    "Loss and validation in nats an item; a run goes on where it stopped"
+    whole = tiny_run(coded(), tmp_path/'a', 3)
+    with pytest.raises(KeyboardInterrupt): tiny_run(coded(), tmp_path/'b', 3, callbacks=[Break(5)])
+    same_end(tiny_run(coded(), tmp_path/'b', 3, resume=True), whole)
+    assert whole.losses[-1][1] < whole.losses[0][1]
