@@ -39,7 +39,7 @@ class TokenPart:
     "The part of one token in a score"
     token: str
     choices: int # tokens that were possible here
-    probability: float # of this one, over the whole vocabulary
+    probability: float # of this one, over what the model was trained: vocabulary or children
     gain: float # information gain [nats]
     weight: float # of this step in decoding
     lead: float | None = None # part minus that of another item's token here

@@ -17,6 +17,7 @@ from .core import (MissingTextError, SettingError, _check_option, check_choice, 
                             read_settings, require)
 from .data import Catalog
 from .semantic_ids import Identifiers
+from .likelihood import check_softmax
 from .tiger import TigerT5, tiger_t5
 from .item_decoder import ItemDecoder, ItemDecoderConfig, item_decoder
 from .tokenizer_config import TokenizerConfig, _model_title_ids
@@ -25,7 +26,7 @@ from .tokenizer_config import TokenizerConfig, _model_title_ids
 @dataclass(frozen=True)
 class _Backbone:
     "A kind of generator"
-    make: Callable # (ids, seed=.., **settings) -> an untrained model
+    make: Callable # (ids, seed=.., counts=.., **settings) -> an untrained model
     load: Callable # (folder, ids, device) -> a trained model
     sizes: Callable # () -> name -> default of each setting
     train: dict = field(default_factory=dict) # changes to `TrainConfig`
@@ -55,17 +56,18 @@ _FIXED = ('vocab_size', 'pad_token_id', 'eos_token_id', 'use_cache', 'is_decoder
 def _t5_sizes() -> dict: # name -> default of `T5Config`; `tiger_t5` has smaller ones
     "Settings of TIGER"
     known = _defaults(T5Config, *_FIXED)
-    return dict(max_items=20) | {n: v for n, v in known.items() if n in T5Config.__annotations__}
+    own = _defaults(tiger_t5, 'ids', 'seed', 'counts', 'config') # max_items, softmax, prior
+    return own | {n: v for n, v in known.items() if n in T5Config.__annotations__}
 
 BACKBONES['t5'] = _Backbone(tiger_t5, partial(_load, TigerT5), _t5_sizes,
                            dict(batch_size=256, lr=1e-3, weight_decay=.01))
 
 # %% ../nbs/81_generators.ipynb #1c852105
-def _make_language_model(ids: Identifiers, seed: int = 0, **model): # settings of `LMConfig`
+def _make_language_model(ids: Identifiers, seed: int = 0, counts=None, **model): # of `LMConfig`
     "A language model as a generator, untrained"
     import genrec_nb.alignment                                 # its tasks
     from genrec_nb.language_recommender import LMConfig, language_recommender
-    return language_recommender(ids, None, LMConfig(**model, seed=seed))
+    return language_recommender(ids, None, LMConfig(**model, seed=seed), counts=counts)
 
 def _load_language_model(folder: str | Path, ids: Identifiers, device): # a `LanguageRecommender`
     "A saved language model"
@@ -115,6 +117,8 @@ def _check_model(
     check_keys(settings, known, where)
     if backbone == 'llm': return _check_language_model(settings, where, titles, weighting)
     for n, v in settings.items(): _check_option(n, v, known[n], where)
+    given = known | settings
+    check_softmax(given['softmax'], given['prior'], counts=())
 
 def _check_language_model(settings: dict, where: str, titles: bool, weighting: str) -> None:
     "Values, tasks, and what excludes what"
@@ -136,13 +140,12 @@ def _make_model(
     catalog: Catalog, # the items, whose texts alignment tasks are made of
     seed: int = 0,
     settings: dict | None = None, # changes to the backbone's settings
-    counts=None, # int [N] training targets, for the item decoder's prior='trie'
+    counts=None, # int [N] training targets, for prior='trie'
 ): # untrained
     "A fresh generator; raises `SettingError` if it cannot write these identifiers"
     for i in ids if isinstance(ids, list) else [ids]:
         _check_backbone(backbone, i.backbone_ids is not None, i.is_ragged, i.kind)
-    more = dict(counts=counts) if backbone == 'packed' else {}
-    model = BACKBONES[backbone].make(ids, seed=seed, **more, **(settings or {}))
+    model = BACKBONES[backbone].make(ids, seed=seed, counts=counts, **(settings or {}))
     if getattr(model.config, 'tasks', None): model.set_tasks(catalog)
     return model
 

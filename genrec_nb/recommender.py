@@ -6,7 +6,7 @@
 __all__ = ['GenerativeRecommender']
 
 # %% ../nbs/81_recommender.ipynb #f55463d0
-import tempfile
+import tempfile, warnings
 import numpy as np
 import torch
 from dataclasses import asdict, replace
@@ -14,8 +14,8 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_do
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pathlib import Path
 from safetensors.torch import load_file
-from .core import (FileError, GenrecError, SettingError, explain as explained, patch,
-                            read_json, read_settings, require, versions, whole_folder,
+from .core import (FileError, GenrecError, GenrecWarning, SettingError,
+                            explain as explained, patch, read_json, read_settings, require, versions, whole_folder,
                             write_json, write_tensors)
 from .data import Cases, Catalog, Dataset, Split, leave_one_out
 from .embed import embed_texts
@@ -250,7 +250,7 @@ def path_words(self: GenerativeRecommender, path: np.ndarray) -> list[str]: # in
 
 # %% ../nbs/81_recommender.ipynb #d3ab2d8f
 def _token_probabilities(model, items: list[int], path: torch.Tensor) -> torch.Tensor:
-    "Probability float [T] of each token of a path over the whole vocabulary, step by step"
+    "Probability float [T] of each token of a path, normalized as the model was trained"
     model.eval()
     logits, state = model.prefill(torch.tensor([items], device=path.device))
     p = []
@@ -425,6 +425,16 @@ def _check_folder(folder: Path) -> None:
     require(there, missing, FileError)
 
 # %% ../nbs/81_recommender.ipynb #3f12cd79
+def _as_trained(model, config: RecommenderConfig, folder: Path) -> None:
+    "What a model is normalized over was decided in its training; warn if another setting is written"
+    for name, default in (('softmax', 'vocabulary'), ('prior', 'none')):
+        wanted, is_ = config.model.get(name), getattr(model.config, name, default)
+        if wanted in (None, is_): continue
+        warnings.warn(f'{folder}: {name}={wanted!r} is asked of a model that was trained with '
+                      f'{is_!r}: it ranks as it was trained; train it again for the other',
+                      GenrecWarning, stacklevel=2)
+        config.model = config.model | {name: is_}
+
 @patch(cls_method=True)
 def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu', **_):
     "Read a folder that `_save_pretrained` wrote"
@@ -438,6 +448,7 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     quantizer = load_quantizer(folder/'quantizer') if (folder/'quantizer').is_dir() else None
     given = ids if len(ids) > 1 else ids[0]
     model = BACKBONES[config.backbone].load(folder/'model', given, device)
+    _as_trained(model, config, folder)
     rec = cls(catalog, ids, counts, model, config, quantizer)
     rec.figures, rec.weights = about.get('figures') or {}, about.get('weights') or {}
     return rec

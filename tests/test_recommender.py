@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
-from genrec_nb.core import GenrecError
+from genrec_nb.core import GenrecError, GenrecWarning
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.explanations import Explanation, token_strip
@@ -289,3 +289,32 @@ def test_lists_and_explanations_are_tables(writer):
     assert found.to_frame().title.tolist() == [x.title for x in found] and found.to_frame().index.tolist() == [1, 2, 3, 4]
     e = writer.explain(DATA.catalog.ids[:3], found[0].id)
     assert e.to_frame().part.sum() == pytest.approx(found[0].score, abs=1e-3) and '&lt;b&gt;' in writer.explain(DATA.catalog.ids[:3], DATA.catalog.ids[9]).strip()
+
+
+# ---- over children ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('backbone', ['t5', 'llm'])
+def test_a_recommender_over_children(base, backbone, tmp_path):
+    "Scores are ln P and add up in the explanation; priors are those of the training targets; the setting of the training counts"
+    over = dict(softmax='children', prior='trie')
+    sizes = over | dict(d_model=16, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=8, max_items=5)
+    config = settings(base, model=over) if backbone == 'llm' else RecommenderConfig(backbone='t5', tokenizer=dict(method='random', size=8, levels=2), model=sizes, train=dict(QUICK, batch_size=8))
+    other = DATA.interactions.items.copy()
+    for end in DATA.interactions.offsets[1:]: other[end - 2:end] = 7             # valid and test
+    hidden = leave_one_out(replace(DATA.interactions, items=other))
+    rec = GenerativeRecommender.fit(DATA, config, SPLIT, folder=tmp_path/'run')
+    assert (np.asarray(rec.model.counts) == hidden.train.target_counts()).all() and rec.model.soft is not None
+    found = rec.recommend(HISTORY, 30, DecodeConfig(beams=40, exclude_seen=False))
+    one = {rec.trie.leaf[x.item].item(): x.score for x in found}
+    assert sum(np.exp(list(one.values()))) == pytest.approx(1, abs=1e-4) and len(one) == len(rec.trie.leaves)
+    for x in found[:3]:
+        why = rec.explain(HISTORY, x.id)
+        assert why.score == pytest.approx(x.score, abs=1e-3) and [p.probability for p in why.parts if p.choices == 1] == [1.]*sum(p.choices == 1 for p in why.parts)
+    folder = rec.save_pretrained(tmp_path/'saved')
+    again = GenerativeRecommender.from_pretrained(folder)
+    written = json.loads((folder/'config.json').read_text())
+    written['model'] |= dict(softmax='vocabulary', prior='none')
+    (folder/'config.json').write_text(json.dumps(written))
+    with pytest.warns(GenrecWarning, match="softmax='vocabulary' is asked of a model that was trained with 'children'"): asked = GenerativeRecommender.from_pretrained(folder)
+    for r in (again, asked): np.testing.assert_allclose([x.score for x in r.recommend(HISTORY, 8)], [x.score for x in rec.recommend(HISTORY, 8)], atol=1e-3)
+    with pytest.raises(GenrecError, match="softmax is 'child'"): replace(config, model=config.model | dict(softmax='child'))
