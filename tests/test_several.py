@@ -196,3 +196,44 @@ def test_names_and_roundtrip():
     c = settings(identifiers=['item', dict(method='random', levels=3, size=9), 'data/Beauty.letter.index.json'])
     assert _source_names(c.sources) == ['random', 'item', 'random 2', 'letter'] and [s.seed for s in replace(c, seed=4).sources[:3]] == [4, 4, 4]
     assert RecommenderConfig(**json.loads(json.dumps(asdict(c)))) == c and settings(identifiers='item,x.json') == settings(identifiers=['item', 'x.json'])
+
+
+# ---- grids ---------------------------------------------------------------------------------------------------------------
+
+def test_methods_of_a_grid_have_identifiers_of_their_own(tmp_path):
+    "Read from TOML, with the data set's folder and name in file names; rows hold every method, and none twice"
+    from genrec_nb.experiments.execution import run_grid
+    from genrec_nb.experiments.grid import Grid, read_grid
+    from oracles import small_data
+    data = small_data(tmp_path/'toy')
+    (data/'toy.two.index.json').write_text(json.dumps({str(i): [f'<a_{i % 7}>', f'<b_{i // 7}>'] for i in range(40)}))
+    (tmp_path/'g.toml').write_text('''
+alphas = [0]
+seeds = [0]
+reference = "sasrec"
+model = { d_model = 16, num_heads = 2, num_layers = 1, softmax = "children", prior = "trie" }
+train = { epochs = 1, batch_size = 16, eval_every = 1 }
+[data.toy]
+path = "toy"
+[ids.two]
+file = "{path}/{name}.two.index.json"
+[weightings.sasrec]
+kind = "ce"
+tokenizer = { method = "item" }
+model = { head_ff = 0 }
+[weightings.ce]
+[weightings.several]
+kind = "ce"
+identifiers = ["item", { method = "random", levels = 2, size = 9 }]
+decode = { combine = "mixture" }
+''')
+    grid = read_grid(tmp_path/'g.toml')
+    r = {m: grid.recommender('toy', 'two', m, 0, {}) for m in grid.weightings}
+    assert _source_names(r['several'].sources) == ['random', 'item', 'random 2'] and r['several'].decode.combine == 'mixture'
+    assert r['sasrec'].tokenizer.method == 'item' and r['sasrec'].model['head_ff'] == 0 and r['ce'].identifiers == []
+    results = run_grid(grid, tmp_path/'out')
+    ids = {t['method']: t['config']['ids'] for t in results.trials.values()}
+    assert set(ids) == set(grid.weightings) and ids['ce'].startswith('file:') and ids['several'][0] == ids['ce'] and [x['method'] for x in ids['several'][1:]] == ['item', 'random']
+    assert str(tmp_path) not in (tmp_path/'out'/'results.jsonl').read_text()
+    with pytest.raises(SettingError, match="'a' and 'b' are the same method"): Grid('toy', weightings=dict(a=dict(kind='ce', identifiers=['item']), b=dict(kind='ce', identifiers=['item'])))
+    with pytest.raises(SettingError, match="weightings.ce.*did you mean 'item'"): Grid('toy', weightings=dict(ce=dict(identifiers=['itme'])))

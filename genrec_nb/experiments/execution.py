@@ -74,15 +74,15 @@ def _wanted(grid: Grid, method: str) -> list: # of (seed, values)
 @patch
 def add_block(self: Plan, name: str, ids: str, c: DataConfig, data: Dataset, split: Split) -> None:
     "Trials of one data set and one kind of identifiers, each method checked once"
-    grid, file = self.grid, self.grid.ids[ids].get('file')
-    file = file and file.format(path=c.path, name=name)   # {path} and {name} are the data set's
-    trainer, key = {**grid.trainer, **grid.data[name].get('trainer', {})}, self.data[name]['digest']
-    for method in grid.weightings or ['ce']:
+    grid, key = self.grid, self.data[name]['digest']
+    trainer = {**grid.trainer, **grid.data[name].get('trainer', {})}
+    def own(m): return 'tokenizer' in grid.weightings.get(m, {})
+    for method in sorted(grid.weightings or ['ce'], key=own):    # its identifiers are not the block's
         for seed, values in _wanted(grid, method):
             changed = [f'{k}={v}' for k, v in values.items()]
             label = ' '.join([name, ids, method, *changed, f'seed {seed}'])
             r = grid.recommender(name, ids, method, seed, values)
-            t = Trial(c, key, r, file, trainer, label)
+            t = Trial(c, key, r, grid.table(name, ids, method), trainer, label)
             if grid.weightings: self.trials.append(([name, ids, method, seed, values], t))
             known = [name, ids, seed] in [about for about, _ in self.tokens]
             if seed in grid.seeds and not known: self.tokens.append(([name, ids, seed], t))

@@ -44,8 +44,9 @@ class Tune:
 class Grid:
     "What is compared, in full"
     data: dict | list | str # name -> `DataConfig` settings, and its own train, model, trainer
-    ids: dict | list | str = 'rqvae' # name -> a tokenizer, perhaps `vary`; or file = 'index.json'
-    weightings: dict | list | str = ('ce', 'igd') # name -> kind and hyperparameters
+    ids: dict | list | str = 'rqvae' # name -> a tokenizer, perhaps `vary`; or file = 'index.json';
+                                     # and perhaps `identifiers`, further ones
+    weightings: dict | list | str = ('ce', 'igd') # name -> kind and hyperparameters, see `_METHOD`
     alphas: list[Share] = (0, .2) # strengths of IGD-decoding
     seeds: list[Natural] = (0, 1, 2) # of the reported trainings
     tune: dict | Tune | None = None # the search; None: hyperparameters are as given
@@ -78,7 +79,7 @@ def _points(vary: dict, base: dict, mode: str = 'star') -> list: # of dicts sett
     return [p for n, p in enumerate(points) if p not in points[:n]]
 
 # %% ../../nbs/91_grid.ipynb #93bdc9e4
-_FILES = ('file', 'point') # of identifiers, beside a tokenizer's settings
+_FILES = ('file', 'point', 'identifiers') # beside a tokenizer's settings
 
 def _tokenizer(s: dict, where: str) -> TokenizerConfig:
     "A tokenizer's settings; the method's own options may stand among the others"
@@ -170,7 +171,8 @@ def _check_methods(grid: Grid) -> None:
     seen = {}
     for data, ids, m in itertools.product(grid.data, grid.ids, grid.weightings):
         for v in [{}, *grid.search(m)]: r = grid.recommender(data, ids, m, grid.seeds[0], v)
-        rule = digest([data, ids, type(r.rule).__name__, asdict(r.rule), asdict(r.train), r.model])
+        rule = digest([data, ids, type(r.rule).__name__, asdict(r.rule), asdict(r.train), r.model,
+                       r.sources, r.decode])
         other = seen.setdefault(rule, m)
         require(other == m or grid.tune is not None,
                 f'weightings: {other!r} and {m!r} are the same method', SettingError)
@@ -201,32 +203,61 @@ def _parts(values: dict) -> dict: # 'weighting', 'train', 'model' -> settings
     return out
 
 # %% ../../nbs/91_grid.ipynb #5df8a4e1
+_METHOD = ('kind', 'tokenizer', 'identifiers', 'model', 'train', 'decode') # beside hyperparameters
+
+def _of_data(x, c: DataConfig, name: str): # settings, or a list of them
+    "File names with the data set's {path} and {name} filled in"
+    if isinstance(x, str): return x.replace('{path}', str(c.path)).replace('{name}', name)
+    if isinstance(x, list): return [_of_data(v, c, name) for v in x]
+    return {k: _of_data(v, c, name) for k, v in x.items()} if isinstance(x, dict) else x
+
+@patch
+def tokenizer(self: Grid, ids: str, method: str) -> dict: # fields of a `RecommenderConfig`
+    "The tokenizer and further identifiers of a method; a table stands in a trial, not here"
+    s, own = self.ids[ids], self.weightings.get(method, {})
+    given = own.get('tokenizer', s)
+    where = f'weightings.{method}.tokenizer' if 'tokenizer' in own else f'ids.{ids}'
+    random = TokenizerConfig('random' if self.backbone == 'packed' else 'rqvae')
+    made = random if 'file' in given else _tokenizer(given, where)
+    more = [] if 'tokenizer' in own else s.get('identifiers', [])
+    return dict(tokenizer=made, identifiers=own.get('identifiers', more))
+
+@patch
+def table(self: Grid, data: str, ids: str, method: str) -> str | None:
+    "The file of the first identifiers, if it is not made"
+    given = self.weightings.get(method, {}).get('tokenizer', self.ids[ids])
+    return _of_data(given.get('file'), self.data_config(data), data)
+
+# %% ../../nbs/91_grid.ipynb #3685f101
 @patch
 def recommender(
     self: Grid, data: str, ids: str, method: str, seed: int, values: dict # of the search
 ) -> RecommenderConfig:
     "The settings of one trial; raises `SettingError` for what does not fit"
-    d, s, part = self.data[data], self.ids[ids], _parts(values)
-    if 'file' not in s: made = _tokenizer(s, f'ids.{ids}')
-    else: made = TokenizerConfig('random' if self.backbone == 'packed' else 'rqvae')
-    given = {**self.weightings.get(method, {}), **part['weighting']}
-    kind = given.pop('kind', method)
+    d, part, m = self.data[data], _parts(values), self.weightings.get(method, {})
+    given = {k: v for k, v in m.items() if k not in _METHOD} | part['weighting']
+    kind = m.get('kind', method)
     beta = dict(beta=given.pop('beta')) if kind == 'igd' and 'beta' in given else {}
-    model, train = ({**getattr(self, k), **d.get(k, {}), **part[k]} for k in ('model', 'train'))
-    r = dict(tokenizer=made, backbone=self.backbone, gain=self.gain, weighting=kind, seed=seed,
-             weighting_options=given, model=model, train=train, decode=self.decode, **beta)
+    model, train = ({**getattr(self, k), **d.get(k, {}), **m.get(k, {}), **part[k]}
+                    for k in ('model', 'train'))
+    r = dict(backbone=self.backbone, gain=self.gain, weighting=kind, seed=seed, model=model,
+             weighting_options=given, train=train, decode=self.decode | m.get('decode', {}), **beta)
+    r |= _of_data(self.tokenizer(ids, method), self.data_config(data), data)
     return read_settings(RecommenderConfig, r, f'data.{data}, ids.{ids}, weightings.{method}')
 
 # %% ../../nbs/91_grid.ipynb #80a8ad0f
 _RENAMED = dict(encoder='set in each tokenizer: [ids.NAME] encoder = ..',
                 vary='set in a tokenizer: [ids.NAME.vary]')
-_FILE_NAMES = dict(data=('path', 'vectors'), ids=('file', 'cf', 'lm'))
+_FILE_NAMES = dict(data=('path', 'vectors'), ids=('file', 'cf', 'lm', 'identifiers'),
+                   weightings=('identifiers',))
 
 def _near(d, names: tuple, home: Path) -> None:
     "Files and folders that are not found from here are looked for from another folder"
+    def found(p): return str(home/p) if not Path(p).exists() and (home/p).exists() else p
     for k in names if isinstance(d, dict) else ():
         p = d.get(k)
-        if isinstance(p, str) and not Path(p).exists() and (home/p).exists(): d[k] = str(home/p)
+        if isinstance(p, str): d[k] = found(p)
+        if isinstance(p, list): d[k] = [found(x) if isinstance(x, str) else x for x in p]
 
 def read_grid(path: str | Path) -> Grid: # .toml or .json
     "Read a grid; files and folders are named from here, or from the file's own folder"
