@@ -26,7 +26,8 @@ from .infogain import information_gain, item_prior
 from .beam_search import DecodeConfig, decoding_weights
 from .exact import ExactConfig, combine, exact_scores, fit_weights
 from .search import search_each
-from .train import fit as train_model, rank_each as rank_each_user
+from .rank import rank_each as rank_each_user
+from .train import fit as train_model
 from .tokenizer import Tokenized, _given_identifiers, tokenize_items
 from .explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
                                     TokenPart)

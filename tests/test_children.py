@@ -14,7 +14,8 @@ from genrec_nb.objectives import make_weighting
 from genrec_nb.prompts import title_identifiers
 from genrec_nb.semantic_ids import EOS, PAD, Identifiers
 from genrec_nb.tiger import TigerT5, tiger_t5
-from genrec_nb.train import TrainConfig, _case_ce, fit
+from genrec_nb.rank import _case_ce
+from genrec_nb.train import TrainConfig, fit
 from genrec_nb.trie import ItemTrie
 from language import base, make_codes, some_titles, tiny_run, users
 from oracles import DictTrie, all_logp, identifiers, tables_with_counts

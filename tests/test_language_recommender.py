@@ -13,7 +13,8 @@ from genrec_nb.language_recommender import LMConfig, LanguageRecommender, langua
 from genrec_nb.objectives import make_weighting
 from genrec_nb.prompts import title_identifiers
 from genrec_nb.semantic_ids import PAD, Identifiers
-from genrec_nb.train import TrainConfig, _as_loss, _batch_targets, _case_ce, fit
+from genrec_nb.rank import _case_ce
+from genrec_nb.train import TrainConfig, _as_loss, _batch_targets, fit
 from language import base_folder, WORDS, some_titles, base, make, make_codes, users, interactions, valid_cases, tiny_run, slow_prompt
 
 TOL = 1e-3

@@ -18,7 +18,8 @@ from genrec_nb.objectives import MultiTargetLoss, WeightedLoss, make_weighting, 
 from genrec_nb.batches import LengthBatches
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.tiger import tiger_t5
-from genrec_nb.train import _EpochSubset, FitResult, GenrecTrainer, TrainConfig, _attached, _as_loss, _batch_targets, _case_ce, fit, _last_checkpoint, _rank_cases, rank_each, _training_arguments
+from genrec_nb.rank import _case_ce, _rank_cases, rank_each
+from genrec_nb.train import _EpochSubset, FitResult, GenrecTrainer, TrainConfig, _attached, _as_loss, _batch_targets, fit, _last_checkpoint, _training_arguments
 from genrec_nb.trie import ItemTrie
 from oracles import few, identifiers, next_logp
 

@@ -34,7 +34,8 @@ from genrec_nb.item_decoder import item_decoder
 from genrec_nb.generators import BACKBONES
 from genrec_nb.beam_search import Beams, DecodeConfig, _expand_items, recommend
 from genrec_nb.generate import TrieProcessor
-from genrec_nb.train import TrainConfig, _batch_targets, fit, _rank_cases
+from genrec_nb.rank import _rank_cases
+from genrec_nb.train import TrainConfig, _batch_targets, fit
 from genrec_nb.backbones import SMOLLM2, load_lm, smollm2_folder
 from genrec_nb.language_recommender import LMConfig, language_recommender
 from genrec_nb.prompts import title_identifiers
