@@ -16,17 +16,14 @@ from safetensors.torch import load_file
 from scipy import sparse
 from torch import Tensor, nn
 from .core import (Count, FileError, GenrecError, Natural, NonNegative, Positive, patch,
-                            settings)
+                            require, settings)
 from .embed import check_vectors
 from .data import Cases, Interactions, Split
 from .metrics import ranking_metrics
 
 # %% ../nbs/72_baselines.ipynb #d7b56bac
-def _top_items(
-    scores: Tensor, # float [B, N], minus infinity = not to be recommended
-    k: int, # length of the lists
-) -> Tensor: # int64 [B, k] items, best first, equal scores by item; -1 where nothing is left
-    "The k best items of each row, exactly"
+def _top_items(scores: Tensor, k: int) -> Tensor: # float [B, N] -> int64 [B, k]
+    "The k best items of each row, equal scores by item; -1 where nothing but -infinity is left"
     n = min(k, scores.shape[1])
     items = scores.topk(n).indices.sort(1).values
     values, order = scores.gather(1, items).sort(dim=1, descending=True, stable=True)
@@ -37,7 +34,7 @@ def _top_items(
 
 # %% ../nbs/72_baselines.ipynb #cbd6b296
 class ItemRanker:
-    "A recommender with a vector per item; a subclass has `scores(cases)`, `item_table()`, `settings` and `history`"
+    "A vector per item; a subclass has `scores(cases)`, `item_table()`, `settings` and `history`"
     @property
     def n_items(self) -> int: return len(self.item_table())
     def item_vectors(self) -> np.ndarray: # float32 [N, dim]
@@ -45,13 +42,21 @@ class ItemRanker:
         return self.item_table().detach().float().cpu().numpy().copy()
     @property
     def best(self) -> dict: # epoch, loss, recall@10, ndcg@10
-        "The best evaluation of the training"
+        "The best evaluation of the training, or the last epoch"
         return max(self.history, key=lambda e: e.get('ndcg@10', e['epoch']), default={})
     def __repr__(self):
-        b = self.best
-        found = f'validation NDCG@10 {b["ndcg@10"]:.4f} at epoch {b["epoch"]}' if 'ndcg@10' in b else f'{b.get("epoch", 0)} epochs'
-        return f'{type(self).__name__}({self.n_items:,} items, {self.settings.dim} dimensions; {found})'
+        b, found = self.best, f'{self.best.get("epoch", 0)} epochs'
+        if 'ndcg@10' in b: found = f'validation NDCG@10 {b["ndcg@10"]:.4f} at epoch {b["epoch"]}'
+        d = self.settings.dim
+        return f'{type(self).__name__}({self.n_items:,} items, {d} dimensions; {found})'
 
+# %% ../nbs/72_baselines.ipynb #a65b19d2
+def _hide_seen(scores: Tensor, cases: Cases) -> None: # float [B, N], changed in place
+    "The items of each case's own history cannot be recommended"
+    row = torch.from_numpy(np.repeat(np.arange(len(cases)), np.diff(cases.offsets)))
+    scores[row, torch.from_numpy(cases.items.astype(np.int64))] = -torch.inf
+
+# %% ../nbs/72_baselines.ipynb #2105c891
 @patch
 @torch.no_grad()
 def rank(self: ItemRanker,
@@ -59,17 +64,17 @@ def rank(self: ItemRanker,
     k: int = 20, # length of the lists
     exclude_seen: bool = True, # leave out the items of each case's own history
 ) -> np.ndarray: # int64 [M, k] items, best first, equal scores by item; -1 where nothing is left
-    "Ranked items of every case, over the whole catalog; raises `GenrecError` for cases of another catalog"
-    if k < 1: raise GenrecError(f'k is {k}, expected 1 or more')
-    if cases.items.max(initial=-1) >= self.n_items:
-        raise GenrecError(f'cases: found item {cases.items.max()} in a history, but the model knows '
-                          f'items 0..{self.n_items - 1}: it was trained on another catalog')
+    "Rank the whole catalog for every case; raises `GenrecError` for cases of another catalog"
+    last, n = cases.items.max(initial=-1), self.n_items
+    require(k >= 1, f'k is {k}, expected 1 or more')
+    require(last < n, f'cases: found item {last} in a history, but the model knows items '
+            f'0..{n - 1}: it was trained on another catalog')
     self.eval()
-    ranked, step = np.full((len(cases), k), -1), max(1, 2**23//self.n_items)
-    for a in range(0, len(cases), step):  # so that few million scores are held
+    ranked, step = np.full((len(cases), k), -1), max(1, 2**23//n)
+    for a in range(0, len(cases), step):
         part = cases.take(np.arange(a, min(a + step, len(cases))))
-        scores, row = self.scores(part), np.repeat(np.arange(len(part)), np.diff(part.offsets))
-        if exclude_seen: scores[torch.from_numpy(row), torch.from_numpy(part.items.astype(np.int64))] = -torch.inf
+        scores = self.scores(part)
+        if exclude_seen: _hide_seen(scores, part)
         ranked[a:a + step] = _top_items(scores, k).cpu().numpy()
     return ranked
 
@@ -79,29 +84,22 @@ def _validation_metrics(model, valid: Cases) -> dict:
     m = ranking_metrics(model.rank(valid, 10), valid.targets, (10,))
     return {name: m[name] for name in ('recall@10', 'ndcg@10')}
 
-def _check_split(
-    split: Split, # training part and validation users
-    patience: int, # 0: the validation users are not used
-) -> None:
+# %% ../nbs/72_baselines.ipynb #d86f06fa
+def _check_split(split: Split, patience: int) -> None: # patience 0: nobody is evaluated
     "Raise a `GenrecError` if there is nothing to learn from or nobody to evaluate on"
-    if not len(split.train.items): raise GenrecError('no training interaction: nothing to learn from')
-    if patience and not len(split.valid):
-        raise GenrecError('no validation case: every user has fewer than 3 items; set patience=0 to train without evaluation')
+    require(len(split.train.items), 'no training interaction: nothing to learn from')
+    require(not patience or len(split.valid), 'no validation case: every user has fewer than '
+            '3 items; set patience=0 to train without evaluation')
 
 # %% ../nbs/72_baselines.ipynb #ff158a04
-def _fill_cold(
-    vectors: Tensor, # float [N, d]; changed in place
-    known: Tensor, # bool [N] which of them were trained
-) -> Tensor: # the same tensor
-    "Give every cold item the mean of the trained vectors"
+def _fill_cold(vectors: Tensor, known: Tensor) -> Tensor: # float [N, d], bool [N] -> the same
+    "Give every cold item the mean of the trained vectors, in place"
     if known.any(): vectors[~known] = vectors[known].mean(0)
     return vectors
 
 # %% ../nbs/72_baselines.ipynb #16fb1ce2
-def _interaction_matrix(
-    train: Interactions, # the training part of a split, nothing else
-) -> sparse.csr_array: # [U, N] 1 where the user chose the item, however often
-    "Who chose what"
+def _interaction_matrix(train: Interactions) -> sparse.csr_array: # [U, N]
+    "1 where the user chose the item in the training part, however often"
     user = np.repeat(np.arange(train.n_users), train.lengths)
     R = sparse.csr_array((np.ones(len(user)), (user, train.items)), (train.n_users, train.n_items))
     R.sum_duplicates()
@@ -109,17 +107,20 @@ def _interaction_matrix(
     return R
 
 # %% ../nbs/72_baselines.ipynb #329c9a6c
-def _normalized_graph(
-    R: sparse.csr_array, # [U, N] who chose what
-) -> Tensor: # sparse CSR float [U+N, U+N]
+def _sparse_tensor(A: sparse.csr_array) -> Tensor: # sparse CSR float
+    "The same matrix for torch"
+    index, column = (torch.from_numpy(x.astype(np.int64)) for x in (A.indptr, A.indices))
+    value = torch.from_numpy(A.data.astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # torch calls its CSR tensors a beta feature
+        return torch.sparse_csr_tensor(index, column, value, A.shape, check_invariants=True)
+
+# %% ../nbs/72_baselines.ipynb #3d8b5603
+def _normalized_graph(R: sparse.csr_array) -> Tensor: # sparse CSR float [U+N, U+N]
     "$\\tilde A$: users first, then items"
     per_user, per_item = (1/np.sqrt(np.maximum(R.sum(axis), 1)) for axis in (1, 0))
     edge = R.multiply(per_user[:, None]).multiply(per_item[None, :]).tocsr()
-    A = sparse.block_array([[None, edge], [edge.T, None]], format='csr')
-    index, column = (torch.from_numpy(x.astype(np.int64)) for x in (A.indptr, A.indices))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # torch calls its CSR tensors a beta feature
-        return torch.sparse_csr_tensor(index, column, torch.from_numpy(A.data.astype(np.float32)), A.shape, check_invariants=True)
+    return _sparse_tensor(sparse.block_array([[None, edge], [edge.T, None]], format='csr'))
 
 # %% ../nbs/72_baselines.ipynb #be5b50cb
 class _Propagate(torch.autograd.Function):
@@ -135,6 +136,7 @@ class _Propagate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return _Propagate.apply(g, ctx.graph, ctx.layers), None, None
 
+# %% ../nbs/72_baselines.ipynb #9a1531f8
 def propagate(
     e: Tensor, # float [U+N, d] starting vectors, users first
     graph: Tensor, # sparse [U+N, U+N], normalized
@@ -159,16 +161,23 @@ class _NegativeSampler:
         self.start, self.n_items = torch.from_numpy(R.indptr.astype(np.int64)), R.shape[1]
         degree = self.start.diff()
         user = torch.repeat_interleave(torch.arange(len(degree)), degree)
-        gap = torch.from_numpy(R.indices.astype(np.int64)) - (torch.arange(R.nnz) - self.start[user])  # s_m - m
+        m = torch.arange(R.nnz) - self.start[user]
+        gap = torch.from_numpy(R.indices.astype(np.int64)) - m  # s_m - m
         self.keys, self.free = user*(self.n_items + 1) + gap, self.n_items - degree
-    def at(self, user: Tensor, r: Tensor) -> Tensor:
-        "The r-th item [n] that each user [n] did not choose: the formula"
-        before = torch.searchsorted(self.keys, user*(self.n_items + 1) + r, right=True) - self.start[user]
-        return r + before
-    def draw(self, user: Tensor, generator: torch.Generator) -> Tensor:
-        "One item [n] for each user [n]"
-        r = torch.rand(len(user), dtype=torch.float64, generator=generator)*self.free[user]
-        return self.at(user, r.long())
+
+# %% ../nbs/72_baselines.ipynb #752f5f1d
+@patch
+def at(self: _NegativeSampler, user: Tensor, r: Tensor) -> Tensor: # int64 [n] each
+    "The r-th item that each user did not choose"
+    key = user*(self.n_items + 1) + r
+    return r + torch.searchsorted(self.keys, key, right=True) - self.start[user]
+
+# %% ../nbs/72_baselines.ipynb #ba54105b
+@patch
+def draw(self: _NegativeSampler, user: Tensor, generator: torch.Generator) -> Tensor: # int64 [n]
+    "One item for each user"
+    r = torch.rand(len(user), dtype=torch.float64, generator=generator)*self.free[user]
+    return self.at(user, r.long())
 
 # %% ../nbs/72_baselines.ipynb #dd02f6bb
 @settings
@@ -179,11 +188,12 @@ class LightGCNConfig:
     lr: Positive = 2e-2 # of Adam
     l2: NonNegative = 1e-4 # λ
     init: Positive = .1 # standard deviation of the starting vectors
-    batch_size: Count = 8192 # edges in a step; every step propagates the whole graph
+    batch_size: Count = 8192 # edges in a step, which propagates the whole graph
     epochs: Count = 150 # passes over the edges, at most
     eval_every: Count = 5 # epochs between two evaluations
-    patience: Natural = 5 # evaluations without a better NDCG@10 before it stops; 0: never evaluate, keep the last epoch
+    patience: Natural = 5 # evaluations without a better NDCG@10 before the end; 0: none, last epoch
 
+# %% ../nbs/72_baselines.ipynb #504a4beb
 class LightGCN(ItemRanker, nn.Module):
     "Vectors of users and items after propagation (arXiv 2002.02126)"
     kind, sizes = 'lightgcn', ('n_users', 'n_items')
@@ -195,26 +205,48 @@ class LightGCN(ItemRanker, nn.Module):
     def item_table(self) -> Tensor: return self.items
     def scores(self, cases: Cases) -> Tensor:
         "Inner products [B, N] of each case's user with all items"
-        if cases.users.max(initial=-1) >= self.n_users:
-            raise GenrecError(f'cases: found user {cases.users.max()}, but LightGCN was trained on users 0..{self.n_users - 1}')
-        return self.users[torch.from_numpy(np.asarray(cases.users, np.int64)).to(self.users.device)] @ self.items.T
+        last = cases.users.max(initial=-1)
+        require(last < self.n_users, f'cases: found user {last}, but LightGCN was trained on users '
+                f'0..{self.n_users - 1}')
+        user = torch.from_numpy(np.asarray(cases.users, np.int64)).to(self.users.device)
+        return self.users[user] @ self.items.T
 
 # %% ../nbs/72_baselines.ipynb #f992ad10
-def _bpr_epoch(start: Tensor, graph: Tensor, user: Tensor, item: Tensor, negatives: _NegativeSampler, optimizer, config, g) -> float:
+def _edges(R: sparse.csr_array, negatives: _NegativeSampler) -> tuple: # int64 [n] users, items
+    "Who chose what; users who chose everything cannot be compared and are left out"
+    user, item = (torch.from_numpy(x.astype(np.int64)) for x in R.nonzero())
+    comparable = negatives.free[user] > 0
+    require(comparable.any(), 'every user chose every item: there is no item to rank lower')
+    return user[comparable], item[comparable]
+
+# %% ../nbs/72_baselines.ipynb #48b5f367
+def _bpr_step(start, graph, n_users: int, user, item, other, config) -> tuple: # (loss, penalty)
+    "BPR of edges (user, item) [n] against other items [n]"
+    rows = torch.stack([user, n_users + item, n_users + other]).to(start.device)
+    loss = bpr_loss(*propagate(start, graph, config.layers)[rows])
+    return loss, config.l2/2*start[rows].square().sum()/len(user)
+
+# %% ../nbs/72_baselines.ipynb #841c6e26
+def _bpr_epoch(start, graph, user, item, negatives, optimizer, config, g) -> float:
     "One pass over the edges (user [n], item [n]); the mean loss"
     total, n_users = 0., len(negatives.free)
     for b in torch.randperm(len(user), generator=g).split(config.batch_size):
-        rows = torch.stack([user[b], n_users + item[b], n_users + negatives.draw(user[b], g)]).to(start.device)
-        z = propagate(start, graph, config.layers)
-        loss = bpr_loss(*z[rows])
-        penalty = config.l2/2*start[rows].square().sum()/len(b)
+        other = negatives.draw(user[b], g)
+        loss, penalty = _bpr_step(start, graph, n_users, user[b], item[b], other, config)
         optimizer.zero_grad()
         (loss + penalty).backward()
         optimizer.step()
         total += float(loss.detach())*len(b)
     return total/len(user)
 
-# %% ../nbs/72_baselines.ipynb #1ff36ff1
+# %% ../nbs/72_baselines.ipynb #1e8d0dfc
+def _propagated(start: Tensor, graph: Tensor, R: sparse.csr_array, layers: int) -> list[Tensor]:
+    "Vectors of users [U, d] and of items [N, d], the mean where there is no edge"
+    z = propagate(start.detach(), graph, layers).split(R.shape)
+    known = (torch.from_numpy(R.sum(axis) > 0).to(start.device) for axis in (1, 0))
+    return [_fill_cold(x.clone(), k) for x, k in zip(z, known)]
+
+# %% ../nbs/72_baselines.ipynb #1ce5469e
 def train_lightgcn(
     split: Split, # `train` is learned, `valid` chooses the epoch, `test` is not used
     config: LightGCNConfig = LightGCNConfig(),
@@ -224,72 +256,69 @@ def train_lightgcn(
     "Train LightGCN; the best epoch is the one with the best validation NDCG@10"
     _check_split(split, config.patience)
     R, g = _interaction_matrix(split.train), torch.Generator().manual_seed(seed)
-    (U, N), graph, negatives = R.shape, _normalized_graph(R).to(device), _NegativeSampler(R)
-    user, item = (torch.from_numpy(x.astype(np.int64)) for x in (np.repeat(np.arange(U), np.diff(R.indptr)), R.indices))
-    comparable = negatives.free[user] > 0  # who chose everything has no negatives
-    user, item = user[comparable], item[comparable]
-    if not len(user): raise GenrecError('every user chose every item: there is no item to rank lower')
-    known_user, known_item = (torch.from_numpy(R.sum(axis) > 0).to(device) for axis in (1, 0))
-    start = (torch.randn(U + N, config.dim, generator=g)*config.init).to(device).requires_grad_()
-    optimizer, model = torch.optim.Adam([start], config.lr), LightGCN(U, N, config).to(device)
-    best, waited = None, 0
+    graph, negatives = _normalized_graph(R).to(device), _NegativeSampler(R)
+    user, item = _edges(R, negatives)
+    start = torch.randn(sum(R.shape), config.dim, generator=g)*config.init
+    start, model = start.to(device).requires_grad_(), LightGCN(*R.shape, config).to(device)
+    optimizer = torch.optim.Adam([start], config.lr)
     for epoch in range(1, config.epochs + 1):
         loss = _bpr_epoch(start, graph, user, item, negatives, optimizer, config, g)
         if epoch % config.eval_every and epoch < config.epochs: continue
-        z = propagate(start.detach(), graph, config.layers)
-        model.users, model.items = _fill_cold(z[:U].clone(), known_user), _fill_cold(z[U:].clone(), known_item)
-        model.history.append(dict(epoch=epoch, loss=loss) | (_validation_metrics(model, split.valid) if config.patience else {}))
-        waited = 0 if model.best is model.history[-1] else waited + 1
+        model.users, model.items = _propagated(start, graph, R, config.layers)
+        found = _validation_metrics(model, split.valid) if config.patience else {}
+        model.history.append(dict(epoch=epoch, loss=loss) | found)
+        waited = model.history[::-1].index(model.best)
         if not waited: best = model.users, model.items
         if config.patience and waited >= config.patience: break
     model.users, model.items = best
     return model
 
 # %% ../nbs/72_baselines.ipynb #d4d55787
-def _check_item_vectors(
-    x, # what was found
-    n_items: int, # N of the catalog
-    where: str, # file or argument, for the message
-    dim: int | None = None, # numbers a vector must have; None: any
-) -> np.ndarray: # float32 [N, dim]
-    "Raise a `GenrecError` unless there is one finite vector for each item, and they differ"
+def _row_hint(x: np.ndarray, n_items: int) -> str:
+    "What a wrong number of rows suggests"
+    if x.shape[1] == n_items: return '; it seems to be transposed'
+    if len(x) != n_items + 1: return ''
+    return '; the first row is probably that of the padding item, drop it'
+
+# %% ../nbs/72_baselines.ipynb #611e9b7d
+def _check_item_vectors(x, n_items: int, where: str, dim: int | None = None) -> np.ndarray:
+    "Vectors float32 [N, dim], if there is a finite one for each item, and they differ"
     try: x = check_vectors(x).numpy()
     except GenrecError as e: raise GenrecError(f'{where}: {e}') from None
-    if len(x) != n_items:
-        hint = ('; it seems to be transposed' if x.shape[1] == n_items else
-                '; the first row is probably that of the padding item, drop it' if len(x) == n_items + 1 else '')
-        raise GenrecError(f'{where}: found {len(x)} rows, but the catalog has {n_items} items; '
-                          f'row i must be the vector of item i{hint}')
-    if x.shape[1] != (dim or x.shape[1]):
-        raise GenrecError(f'{where}: found vectors of {x.shape[1]} dimensions, expected {dim}')
-    if n_items > 1 and (x == x[0]).all():
-        raise GenrecError(f'{where}: all {n_items} vectors are equal, so they say nothing about the items')
+    require(len(x) == n_items, f'{where}: found {len(x)} rows, but the catalog has {n_items} '
+            f'items; row i must be the vector of item i{_row_hint(x, n_items)}')
+    require(dim in (None, x.shape[1]),
+            f'{where}: found vectors of {x.shape[1]} dimensions, expected {dim}')
+    require(n_items < 2 or (x != x[0]).any(),
+            f'{where}: all {n_items} vectors are equal, so they say nothing about the items')
     return np.ascontiguousarray(x, np.float32)
 
-# %% ../nbs/72_baselines.ipynb #629d277f
-def _read_tensors(
-    path: str | Path, # a safetensors file
-) -> dict: # name -> tensor
+# %% ../nbs/72_baselines.ipynb #24b4dfbb
+def _read_tensors(path: str | Path) -> dict: # name -> tensor
     "Read tensors; raises `FileError` if the file is missing or damaged"
     try: return load_file(path)
-    except (OSError, SafetensorError) as e: raise FileError(f'{path}: not a readable safetensors file ({e})') from None
+    except (OSError, SafetensorError) as e:
+        raise FileError(f'{path}: not a readable safetensors file ({e})') from None
 
+# %% ../nbs/72_baselines.ipynb #0a09e231
 def _read_array(path: Path):
     "The one array of a file"
+    require(path.suffix in ('.npy', '.safetensors'),
+            f'{path}: expected a file that ends in .npy or .safetensors', FileError)
     if path.suffix == '.npy':
         try: return np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError): raise FileError(f'{path}: not a readable .npy file of numbers') from None
-    if path.suffix != '.safetensors': raise FileError(f'{path}: expected a file that ends in .npy or .safetensors')
+        except (ValueError, OSError, EOFError):
+            raise FileError(f'{path}: not a readable .npy file of numbers') from None
     tensors = _read_tensors(path)
-    if len(tensors) != 1: raise FileError(f'{path}: found {len(tensors)} tensors ({", ".join(sorted(tensors)[:5])}), expected one')
+    names = ', '.join(sorted(tensors)[:5])
+    require(len(tensors) == 1, f'{path}: found {len(tensors)} tensors ({names}), expected one',
+            FileError)
     return next(iter(tensors.values()))
 
-def _load_vectors(
-    path: str | Path, # *.npy, or *.safetensors with one tensor; row i belongs to item i
-    n_items: int, # N of the catalog
-    dim: int | None = None, # numbers a vector must have; None: any
-) -> np.ndarray: # float32 [N, dim]
-    "Read item vectors; raises `GenrecError` for a missing or damaged file, a wrong shape, NaN, and equal vectors"
+# %% ../nbs/72_baselines.ipynb #0895df1f
+def _load_vectors(path, n_items: int, dim: int | None = None) -> np.ndarray: # float32 [N, dim]
+    "Checked item vectors of a .npy file, or of a .safetensors file with one tensor"
     path = Path(path)
-    if not path.is_file(): raise FileError(f'{path}: no such file; expected item vectors as .npy or .safetensors')
+    require(path.is_file(), f'{path}: no such file; expected item vectors as .npy or .safetensors',
+            FileError)
     return _check_item_vectors(_read_array(path), n_items, str(path), dim)
