@@ -29,6 +29,8 @@ class _Level:
     child: Tensor # int64 [m, C] nodes, -1 behind the last
     code: Tensor # int64 [m, C] of each child, 0 behind the last
     place: Tensor # int64 [N] of each item's token among the m*C; m*C if it is forced
+    item: Tensor # int64 [m] an item below each prefix
+    done: Tensor # bool [N] items whose tokens are forced from here on
 
 # %% ../nbs/51_exact.ipynb #708d7a50
 def _levels(model, k: int, forced: bool) -> list[_Level]:
@@ -40,12 +42,16 @@ def _levels(model, k: int, forced: bool) -> list[_Level]:
         nodes = nodes[trie.n_children[nodes] > (0 if forced else 1)]
         if not len(nodes): continue
         a, child = model.starts[k], trie.children(nodes)
-        prefix = model.paths[trie.order[trie.row[nodes].long()].long()] - model.first
+        item = trie.order[trie.row[nodes].long()].long()
+        prefix = model.paths[item] - model.first
         code = trie.token[child.clamp(min=0)].long() - model.first[a + l]
         code = code.masked_fill(child < 0, 0)
         place = torch.full((trie.n_nodes,), child.numel(), device=trie.device)
         place[child[child >= 0]] = (child.flatten() >= 0).nonzero().flatten()
-        out.append(_Level(a + l, nodes, prefix[:, a:a + l], child, code, place[after[:, l]]))
+        place = place[after[:, l]]
+        done = place == child.numel()
+        for above in out: above.done &= done
+        out.append(_Level(a + l, nodes, prefix[:, a:a + l], child, code, place, item, done))
     return out
 
 # %% ../nbs/51_exact.ipynb #068491fb
@@ -75,29 +81,38 @@ def users(self: _Scorer, seen: Tensor | None, assistant: Tensor | None) -> None:
 
 # %% ../nbs/51_exact.ipynb #7945e872
 @patch
-def log_probabilities(self: _Scorer, level: _Level, rows: slice, hidden: Tensor) -> Tensor:
-    "[b, m, C] of the children of some prefixes, for users [b, d]; minus infinity behind the last child"
-    child, code = level.child[rows], level.code[rows]
-    model, l = self.model, level.column
-    head, table, bias = model.heads[l], model.codes[l], model.bias[l]
-    first = level.column - level.codes.shape[1]
-    prefix = sum(self.model.codes[first + j](c) for j, c in enumerate(level.codes[rows].T))
-    out = head(hidden[:, None] + prefix)                                                 # [b, m, d]
-    logp = (out.transpose(0, 1) @ table(code).mT).transpose(0, 1).float() + bias[code]
-    if self.vocabulary: # over all codes of the level
-        total = F.linear(out, table.weight, bias).float().logsumexp(2, keepdim=True)
-        return (logp - total).masked_fill(child < 0, -torch.inf)
-    if self.model.config.softmax == 'children': logp = logp + self.tree.prior[child]
-    logp = logp.masked_fill(child < 0, -torch.inf)
-    if self.exhausted is not None:
-        logp = logp.masked_fill(self.exhausted[:, child.clamp(min=0)], -torch.inf)
-    return logp.log_softmax(2).nan_to_num(nan=-torch.inf)
+def products(self: _Scorer, level: _Level, at, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    "Head outputs and logits of the children: of prefixes `at` [m] for all users, or of one a row"
+    model, first = self.model, level.column - level.codes.shape[1]
+    code, l = level.code[at], level.column
+    prefix = sum(model.codes[first + j](c) for j, c in enumerate(level.codes[at].T))
+    table, bias = model.codes[l](code), model.bias[l][code]                       # [m, C, d], [m, C]
+    if hidden.ndim == 2: # [m, d], a prefix and a user in each row
+        out = model.heads[l](hidden + prefix)
+        return out, (table @ out[..., None])[..., 0].float() + bias
+    out = model.heads[l](hidden + prefix)                                          # [b, m, d]
+    return out, (out.transpose(0, 1) @ table.mT).transpose(0, 1).float() + bias
 
 # %% ../nbs/51_exact.ipynb #be30213f
 @patch
-def step_scores(self: _Scorer, level: _Level, rows: slice, hidden: Tensor) -> Tensor: # [b, m, C]
+def log_probabilities(self: _Scorer, level: _Level, at, hidden: Tensor, user) -> Tensor:
+    "Of the children of prefixes `at`, shaped as in `products`; minus infinity behind the last child"
+    model, l, child = self.model, level.column, level.child[at]
+    out, logp = self.products(level, at, hidden)
+    if self.vocabulary: # over all codes of the level
+        total = F.linear(out, model.codes[l].weight, model.bias[l]).float().logsumexp(-1, keepdim=True)
+        return (logp - total).masked_fill(child < 0, -torch.inf)
+    if model.config.softmax == 'children': logp = logp + self.tree.prior[child]
+    logp = logp.masked_fill(child < 0, -torch.inf)
+    if self.exhausted is not None:
+        logp = logp.masked_fill(self.exhausted[user, child.clamp(min=0)], -torch.inf)
+    return logp.log_softmax(-1).nan_to_num(nan=-torch.inf)
+
+# %% ../nbs/51_exact.ipynb #4d9af41f
+@patch
+def step_scores(self: _Scorer, level: _Level, at, hidden: Tensor, user) -> Tensor:
     "Log-probabilities with the assistant's share and the weights of IGD-decoding"
-    logp, child = self.log_probabilities(level, rows, hidden), level.child[rows]
+    logp, child = self.log_probabilities(level, at, hidden, user), level.child[at]
     share = self.config.assistant_weight
     if share:
         assistant = _assistant_logp(self.tree.trie, self.mass, child.expand(len(hidden), -1, -1))
@@ -114,17 +129,51 @@ def node_bytes(self: _Scorer, level: _Level) -> int:
 
 # %% ../nbs/51_exact.ipynb #1c100a45
 @patch
-def scores(self: _Scorer, hidden: Tensor, memory: int) -> Tensor: # float [b, N]
-    "Scores of all items for users [b, d], so many prefixes at once as the memory [bytes] holds"
-    out = ((1 - self.config.assistant_weight)*self.tree.share).repeat(len(hidden), 1)
+def all_prefixes(self: _Scorer, level: _Level, hidden: Tensor, memory: int) -> Tensor:
+    "Scores [b, m*C] and a 0 for users [b, d], so many prefixes at once as the memory holds"
+    (m, C), b = level.child.shape, len(hidden)
+    at_once, user = max(1, memory//(b*self.node_bytes(level))), torch.arange(b)[:, None, None]
+    out = hidden.new_zeros(b, m*C + 1, dtype=torch.float32)
+    for a in range(0, m, at_once):
+        part = self.step_scores(level, slice(a, a + at_once), hidden[:, None], user)
+        out[:, a*C:a*C + part[0].numel()] = part.flatten(1)
+    return out
+
+# %% ../nbs/51_exact.ipynb #f8dbacb8
+@patch
+def scores(self: _Scorer, hidden: Tensor, memory: int, k: int = 0, seen=None) -> Tensor:
+    "Of all items [b, N] for users [b, d]; with k, minus infinity where one is not among the k best"
+    share = (1 - self.config.assistant_weight)*self.tree.share
+    out = share.new_zeros(len(hidden), len(share))
     for level in self.levels:
-        (m, C), at_once = level.child.shape, max(1, memory//(len(hidden)*self.node_bytes(level)))
-        table = out.new_zeros(len(hidden), m*C + 1)
-        for a in range(0, m, at_once):
-            part = self.step_scores(level, slice(a, a + at_once), hidden)
-            table[:, a*C:a*C + part[0].numel()] = part.flatten(1)
+        need = self.needed(level, out + share, k, seen) if k else None
+        if need is None: table = self.all_prefixes(level, hidden, memory)
+        else: table = self.some_prefixes(level, hidden, memory, need)
         out += table[:, level.place]
-    return out/self.length
+    return (out + share)/self.length
+
+# %% ../nbs/51_exact.ipynb #fbcdd6de
+@patch
+def needed(self: _Scorer, level: _Level, scores: Tensor, k: int, seen: Tensor | None):
+    "Prefixes bool [b, m] that may lead to one of the k best items; None: too many to look at each"
+    if self.mass is not None or int(level.done.sum()) < k: return None
+    prefix = scores[:, level.item] - self.tree.share[level.item]
+    if seen is not None: scores = scores.masked_fill(seen, -torch.inf)
+    floor = scores[:, level.done].topk(k).values[:, -1:]
+    need = prefix >= floor - 1e-5*floor.abs().nan_to_num(posinf=0.)
+    return need if float(need.float().mean()) < .3 else None
+
+# %% ../nbs/51_exact.ipynb #b8ab1049
+@patch
+def some_prefixes(self: _Scorer, level: _Level, hidden: Tensor, memory: int, need: Tensor) -> Tensor:
+    "Scores [b, m*C] and a 0; minus infinity where a prefix is not needed"
+    (user, at), (m, C) = need.nonzero(as_tuple=True), level.child.shape
+    out = hidden.new_full((len(need), m*C + 1), -torch.inf, dtype=torch.float32)
+    out[:, -1], table = 0., out[:, :-1].unflatten(1, (m, C))
+    at_once = max(1, memory//(self.node_bytes(level) + 4*C*hidden.shape[1]))   # embeddings, too
+    for u, n in zip(user.split(at_once), at.split(at_once)):
+        table[u, n] = self.step_scores(level, n, hidden[u], u[:, None])
+    return out
 
 # %% ../nbs/51_exact.ipynb #0aa1ef89
 @settings
@@ -190,6 +239,11 @@ class ExactScores:
     logp: Tensor # float [K, b, N]
 
 # %% ../nbs/51_exact.ipynb #d05a6fba
+def _is_seen(seen: Tensor, n: int) -> Tensor: # int64 [b, S], -1: none -> bool [b, n]
+    "Which items a user has seen"
+    return seen.new_zeros(len(seen), n + 1).scatter_(1, seen % (n + 1), 1)[:, :n].bool()
+
+# %% ../nbs/51_exact.ipynb #c4292d5e
 @torch.no_grad()
 def exact_scores(
     model, # an `ItemDecoder`
@@ -198,6 +252,7 @@ def exact_scores(
     gain: list | None = None, # float [M] of the trie of each identifier, needed if alpha > 0
     seen: Tensor | None = None, # int64 [M, S] what `exclude_seen` means; None: `history`
     assistant: Tensor | None = None, # float [M, N] scores, needed if assistant_weight > 0
+    k: int = 0, # if not 0, of one identifier only the k best count: others may be minus infinity
 ): # yields `ExactScores`, users by the length of their histories
     "Scores of every item; with the defaults of a model over children they are $\\ln P(i \\mid x)$"
     require(not config.assistant_weight or assistant is not None, 'assistant_weight > 0 '
@@ -210,7 +265,9 @@ def exact_scores(
         with _evaluating(model):
             hidden = model.last_hidden(history[rows])
             for s in scorers: s.users(seen[rows], None if assistant is None else assistant[rows])
-            logp = torch.stack([s.scores(hidden, config.memory//2) for s in scorers])
+            out = _is_seen(seen[rows], len(model.paths)) if k and config.exclude_seen else None
+            best = k if len(scorers) == 1 else 0
+            logp = torch.stack([s.scores(hidden, config.memory//2, best, out) for s in scorers])
         yield ExactScores(rows, logp)
 
 # %% ../nbs/51_exact.ipynb #fa9c512f
@@ -239,11 +296,10 @@ def exact_search(
     seen = history if seen is None else seen
     items = history.new_full((len(history), k), -1)
     scores = torch.full(items.shape, -torch.inf, device=items.device)
-    for part in exact_scores(model, history, config, gain, seen, assistant):
+    for part in exact_scores(model, history, config, gain, seen, assistant, k):
         total = combine(part.logp, exact)
         if config.exclude_seen:
-            user, place = (seen[part.rows] >= 0).nonzero(as_tuple=True)
-            total[user, seen[part.rows][user, place]] = -torch.inf
+            total.masked_fill_(_is_seen(seen[part.rows], total.shape[1]), -torch.inf)
         order = model.tries[0].order.long()
         best = order[_first_topk(total[:, order], k)]
         found = total.gather(1, best)

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.data import Cases
@@ -55,6 +55,25 @@ def test_a_beam_that_loses_nothing(model, normalize, exclude, alpha, penalty, sh
     for row, other, s in zip(items.tolist(), want.tolist(), scores):                   # the same items but for equal scores
         for a, b, x in zip(row, other, s): assert a == b or (s - x).abs().sort().values[1] < 1e-4
 
+@few
+@example(0, 1, 0., True, 'vocabulary')
+@given(st.integers(0, 99), st.integers(1, 9), st.sampled_from([0., .3]), st.booleans(), st.sampled_from(['vocabulary', 'children']))
+def test_prefixes_that_cannot_lead_to_the_best_are_left_out(seed, k, alpha, exclude, normalize):
+    rng = np.random.default_rng(seed)
+    model = packed(Identifiers.from_codes(rng.integers(0, 7, (60, 3)), policy='keep'), d_model=8, softmax='children', prior='trie', counts=rng.zipf(1.5, 60))
+    history, gain = torch.from_numpy(rng.integers(-1, 60, (5, 12))).sort().values, information_gain(model.tries[0], item_prior(np.ones(60)))
+    history[:, -1] = 7
+    model.config.max_items, config = 12, DecodeConfig(alpha=alpha, exclude_seen=exclude, normalize=normalize)
+    model.place = torch.nn.Embedding(12, 8)
+    full, pruned = (whole(model, history, config=config, gain=gain, k=n)[0] for n in (0, k))
+    kept = pruned > -torch.inf
+    torch.testing.assert_close(pruned[kept], full[kept])
+    assert (seed, k) != (0, 1) or kept.float().mean() < .9
+    if exclude: full = full.masked_fill(torch.nn.functional.one_hot(history.clamp(min=0), 60).masked_fill((history < 0)[..., None], 0).sum(1) > 0, -torch.inf)
+    items, scores = exact_search(model, history, k, config, gain)
+    torch.testing.assert_close(scores, full.topk(k).values)
+    torch.testing.assert_close(full.gather(1, items), scores)
+
 def test_colliding_items_come_in_the_order_of_the_trie():
     model = packed(Identifiers.from_codes(np.array([[0, 0], [1, 1], [0, 0], [1, 0], [1, 1], [0, 0]]), policy='keep'))
     config = DecodeConfig(exclude_seen=False)
@@ -81,6 +100,15 @@ def three(n=25, softmax='children', **config):
     rng = np.random.default_rng(3)
     ids = [Identifiers.from_codes(rng.integers(0, s, (n, 3)), policy='extra') for s in (3, 4)]
     return packed([*ids, Identifiers.from_codes(np.arange(n)[:, None], policy='keep')], counts=np.arange(n), softmax=softmax, **config)
+
+def test_the_mode_comes_back_before_the_generator_is_read_to_its_end():
+    model = three().train()
+    scores = exact_scores(model, torch.randint(0, 25, (40, 5)), DecodeConfig(memory=20_000))
+    next(scores)
+    assert model.training
+    model.last_hidden = None
+    with pytest.raises(TypeError): next(scores)
+    assert model.training
 
 def test_chunks_change_nothing():
     model, history = three(prior='trie'), torch.randint(0, 25, (40, 5), generator=torch.Generator().manual_seed(0))
