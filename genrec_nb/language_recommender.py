@@ -296,7 +296,7 @@ def packed_loss(self: LanguageRecommender, items: Tensor, tau: float = 1., null_
     targets = items[user, place + 1]
     at = self.paths[targets] != PAD if self.soft is None else self.soft.deciding[targets]
     row, t = at.nonzero(as_tuple=True)
-    column = begin[user, place + 1][row] - 1 + t
+    x, mask, column = _cut_ends(x, mask, user[row], begin[user, place + 1][row] - 1 + t)
     nodes = None if self.soft is None else self.soft.deciding_nodes(targets)
     logits = self._logits((user[row], column), nodes, input_ids=x, attention_mask=mask, position_ids=_positions(mask),
                           use_cache=False)
@@ -309,6 +309,17 @@ def _packed_inputs(self: LanguageRecommender, items: Tensor) -> tuple[Tensor, Te
     width = x.shape[1] - int(self.prompt.size[-1])                             # without the last separator
     size = torch.where(items >= 0, self.prompt.size[items + 1], 0)
     return x[:, :width], mask[:, :width], width + self.prompt.gap - size.flip(1).cumsum(1).flip(1)
+
+# %% ../nbs/62_language_recommender.ipynb #793eaa55
+def _cut_ends(x: Tensor, mask: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "Rows int64 [B, P], padded on the left, without what stands behind the last of the places; the places' new columns"
+    P = x.shape[1]
+    last = mask.argmax(1).scatter_reduce(0, row, column, 'amax')               # at least one token
+    shift = P - 1 - last
+    source = torch.arange(P, device=x.device) - shift[:, None]
+    mask = mask.gather(1, source.clamp(min=0))*(source >= 0)
+    width = int(mask.sum(1).max())
+    return x.gather(1, source.clamp(min=0))[:, -width:], mask[:, -width:], column + shift[row] - (P - width)
 
 # %% ../nbs/62_language_recommender.ipynb #8f616da5
 @patch

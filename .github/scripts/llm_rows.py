@@ -1,16 +1,20 @@
-"""Train a language model on titles and store how it ranks: python .github/scripts/llm_rows.py DATA OUT.jsonl [--weighting ce|igd] [--seed 0] [--split time]
+"""Train a language model on titles and store how it ranks: python .github/scripts/llm_rows.py DATA OUT.jsonl [--weighting ce|igd] [--softmax vocabulary|children] [--minutes 30] [--seed 0] [--split time]
 
-One line of OUT.jsonl per call: SmolLM2-135M with LoRA on packed histories, plain cross-entropy or IGD-tuning, decoded plainly and with IGD-decoding under the
+One line of OUT.jsonl per call: SmolLM2-135M with LoRA on packed histories, plain cross-entropy or IGD-tuning, normalized over the whole vocabulary or,
+with a prior by how often items are targets, over the children of a prefix; decoded plainly and with IGD-decoding under the
 settings of BIGRec (scores divided by length), of D3 in IGD's release (not divided) and of D3 proper (a SASRec as the assistant). Nothing is tuned but
 the weight of the assistant, which the validation users choose. Popularity and SASRec rank the same test users. The adapters stay beside OUT.jsonl,
-with the time that their training took; a second call ranks by them."""
-import argparse, json, time
+with the time that their training took; a second call ranks by them.
+
+`--samples` says how many windows are trained on. `--minutes` says how long instead: a few steps are timed, and as many windows taken as fit, so that
+losses of different cost are compared at equal time (processor time by number of threads, validation not counted)."""
+import argparse, json, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 from genrec_nb.sequential_baselines import SASRecConfig, train_sasrec
-from genrec_nb.cli import quiet
 from genrec_nb.core import GenrecError
 from genrec_nb.loaders import load_dataset
 from genrec_nb.beam_search import DecodeConfig, recommend_each
@@ -21,7 +25,7 @@ from genrec_nb.language_recommender import LanguageRecommender, LMConfig, langua
 from genrec_nb.prompts import title_identifiers
 from genrec_nb.objectives import make_weighting
 from genrec_nb.core import versions
-from genrec_nb.run import SPLITS
+from genrec_nb.trial import _SPLITS as SPLITS
 from genrec_nb.titles import short_titles
 from genrec_nb.train import TrainConfig, fit
 
@@ -37,29 +41,56 @@ def ranked(model, cases, configs: list, gain, assistant) -> list:
     return [items.numpy() for items, _ in found]
 
 
+def clocked() -> float: # seconds of processor time by thread
+    return time.process_time()/torch.get_num_threads()
+
+
+def windows_in(minutes: float, model, loss, train, batch: int, steps: int = 6) -> int: # how many windows fit
+    "Time some steps without an optimizer; the longest and shortest of them do not count"
+    samples, weights = model.samples(train, model.config.max_items), [p for p in model.parameters() if p.requires_grad]
+    rng, bf16, seconds = np.random.default_rng(0), model.lm.dtype == torch.bfloat16, []
+    model.train()
+    for _ in range(steps + 1):
+        inputs, start = samples.collate(np.sort(rng.choice(len(samples), batch, replace=False)).tolist()), clocked()
+        with torch.autocast('cpu', torch.bfloat16, enabled=bf16): loss(model(**inputs, tau=loss.tau))[0].backward()
+        for p in weights: p.grad = None
+        seconds.append(clocked() - start)
+    seconds = sorted(seconds[1:])[1:-1] # the first one warms up
+    return max(batch, int(60*minutes/np.mean(seconds))*batch)
+
+
 def main(a):
-    same = [r for r in map(json.loads, a.out.read_text().splitlines()) if (r['method'], r['seed']) == (a.weighting, a.seed)] if a.out.is_file() else []
-    if same: raise GenrecError(f'{a.out}: holds a row of {a.weighting} with seed {a.seed} already; name another file')
+    key = lambda r: (r['method'], r['seed'], r['config']['lm'].get('softmax', 'vocabulary'))
+    same = [r for r in map(json.loads, a.out.read_text().splitlines()) if key(r) == (a.weighting, a.seed, a.softmax)] if a.out.is_file() else []
+    if same: raise GenrecError(f'{a.out}: holds a row of {a.weighting} over {a.softmax} with seed {a.seed} already; name another file')
     data, start = load_dataset(a.data), time.perf_counter()
     split, seconds = SPLITS[a.split](data.interactions), {}
     def clock(name):
         nonlocal start
         seconds[name], start = round(time.perf_counter() - start, 1), time.perf_counter()
     test, valid = split.test.sample(a.users, 0), split.valid.sample(a.eval_users, 0)
-    config = LMConfig(max_items=a.max_items, max_tokens=1024, dropout=0., dtype=a.dtype, packed=True, checkpointing=False, seed=a.seed)
-    train = TrainConfig(epochs=1, batch_size=a.batch, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=1, patience=0, samples_per_epoch=a.samples, eval_users=40, seed=a.seed)
+    config = LMConfig(max_items=a.max_items, max_tokens=1024, dropout=0., dtype=a.dtype, packed=True, checkpointing=False, seed=a.seed,
+                      softmax=a.softmax, prior='trie' if a.softmax == 'children' else 'none')
     lm, tokenizer = load_lm(SMOLLM2, a.dtype)
     titles = short_titles(data.catalog.titles, a.strip)
     lm.set_attn_implementation('eager')                                       # on a CPU in bfloat16 it trains faster than the fused one
-    model = language_recommender(title_identifiers(titles, tokenizer, suffix=''), (lm, tokenizer), replace(config, base=SMOLLM2))
     counts = split.train.target_counts()
+    model = language_recommender(title_identifiers(titles, tokenizer, suffix=''), (lm, tokenizer), replace(config, base=SMOLLM2), counts=counts)
     gain = information_gain(model.trie, item_prior(counts))
     rule = make_weighting(a.weighting, **({'beta': a.beta} if a.weighting == 'igd' else {}))
-    work = a.out.parent/f'{a.out.stem}-{a.weighting}-{a.seed}'
+    loss = rule.objective(model.trie, model.ids, counts=counts, gain=gain)
+    work = a.out.parent/('-'.join([a.out.stem, a.weighting, *['children']*(a.softmax == 'children'), str(a.seed)]))
+    known = work/'windows.json' # a training that goes on must not be timed again
+    if a.minutes and not known.is_file():
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.write_text(json.dumps(windows_in(a.minutes, model, loss, split.train, a.batch)))
+    windows, all_ = json.loads(known.read_text()) if a.minutes else a.samples, len(model.samples(split.train, a.max_items))
+    epochs = max(1, round(windows/all_))
+    train = TrainConfig(epochs=epochs, batch_size=a.batch, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=epochs, patience=0, samples_per_epoch=min(windows//epochs, all_), eval_users=40, seed=a.seed)
     if (work/'model'/'llm.json').is_file(): model = LanguageRecommender.from_pretrained(work/'model')
     else:
-        result = fit(model, split.train, split.valid, model.trie, rule.objective(model.trie, model.ids, counts=counts, gain=gain), train, work/'checkpoints', DecodeConfig(**BEAMS, length_penalty=1.), resume=True, logging_steps=10)
-        (work/'trained.json').write_text(json.dumps(dict(seconds=round(time.perf_counter() - start, 1), versions=versions(), logs=result.logs)))
+        result = fit(model, split.train, split.valid, model.trie, loss, train, work/'checkpoints', DecodeConfig(**BEAMS, length_penalty=1.), resume=True, logging_steps=10)
+        (work/'trained.json').write_text(json.dumps(dict(seconds=round(time.perf_counter() - start, 1), windows=windows, versions=versions(), logs=result.logs)))
         model.save_pretrained(work/'model')
     trained, start = json.loads((work/'trained.json').read_text()), time.perf_counter()
     seconds['train'] = trained['seconds']
@@ -78,7 +109,7 @@ def main(a):
     page = lambda items, name: evaluate_ranking(items, test, split.train, (1, 5, 10), name).to_dict(ranks=True)
     row = dict(data=data.name, method=a.weighting, seed=a.seed, share=share, looked=looked, rows=[dict(decoding=n, alpha=al, test=page(r, f'{n}, {al:g}')) for (n, al), r in found.items()],
                popularity=page(popularity_ranking(split.train.item_counts(), test, 10), 'popularity'), sasrec=page(assistant.rank(test, 10), 'SASRec'),
-               logs=trained['logs'], cut=model.prompt.cut, config=dict(lm=asdict(config), train=asdict(train), weighting=asdict(rule), strip=a.strip, split=a.split, users=a.users, eval_users=a.eval_users, alpha=a.alpha), seconds=seconds, trained=trained['versions'], versions=versions())
+               logs=trained['logs'], cut=model.prompt.cut, minutes=a.minutes, config=dict(lm=asdict(config), train=asdict(train), weighting=asdict(rule), strip=a.strip, split=a.split, users=a.users, eval_users=a.eval_users, alpha=a.alpha), seconds=seconds, trained=trained['versions'], versions=versions())
     with open(a.out, 'a', encoding='utf-8') as f: f.write(json.dumps(row, default=str) + '\n')
     for r in row['rows']: print(a.weighting, a.seed, r['decoding'], r['alpha'], f"{r['test']['metrics']['recall@10']:.4f} {r['test']['metrics']['ndcg@10']:.4f}")
     for n in ('popularity', 'sasrec'): print(n, f"{row[n]['metrics']['recall@10']:.4f} {row[n]['metrics']['ndcg@10']:.4f}")
@@ -87,10 +118,10 @@ def main(a):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('data'); p.add_argument('out', type=Path)
-    p.add_argument('--split', choices=SPLITS, default='leave-one-out'); p.add_argument('--weighting', default='ce'); p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--split', choices=SPLITS, default='leave-one-out'); p.add_argument('--weighting', default='ce'); p.add_argument('--softmax', choices=['vocabulary', 'children'], default='vocabulary'); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--beta', type=float, default=.1); p.add_argument('--alpha', type=float, default=.2)
-    p.add_argument('--samples', type=int, default=2700); p.add_argument('--max-items', type=int, default=20); p.add_argument('--batch', type=int, default=2); p.add_argument('--lr', type=float, default=3e-3)
+    p.add_argument('--minutes', type=float, help='of training, instead of --samples'); p.add_argument('--samples', type=int, default=2700); p.add_argument('--max-items', type=int, default=20); p.add_argument('--batch', type=int, default=2); p.add_argument('--lr', type=float, default=3e-3)
     p.add_argument('--users', type=int, default=None, help='test cases, drawn; all unless told'); p.add_argument('--eval-users', type=int, default=60); p.add_argument('--dtype', default='bfloat16')
     p.add_argument('--strip', default=r'\s*\(\d{4}\)$', help='what is left out of titles: the year of a film')
-    quiet()
+    warnings.simplefilter('ignore'); disable_progress_bar()
     main(p.parse_args())
