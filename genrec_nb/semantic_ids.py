@@ -11,7 +11,7 @@ import numpy as np
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from .core import FileError, GenrecError, patch, read_json, write_json
+from .core import FileError, GenrecError, patch, read_json, require, write_json
 from .collisions import collision_counts, _path_groups, resolve_collisions, _sort_rows
 
 # %% ../nbs/23_semantic_ids.ipynb #1b0dd363
@@ -19,11 +19,7 @@ PAD, BOS, EOS = 0, 1, 2                    # the first three ids of every vocabu
 SPECIAL = ['<pad>', '<s>', '</s>']         # their names
 
 # %% ../nbs/23_semantic_ids.ipynb #f75bd98d
-def _pad_paths(
-    flat: np.ndarray, # int [n] all tokens, item after item
-    offsets: np.ndarray, # int64 [N+1] item i owns flat[offsets[i]:offsets[i+1]]
-    pad: int = PAD, # what stands behind a short path
-) -> np.ndarray: # int64 [N, longest path]
+def _pad_paths(flat: np.ndarray, offsets: np.ndarray, pad: int = PAD) -> np.ndarray: # [N, L]
     "The ragged paths as one rectangle, filled up on the right with `pad`"
     lengths = np.diff(offsets)
     inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
@@ -32,20 +28,15 @@ def _pad_paths(
     return out
 
 # %% ../nbs/23_semantic_ids.ipynb #9ca3f2fc
-def _prefix_pairs(
-    padded: np.ndarray, # int64 [N, L] token ids, short paths filled with PAD (0)
-) -> np.ndarray: # int64 [P, 2] (item whose path is a proper prefix, an item that continues it)
-    "Find every distinct path that is a proper prefix of another one"
+def _prefix_pairs(padded: np.ndarray) -> np.ndarray: # int64 [N, L], PAD at the end -> [P, 2]
+    "(item whose path is a proper prefix, an item that continues it), each distinct path once"
     order, rows = _sort_rows(padded)
     a, b = rows[:-1], rows[1:]
     hit = ((a == b) | (a == PAD)).all(1) & (a != b).any(1)
     return np.stack([order[:-1][hit], order[1:][hit]], 1)
 
 # %% ../nbs/23_semantic_ids.ipynb #5b1c4559
-def _append_eos(
-    flat: np.ndarray, # int32 [n] all tokens, item after item
-    offsets: np.ndarray, # int64 [N+1]
-) -> tuple[np.ndarray, np.ndarray]: # (flat, offsets) of the paths with EOS at their ends
+def _append_eos(flat: np.ndarray, offsets: np.ndarray) -> tuple: # (flat, offsets)
     "End every path with EOS; paths that end with it already stay as they are"
     lacks = flat[offsets[1:] - 1] != EOS
     grown = offsets.copy()
@@ -53,6 +44,34 @@ def _append_eos(
     return np.insert(flat, offsets[1:][lacks], EOS), grown
 
 # %% ../nbs/23_semantic_ids.ipynb #29e8ccf8
+def _check_paths(flat: np.ndarray, offsets: np.ndarray) -> None:
+    "Refuse an empty path and offsets that do not fit"
+    empty, ends = np.diff(offsets) <= 0, (offsets[0], offsets[-1])
+    require(~empty, lambda i: f'item {i} has an empty path ({empty.sum()} such items): '
+                              'every item needs at least one token')
+    require(ends == (0, len(flat)), f'offsets run from {ends[0]} to {ends[1]}, '
+            f'expected 0 to {len(flat)} (the number of tokens)')
+
+# %% ../nbs/23_semantic_ids.ipynb #064fec2f
+def _check_reserved(flat: np.ndarray, offsets: np.ndarray) -> None:
+    "Refuse a reserved token inside a path"
+    last, reserved = offsets[1:] - 1, flat <= EOS
+    reserved[last] &= flat[last] != EOS
+    def message(place):
+        i = int(np.searchsorted(offsets, place, 'right')) - 1
+        return (f'the path of item {i} holds a reserved token: '
+                f'{flat[offsets[i]:offsets[i+1]].tolist()} (ids 0, 1 never, 2 only at the end)')
+    require(~reserved, message)
+
+# %% ../nbs/23_semantic_ids.ipynb #6b5f4e97
+def _check_vocabulary(flat: np.ndarray, tokens: list) -> None:
+    "Refuse a vocabulary without the reserved tokens, repeated names, and ids beyond it"
+    most, n = flat.max(initial=0), len(tokens)
+    require(list(tokens[:3]) == SPECIAL and len(set(tokens)) == n,
+            f'the vocabulary must start with {SPECIAL} and name no token twice')
+    require(most < n, f'token id {most} lies outside the vocabulary of {n}')
+
+# %% ../nbs/23_semantic_ids.ipynb #82750bd0
 @dataclass(eq=False, repr=False)
 class Identifiers:
     "Token paths of N items, ragged, with the names of the tokens"
@@ -60,47 +79,20 @@ class Identifiers:
     offsets: np.ndarray # int64 [N+1] item i owns flat[offsets[i]:offsets[i+1]]
     tokens: list # vocabulary: position = token id, '<pad>', '<s>', '</s>' first
     kind: str = 'codes' # 'codes', 'titles', 'random', 'index', 'tree', 'categories' or 'item'
-    backbone_ids: np.ndarray | None = None # int64 [V] a pretrained tokenizer's ids (titles), -1: none
+    backbone_ids: np.ndarray | None = None # int64 [V] ids of a pretrained tokenizer, -1: none
     notes: dict = field(default_factory=dict) # collision policy, collisions before it, ..
 
     def __post_init__(self):
         self.flat = np.asarray(self.flat, np.int32)
         self.offsets = np.asarray(self.offsets, np.int64)
-        if self.backbone_ids is not None:
-            self.backbone_ids = np.asarray(self.backbone_ids, np.int64)
-        _check_paths(self)
-        _check_vocabulary(self)
+        if self.backbone_ids is not None: self.backbone_ids = np.asarray(self.backbone_ids)
+        _check_paths(self.flat, self.offsets)
+        _check_reserved(self.flat, self.offsets)
+        _check_vocabulary(self.flat, self.tokens)
 
     def __len__(self) -> int: return len(self.offsets) - 1
     @cached_property
     def lengths(self) -> np.ndarray: return np.diff(self.offsets) # int64 [N]
-    @cached_property
-    def group(self) -> np.ndarray: return _path_groups(self.padded()) # int64 [N]
-
-# %% ../nbs/23_semantic_ids.ipynb #0581144f
-def _check_paths(ids: Identifiers) -> None:
-    "Refuse an empty path, offsets that do not fit, and a reserved token inside a path"
-    empty = np.flatnonzero(ids.lengths <= 0)
-    if len(empty):
-        raise GenrecError(f'item {empty[0]} has an empty path ({len(empty)} such items): '
-                          'every item needs at least one token')
-    if ids.offsets[0] != 0 or ids.offsets[-1] != len(ids.flat):
-        raise GenrecError(f'offsets run from {ids.offsets[0]} to {ids.offsets[-1]}, '
-                          f'expected 0 to {len(ids.flat)} (the number of tokens)')
-    last, reserved = ids.offsets[1:] - 1, ids.flat <= EOS
-    reserved[last] &= ids.flat[last] != EOS
-    if not reserved.any(): return
-    i = int(np.searchsorted(ids.offsets, reserved.argmax(), 'right')) - 1
-    raise GenrecError(f'the path of item {i} holds a reserved token: {ids.path(i).tolist()} '
-                      '(ids 0, 1 never, 2 only at the end)')
-
-def _check_vocabulary(ids: Identifiers) -> None:
-    "Refuse a vocabulary without the reserved tokens, repeated names, and ids beyond it"
-    if list(ids.tokens[:3]) != SPECIAL or len(set(ids.tokens)) != len(ids.tokens):
-        raise GenrecError(f'the vocabulary must start with {SPECIAL} and name no token twice')
-    if ids.flat.max(initial=0) >= len(ids.tokens):
-        raise GenrecError(f'token id {ids.flat.max()} lies outside '
-                          f'the vocabulary of {len(ids.tokens)}')
 
 # %% ../nbs/23_semantic_ids.ipynb #9625b180
 @patch(as_prop=True)
@@ -112,7 +104,7 @@ def max_len(self: Identifiers) -> int: return int(self.lengths.max(initial=0))
 @patch(as_prop=True)
 def is_ragged(self: Identifiers) -> bool: return bool((self.lengths != self.max_len).any())
 
-# %% ../nbs/23_semantic_ids.ipynb #cd84cc1f
+# %% ../nbs/23_semantic_ids.ipynb #57680bc5
 @patch
 def path(self: Identifiers, i: int) -> np.ndarray: # int32 [L_i]
     "Token ids of one item"
@@ -123,22 +115,29 @@ def names(self: Identifiers, i: int) -> list[str]: # [L_i]
     "Token names of one item"
     return [self.tokens[t] for t in self.path(i)]
 
+# %% ../nbs/23_semantic_ids.ipynb #2e057393
 @patch
 def padded(self: Identifiers, pad: int = PAD) -> np.ndarray: # int64 [N, longest path]
     "Token ids as a rectangle, short paths filled up"
     return _pad_paths(self.flat, self.offsets, pad)
 
-# %% ../nbs/23_semantic_ids.ipynb #57680bc5
+@patch(cached=True)
+def group(self: Identifiers) -> np.ndarray: # int64 [N]
+    "The number of each item's path among the distinct ones"
+    return _path_groups(self.padded())
+
+# %% ../nbs/23_semantic_ids.ipynb #f94af991
 @patch
 def collisions(self: Identifiers) -> dict:
-    "See `collision_counts`"
+    "Items that share a path, as `collision_counts` counts them"
     return collision_counts(self.group)
 
 @patch
-def prefix_violations(self: Identifiers) -> np.ndarray:
+def prefix_violations(self: Identifiers) -> np.ndarray: # int64 [P, 2]
     "Pairs of items of which one path is the beginning of the other"
     return _prefix_pairs(self.padded())
 
+# %% ../nbs/23_semantic_ids.ipynb #0db7d7bf
 @patch
 def __repr__(self: Identifiers):
     n, c = self.lengths, self.collisions()
@@ -147,21 +146,7 @@ def __repr__(self: Identifiers):
             f'vocabulary {self.vocab_size:,}, {c["distinct"]:,} distinct, '
             f'collision rate {c["rate"]:.2%})')
 
-# %% ../nbs/23_semantic_ids.ipynb #4009dff5
-@patch
-def codes(self: Identifiers) -> np.ndarray: # int64 [N, L] token ids
-    "Token ids as a rectangle; raises `GenrecError` for ragged paths (use `padded`)"
-    if self.is_ragged:
-        raise GenrecError(f'paths have {self.lengths.min()} to {self.max_len} tokens: '
-                          'a rectangle needs one length, use padded()')
-    return self.flat.reshape(len(self), -1).astype(np.int64)
-
-@patch
-def with_eos(self: Identifiers) -> Identifiers: # the same items, every path ending with EOS
-    "End every path with EOS, which repairs prefix violations"
-    flat, offsets = _append_eos(self.flat, self.offsets)
-    return replace(self, flat=flat, offsets=offsets)
-
+# %% ../nbs/23_semantic_ids.ipynb #82854a77
 @patch
 def check(self: Identifiers) -> Identifiers: # itself
     "Raise `GenrecError` if one item's path is a proper prefix of another's"
@@ -171,6 +156,13 @@ def check(self: Identifiers) -> Identifiers: # itself
     raise GenrecError(f"the path of item {a}, {path(a)}, is the beginning of item {b}'s, {path(b)} "
                       f'({len(pairs)} such paths): end the paths with EOS (eos=True)')
 
+# %% ../nbs/23_semantic_ids.ipynb #c0841cf0
+@patch
+def with_eos(self: Identifiers) -> Identifiers: # the same items, every path ending with EOS
+    "End every path with EOS, which repairs prefix violations"
+    flat, offsets = _append_eos(self.flat, self.offsets)
+    return replace(self, flat=flat, offsets=offsets)
+
 # %% ../nbs/23_semantic_ids.ipynb #09878874
 @patch
 def __eq__(self: Identifiers, other):
@@ -178,17 +170,22 @@ def __eq__(self: Identifiers, other):
             and self.tokens == other.tokens and np.array_equal(self.offsets, other.offsets)
             and np.array_equal(self.flat, other.flat))
 
+# %% ../nbs/23_semantic_ids.ipynb #1030f9b2
+@patch
+def codes(self: Identifiers) -> np.ndarray: # int64 [N, L] token ids
+    "Token ids as a rectangle; raises `GenrecError` for ragged paths (use `padded`)"
+    require(not self.is_ragged, f'paths have {self.lengths.min()} to {self.max_len} tokens: '
+            'a rectangle needs one length, use padded()')
+    return self.flat.reshape(len(self), -1).astype(np.int64)
+
 # %% ../nbs/23_semantic_ids.ipynb #c1ad649b
-def _level_name(
-    level: int, # 0-based
-) -> str: # 'a' .. 'z', then 'aa', 'ab', ..
+def _level_name(level: int) -> str: # 0-based -> 'a' .. 'z', then 'aa', 'ab', ..
     "The letter of a level"
     return (_level_name(level//26 - 1) if level >= 26 else '') + chr(ord('a') + level % 26)
 
-def code_tokens(
-    sizes: list[int], # codes per level
-) -> list[str]: # vocabulary: reserved tokens, then every code of every level
-    "Names of all tokens of a codebook"
+# %% ../nbs/23_semantic_ids.ipynb #0364127e
+def code_tokens(sizes: list[int]) -> list[str]: # codes per level -> names of all tokens
+    "The vocabulary of a codebook: reserved tokens, then every code of every level"
     return SPECIAL + [f'<{_level_name(l)}_{c}>' for l, k in enumerate(sizes) for c in range(k)]
 
 # %% ../nbs/23_semantic_ids.ipynb #c8adcc79
@@ -217,28 +214,25 @@ def random(cls: Identifiers,
     seed: int = 0, # of the generator
 ) -> Identifiers: # N distinct random paths
     "Distinct paths drawn at random; raises `GenrecError` if there are fewer paths than items"
-    if size**levels < n_items:
-        raise GenrecError(f'{size}^{levels} = {size**levels} paths are too few '
-                          f'for {n_items} items: more levels or more codes')
+    require(size**levels >= n_items, f'{size}^{levels} = {size**levels} paths are too few '
+            f'for {n_items} items: more levels or more codes')
     number = np.random.default_rng(seed).choice(min(size**levels, 2**62), n_items, replace=False)
     codes = number[:, None]//size**np.arange(levels - 1, -1, -1, dtype=np.int64) % size
     return cls.from_codes(codes, [size]*levels, 'keep', kind='random')
 
 # %% ../nbs/23_semantic_ids.ipynb #e1f6f87d
-def _item_keys(
-    items, # a catalog (anything with `.ids`), a list of item ids, their number, or None
-    n: int, # items in the table
-) -> list[str]:
-    "Item ids; 0..N-1 if only a number is known"
+def _item_keys(items, n: int) -> list[str]:
+    "Item ids of a catalog or a list; 0..N-1 if only their number is known, or that of the table, n"
     items = n if items is None else items
     if np.isscalar(items): return [str(i) for i in range(items)]
     return list(getattr(items, 'ids', items))
 
+# %% ../nbs/23_semantic_ids.ipynb #bf8ee6c2
 def _is_path(x) -> bool:
     "A list of token names, not empty"
     return isinstance(x, list) and len(x) > 0 and all(isinstance(t, str) and t for t in x)
 
-# %% ../nbs/23_semantic_ids.ipynb #23a7e081
+# %% ../nbs/23_semantic_ids.ipynb #f8985022
 def read_index(
     path: str | Path, # an index.json: {item: [token name, ..]}
     items=None, # the catalog, item ids, or their number; None: keys are 0..N-1
@@ -246,30 +240,22 @@ def read_index(
 ) -> list[list[str]]: # token names of each item, in the catalog's order
     "Read a published table; raises `FileError` for items that are missing, unknown or malformed"
     table = read_json(path)
-    if not isinstance(table, dict):
-        raise FileError(f'{path}: holds a {type(table).__name__}, '
-                        'expected an object {item: [token, ..]}')
+    require(isinstance(table, dict), f'{path}: holds a {type(table).__name__}, '
+            'expected an object {item: [token, ..]}', FileError)
     keys = _item_keys(items, len(table))
-    missing = [k for k in keys if k not in table]
-    if missing:
-        raise FileError(f"{path}: lacks {len(missing)} of the catalog's {len(keys)} items, "
-                        f'the first is {missing[0]!r}')
-    unknown = table.keys() - set(keys) if extra == 'error' else ()
-    if unknown:
-        first = next(k for k in table if k in unknown)
-        raise FileError(f'{path}: holds {len(unknown)} items that the catalog lacks, '
-                        f'the first is {first!r}; '
-                        "add these items to the data's item file, or drop them from the table")
-    bad = next((k for k in keys if not _is_path(table[k])), None)
-    if bad is not None:
-        raise FileError(f'{path}: item {bad!r} has {table[bad]!r}, '
-                        'expected a non-empty list of token names')
+    missing, catalog = [k for k in keys if k not in table], set(keys)
+    unknown = [k for k in table if k not in catalog] if extra == 'error' else []
+    require(not missing, lambda _: f"{path}: lacks {len(missing)} of the catalog's {len(keys)} "
+            f'items, the first is {missing[0]!r}', FileError)
+    require(not unknown, lambda _: f'{path}: holds {len(unknown)} items that the catalog lacks, '
+            f"the first is {unknown[0]!r}; add these items to the data's item file, "
+            'or drop them from the table', FileError)
+    require([_is_path(table[k]) for k in keys], lambda i: f'{path}: item {keys[i]!r} has '
+            f'{table[keys[i]]!r}, expected a non-empty list of token names', FileError)
     return [table[k] for k in keys]
 
 # %% ../nbs/23_semantic_ids.ipynb #4ceddc3c
-def _sort_names(
-    names, # token names
-) -> list[str]: # the distinct ones
+def _sort_names(names) -> list[str]: # the distinct ones
     "Coded names by level and number, then all others"
     def key(n):
         m = re.fullmatch(r'<([a-z]+)_(\d+)>', n)
@@ -289,9 +275,8 @@ def from_names(cls: Identifiers,
     tokens = SPECIAL + _sort_names(set(flat) - set(SPECIAL)) if tokens is None else tokens
     number = {t: j for j, t in enumerate(tokens)}
     unknown = set(flat) - set(number)
-    if unknown:
-        raise GenrecError(f'{len(unknown)} token names are not in the vocabulary, '
-                          f'one is {min(unknown)!r}')
+    require(not unknown, lambda _: f'{len(unknown)} token names are not in the vocabulary, '
+            f'one is {min(unknown)!r}')
     offsets = np.cumsum([0] + [len(n) for n in names])
     ids = cls(np.fromiter((number[t] for t in flat), np.int32, len(flat)), offsets, tokens, kind)
     return (ids.with_eos() if eos else ids).check()
@@ -310,15 +295,13 @@ def from_index(cls: Identifiers,
     except GenrecError as e: raise FileError(f'{path}: {e}') from None
 
 # %% ../nbs/23_semantic_ids.ipynb #fb533229
-def index_files(
-    path: str | Path, # a folder, or the name of the table ending in .json
-) -> tuple[Path, Path]: # (the table, the vocabulary beside it)
+def index_files(path: str | Path) -> tuple[Path, Path]: # folder, or the table's name in .json
     "Where a saved table and its vocabulary lie"
     path = Path(path)
     table = path if path.suffix == '.json' else path/'index.json'
     return table, table.with_name(table.stem + '.vocab.json')
 
-# %% ../nbs/23_semantic_ids.ipynb #5d2b7d4c
+# %% ../nbs/23_semantic_ids.ipynb #da03e8e3
 @patch
 def save(self: Identifiers,
     path: str | Path, # a folder, or the name of the table ending in .json
@@ -327,16 +310,15 @@ def save(self: Identifiers,
     "Write index.json (the published layout) and its vocabulary"
     table, vocab = index_files(path)
     keys = _item_keys(items, len(self))
-    if len(set(keys)) != len(self):
-        raise GenrecError(f'{len(set(keys))} distinct item ids given for {len(self)} items')
-    names = np.array(self.tokens, object)[self.flat].tolist()
+    require(len(set(keys)) == len(self),
+            f'{len(set(keys))} distinct item ids given for {len(self)} items')
     backbone = None if self.backbone_ids is None else self.backbone_ids.tolist()
     write_json(vocab, dict(tokens=self.tokens, kind=self.kind, notes=self.notes, items=keys,
                            backbone_ids=backbone))
-    write_json(table, {k: names[a:b] for k, a, b in zip(keys, self.offsets[:-1], self.offsets[1:])})
+    write_json(table, {k: self.names(i) for i, k in enumerate(keys)})
     return table
 
-# %% ../nbs/23_semantic_ids.ipynb #da03e8e3
+# %% ../nbs/23_semantic_ids.ipynb #de095f90
 @patch(cls_method=True)
 def load(cls: Identifiers,
     path: str | Path, # what `save` was given
@@ -346,9 +328,8 @@ def load(cls: Identifiers,
     table, vocab = index_files(path)
     v = read_json(vocab)
     lacking = {'tokens', 'kind', 'notes', 'items', 'backbone_ids'} - set(v)
-    if lacking:
-        raise FileError(f'{vocab}: lacks {sorted(lacking)}; '
-                        'it is written by Identifiers.save beside the table')
+    require(not lacking, f'{vocab}: lacks {sorted(lacking)}; '
+            'it is written by Identifiers.save beside the table', FileError)
     names = read_index(table, v['items'] if items is None else items)
     ids = cls.from_names(names, tokens=v['tokens'], kind=v['kind'])
     return cls(ids.flat, ids.offsets, ids.tokens, ids.kind, v['backbone_ids'], v['notes'])
