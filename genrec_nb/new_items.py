@@ -9,62 +9,61 @@ __all__ = []
 import re
 import numpy as np
 from dataclasses import replace
-from .core import GenrecError, check_choice, patch
-from .collisions import (POLICIES, _assign, _distance_rows, _own_distance, _path_groups, _resolve_free,
-                                  _running_number)
+from .core import check_choice, patch, require
+from .collisions import (POLICIES, _assign, _distance_rows, _own_distance, _path_groups,
+                                  _resolve_free, _running_number)
 from .semantic_ids import Identifiers, _level_name
 
 # %% ../nbs/24_new_items.ipynb #557a237d
-def _level_tokens(
-    ids: Identifiers, # paths of coded names, all of one length
-) -> list[np.ndarray]: # for each level, int64 [largest code + 1] token of each code, -1: none
-    "Which token stands for which code; raises `GenrecError` for paths that are not codes"
+def _level_tokens(ids: Identifiers) -> list[np.ndarray]: # int64 [largest code + 1] of each level
+    "The token of each code, -1: none; raises `GenrecError` for paths that are not codes"
     found = [re.fullmatch(r'<([a-z]+)_(\d+)>', t) for t in ids.tokens[3:]]
     level = {_level_name(l): l for l in range(ids.max_len)}
-    if ids.is_ragged or not all(m and m[1] in level for m in found):
-        raise GenrecError(f'{ids!r}: new items can be appended to codes of one length only, '
-                          'with tokens named <a_0>, <b_0>, ..')
+    require(not ids.is_ragged and all(m and m[1] in level for m in found),
+            f'{ids!r}: new items can be appended to codes of one length only, '
+            'with tokens named <a_0>, <b_0>, ..')
     at, code = np.array([level[m[1]] for m in found]), np.array([int(m[2]) for m in found])
-    tables = [np.full(code[at == l].max(initial=-1) + 1, -1, np.int64) for l in range(ids.max_len)]
+    tables = [np.full(code[at == l].max(initial=-1) + 1, -1) for l in range(ids.max_len)]
     for l, t in enumerate(tables): t[code[at == l]] = np.flatnonzero(at == l) + 3
     return tables
 
 # %% ../nbs/24_new_items.ipynb #3d3ffec6
-def _check_new(
-    codes, # int [M, L] as the caller gave them
-    tables: list[np.ndarray], # of the levels that they are for, from `_level_tokens`
-) -> np.ndarray: # int64 [M, L]
-    "Raise `GenrecError` for a wrong number of levels and for codes that the vocabulary lacks"
+def _codes_of(ids: Identifiers, tables: list[np.ndarray]) -> np.ndarray: # int64 [N, L]
+    "The codes of the items, without the offsets of the levels"
+    code = np.zeros(ids.vocab_size, np.int64)
+    for t in tables: code[t[t >= 0]] = np.flatnonzero(t >= 0)
+    return code[ids.codes()]
+
+# %% ../nbs/24_new_items.ipynb #9d1f2227
+def _check_new(codes, tables: list[np.ndarray]) -> np.ndarray: # int64 [M, L]
+    "Codes of new items, if there are as many levels as tables, and a token for each code"
     codes = np.asarray(codes)
-    if codes.ndim != 2 or codes.shape[1] != len(tables) or codes.dtype.kind not in 'iu':
-        raise GenrecError(f'codes of new items have shape {codes.shape} and type {codes.dtype}, '
-                          f'expected integers [items, {len(tables)}]')
-    for l, (c, t) in enumerate(zip(codes.T, tables)):
-        bad = np.flatnonzero((c < 0) | (c >= len(t)) | (t[np.clip(c, 0, len(t) - 1)] < 0))
-        if not len(bad): continue
-        raise GenrecError(f'new item {bad[0]} has code {c[bad[0]]} at level {l + 1}, for which the '
-                          f'vocabulary has no token ({len(bad)} such items): '
-                          'a trained model cannot learn new tokens')
+    require(codes.shape[1:] == (len(tables),) and codes.dtype.kind in 'iu',
+            f'codes of new items have shape {codes.shape} and type {codes.dtype}, '
+            f'expected integers [items, {len(tables)}]')
+    for l, (c, t) in enumerate(zip(codes.T, tables), 1):
+        known = (0 <= c) & (c < len(t)) & (t[np.clip(c, 0, len(t) - 1)] >= 0)
+        require(known, lambda i: f'new item {i} has code {c[i]} at level {l}, for which the '
+                f'vocabulary has no token ({(~known).sum()} such items): '
+                'a trained model cannot learn new tokens')
     return codes.astype(np.int64)
 
 # %% ../nbs/24_new_items.ipynb #4a2384ff
-def _move_over(
-    out: np.ndarray, # int64 [M, L + 1] codes of the new items with their numbers; changed in place
-    over: np.ndarray, # int64 [m] those beyond the last number
-    codes: np.ndarray, # int64 [N + M, L] old items, then new ones
-    number: np.ndarray, # int64 [N] running numbers of the old items
-    size: int, # numbers that the extra level has
-    rows, # function new items -> float32 [m, K_L]
-    usable: np.ndarray, # bool [K_L] codes that the vocabulary has
-) -> int: # how many share the last number
-    "Move new items without a number to the nearest last code that has one left"
+def _numbers_held(path, code, number, shape: tuple) -> np.ndarray: # int64 [prefixes, K_L]
+    "How many running numbers each last code of each prefix holds, from (path, code, number) [n]"
+    held = np.zeros(shape, np.int64)
+    np.maximum.at(held, (path, code), number + 1)
+    return held
+
+# %% ../nbs/24_new_items.ipynb #1fc40ea4
+def _move_over(out, over, codes, number, size: int, rows, usable) -> int: # how many share
+    "Move new items over [m] (of out [M, L + 1]) to the nearest last code with a number left"
     n_old, K, prefix = len(number), len(usable), _path_groups(codes[:, :-1])
     over = over[np.argsort(_own_distance(rows, over, codes[n_old + over, -1]), kind='stable')]
     used, wanted = np.unique(prefix[n_old + over], return_inverse=True)
     here = np.setdiff1d(np.flatnonzero(np.isin(prefix, used)), n_old + over)
-    path = np.searchsorted(used, prefix[here]), codes[here, -1]
-    held = np.zeros((len(used), K), np.int64)                                  # numbers given so far
-    np.maximum.at(held, path, np.r_[number, out[:, -1]][here] + 1)
+    held = _numbers_held(np.searchsorted(used, prefix[here]), codes[here, -1],
+                         np.r_[number, out[:, -1]][here], (len(used), K))
     new = _assign(wanted, np.where(usable, size - held, 0), lambda i: rows(over[i]))
     got = new >= 0
     out[over[got], -2] = new[got]
@@ -72,44 +71,50 @@ def _move_over(
     out[over[~got], -1] = size - 1
     return int((~got).sum())
 
-# %% ../nbs/24_new_items.ipynb #842a7a8b
-def _append_extra(
-    codes: np.ndarray, # int64 [N + M, L] old items, then new ones, without the extra level
-    number: np.ndarray, # int64 [N] running numbers of the old items
-    size: int, # numbers that the extra level has
-    rows, # function new items -> float32 [m, K_L]; None: refuse exhausted paths
-    usable: np.ndarray, # bool [K_L] codes that the vocabulary has
-) -> tuple[np.ndarray, int]: # (new codes int64 [M, L + 1], how many share the last number)
-    "New items continue the running number of their path"
+# %% ../nbs/24_new_items.ipynb #59597553
+def _append_extra(codes, number, size: int, rows, usable) -> tuple: # ([M, L + 1], how many share)
+    "New items continue the running number [N] of their path; codes [N + M, L] of old and new ones"
     n_old, group = len(number), _path_groups(codes)
     follow = np.zeros(group.max(initial=0) + 1, np.int64) # next number of each path
     np.maximum.at(follow, group[:n_old], number + 1)
     out = np.c_[codes[n_old:], follow[group[n_old:]] + _running_number(group[n_old:])]
     over = np.flatnonzero(out[:, -1] >= size)
-    if len(over) and rows is None:
-        raise GenrecError(f'new item {over[0]} would need the running number {out[over[0], -1]}, '
-                          f'but the extra level has only 0..{size - 1} ({len(over)} such items): '
-                          "exhausted='free' moves them to the nearest code with a number left")
+    require(rows or not len(over), lambda _: f'new item {over[0]} would need the running number '
+            f'{out[over[0], -1]}, but the extra level has only 0..{size - 1} ({len(over)} such '
+            "items): exhausted='free' moves them to the nearest code with a number left")
     return out, _move_over(out, over, codes, number, size, rows, usable) if len(over) else 0
 
 # %% ../nbs/24_new_items.ipynb #1a1f0165
-def _append_policy(
-    ids: Identifiers, # of the old items
-    policy: str | None, # as the caller gave it
-    exhausted: str, # as the caller gave it
-) -> str:
+def _append_policy(ids: Identifiers, policy: str | None, exhausted: str) -> str:
     "The policy for new items; raises `GenrecError` for one that is unknown or impossible"
     check_choice(exhausted, ('error', 'free'), 'exhausted')
-    if policy is None and 'policy' not in ids.notes:
-        raise GenrecError(f'{ids!r} has no note of its collision policy: '
-                          "choose policy='extra', 'free' or 'keep'")
+    require(policy is not None or 'policy' in ids.notes, f'{ids!r} has no note of its collision '
+            "policy: choose policy='extra', 'free' or 'keep'")
     policy = ids.notes['policy'] if policy is None else policy
     check_choice(policy, POLICIES, 'policy')
-    if policy != 'sinkhorn': return policy
-    raise GenrecError("policy 'sinkhorn' would move old items, whose paths must stay: "
-                      "choose policy='free', 'keep' or 'extra'")
+    require(policy != 'sinkhorn', "policy 'sinkhorn' would move old items, whose paths must stay: "
+            "choose policy='free', 'keep' or 'extra'")
+    return policy
 
-# %% ../nbs/24_new_items.ipynb #10de24bb
+# %% ../nbs/24_new_items.ipynb #b30a72f7
+def _place_new(policy: str, old, given, last: np.ndarray, rows, usable) -> tuple:
+    "(codes [M, L] of the new items under a policy, how many share) from codes given [M, l]"
+    both = np.r_[old[:, :given.shape[1]], given]
+    if policy == 'keep': return given, 0
+    if policy == 'extra':
+        size = int((last >= 0).cumprod().sum())                     # running numbers 0, 1, ..
+        return _append_extra(both, old[:, -1], size, rows, usable)
+    placed, shared = _resolve_free(both, rows, usable, len(old))
+    return placed[len(old):], shared
+
+# %% ../nbs/24_new_items.ipynb #58e5a57b
+def _continued(ids: Identifiers, tokens: np.ndarray, note: dict) -> Identifiers:
+    "Old paths, then new ones with token ids [M, L], and a note about them"
+    offsets = np.r_[ids.offsets, ids.offsets[-1] + np.arange(1, len(tokens) + 1)*tokens.shape[1]]
+    notes = ids.notes | dict(appended=[*ids.notes.get('appended', []), note])
+    return replace(ids, flat=np.r_[ids.flat, tokens.reshape(-1)], offsets=offsets, notes=notes)
+
+# %% ../nbs/24_new_items.ipynb #f18cefaf
 @patch
 def append(self: Identifiers,
     codes, # int [M, L] codes of the new items (without the extra level)
@@ -120,32 +125,12 @@ def append(self: Identifiers,
     "Put new items behind the old ones, whose paths and vocabulary do not change (cold start)"
     policy, tables = _append_policy(self, policy, exhausted), _level_tokens(self)
     inner = tables[:-1] if policy == 'extra' else tables
-    if not inner:
-        raise GenrecError("policy 'extra' needs paths that have a level of running numbers "
-                          'behind the codes')
+    require(len(inner), "policy 'extra' needs paths that have a level of running numbers "
+            'behind the codes')
     given, usable = _check_new(codes, inner), inner[-1] >= 0
     needs = policy == 'free' or (policy == 'extra' and exhausted == 'free')
     rows = _distance_rows(distances, (len(given), len(usable))) if needs else None
-    code_of = np.zeros(self.vocab_size, np.int64)
-    for t in tables: code_of[t[t >= 0]] = np.flatnonzero(t >= 0)
-    old = code_of[self.codes()]
-    both, new, shared = np.r_[old[:, :len(inner)], given], given, 0
-    if policy == 'free':
-        new, shared = _resolve_free(both, rows, usable, len(old))
-        new = new[len(old):]
-    if policy == 'extra':
-        size = int((tables[-1] >= 0).cumprod().sum())
-        new, shared = _append_extra(both, old[:, -1], size, rows, usable)
+    new, shared = _place_new(policy, _codes_of(self, tables), given, tables[-1], rows, usable)
     moved = int((new[:, :len(inner)] != given).any(1).sum())
     note = dict(items=len(new), policy=policy, moved=moved, shared=shared)
     return _continued(self, np.stack([t[c] for t, c in zip(tables, new.T)], 1), note)
-
-def _continued(
-    ids: Identifiers, # of the old items
-    tokens: np.ndarray, # int64 [M, L] token ids of the new ones
-    note: dict, # about them
-) -> Identifiers:
-    "Old paths, then new ones"
-    offsets = np.r_[ids.offsets, ids.offsets[-1] + np.arange(1, len(tokens) + 1)*tokens.shape[1]]
-    notes = ids.notes | dict(appended=[*ids.notes.get('appended', []), note])
-    return replace(ids, flat=np.r_[ids.flat, tokens.reshape(-1)], offsets=offsets, notes=notes)
