@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pandas.io.formats.style import Styler
 from .core import GenrecError, patch, require
-from .metrics import Evaluation, popularity_groups, styled, target_groups
+from .metrics import Evaluation, head_tail, popularity_groups, styled
 from .significance import (MeanDifference, _check_level, _check_over, _influence, _percentiles,
                                     _bootstrap_totals, crossed_test, holm, sign_flip_test)
 
@@ -25,7 +25,7 @@ class Scores:
     values: np.ndarray # float64 [A, S, M]
     methods: list # A names
     users: np.ndarray = None # int64 [M]: whose case it is; None: every case is its own user
-    targets: np.ndarray = None # int64 [M]: target items, for groups by popularity; None: not known
+    targets: np.ndarray = None # int64 [M]: target items, or [S, M] if seeds have others; None: not known
     seeds: list = None # S names of seeds; None: 0, 1, ..
     metric: str = 'score' # what the values are
 
@@ -37,7 +37,7 @@ class Scores:
         _check_holes(self)
         order = np.argsort(self.users, kind='stable')
         self.values, self.users = self.values[..., order], self.users[order]
-        if self.targets is not None: self.targets = np.asarray(self.targets)[order]
+        if self.targets is not None: self.targets = np.asarray(self.targets)[..., order]
         self._starts = np.flatnonzero(np.r_[True, self.users[1:] != self.users[:-1]]) # first case of each user
 
 # %% ../nbs/72_comparisons.ipynb #93bae6e3
@@ -49,7 +49,8 @@ def _check_scores(s: Scores) -> None:
     require(len(set(s.methods)) == A, f'methods: found {len(set(s.methods))} different, expected {A}')
     for name, n in dict(seeds=S, users=M, targets=M).items():
         x = getattr(s, name)
-        require(x is None or len(x) == n, f'{name}: found {0 if x is None else len(x)}, expected {n}')
+        found = n if x is None else np.shape(x)[-1]
+        require(found == n, f'{name}: found {found}, expected {n}')
 
 def _check_holes(s: Scores) -> None:
     "Refuse NaN, and say where the first one is"
@@ -81,14 +82,15 @@ def index(self: Scores, method: str) -> int:
 def difference(self: Scores,
     method: str, # A
     reference: str, # B
-    mask: np.ndarray | None = None, # bool [M]: cases to compare; None: all
-) -> tuple[np.ndarray, np.ndarray]: # float64 [S, U] with the mean over cases as mean; int64 [U] cases of each user
+    mask: np.ndarray | None = None, # bool [M] or [S, M]: cases to compare; None: all
+) -> tuple[np.ndarray, np.ndarray]: # float64 [S, U] with the mean over cases as mean; int64 [U] or [S, U] cases
     "Paired differences per user. Users without a case in `mask` are left out."
     mask = np.ones(len(self.users), bool) if mask is None else np.asarray(mask, bool)
     sizes = self.by_user(mask)
-    here = sizes > 0
+    here = np.atleast_2d(sizes > 0).any(0)
     d = self.by_user((self.values[self.index(method)] - self.values[self.index(reference)]) * mask)[:, here]
-    return d / sizes[here].mean() if here.any() else d, sizes[here].astype(np.int64)
+    sizes = sizes[..., here].astype(np.int64)
+    return d / sizes.mean() if here.any() else d, sizes
 
 # %% ../nbs/72_comparisons.ipynb #59d8999c
 @patch
@@ -122,15 +124,19 @@ def _some(x, most: int = 3) -> str:
     x = list(x)
     return ', '.join(map(str, x[:most])) + (f', .. ({len(x)} in all)' if len(x) > most else '')
 
-def _same_cases(name: str, cases: np.ndarray, other: str, first: np.ndarray) -> None: # [2, M] users, targets
-    "Refuse cases that are not those of the first evaluation, by name"
-    mine, theirs = Counter(cases[0].tolist()), Counter(first[0].tolist())
+_NEEDS = 'paired tests need the same cases'
+
+def _same_users(name: str, users: np.ndarray, other: str, first: np.ndarray) -> None: # int64 [M] each
+    "Refuse users that are not those of another evaluation, by name"
+    mine, theirs = Counter(users.tolist()), Counter(first.tolist())
     gaps = {'lacks cases of user': theirs - mine, 'has cases too many of user': mine - theirs}
     found = '; '.join(f'{what} {_some(sorted(users))}' for what, users in gaps.items() if users)
-    needs = 'paired tests need the same cases'
-    require(not found, f'{name}: other users than {other}: {found}; {needs}')
+    require(not found, f'{name}: other users than {other}: {found}; {_NEEDS}')
+
+def _same_targets(name: str, cases: np.ndarray, other: str, first: np.ndarray) -> None: # [2, M] users, targets
+    "Refuse targets that are not those of another method of the same seed"
     require(cases[1] == first[1], lambda m: f'{name}: user {cases[0, m]} has target {cases[1, m]}, '
-                                            f'but {first[1, m]} in {other}; {needs}')
+                                            f'but {first[1, m]} in {other}; {_NEEDS}')
 
 # %% ../nbs/72_comparisons.ipynb #0a0dfe03
 def _by_seed(runs) -> dict:
@@ -144,8 +150,9 @@ def from_evaluations(cls: Scores,
     runs: dict[str, Evaluation | list | dict], # method -> evaluations by seed; a single one stands for every seed
     metric: str, # such as 'ndcg@10'
 ) -> Scores:
-    "Line up evaluations by user and target. Raises `GenrecError` if seeds or cases differ, and says which."
-    named, rows, first = {m: _by_seed(r) for m, r in runs.items()}, [], None
+    """Line up evaluations by user and target. Raises `GenrecError` if seeds or users differ, or the targets
+    of one seed, and says which. Seeds may differ in their targets: a tie seed is part of the seed."""
+    named, rows, firsts = {m: _by_seed(r) for m, r in runs.items()}, [], {}
     seeds = next((list(r) for r in named.values() if None not in r), [0])
     for method, run in named.items():
         require(None in run or set(run) == set(seeds), f'{method}: found seeds {_some(run, 9) or "none"}, '
@@ -154,11 +161,15 @@ def from_evaluations(cls: Scores,
             e, name = run[seed] if seed in run else run[None], f'{method}, seed {seed}'
             order = np.lexsort((e.targets, e.users))
             cases = np.stack([e.users, e.targets])[:, order]
-            first = first or (name, cases)
-            _same_cases(name, cases, *first)
+            (other, (users, _)), mine = firsts.get(seeds[0], (name, cases)), firsts.setdefault(seed, (name, cases))
+            _same_users(name, cases[0], other, users)
+            _same_targets(name, cases, *mine)
             rows.append(e.values(metric)[order])
     require(len(rows), 'runs: found no method with an evaluation')
-    return cls(np.stack(rows).reshape(len(named), len(seeds), -1), list(named), *first[1], seeds, metric)
+    users, targets = np.stack([cases for _, cases in firsts.values()], 1)
+    values = np.stack(rows).reshape(len(named), len(seeds), -1)
+    same = (targets == targets[0]).all()
+    return cls(values, list(named), users[0], targets[0] if same else targets, seeds, metric)
 
 # %% ../nbs/72_comparisons.ipynb #40d9dbd1
 def _effect_totals(scores: Scores, a: str, b: str, mask: np.ndarray) -> np.ndarray: # float64 [5, S, U]
@@ -166,7 +177,7 @@ def _effect_totals(scores: Scores, a: str, b: str, mask: np.ndarray) -> np.ndarr
     reference = scores.values[scores.index(b)]
     d = scores.values[scores.index(a)] - reference
     x = np.stack([d, reference, d**2, (np.sign(d) + 1) / 2, np.ones_like(d)])
-    return scores.by_user(x * mask)[..., scores.by_user(mask) > 0]
+    return scores.by_user(x * mask)[..., np.atleast_2d(scores.by_user(mask) > 0).any(0)]
 
 _EFFECTS = ['mean', 'mean_reference', 'relative', 'd', 'superiority']
 
@@ -193,7 +204,7 @@ def _compare(scores: Scores, a: str, b: str, mask: np.ndarray, over: str, level:
     observed = _effects(totals.sum(2).mean(1))
     row = dict(zip(_EFFECTS[:2], observed)) | dict(difference=observed[0] - observed[1])
     d, sizes = scores.difference(a, b, mask)
-    if len(sizes) < 2: return row
+    if d.shape[1] < 2: return row
     t, p_users = _t_test(d, sizes, over, level), sign_flip_test(d.mean(0), flips, seed).p
     p_seeds = sign_flip_test(d.mean(1), flips, seed).p if scores.n_seeds > 1 else math.nan
     row |= dict(difference=t.mean, difference_low=t.interval[0], difference_high=t.interval[1], p_users=p_users,
@@ -244,11 +255,13 @@ def _verdict(r, level: float) -> str: # r: a row of `Comparisons.table`
     if r.p_holm < 1 - level: return 'better' if r.difference > 0 else 'worse'
     return 'not significant' if r.p >= 1 - level else 'not after Holm'
 
-def _check_groups(groups: dict, cases: int) -> dict:
-    "Masks of cases as arrays; refused if one has another length"
+def _check_groups(groups: dict, scores: Scores) -> dict:
+    "Masks of cases as arrays, of all seeds or each; refused if one has another length"
+    seeds, cases = scores.values.shape[1:]
     for group, mask in groups.items():
-        require(np.shape(mask) == (cases,), f'groups, {group!r}: found shape {list(np.shape(mask))}, '
-                                            f'expected [{cases}], one truth value a case')
+        found = np.shape(mask)
+        require(found in ((cases,), (seeds, cases)), f'groups, {group!r}: found shape {list(found)}, expected '
+                f'[{cases}], one truth value a case, or [{seeds}, {cases}]')
     return {group: np.asarray(mask, bool) for group, mask in groups.items()}
 
 # %% ../nbs/72_comparisons.ipynb #136802a9
@@ -256,7 +269,7 @@ def compare_methods(
     scores: Scores, # methods x seeds x cases
     reference: str | None = None, # the method to compare with; None: the first
     over: str | None = None, # what is drawn anew: 'both' (default where there are several seeds), 'users', 'seeds'
-    groups: dict[str, np.ndarray] | None = None, # name -> bool [M] in the order of `scores.users`; None: all cases
+    groups: dict[str, np.ndarray] | None = None, # name -> bool [M], or [S, M], by `scores.users`; None: all cases
     level: float = .95, # of the intervals; 1 - level is the level of the tests
     n: int = 2000, # bootstrap resamples
     flips: int = 20_000, # sign patterns where they are too many to list
@@ -270,7 +283,7 @@ def compare_methods(
     over, b = _check_over(over, scores.n_seeds), scores.index(reference or scores.methods[0])
     reference, others = scores.methods[b], scores.methods[:b] + scores.methods[b + 1:]
     require(len(others), f'scores: found one method ({reference}), expected at least two')
-    groups = _check_groups(groups or {'': np.ones(len(scores.users), bool)}, len(scores.users))
+    groups = _check_groups(groups or {'': np.ones(len(scores.users), bool)}, scores)
     rows = {(method, group): _compare(scores, method, reference, mask, over, level, n, flips, seed, power)
             for group, mask in groups.items() for method in others}
     table = pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=['method', 'group']), _COLUMNS)
@@ -330,26 +343,37 @@ def _targets(scores: Scores, counts: np.ndarray) -> np.ndarray:
     "The targets, or an error that says what is missing"
     known = scores.targets is not None
     require(known, 'scores: the targets are not known; give targets=, or use Scores.from_evaluations')
-    top = scores.targets.max()
-    require(top < len(counts), f'scores: found target {top}, but train_counts has {len(counts)} items')
+    top, n = scores.targets.max(), np.shape(counts)[-1]
+    require(top < n, f'scores: found target {top}, but train_counts has {n} items')
     return scores.targets
+
+def _per_seed(f, scores: Scores, counts: np.ndarray) -> np.ndarray: # [M], or [S, M]
+    "`f(targets, counts)`, for each seed if targets or counts [S, N] are those of a tie seed"
+    targets, counts, S = _targets(scores, counts), np.asarray(counts), scores.n_seeds
+    if targets.ndim == counts.ndim == 1: return f(targets, counts)
+    each = (np.broadcast_to(x, (S, x.shape[-1])) for x in (targets, counts))
+    return np.stack([f(*one) for one in zip(*each)])
+
+def _head_tail_masks(scores: Scores, counts: np.ndarray, tail_share: float = .8) -> dict:
+    "'head' and 'tail': which cases have such a target, bool [M] or [S, M]"
+    tail = _per_seed(lambda targets, n: head_tail(n, tail_share)[targets], scores, counts)
+    return dict(head=~tail, tail=tail)
 
 # %% ../nbs/72_comparisons.ipynb #84a506f9
 def compare_head_tail(
     scores: Scores, # with targets
-    train_counts: np.ndarray, # [N]: training count of each item
+    train_counts: np.ndarray, # [N], or [S, N]: training count of each item
     reference: str | None = None, # the method to compare with; None: the first
     tail_share: float = .8, # share of the catalog that is tail
     **kwargs, # further arguments of `compare_methods`
 ) -> Comparisons:
     "`compare_methods` for cases with a target in the head, and in the tail; Holm over both together"
-    groups = target_groups(_targets(scores, train_counts), train_counts, tail_share)
-    return compare_methods(scores, reference, groups={k: groups[k] for k in ('head', 'tail')}, **kwargs)
+    return compare_methods(scores, reference, groups=_head_tail_masks(scores, train_counts, tail_share), **kwargs)
 
 # %% ../nbs/72_comparisons.ipynb #5221c444
 def decile_curve(
     scores: Scores, # with targets
-    train_counts: np.ndarray, # [N]: training count of each item
+    train_counts: np.ndarray, # [N], or [S, N]: training count of each item
     n_groups: int = 10, # equal parts of the catalog
     over: str | None = None, # draw 'users', 'seeds', 'both'; None: both where there are several seeds
     n: int = 1000, # bootstrap resamples
@@ -358,7 +382,7 @@ def decile_curve(
 ) -> pd.DataFrame: # index: method, group (1 = most popular); columns mean, low, high, cases; nan = no case
     "The mean of a metric over the targets in each popularity group, with bootstrap intervals"
     _check_level(level)
-    group = popularity_groups(train_counts, n_groups)[_targets(scores, train_counts)]
+    group = _per_seed(lambda targets, c: popularity_groups(c, n_groups)[targets], scores, train_counts)
     A, S, M = scores.values.shape
     both = np.concatenate([scores.values, np.ones((1, S, M))])                            # values, cases
     x = np.stack([scores.by_user(both * (group == g)) for g in range(n_groups)], 1)       # [A+1, G, S, U]
@@ -367,7 +391,7 @@ def decile_curve(
     with np.errstate(divide='ignore', invalid='ignore'): means = totals[:, :A] / totals[:, A:]
     low, high = _percentiles(means[1:], level)
     index = pd.MultiIndex.from_product([scores.methods, range(1, n_groups + 1)], names=['method', 'group'])
-    cases = np.tile(np.bincount(group, minlength=n_groups), A)
+    cases = np.tile(np.bincount(group.ravel(), minlength=n_groups)*M/group.size, A) # of one seed
     return pd.DataFrame(dict(mean=means[0].ravel(), low=low.ravel(), high=high.ravel(), cases=cases), index)
 
 # %% ../nbs/72_comparisons.ipynb #a81a55c0

@@ -39,6 +39,17 @@ def test_one_evaluation_stands_for_every_seed():
     s = Scores.from_evaluations({'floor': evaluation(users, targets), 'a': {3: evaluation(users, targets, 1), 8: evaluation(users, targets, 2)}}, 'recall@5')
     assert s.seeds == [3, 8] and np.array_equal(s.values[0, 0], s.values[0, 1]) and s.values.shape == (2, 2, 6)
 
+def test_a_tie_seed_is_part_of_the_seed():
+    "Seeds may have other targets (equal times in another order), the methods of one seed may not"
+    users, first, other = np.arange(6), np.arange(6), np.arange(6)[::-1]
+    a, b = ({3: evaluation(users, first, n), 8: evaluation(users, other, n)} for n in (1, 2))
+    s = Scores.from_evaluations(dict(a=a, b=b), 'recall@5')
+    assert s.targets.tolist() == [first.tolist(), other.tolist()]
+    np.testing.assert_array_equal(s.values[1], [b[3].values('recall@5'), b[8].values('recall@5')])
+    for wrong in (dict(a=a, b={3: b[3], 8: b[3]}), dict(a=a, floor=a[3])):
+        with pytest.raises(GenrecError, match='seed 8: user 0 has target 0, but 5 in a, seed 8'): Scores.from_evaluations(wrong, 'recall@5')
+    with pytest.raises(GenrecError, match='seed 8: other users than a, seed 3: lacks cases of user 5'): Scores.from_evaluations(dict(a={3: a[3], 8: evaluation(users[:5], first[:5])}), 'recall@5')
+
 def test_several_cases_of_a_user():
     users, targets = np.array([1, 0, 1, 1]), np.array([3, 1, 0, 3]); s = Scores.from_evaluations({'a': evaluation(users, targets), 'b': evaluation(users, targets, 1)}, 'recall@5')
     assert s.n_users == 2 and s.users.tolist() == [0, 1, 1, 1]
@@ -185,6 +196,23 @@ def test_decile_curve_by_loops():
         assert r['mean'] == pytest.approx(s.values[s.index(method)][:, here].mean())
         if r.cases > 20: assert r.low < r['mean'] < r.high
     assert curve.loc['a'].cases.sum() == 300
+
+def test_groups_of_tie_seeds_by_loops():
+    "Targets and training counts of every seed: means and differences of the head, the tail and the deciles"
+    rng = np.random.default_rng(3); S, M = 3, 200
+    counts, targets = rng.integers(0, 30, (S, 20)), rng.integers(0, 20, (S, M))
+    s = Scores(rng.random((2, S, M)), ['a', 'b'], users=np.sort(rng.integers(0, 60, M)), targets=targets)
+    tail = np.stack([head_tail(c)[t] for c, t in zip(counts, targets)])
+    r, curve = compare_head_tail(s, counts, n=50), decile_curve(s, counts, n=50)
+    for group, mask in dict(head=~tail, tail=tail).items():
+        assert r['b', group].mean == pytest.approx(s.values[1][mask].mean()) and r['b', group].difference == pytest.approx((s.values[1] - s.values[0])[mask].mean())
+    decile = np.stack([popularity_groups(c)[t] for c, t in zip(counts, targets)])
+    for (method, g), row in curve.iterrows():
+        assert row['mean'] == pytest.approx(s.values[s.index(method)][decile == g - 1].mean()) and row.cases == pytest.approx((decile == g - 1).sum()/S)
+    alike, one = Scores(s.values, ['a', 'b'], s.users, np.tile(targets[0], (S, 1))), Scores(s.values, ['a', 'b'], s.users, targets[0])
+    for f in (lambda s: compare_head_tail(s, counts[0], n=50).table, lambda s: decile_curve(s, counts[0], n=50)):
+        assert f(alike).equals(f(one)) or np.allclose(f(alike).select_dtypes('number'), f(one).select_dtypes('number'), equal_nan=True)
+    with pytest.raises(GenrecError, match=r'expected \[200\].*\[3, 200\]'): compare_methods(s, groups=dict(x=np.ones((2, 200), bool)))
 
 def test_decile_interval_is_the_bootstrap_of_that_decile():
     rng = np.random.default_rng(1); counts = np.arange(10)[::-1]; targets = np.repeat([0, 5], 200)

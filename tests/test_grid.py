@@ -11,6 +11,8 @@ from genrec_nb.core import GenrecError, SettingError, digest
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.data import global_time, leave_one_out
 from genrec_nb.experiments.execution import dry_run, _make_plan, run_grid
+from genrec_nb.experiments.grid_report import summary
+from genrec_nb.experiments.results import Block, read_results
 from genrec_nb.experiments.grid import Grid, _points, read_grid
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import ranking_metrics
@@ -62,6 +64,49 @@ def test_rows_hold_what_they_promise(finished, toy):
     inter = json.loads((toy/'toy.inter.json').read_text())
     assert unpack(about['test']['targets']).tolist() == [h[-1] for h in inter.values() if len(h) > 2]
     assert str(toy) not in (finished/'results.jsonl').read_text(), 'rows must not hold paths'
+
+
+# ---- the order of equal times --------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def shop(tmp_path_factory):
+    "Tables of 40 users, who chose 8 items each, four at a time"
+    folder, rng = tmp_path_factory.mktemp('shop'), np.random.default_rng(0)
+    rows = [(u, i, n//4) for u in range(40) for n, i in enumerate(rng.permutation(30)[:8])]
+    pd.DataFrame(rows, columns=['user', 'item', 'time']).to_csv(folder/'interactions.csv', index=False)
+    pd.DataFrame(dict(item=range(30), title=[f'item {i} {"abc"[i % 3]}' for i in range(30)])).to_csv(folder/'items.csv', index=False)
+    return folder
+
+def test_a_mean_over_tie_seeds(shop, tmp_path):
+    "Each training seed has an order of its own; rows, tests and pages know the targets of each"
+    data = {'toy': dict(path=str(shop), tie_seeds=[7, 3])}
+    run_grid(Grid(**settings(shop, data=data, weightings=['ce'], alphas=[0], train=SMALL['train'] | dict(epochs=1))), tmp_path/'out')
+    results = read_results(tmp_path/'out')
+    block = Block(results)
+    splits = [leave_one_out(load_dataset(shop, tie_seed=s).interactions) for s in (7, 3)]
+    s = block.scores()
+    assert s.targets.tolist() == [x.test.targets.tolist() for x in splits] and (s.targets[0] != s.targets[1]).any()
+    np.testing.assert_array_equal(block.counts, [x.train.item_counts() for x in splits])
+    assert len(results.data) == 2 and all(d['ties'] == dict(interactions=320, tied=320, targets=40, tied_targets=40, seen_targets=0) for d in results.data.values())
+    for seed, split in zip((0, 1), splits):               # the stored ranks are those of the order's own targets
+        row = block.trials['ce'][seed]
+        with np.load(tmp_path/'out'/'work'/row['trial']/'ranked'/'0.npz') as f: ranked = f['test']
+        assert row['decodings']['0']['test']['metrics']['ndcg@10'] == pytest.approx(ranking_metrics(ranked, split.test.targets, (10,))['ndcg@10'])
+    text = summary(results)
+    assert '2 seeds with 2 tie seeds' in text and '320 of 320 interactions and 40 of 40 test targets are tied' in text and 'means are over 2 tie seeds (7, 3)' in text
+
+def test_tie_seeds_go_side_by_side_with_seeds():
+    g = Grid({'a': dict(path='ml-100k', tie_seeds=[5, 6]), 'b': dict(path='ml-100k', tie_seed=9), 'c': dict(path='ml-100k')}, weightings=['ce'], seeds=[3, 1, 4],
+             tune=dict(seeds=[1, 8], values={}, untuned=['ce']))
+    assert [g.tie_seed('a', s) for s in (3, 1, 4, 8)] == [5, 6, 5, 6] and g.tie_seed('b', 4) == 9 and g.tie_seed('c', 4) is None
+
+@pytest.mark.parametrize('ties, words', [(dict(tie_seeds=[0, 0]), 'twice'), (dict(tie_seeds=[0, 1, 2]), '3 tie seeds for 2 seeds'), (dict(tie_seeds=[-1]), '0 or more'),
+                                         (dict(tie_seed=1, tie_seeds=[2]), 'expected one'), (dict(ties='items'), "'items'"), (dict(tie_seeds=3), 'list')])
+def test_impossible_tie_seeds(toy, ties, words):
+    with pytest.raises(SettingError, match=words): Grid(**settings(toy, data={'toy': dict(path=str(toy)) | ties}))
+
+def test_tie_seeds_of_data_without_times(toy):
+    with pytest.raises(SettingError, match='^data.toy: .*no times.*leave out'): _make_plan(Grid(**settings(toy, data={'toy': dict(path=str(toy), tie_seeds=[0, 1])})))
 
 
 def test_finished_trials_are_never_run_again(finished, toy, tmp_path, monkeypatch):

@@ -8,8 +8,11 @@ __all__ = ['sweep_table', 'plot_sweep', 'leaders', 'results_page', 'summary']
 # %% ../../nbs/94_grid_report.ipynb #0da4019a
 import json, math
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from dataclasses import replace
 from ..core import FileError, SettingError, require
+from ..data import TieCounts
 from ..comparisons import (Scores, compare_methods, decile_curve, plot_comparisons,
                                    plot_deciles)
 from ..report import Page, _preformatted
@@ -148,8 +151,23 @@ def _comparison_note(block: Block) -> str:
     cases = f' with {len(s.users):,} cases' if len(s.users) > s.n_users else ''
     asks = ('would other users and other seeds say the same?' if s.n_seeds > 1 else
             'one seed: would other users say the same of these models?')
-    return (f'Against {block.reference}; {s.n_seeds} seed{"s"*(s.n_seeds > 1)}, '
+    orders = f' with {len(block.orders)} tie seeds'*(len(block.orders) > 1)
+    return (f'Against {block.reference}; {s.n_seeds} seed{"s"*(s.n_seeds > 1)}{orders}, '
             f'{s.n_users:,} users{cases}; {asks}')
+
+def _tie_note(block: Block) -> str:
+    "How much of the data hangs on the order of equal times, and over how many orders means are"
+    found = [TieCounts(**about['ties']) for about in block.orders if 'ties' in about]
+    if not found: return ''                              # rows of version 0.1
+    about, n = block.record['data'][block.data], len(block.orders)
+    seen = np.mean([c.seen_targets for c in found])
+    text = f'{replace(found[0], seen_targets=round(seen))!r}.'
+    if not found[0].tied: return text
+    ties, seeds = about.get('ties', 'random'), [s or 0 for s in about.get('tie_seeds', [None])]
+    if ties != 'random': return f"{text} Equal times are ordered by ties = '{ties}'."
+    over = f'means are over {n} tie seeds' if n > 1 else 'one tie seed'
+    which = f' ({", ".join(map(str, seeds))})'*(n == len(seeds))
+    return f'{text} Equal times are ordered at random; {over}{which}.'
 
 def _results(page: Page, b: Block, name: str) -> None:
     "Tables of one data set and one kind of identifiers"
@@ -162,7 +180,7 @@ def _results(page: Page, b: Block, name: str) -> None:
              show_head_tail(table, metric), *plots,
              show_comparison(compare_table(b, 'recall@10'), 'recall@10'),
              note=f'{who}{" (sampled once)"*bool(about.get("users"))}, '
-                  'at the settings that validation chose.')
+                  f'at the settings that validation chose. {_tie_note(b)}')
 
 # %% ../../nbs/94_grid_report.ipynb #39a1e4b1
 def _block_sections(page: Page, b: Block) -> None:
@@ -227,5 +245,6 @@ def summary(results: Results) -> str: # for the terminal
     if not results.record()['ids']: return sweep_table(results).round(4).to_string()
     def text(b):
         table = show_comparison(compare_table(b), b.record['metric']).data.to_string()
-        return f'{b.data}, {b.ids}\n{table}\n{_comparison_note(b)}'
+        lines = f'{b.data}, {b.ids}', table, _comparison_note(b), _tie_note(b)
+        return '\n'.join(filter(None, lines))
     return '\n\n'.join(map(text, blocks(results)))

@@ -219,7 +219,8 @@ class Block:
         where = f'{self.data}, {self.ids}'
         require(self.seeds != [], f'{where}: nothing to report yet ({missing})', FileError)
         self._choose_alphas()
-        self.methods, self.about = list(self.trials), results.data[r['data'][self.data]['digest']]
+        self.methods, rows = list(self.trials), next(iter(self.trials.values()))
+        self.abouts = {s: results.data[row['config']['data']] for s, row in rows.items()}
         self.reference = r['reference'] if r['reference'] in self.trials else self.methods[0]
 
     def __repr__(self):
@@ -252,9 +253,15 @@ def _choose_alphas(self: Block) -> None:
         self.alpha[m] = max(self.record['alphas'], key=lambda a: self.results.valid(*fixed, a))
 
 @patch(as_prop=True)
+def orders(self: Block) -> list: # of rows of kind 'data'
+    "The data of the block, once for every order of ties"
+    return list({about['digest']: about for about in self.abouts.values()}.values())
+
+@patch(as_prop=True)
 def counts(self: Block) -> np.ndarray: # int [N]
-    "Training counts of the items"
-    return unpack(self.about['counts'])
+    "Training counts of the items, [S, N] if the seeds have tie seeds of their own"
+    each = [unpack(about['counts']) for about in self.abouts.values()]
+    return each[0] if len(self.orders) == 1 else np.stack(each)
 
 # %% ../../nbs/90_results.ipynb #53d4836c
 def _evaluation(name: str, part: dict, about: dict) -> Evaluation:
@@ -275,10 +282,10 @@ def evaluations(
     alphas = self.record['alphas']
     require(alpha in ('chosen', *alphas), f'alpha {alpha!r} was not run, expected one of {alphas} '
             "or 'chosen'", SettingError)
-    def one(m, row):
+    def one(m, s, row):
         name = f'{self.alpha[m] if alpha == "chosen" else alpha:g}'
-        return _evaluation(m, row['decodings'][name][split], self.about[split])
-    return {m: {s: one(m, row) for s, row in rows.items()} for m, rows in self.trials.items()}
+        return _evaluation(m, row['decodings'][name][split], self.abouts[s][split])
+    return {m: {s: one(m, s, row) for s, row in rows.items()} for m, rows in self.trials.items()}
 
 # %% ../../nbs/90_results.ipynb #e4a70d4e
 @patch

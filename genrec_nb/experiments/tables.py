@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from ..core import SettingError, require
-from ..metrics import metric_values, styled, target_groups
-from ..comparisons import Comparisons, Scores, compare_head_tail, compare_methods
+from ..metrics import metric_values, styled
+from ..comparisons import (Comparisons, Scores, _head_tail_masks, compare_head_tail,
+                                   compare_methods)
 from ..significance import _bootstrap_totals, holm, plot_critical_difference, rank_methods
 from ..pipeline import unpack
 from .results import Block, _search_values
@@ -50,9 +51,9 @@ def compare_table(
     settings = [block.setting(m, None if alpha == 'chosen' else alpha) for m in s.methods]
     table = pd.DataFrame(dict(chosen=settings, mean=own['mean'], low=low, high=high,
                               sd=own['sd of seeds']), index=s.methods)
-    masks = target_groups(s.targets, block.counts)
-    for g in ('head', 'tail'):
-        table[g] = s.values[:, :, masks[g]].mean((1, 2)) if masks[g].any() else math.nan
+    for g, mask in _head_tail_masks(s, block.counts).items():
+        mask = np.broadcast_to(mask, s.values.shape[1:])
+        table[g] = s.values[:, mask].mean(1) if mask.any() else math.nan
     if len(s.methods) > 1:
         table = table.join(_differences(compare_methods(s, reference)))
         groups = compare_head_tail(s, block.counts, reference)
@@ -163,7 +164,8 @@ def plot_curves(block: Block, methods: list | None = None) -> plt.Figure: # None
     for j, m in enumerate(methods or block.methods):
         loss.plot(_curve(block, m, 'loss')['mean'], **_style(j, m))
         ndcg.plot(_curve(block, m, 'ndcg@10')['mean'], **_style(j, m), **_mark(j))
-    floor = metric_values(unpack(block.about['valid']['popularity']), 'ndcg@10').mean()
+    popular = [unpack(about['valid']['popularity']) for about in block.abouts.values()]
+    floor = metric_values(np.concatenate(popular), 'ndcg@10').mean()
     ndcg.axhline(floor, color='.5', ls='--', lw=1, label='popularity')
     loss.set(title='Does the loss fall? (each method has its own)', xlabel='epoch',
              ylabel='weighted cross-entropy [nats per token]')
