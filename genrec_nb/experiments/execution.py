@@ -27,7 +27,7 @@ from .grid import Grid
 class Plan:
     "All trials that a grid may need, and what is written into its results"
     grid: Grid
-    data: dict = field(default_factory=dict) # name -> row of kind 'data'
+    data: dict = field(default_factory=dict) # name -> tie seed -> row of kind 'data'
     trials: list = field(default_factory=list) # of ([data, ids, method, seed, values], `Trial`)
     tokens: list = field(default_factory=list) # of ([data, ids, seed], `Trial` with identifiers)
     record: dict = field(default_factory=dict) # the grid in full, by contents
@@ -41,21 +41,27 @@ def _data_row(name: str, data: Dataset, split: Split, key: str) -> dict: # key: 
         return dict(users=pack(c.users), targets=pack(c.targets), popularity=pack(popular))
     return dict(kind='data', data=name, digest=key, items=len(data.catalog),
                 interactions=len(data.interactions.items), skipped=split.skipped,
-                counts=pack(counts), valid=part(split.valid), test=part(split.test))
+                ties=asdict(data.interactions.count_ties(split.test)), counts=pack(counts), valid=part(split.valid), test=part(split.test))
 
 # %% ../../nbs/92_execution.ipynb #8e737c41
 def _make_plan(grid: Grid) -> Plan:
     "Look at the data; raises `GenrecError` for what cannot work with them"
     plan = Plan(grid)
     for name in grid.data:
-        config = grid.data_config(name)
-        with _named(f'data.{name}'): data, split = config.load()
-        plan.data[name] = _data_row(name, data, split, config.key(data))
-        for ids in grid.ids: plan.add_block(name, ids, config, data, split)
+        for tie_seed in grid.tie_seeds(name): plan.add_data(name, tie_seed)
     bases = {t.recommender.model.get('base') for _, t in plan.trials}
     require(len(bases) < 2, 'model.base: a grid has one language model', SettingError)
     plan.record = _record(plan)
     return plan
+
+@patch
+def add_data(self: Plan, name: str, tie_seed: int | None) -> None:
+    "A data set with its equal times in one order, and all of its trials"
+    config = self.grid.data_config(name, tie_seed)
+    with _named(f'data.{name}'): data, split = config.load()
+    row = _data_row(name, data, split, config.key(data))
+    self.data.setdefault(name, {})[tie_seed] = row
+    for ids in self.grid.ids: self.add_block(name, ids, config, row['digest'], data, split)
 
 @contextmanager
 def _named(where: str):
@@ -72,15 +78,18 @@ def _wanted(grid: Grid, method: str) -> list: # of (seed, values)
 
 # %% ../../nbs/92_execution.ipynb #28986e8f
 @patch
-def add_block(self: Plan, name: str, ids: str, c: DataConfig, data: Dataset, split: Split) -> None:
+def add_block(self: Plan, name: str, ids: str, c: DataConfig, key: str, data: Dataset,
+              split: Split) -> None:
     "Trials of one data set and one kind of identifiers, each method checked once"
-    grid, key = self.grid, self.data[name]['digest']
+    grid = self.grid
     trainer = {**grid.trainer, **grid.data[name].get('trainer', {})}
     def own(m): return 'tokenizer' in grid.weightings.get(m, {})
     for method in sorted(grid.weightings or ['ce'], key=own):    # its identifiers are not the block's
         for seed, values in _wanted(grid, method):
+            if grid.tie_seed(name, seed) != c.tie_seed: continue
             changed = [f'{k}={v}' for k, v in values.items()]
-            label = ' '.join([name, ids, method, *changed, f'seed {seed}'])
+            order = [f'tie seed {c.tie_seed}']*('tie_seeds' in grid.data[name])
+            label = ' '.join([name, ids, method, *changed, f'seed {seed}', *order])
             r = grid.recommender(name, ids, method, seed, values)
             t = Trial(c, key, r, grid.table(name, ids, method), trainer, label)
             if grid.weightings: self.trials.append(([name, ids, method, seed, values], t))
@@ -99,10 +108,12 @@ def _tokens_key(trial: Trial, overlap: str | None) -> str:
 def _record(plan: Plan) -> dict:
     "The grid as its results keep it: by contents, with the key of every trial"
     grid, made = plan.grid, {about[1]: t.tokenizer for about, t in plan.tokens}
-    def part(n, row): return dict(digest=row['digest'], split=grid.data_config(n).split,
-                                  users=grid.data[n].get('users'))
+    def part(n, rows):
+        d, keys = grid.data[n], [row['digest'] for row in rows.values()]
+        return dict(digest=keys[0], split=grid.data_config(n).split, users=d.get('users'),
+                    ties=d.get('ties', 'random'), tie_seeds=list(rows))
     return plain({k: getattr(grid, k) for k in _KEPT} | dict(
-        data={n: part(n, row) for n, row in plan.data.items()},
+        data={n: part(n, rows) for n, rows in plan.data.items()},
         ids=made if grid.weightings else {}, tune=grid.tune and asdict(grid.tune),
         sweep={n: s['point'] for n, s in grid.ids.items() if 'point' in s},
         tokens=[[*about, _tokens_key(t, grid.overlap)] for about, t in plan.tokens],
@@ -158,7 +169,8 @@ def tokens_left(self: Plan, results: Results) -> list: # of (about, `Trial`)
 @patch
 def headers(self: Plan, results: Results) -> list: # of rows
     "Rows of the grid and its data sets, unless they are there"
-    rows = [row for row in self.data.values() if row['digest'] not in results.data]
+    all_rows = (row for by_seed in self.data.values() for row in by_seed.values())
+    rows = [row for row in all_rows if row['digest'] not in results.data]
     last = max(results.grids, key=lambda g: g['n'], default=dict(n=-1, digest=''))
     mine = digest(self.record)
     if last['digest'] == mine: return rows

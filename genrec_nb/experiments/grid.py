@@ -43,7 +43,7 @@ class Tune:
 @settings
 class Grid:
     "What is compared, in full"
-    data: dict | list | str # name -> `DataConfig` settings, and its own train, model, trainer
+    data: dict | list | str # name -> `DataConfig` settings; its tie_seeds, train, model, trainer
     ids: dict | list | str = 'rqvae' # name -> a tokenizer, perhaps `vary`; or file = 'index.json';
                                      # and perhaps `identifiers`, further ones
     weightings: dict | list | str = ('ce', 'igd') # name -> kind and hyperparameters, see `_METHOD`
@@ -123,11 +123,20 @@ def _expand(ids: dict) -> dict: # name -> settings without `vary`
     return out
 
 # %% ../../nbs/91_grid.ipynb #727b52ee
-def _check_data(name: str, d: dict) -> None:
+def _check_tie_seeds(ties: list, n: int, where: str) -> None: # n: training seeds
+    "Different tie seeds, at most as many as training seeds"
+    _check_list(ties, where)
+    require(len(ties) <= n, f'{where}: {len(ties)} tie seeds for {n} seeds: each goes with one of '
+            'the seeds, give more of them', SettingError)
+
+def _check_data(name: str, d: dict, seeds: int) -> None:
     "A data set's settings"
     check_keys(d, (*(f.name for f in fields(DataConfig)), *_OWN), f'data.{name}')
     require('base' not in d.get('model', {}),
             f'data.{name}.model: {_ONE_BASE}, its base stands in model', SettingError)
+    if 'tie_seeds' not in d: return
+    require('tie_seed' not in d, f'data.{name}: tie_seed and tie_seeds, expected one', SettingError)
+    _check_tie_seeds(d['tie_seeds'], seeds, f'data.{name}.tie_seeds')
 
 # %% ../../nbs/91_grid.ipynb #2d388f96
 def _check(grid: Grid) -> None:
@@ -135,8 +144,8 @@ def _check(grid: Grid) -> None:
     for name in ('alphas', 'seeds'): _check_list(getattr(grid, name), name)
     require(grid.data != {}, 'data: name a data set', SettingError)
     for name, d in grid.data.items():
-        _check_data(name, d)
-        grid.data_config(name)
+        _check_data(name, d, len(grid.seeds))
+        for tie_seed in grid.tie_seeds(name): grid.data_config(name, tie_seed)
     read_settings(TrainConfig, grid.train, 'train')
     read_settings(DecodeConfig, grid.decode, 'decode')
     for part, own, by in (('train', 'seed', 'seeds'), ('decode', 'alpha', 'alphas')):
@@ -178,18 +187,32 @@ def _check_methods(grid: Grid) -> None:
                 f'weightings: {other!r} and {m!r} are the same method', SettingError)
 
 # %% ../../nbs/91_grid.ipynb #1e88840f
-_OWN = ('train', 'model', 'trainer') # settings that a data set may have of its own
+_OWN = ('train', 'model', 'trainer', 'tie_seeds') # settings that a data set may have of its own
 
 @patch
-def data_config(self: Grid, data: str) -> DataConfig:
-    "A data set and its split"
+def data_config(self: Grid, data: str, tie_seed: int | None = None) -> DataConfig:
+    "A data set and its split, with one of its tie seeds"
     d = {k: v for k, v in self.data[data].items() if k not in _OWN}
+    if tie_seed is not None: d['tie_seed'] = tie_seed
     return read_settings(DataConfig, dict(path=data) | d, f'data.{data}')
 
 @patch
 def search(self: Grid, method: str) -> list: # of dicts hyperparameter -> value
     "The trials of a method's search; [{}] without one"
     return _search_values(dict(tune=self.tune and asdict(self.tune)), method)
+
+# %% ../../nbs/91_grid.ipynb #500e2609
+@patch
+def tie_seeds(self: Grid, data: str) -> list: # of numbers, or [None]
+    "The tie seeds of a data set"
+    return self.data[data].get('tie_seeds') or [self.data[data].get('tie_seed')]
+
+@patch
+def tie_seed(self: Grid, data: str, seed: int) -> int | None:
+    "The tie seed of a data set that goes with a training seed: the two lists side by side"
+    tuning, ties = self.tune.seeds if self.tune else (), self.tie_seeds(data)
+    seeds = list(dict.fromkeys([*self.seeds, *tuning]))
+    return ties[seeds.index(seed) % len(ties)]
 
 # %% ../../nbs/91_grid.ipynb #e8ddd5c8
 def _parts(values: dict) -> dict: # 'weighting', 'train', 'model' -> settings
