@@ -174,6 +174,8 @@ _Resume = _flag('--resume', 'Continue an interrupted run, the newest or that of 
                             'own settings.')
 _Set = _some('Any setting of config.toml by its dotted name: train.lr=1e-3, weighting=fg, '
              'backbone=llm, alpha=0.3, seed=1; once for each.', '--set')
+_More = _may(str, "Identifiers of an item beside the tokenizer's: methods and tables with commas "
+                  "between them, such as item,rqvae or FILE.index.json; '' for none.")
 _Model = _some('Setting of the backbone: d_model, num_layers, ..; of a language model base, '
                'tuning, r, max_items, tasks, ..')
 _Trainer = _some("Any of transformers' TrainingArguments: report_to=tensorboard, bf16=true.")
@@ -187,15 +189,18 @@ def run(
     resume: _Resume = False,
     change: _Set = None,
     tokenizer: _Tokenizer = None,
+    identifiers: _More = None,
     model: _Model = None,
     trainer: _Trainer = None,
     device: _Device = None,
 ):
-    "Train and compare: popularity, cross-entropy, and IGD in training, in decoding, in both."
+    """Train and compare: popularity, transitions, SASRec, softmax over vocabulary and children, IGD
+    decoding, several identifiers."""
     _set_up_logging()
     from genrec_nb.core import check_keys
     from genrec_nb.run import load_config, run as run_all
     changes = _pairs(change, '--set') | _tokenizer_pairs(tokenizer)
+    if identifiers is not None: changes['identifiers'] = identifiers
     changes |= _pairs(model, '--model', 'model.') | _pairs(trainer, '--trainer', 'trainer.')
     file = source if source and Path(source).suffix in ('.toml', '.json') else None
     if source and not file: changes['data'] = source
@@ -320,8 +325,15 @@ def recommend(
             for n, x in enumerate(found, 1)]
     console.print(_table(rows))
     if not why: return
-    e = rec.explain(history, found[0].id)
-    console.print(_table(_explanation_rows(e.parts), f'Explanation: {e.title}'))
+    _show_explanation(rec.explain(history, found[0].id), console)
+
+def _show_explanation(e, console) -> None: # of one identifier, or of several
+    "The tokens of each identifier; of several, which one decided"
+    several = isinstance(e.parts, dict)
+    for name, x in (e.parts if several else {'': e}).items():
+        rows = _explanation_rows(x.parts)
+        console.print(_table(rows, f'Explanation: {e.title}' + f', {name}'*several))
+    if several: return console.print(e.summary())
     console.print(f'score {e.score:.3f}: {sum(p.part for p in e.parts):.3f} in all, {e.settings}')
 
 # %% ../nbs/95_cli.ipynb #526e656a

@@ -30,6 +30,7 @@ class _Backbone:
     load: Callable # (folder, ids, device) -> a trained model
     sizes: Callable # () -> name -> default of each setting
     train: dict = field(default_factory=dict) # changes to `TrainConfig`
+    model: dict = field(default_factory=dict) # changes to the sizes
 
 BACKBONES: dict[str, _Backbone] = {} # name -> how
 
@@ -47,7 +48,9 @@ def _defaults(make: Callable, *without: str) -> dict: # name -> default
 # %% ../nbs/81_generators.ipynb #c48733b3
 _decoder_sizes = partial(_defaults, ItemDecoderConfig, 'vocab_size', 'first', 'sizes', 'levels',
                          'n_items')
-BACKBONES['packed'] = _Backbone(item_decoder, partial(_load, ItemDecoder), _decoder_sizes)
+BACKBONES['packed'] = _Backbone(item_decoder, partial(_load, ItemDecoder), _decoder_sizes,
+                                dict(epochs=15), dict(softmax='children', prior='trie',
+                                                      dropout=.3, scale_embeddings=True))
 
 # %% ../nbs/81_generators.ipynb #23d94f7f
 _FIXED = ('vocab_size', 'pad_token_id', 'eos_token_id', 'use_cache', 'is_decoder',
@@ -84,6 +87,11 @@ BACKBONES['llm'] = _Backbone(_make_language_model, _load_language_model, _langua
                                  warmup=.05, eval_every=1, patience=2))
 
 # %% ../nbs/81_generators.ipynb #bf6f997f
+def _model_defaults(backbone: str) -> dict: # a name in `BACKBONES` -> changes to its settings
+    "What a recommender takes if nothing else is said"
+    check_choice(backbone, tuple(BACKBONES), 'backbone')
+    return BACKBONES[backbone].model
+
 def train_defaults(backbone: str) -> dict: # a name in `BACKBONES` -> changes to `TrainConfig`
     "How a generator is usually trained on this machine"
     check_choice(backbone, tuple(BACKBONES), 'backbone')

@@ -16,6 +16,8 @@ from .metrics import metrics_table
 from .kmeans import codebook_report
 from .diagnostics import plot_codebook_use, plot_first_tokens
 from .trie import ItemTrie
+from .beam_search import DecodeConfig
+from .search import chosen_search
 from .infogain import (BLUE, ORANGE, information_gain, item_prior, plot_token_gains,
                                 plot_gain_by_position, plot_gain_distribution)
 from .tokenizer import Tokenized
@@ -47,6 +49,16 @@ def _ties(m: dict) -> str: # m: as in metrics.json
     return f'{n!r}. Equal times are ordered {order}{more*by_seed*(n.tied_targets > 0)}.'
 
 # %% ../nbs/85_pages.ipynb #b2f181ec
+def _ranked_by(rec: GenerativeRecommender, d: DecodeConfig) -> str:
+    "How items are ranked, and by which identifiers"
+    exact = chosen_search(rec.model, rec.trie, d) == 'exact'
+    how = 'all items are ranked exactly' if exact else f'a beam search with {d.beams} beams ranks'
+    if not rec.several: return how
+    weights = rec.exact(d).weights or [1/len(rec.names)]*len(rec.names)
+    parts = ', '.join(f'{n} {w:.2f}' for n, w in zip(rec.names, weights))
+    return f'{how} by a {d.combine} of several identifiers (weights {parts})'
+
+# %% ../nbs/85_pages.ipynb #5f0475e5
 def _model(m: dict, rec: GenerativeRecommender) -> str:
     "What was trained, and how it was decoded"
     c, d, p = m['config'], rec.config.decode, m['prompts']
@@ -54,7 +66,7 @@ def _model(m: dict, rec: GenerativeRecommender) -> str:
     samples = c['train']['samples_per_epoch']
     text = (f'The recommender is {c["model"].get("base", c["backbone"])}, trained on '
             f'{f"{samples:,} sampled" if samples else "all"} samples an epoch ({epochs}; learning '
-            f'rate {c["train"]["lr"]:g}) and decoded with {d.beams} beams')
+            f'rate {c["train"]["lr"]:g}); {_ranked_by(rec, d)}')
     power = d.length_penalty
     if power: text += f'; scores are divided by length to the power of {power:g}'
     if not p or not p['shortened']: return text + '.'
@@ -63,25 +75,32 @@ def _model(m: dict, rec: GenerativeRecommender) -> str:
 
 # %% ../nbs/85_pages.ipynb #dc7dcee2
 _NOTE = ('Means over test cases with 95 % bootstrap intervals; each has one target, so Recall@k is '
-         'the hit rate. Intervals that overlap do not settle which method is better. CE is plain '
-         'cross-entropy; IGD tuning gives zero-gain tokens the weight {beta:g}; IGD decoding '
-         'favors tokens with gain, α = {alpha:g}. The saved model is the one with the best '
-         'validation NDCG@10: {chosen}.')
-_ASSISTED = (' Rows with SASRec take {assistant_weight:.0%} of each step from a SASRec, as D3 '
-             'does; they are not saved.')
+         'the hit rate. Intervals that overlap do not settle which method is better. '
+         '{methods} IGD decoding favors tokens with gain, α = {alpha:g}. The saved model is the '
+         'generator with the best validation NDCG@10: {chosen}.')
+_DECODER = ('Transitions rank what followed the last two items in training, untrained. SASRec has '
+            'one token an item; all trainings have its recipe, budget and seed. The softmax over '
+            'children is normalized over the tokens that may follow a prefix, that over the '
+            'vocabulary over all.')
+_WEIGHTED = 'CE is plain cross-entropy; IGD tuning gives zero-gain tokens the weight {beta:g}.'
+_ASSISTED = (' Rows with an assistant take {assistant_weight:.0%} of each step from a SASRec, as '
+             'D3 does; they are not saved.')
 _EVERY = [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)]
 
 def _results(page: Page, m: dict, evaluations: list, trainings: dict) -> None:
     "Key figures, the table of methods, learning curves"
     recall = {e.name: f'{e["recall@10"]:.4f}' for e in evaluations}
-    figures = {f'Recall_at_10_of_{name}': recall[name] for name in ('popularity', m['chosen'])}
+    shown = [name for name in ('popularity', 'SASRec', m['chosen']) if name in recall]
+    figures = {f'Recall_at_10_of_{name}': recall[name] for name in shown}
     page.add('Results', _facts(**figures, zero_gain_tokens=f'{m["zero_gain_share"]:.1%}',
                               collisions_before_repair=f'{m["collisions_before"]["rate"]:.2%}',
                               minutes=f'{sum(m["seconds"].values())/60:.1f}'))
-    note = _NOTE + _ASSISTED*(m['config']['assistant_weight'] > 0)
+    c = m['config']
+    methods = (_DECODER if c['backbone'] == 'packed' else _WEIGHTED).format(**c)
+    note = _NOTE + _ASSISTED*(c['assistant_weight'] > 0)
     page.add('All methods', metrics_table(evaluations),
              metrics_table(evaluations, _EVERY, intervals=False),
-             note=note.format(**m['config'], chosen=m['chosen']))
+             note=note.format(**c, methods=methods, chosen=m['chosen']))
     page.add('Learning', plot_learning(trainings, m['methods']['popularity']['valid_ndcg@10']))
 
 # %% ../nbs/85_pages.ipynb #14174542

@@ -17,7 +17,8 @@ from .objectives import make_weighting
 from .beam_search import DecodeConfig
 from .train import TrainConfig
 from .tokenizer_config import TOKENIZERS, TokenizerConfig, _lm_name
-from .generators import _check_backbone, _check_model, train_defaults
+from .generators import (_check_backbone, _check_model, _model_defaults,
+                                  train_defaults)
 
 # %% ../nbs/81_rec_config.ipynb #f69b6742
 def _source(x) -> TokenizerConfig | str:
@@ -60,13 +61,14 @@ def _check_sources(sources: list) -> None:
 class RecommenderConfig:
     "All settings of a `GenerativeRecommender`"
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig) # how items get their paths
-    identifiers: Annotated[list, BeforeValidator(_sources)] = field(default_factory=list) # further
+    identifiers: Annotated[list, BeforeValidator(_sources)] = field(default_factory=list)
+                                 # further ones of an item
     backbone: Literal['packed', 't5', 'llm'] = 'packed' # kind of generator, see `BACKBONES`
-    model: dict = field(default_factory=dict) # changes to the backbone's settings
+    model: dict = field(default_factory=dict) # changes to `_model_defaults`
     gain: Literal['global', 'conditional'] = 'global' # IGD's gain, or renormalized at each prefix
-    weighting: str = 'igd' # of tokens in training, a name that `make_weighting` knows
+    weighting: str | None = None # of tokens in training; None: 'ce' for 'packed', else 'igd'
     weighting_options: dict = field(default_factory=dict) # its settings; that of IGD is `beta`
-    beta: Share = .1 # IGD-tuning: weight of zero-gain tokens; 1: plain cross-entropy
+    beta: Share | None = None # IGD-tuning: weight of zero-gain tokens, 1: plain; None: .1
     train: Annotated[dict | TrainConfig, Field(union_mode='left_to_right')] = \
         field(default_factory=dict) # changes to `train_defaults`, or all
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -75,15 +77,25 @@ class RecommenderConfig:
     def __post_init__(self):
         method = self.tokenizer.method
         _check_backbone(self.backbone, self.titles, TOKENIZERS[method].ragged, method)
-        if not isinstance(self.train, TrainConfig):
-            given = train_defaults(self.backbone) | self.train
-            self.train = read_settings(TrainConfig, given, 'train')
+        self._fill_defaults()
         if self.backbone == 'llm': self._name_language_model()
         _check_model(self.backbone, self.model, 'model', self.titles, self.weighting)
         require(self.weighting != 'igd' or 'beta' not in self.weighting_options,
                 'weighting_options: the beta of igd is a setting of its own, beta', SettingError)
         self.rule, self.tokenizer_config                       # raise for what does not fit
         self._check_identifiers()
+
+# %% ../nbs/81_rec_config.ipynb #8e07ed61
+@patch
+def _fill_defaults(self: RecommenderConfig) -> None:
+    "What depends on the backbone; a `beta` asks for the weighting it belongs to"
+    if not isinstance(self.train, TrainConfig):
+        given = train_defaults(self.backbone) | self.train
+        self.train = read_settings(TrainConfig, given, 'train')
+    self.model = {**_model_defaults(self.backbone), **self.model}
+    plain_ce = self.backbone == 'packed' and self.beta is None
+    self.weighting = self.weighting or ('ce' if plain_ce else 'igd')
+    self.beta = .1 if self.beta is None else self.beta
 
 # %% ../nbs/81_rec_config.ipynb #ce30bbe9
 @patch(as_prop=True)

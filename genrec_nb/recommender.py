@@ -20,17 +20,18 @@ from .core import (FileError, GenrecError, GenrecWarning, SettingError,
 from .data import Cases, Catalog, Dataset, Split, leave_one_out
 from .embed import embed_texts
 from .kmeans import load_quantizer
-from .semantic_ids import EOS, Identifiers
+from .semantic_ids import Identifiers
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
-from .beam_search import DecodeConfig, decoding_weights
-from .exact import ExactConfig, combine, exact_scores, fit_weights
+from .beam_search import DecodeConfig
+from .exact import ExactConfig, fit_weights
 from .search import search_each
 from .rank import rank_each as rank_each_user
 from .train import fit as train_model
 from .tokenizer import Tokenized, _given_identifiers, tokenize_items
-from .explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
-                                    TokenPart)
+from .explanations import Explanation, JointExplanation, Recommendation, Recommendations
+from .token_scores import (_compare_items, _path_words, _token_parts,
+                                    _token_probabilities)
 from .generators import BACKBONES, _check_base, _make_model
 from .rec_config import RecommenderConfig, _check_sources, _source_names
 
@@ -77,7 +78,8 @@ def several(self: GenerativeRecommender) -> bool: return len(self.identifiers) >
 @patch
 def _place(self: GenerativeRecommender) -> None:
     "Tries and gains to the model's device"
-    self.tries, self.gains = ([x.to(self.model.device) for x in part] for part in (self.tries, self.gains))
+    self.tries = [t.to(self.model.device) for t in self.tries]
+    self.gains = [g.to(self.model.device) for g in self.gains]
 
 @patch(as_prop=True)
 def names(self: GenerativeRecommender) -> list[str]: # of the identifiers
@@ -236,45 +238,10 @@ def _one_case(items: list[int]) -> Cases:
 # %% ../nbs/81_recommender.ipynb #20c2ad35
 @patch
 def path_words(self: GenerativeRecommender, path: np.ndarray) -> list[str]: # int [T] -> T words
-    "A path as a person reads it"
-    if self.ids.backbone_ids is None or not hasattr(self.model, 'tokenizer'):
-        return [self.ids.tokens[int(t)] for t in path]
-    own = self.ids.backbone_ids[path[path != EOS]].tolist()
-    so_far = self.model.tokenizer.batch_decode(
-        [own[:t + 1] for t in range(len(own))], clean_up_tokenization_spaces=False)
-    words, shown = [], ''
-    for text in so_far:
-        whole = not text.endswith('\ufffd')
-        words.append(text[len(shown):].replace('\n', '⏎') if whole else '·')
-        if whole: shown = text
-    return words + ['∎']*(len(path) - len(own))
+    "A path of the tokenizer's identifiers as a person reads it"
+    return _path_words(self.ids, path, getattr(self.model, 'tokenizer', None))
 
 # %% ../nbs/81_recommender.ipynb #d3ab2d8f
-def _token_probabilities(model, items: list[int], path: torch.Tensor) -> torch.Tensor:
-    "Probability float [T] of each token of a path, normalized as the model was trained"
-    model.eval()
-    logits, state = model.prefill(torch.tensor([items], device=path.device))
-    p = []
-    for token in path:
-        p.append(logits[0, 0].float().softmax(0)[token])
-        if len(p) == len(path): return torch.stack(p)
-        logits = model.decode_step(state, token.view(1, 1), torch.zeros_like(token).view(1, 1))
-
-# %% ../nbs/81_recommender.ipynb #e3813140
-@patch
-def _explained(self: GenerativeRecommender, item: int, n: int, p, alpha: float) -> Explanation:
-    "Identifier n of an item whose tokens have probabilities p [T]"
-    ids, trie, gain = (x[n] for x in (self.identifiers, self.tries, self.gains))
-    path = ids.path(item)
-    nodes = trie.walk(torch.as_tensor(path.astype(np.int64), device=trie.device))
-    choices = trie.n_children[trie.parent[nodes]]
-    weights = decoding_weights(trie, gain, alpha)[nodes]
-    columns = [x.tolist() for x in (choices, p, gain[nodes], weights)]
-    words = self.path_words(path) if n == 0 else [ids.tokens[int(t)] for t in path]
-    parts = [TokenPart(*row) for row in zip(words, *columns)]
-    return Explanation(self.catalog.titles[item], parts, alpha, self.config.decode.length_penalty)
-
-# %% ../nbs/81_recommender.ipynb #a96e894d
 @patch
 @torch.inference_mode()
 def explain(self: GenerativeRecommender,
@@ -284,43 +251,17 @@ def explain(self: GenerativeRecommender,
 ) -> Explanation | JointExplanation: # one line a token
     "Probability, gain and weight of every token of an item's path, without an assistant model"
     items, target = self.find_items(history), self.find_items([item])[0]
-    alpha = self.config.decode.alpha if alpha is None else alpha
-    if self.several: return self._explain_jointly(items, target, alpha)
-    path = torch.as_tensor(self.ids.path(target).astype(np.int64), device=self.model.device)
-    p = _token_probabilities(self.model, items[-self.model.config.max_items:], path)
-    return self._explained(target, 0, p, alpha)
-
-# %% ../nbs/81_recommender.ipynb #c47ae11f
-def _level_probabilities(model, hidden: torch.Tensor, n: int, item: int) -> torch.Tensor: # [L]
-    "Probability of each token of an item's identifier n after a hidden state [d]"
-    u, before, out = hidden[None], model.trees[n].before[item], []
-    first = model.starts[n]
-    for l in range(first, model.starts[n + 1]):
-        code = model.paths[item, l] - model.first[l]
-        out.append(model.node_logits(u, before[l - first, None], l).softmax(-1)[0, code])
-        u = u + model.codes[l](code)
-    return torch.stack(out)
-
-# %% ../nbs/81_recommender.ipynb #8861a64e
-@patch
-def _explain_jointly(
-    self: GenerativeRecommender, items: list[int], target: int, alpha: float
-) -> JointExplanation:
-    "The tokens of every identifier, beside those of the best other item that was not seen"
-    model, exact = self.model.eval(), self.exact(self.config.decode)
-    decode = replace(self.config.decode, alpha=alpha, assistant_weight=0.)
-    read = torch.tensor([items[-model.config.max_items:]], device=model.device)
-    (found,) = exact_scores(model, read, replace(decode, exclude_seen=False), self.gains)
-    total, hidden = combine(found.logp, exact)[0], model.last_hidden(read)[0]
-    others = total.index_fill(0, torch.tensor([*items, target], device=model.device), -torch.inf)
-    rival, parts = int(others.argmax()), []
-    for n, tree in enumerate(model.trees):
-        pair = [self._explained(i, n, _level_probabilities(model, hidden, n, i), alpha)
-                for i in (target, rival)]
-        for e, i in zip(pair, (target, rival)): e.share = float(tree.share[i])
-        parts.append(pair)
-    weights = exact.weights or [1/len(parts)]*len(parts)
-    return JointExplanation.compare(self.names, parts, weights, exact.combine, float(total[target]))
+    decode = replace(self.config.decode, assistant_weight=0., exclude_seen=False)
+    if alpha is not None: decode = replace(decode, alpha=alpha)
+    titles, read = self.catalog.titles, items[-self.model.config.max_items:]
+    if not self.several:
+        path = torch.as_tensor(self.ids.path(target).astype(np.int64), device=self.model.device)
+        parts = _token_parts(self.path_words(path.cpu().numpy()), path, self.trie, self.gain,
+                             _token_probabilities(self.model, read, path), decode.alpha)
+        return Explanation(titles[target], parts, decode.alpha, decode.length_penalty)
+    found = _compare_items(self.model, self.identifiers, read, target, items, titles, self.gains,
+                           decode, self.exact(decode))
+    return JointExplanation.compare(self.names, **found)
 
 # %% ../nbs/81_recommender.ipynb #16ab13b7
 _CARD = """---
@@ -330,9 +271,11 @@ _CARD = """---
 # {{ name }}
 
 A generative recommender over {{ '{:,}'.format(rec.catalog | length) }} items, made with genrec_nb:
-each item is {% if rec.several %}{{ rec.names | length }} paths of tokens ({{ rec.names | join(', ') }}), each with its own probability,
-combined as a {{ rec.config.decode.combine }}.
-{%- else %}a path of {{ rec.names[0] }} tokens, generated one by one inside a trie.{% endif %}
+each item is {% if rec.several -%}
+{{ rec.names | length }} paths of tokens ({{ rec.names | join(', ') }}), each with a probability of
+its own; they make a {{ rec.config.decode.combine }}.
+{%- else -%}
+a path of {{ rec.names[0] }} tokens, generated one by one inside a trie.{% endif %}
 
 
 | | |

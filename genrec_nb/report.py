@@ -140,19 +140,21 @@ class Page:
         return Path(path)
 
 # %% ../nbs/82_report.ipynb #a068c48e
+_COLORS = (GREY, ORANGE, BLUE, GREEN, '#CC79A7', '#E69F00')
+
 def plot_learning(
     results: dict, # name -> `FitResult`
     floor: float | None = None, # NDCG@10 of popularity on the validation users
 ) -> plt.Figure:
     "Training loss and validation NDCG of each training"
     fig, (loss, ndcg) = plt.subplots(1, 2, figsize=(9, 3.2), layout='constrained')
-    for (name, r), color, mark in zip(results.items(), (BLUE, ORANGE, GREEN), 'os^'):
+    for (name, r), color, mark in zip(results.items(), _COLORS, 'os^vDP'):
         loss.plot(*zip(*r.losses), color=color, label=name)
         ndcg.plot(*zip(*r.curve()), color=color, marker=mark, ms=4, label=name)
         ndcg.plot(r.best_epoch, r.best, marker='*', ms=13, color=color, mec='white')
     if floor is not None: ndcg.axhline(floor, color=GREY, ls='--', label='popularity')
     loss.set(title='Does the loss fall?', xlabel='epoch',
-             ylabel='weighted cross-entropy [nats per token]')
+             ylabel='loss [nats; per token under the vocabulary, else per item]')
     ndcg.set(title='Do the rankings improve? ★ = kept', xlabel='epoch',
              ylabel='NDCG@10, validation', ylim=(0, None))
     for ax in (loss, ndcg): ax.legend(fontsize=8)

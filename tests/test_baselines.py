@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from safetensors.torch import save_file
-from genrec_nb.baselines import LightGCNConfig, _NegativeSampler, bpr_loss, _check_item_vectors, _fill_cold, _interaction_matrix, _load_vectors, _normalized_graph, propagate, _top_items, train_lightgcn
+from genrec_nb.baselines import LightGCNConfig, _NegativeSampler, bpr_loss, _check_item_vectors, _fill_cold, _interaction_matrix, _load_vectors, _normalized_graph, propagate, _top_items, train_lightgcn, transition_ranking
 from genrec_nb.core import GenrecError
 from genrec_nb.data import Cases, Interactions, Split
+from genrec_nb.metrics import popularity_ranking
 from oracles import few, quick
 
 def ring(users=60, items=24, cold=2, seed=0):
@@ -114,3 +115,19 @@ def test_files_that_are_not_vectors(tmp_path):
 def test_whole_numbers_and_halves_become_float32():
     assert _check_item_vectors(np.array([[1, 2], [3, 4]]), 2, 'x').dtype == np.float32
     assert _check_item_vectors(np.array([[1, 2], [3, 4]], np.float16), 2, 'x').dtype == np.float32
+
+
+@few
+@given(st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6), min_size=1, max_size=8), st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=4), min_size=1, max_size=4), st.booleans())
+def test_transitions_by_counting(histories, asked, exclude):
+    "Shares of successors by a double loop; the one before last counts half; equal scores by popularity"
+    train = Interactions(np.concatenate(histories), np.cumsum([0] + [len(h) for h in histories]), list(map(str, range(len(histories)))), 8)
+    cases = Cases(np.arange(len(asked)), np.concatenate(asked), np.cumsum([0] + [len(h) for h in asked]), np.zeros(len(asked), int))
+    ranked, popular = transition_ranking(train, cases, 8, exclude), popularity_ranking(train.item_counts(), cases, 8, False)[0].tolist()
+    def share(i, j):
+        after = [b for h in histories for a, b in zip(h, h[1:]) if a == i]
+        return after.count(j)/len(after) if after else 0
+    for history, row in zip(asked, ranked.tolist()):
+        score = {j: share(history[-1], j) + (share(history[-2], j)/2 if len(history) > 1 else 0) for j in range(8) if not (exclude and j in history)}
+        want = sorted(score, key=lambda j: (-round(score[j], 9), popular.index(j)))
+        assert row == want + [-1]*(8 - len(want))

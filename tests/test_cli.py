@@ -73,7 +73,7 @@ def test_options_are_settings(seen, tmp_path):
     line('run', 'shop', '--set', 'train.lr=1e-3', '--set', 'seed=3', '--tokenizer', 'method=letter', '--tokenizer', 'levels=4', '--tokenizer', 'clusters=8',
          '--model', 'd-model=32', '--trainer', 'report_to=tensorboard', '--device', 'cpu', '--out', tmp_path/'o')
     (config, folder, resume, how), = seen
-    assert (config.data, config.train.lr, config.seed, config.model, config.trainer) == ('shop', 1e-3, 3, {'d_model': 32}, {'report_to': 'tensorboard'})
+    assert (config.data, config.train.lr, config.seed, config.model['d_model'], config.trainer) == ('shop', 1e-3, 3, 32, {'report_to': 'tensorboard'})
     assert (config.tokenizer.method, config.tokenizer.levels, config.tokenizer.options) == ('letter', 4, {'clusters': 8})
     assert (folder, resume, how) == (tmp_path/'o', False, {'device': 'cpu'})
 
@@ -105,7 +105,7 @@ def test_a_run_prints_its_table_and_writes_its_settings(finished, seen, tmp_path
     out, text = finished
     metrics = json.loads((out/'metrics.json').read_text())
     assert all(m in text for m in metrics['methods']) and f'★ {metrics["chosen"]}' in text and 'zero-gain' in text
-    assert f'{metrics["methods"]["CE"]["ndcg@10"]:.4f}'.removeprefix('0') in text
+    assert f'{metrics["methods"]["children softmax"]["ndcg@10"]:.4f}'.removeprefix('0') in text
     line('run', out/'config.toml', '--out', tmp_path/'again')
     line('run', '--resume', '--out', out)
     assert [asdict(c) for c, *_ in seen] == [asdict(load_config(out/'config.toml'))]*2 and metrics['config'] == plain(asdict(seen[0][0]))

@@ -16,9 +16,9 @@ from genrec_nb.pipeline import pack, _ranked_lists, run_trials, unpack
 from genrec_nb.run import RunConfig, _open_run, load_config, run, tokenize
 from genrec_nb.trial import _content_digest
 
-METHODS = ['CE', 'CE + IGD decoding', 'IGD tuning', 'IGD tuning + decoding']
+METHODS = ['children softmax', 'children softmax + IGD decoding', 'several identifiers', 'several identifiers + IGD decoding']
 TINY = dict(tokenizer=dict(method='rqkmeans', encoder='tfidf', size=6, levels=2), model=dict(d_model=16, num_heads=2, num_layers=1),
-            train=dict(epochs=2, batch_size=16, lr=5e-3, eval_every=1))
+            train=dict(epochs=2, batch_size=16, lr=5e-3, eval_every=1), compare=['children'])
 
 
 def small_config(data, **changes): return read_settings(RunConfig, TINY | dict(data=str(data)) | changes)
@@ -26,8 +26,8 @@ def small_config(data, **changes): return read_settings(RunConfig, TINY | dict(d
 
 def plain_run(metrics, data, folder, resume=False, **changes):
     "A run of cross-entropy alone has the figures of the run with two trainings"
-    found = run(small_config(data, weighting='ce', **changes), folder, resume, jobs=1)['methods']
-    assert list(found) == ['popularity', *METHODS[:2]] and found == {name: metrics['methods'][name] for name in found}
+    found = run(small_config(data, identifiers='', **changes), folder, resume, jobs=1)['methods']
+    assert list(found) == ['popularity', 'transitions', *METHODS[:2]] and found == {name: metrics['methods'][name] for name in found}
 
 
 def trials_of(config):
@@ -61,7 +61,7 @@ def test_a_run_leaves_what_it_promises(finished):
     data, folder, metrics = finished
     stored = json.loads((folder/'metrics.json').read_text())
     assert stored == json.loads(json.dumps(metrics))
-    assert list(stored['methods']) == ['popularity', *METHODS] and stored['users'] == 77 and stored['skipped_users'] == 3
+    assert list(stored['methods']) == ['popularity', 'transitions', *METHODS] and stored['users'] == 77 and stored['skipped_users'] == 3
     for m in stored['methods'].values():
         for x in ('recall', 'ndcg', 'mrr'):
             for k in (1, 5, 10, 20):
@@ -81,10 +81,10 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_the_metrics_are_those_of_the_stored_lists(finished):
     data, folder, metrics = finished
     trials, _, split = trials_of(small_config(data))
-    lists = _ranked_lists(trials['igd'], folder, 'igd')['test']
+    lists = _ranked_lists(trials['several'], folder, 'igd')['test']
     by_hand = evaluate_ranking(lists, split.test, split.train)
-    assert metrics['methods']['IGD tuning + decoding']['ndcg@10'] == pytest.approx(by_hand['ndcg@10'])
-    rec = GenerativeRecommender.from_pretrained(folder/'work'/trials['igd'].key/'model')
+    assert metrics['methods']['several identifiers + IGD decoding']['ndcg@10'] == pytest.approx(by_hand['ndcg@10'])
+    rec = GenerativeRecommender.from_pretrained(folder/'work'/trials['several'].key/'model')
     assert (rec.rank(split.test, 20, replace(rec.config.decode, alpha=.2)) == lists).all()
 
 
@@ -93,25 +93,25 @@ def test_an_assistant_and_a_sample_of_users(finished, pages, tmp_path):
     data, before, _ = finished
     config, out = small_config(data, assistant_weight=.5, users=20), tmp_path/'out'
     got = run(config, out, jobs=1)
-    both = [f'{n} + SASRec' for n in METHODS]
-    assert list(got['methods']) == ['popularity', 'SASRec', *METHODS[:2], *both[:2], *METHODS[2:], *both[2:]]
+    both = [f'{n} + assistant' for n in METHODS]
+    assert list(got['methods']) == ['popularity', 'transitions', 'assistant', *METHODS[:2], *both[:2], *METHODS[2:], *both[2:]]
     assert got['users'] == 20 and got['chosen'] in METHODS and {n for n, m in got['methods'].items() if m['assistant_weight']} == set(both)
     trials, _, split = trials_of(config)
     (kept,) = (p for p in (out/'work').glob('sasrec-*') if p.is_dir())
-    rec, assistant = GenerativeRecommender.from_pretrained(out/'work'/trials['igd'].key/'model'), load_ranker(kept)
-    for name, w, alpha in (('IGD tuning + decoding + SASRec', .5, .2), ('IGD tuning', 0., 0.)):
+    rec, assistant = GenerativeRecommender.from_pretrained(out/'work'/trials['several'].key/'model'), load_ranker(kept)
+    for name, w, alpha in (('several identifiers + IGD decoding + assistant', .5, .2), ('several identifiers', 0., 0.)):
         rank = lambda cases: rec.rank(cases, 20, replace(rec.config.decode, alpha=alpha, assistant_weight=w), assistant)
         assert got['methods'][name]['ndcg@10'] == pytest.approx(evaluate_ranking(rank(split.test), split.test, split.train)['ndcg@10'])
         assert got['methods'][name]['valid_ndcg@10'] == pytest.approx(ranking_metrics(rank(split.valid), split.valid.targets, (10,))['ndcg@10'])
     page = (out/'report.html').read_text()
-    assert '20 test users, sampled once' in page and '50% of each step from a SASRec' in page and 'SASRec' not in (before/'report.html').read_text()
+    assert '20 test users, sampled once' in page and '50% of each step from a SASRec' in page and '+ assistant' not in (before/'report.html').read_text()
     with pytest.raises(GenrecError, match=r'other settings \(assistant_weight\)'): run(replace(config, assistant_weight=.3), out, resume=True)
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_does_not(finished, tmp_path):
     data, _, metrics = finished
     assert run(small_config(data), tmp_path/'again', jobs=1)['methods'] == metrics['methods']
-    assert run(small_config(data, seed=1, weighting='ce'), tmp_path/'other', jobs=1)['methods']['CE'] != metrics['methods']['CE']
+    assert run(small_config(data, seed=1, identifiers=''), tmp_path/'other', jobs=1)['methods']['children softmax'] != metrics['methods']['children softmax']
 
 
 @pytest.mark.slow                                           # as is test_several_processes_give_the_same_rows of grids, which is quick
@@ -150,11 +150,11 @@ def test_leaks_neither_validation_nor_test_items_touch_what_is_learned(finished,
     shutil.copytree(data, tmp_path/'toy')
     change_held_out(tmp_path/'toy')
     second = run(small_config(tmp_path/'toy'), tmp_path/'b', jobs=1)
-    assert first['methods']['CE'] != second['methods']['CE']
+    assert first['methods']['children softmax'] != second['methods']['children softmax']
     a, b = (GenerativeRecommender.from_pretrained(f/'model') for f in (folder, tmp_path/'b'))
     assert a.ids == b.ids and (a.counts == b.counts).all() and (a.gain == b.gain).all()
     def losses(config, folder, name): return [l['loss'] for l in read_json(folder/'work'/trials_of(config)[0][name].key/'trained.json')['logs'] if 'loss' in l]
-    for name in ('ce', 'igd'): assert losses(small_config(data), folder, name) == losses(small_config(tmp_path/'toy'), tmp_path/'b', name)
+    for name in ('children', 'several'): assert losses(small_config(data), folder, name) == losses(small_config(tmp_path/'toy'), tmp_path/'b', name)
 
 
 def test_given_identifiers(finished, tmp_path):
@@ -173,13 +173,13 @@ def test_data_without_texts(tmp_path):
     with pytest.raises(MissingTextError, match='tokenizers without text: .*random'): run(small_config(bare), tmp_path/'x')
     with pytest.raises(MissingTextError, match='weighting fg'): run(small_config(bare, tokenizer=dict(method='random', size=20), weighting='fg'), tmp_path/'x')
     assert not (tmp_path/'x').exists()
-    assert run(small_config(bare, tokenizer=dict(method='random', size=8), weighting='ce', train=dict(epochs=1)), tmp_path/'r', jobs=1)['collisions']['rate'] == 0
+    assert run(small_config(bare, tokenizer=dict(method='random', size=8), identifiers='', train=dict(epochs=1)), tmp_path/'r', jobs=1)['collisions']['rate'] == 0
 
 
 @pytest.mark.parametrize('weighting, options', [('fg', dict(scale=8.)), ('multi', dict(half_life=2.)), ('ce', {})])
 def test_any_weighting_can_be_run(finished, tmp_path, weighting, options):
     data, folder, plain = finished
-    config = small_config(data, weighting=weighting, weighting_options=options)
+    config = small_config(data, weighting=weighting, weighting_options=options, identifiers='')
     shutil.copytree(folder/'work', tmp_path/'out'/'work')                       # plain cross-entropy is done already
     shutil.copytree(folder/'identifiers', tmp_path/'out'/'identifiers')
     shutil.copy(folder/'config.toml', tmp_path/'out'/'config.toml')
@@ -187,8 +187,8 @@ def test_any_weighting_can_be_run(finished, tmp_path, weighting, options):
     _open_run(tmp_path/'new', config, False)
     shutil.copy(tmp_path/'new'/'config.toml', tmp_path/'out'/'config.toml')
     metrics = run(config, tmp_path/'out', resume=True, jobs=1)
-    assert list(metrics['methods']) == ['popularity', 'CE', 'CE + IGD decoding', *([] if weighting == 'ce' else [weighting, f'{weighting} + IGD decoding'])]
-    assert metrics['methods']['CE'] == plain['methods']['CE']                   # the same training whatever it is compared with
+    assert list(metrics['methods']) == ['popularity', 'transitions', *METHODS[:2], *([] if weighting == 'ce' else [weighting, f'{weighting} + IGD decoding'])]
+    assert metrics['methods']['children softmax'] == plain['methods']['children softmax']                   # the same training whatever it is compared with
 
 
 def test_a_folder_belongs_to_one_run(finished, tmp_path):
@@ -214,8 +214,28 @@ def test_a_first_stage_that_fails_leaves_no_folder(tmp_path, monkeypatch):
     assert (tmp_path/'out'/'config.toml').is_file()                             # it was there before
 
 
+def test_every_row_of_the_table(finished, tmp_path):
+    "By default SASRec and both softmaxes stand beside several identifiers; what comes out the same is trained once"
+    data, folder, plain = finished
+    def rows(**changes): return list(small_config(data, **{**dict(compare=('SASRec', 'vocabulary', 'children')), **changes}).recommenders)
+    assert RunConfig().compare == ('SASRec', 'vocabulary', 'children') and [s.method for s in RunConfig().identifiers] == ['item']
+    assert rows() == ['SASRec', 'vocabulary', 'children', 'several'] and rows(identifiers='') == ['SASRec', 'vocabulary', 'children']
+    assert rows(weighting='fg') == ['SASRec', 'vocabulary', 'children', 'fg', 'several'] and rows(compare=[]) == ['several']
+    assert rows(model=TINY['model'] | dict(softmax='vocabulary'), identifiers='') == ['SASRec', 'vocabulary', 'children']
+    assert rows(backbone='t5', model={}) == ['ce', 'igd'] and rows(beta=.3)[-2] == 'igd'
+    c = small_config(data, compare=['SASRec', 'vocabulary'], identifiers=['item', dict(method='random', size=9)], train=TINY['train'] | dict(epochs=1))
+    metrics = run(c, tmp_path/'out', jobs=1)
+    assert list(metrics['methods']) == ['popularity', 'transitions', 'SASRec', 'vocabulary softmax', *METHODS[2:]] and metrics['chosen'] != 'SASRec'
+    trials, _, split = trials_of(c)
+    rec = GenerativeRecommender.from_pretrained(tmp_path/'out'/'work'/trials['SASRec'].key/'model')
+    assert rec.ids.kind == 'item' and rec.model.config.head_ff == 0
+    assert metrics['methods']['SASRec']['ndcg@10'] == pytest.approx(evaluate_ranking(rec.rank(split.test), split.test, split.train)['ndcg@10'])
+    assert load_config(tmp_path/'out'/'config.toml') == c
+
+
 @pytest.mark.parametrize('given, message', [
-    (dict(weighting='igdd'), "did you mean 'igd'"), ({'weighting_options.beta': .5}, 'a setting of its own'), (dict(split='tim'), 'leave-one-out, time'),
+    (dict(compare=['SASRek']), 'expected one of SASRec, vocabulary, children'), (dict(identifiers='itme'), "did you mean 'item'"),
+    (dict(weighting='igdd'), "did you mean 'igd'"), ({'weighting_options.beta': .5, 'weighting': 'igd'}, 'a setting of its own'), (dict(split='tim'), 'leave-one-out, time'),
     (dict(users=0), 'users is 0'), (dict(alpha=1.5), 'alpha is 1.5'), ({'decode.alpha': .1}, 'a setting of its own, alpha'), ({'train.lrr': 1}, "did you mean 'lr'"),
     ({'train.epochs': 0}, 'epochs is 0'), ({'tokenizer.method': 'tree'}, "backbone 't5'"), ({'tokenizer.method': 'title'}, "backbone 'llm'"), (dict(aplha=.1), "did you mean 'alpha'"),
     ({'model.dmodel': 3}, "did you mean 'd_model'")])
@@ -228,7 +248,7 @@ def test_settings_from_a_file_and_by_name(tmp_path):
     c = load_config(tmp_path/'c.toml', {'train.epochs': 9, 'seed': 3})
     assert (c.data, c.train.lr, c.train.epochs, c.seed) == ('x', 1e-3, 9, 3)
     q = load_config(overrides={'train.lr': 1e-3}, quick=True)
-    assert (q.tokenizer.method, q.tokenizer.encoder, q.train.epochs, q.train.lr) == ('rqkmeans', 'tfidf', 8, 1e-3)
+    assert (q.tokenizer.method, q.tokenizer.encoder, q.train.epochs, q.train.lr) == ('rqkmeans', 'tfidf', 2, 1e-3)
 
 
 # ---- trials --------------------------------------------------------------------------------------------------------------
@@ -236,7 +256,7 @@ def test_settings_from_a_file_and_by_name(tmp_path):
 def test_a_trial_is_named_by_contents(finished, tmp_path):
     data, folder, _ = finished
     shutil.copytree(data, tmp_path/'moved'/'toy')
-    key = lambda **c: trials_of(small_config(**c))[0]['igd'].key
+    key = lambda **c: trials_of(small_config(**c))[0]['several'].key
     here = key(data=data)
     assert key(data=tmp_path/'moved'/'toy') == here                             # wherever the data lie
     assert key(data=data, alpha=.3) == here                                     # α is a matter of decoding
@@ -252,11 +272,11 @@ def test_failures_are_rows_and_the_others_go_on(finished, tmp_path, monkeypatch)
     trials, _, _ = trials_of(config)
     real = pipeline._train_trial
     def train(trial, *a):
-        if trial.label == 'ce': raise RuntimeError('out of memory')
+        if trial.label == 'children': raise RuntimeError('out of memory')
         return real(trial, *a)
     monkeypatch.setattr(pipeline, '_train_trial', train)
-    failed, row = run_trials([(t, config.decodings) for t in trials.values()], folder)
-    assert failed['kind'] == 'failure' and failed['error'] == 'ce: out of memory' and row['kind'] == 'trial' and set(row['decodings']) == {'plain', 'igd'}
+    failed, row = run_trials([(t, config.decodings(n)) for n, t in trials.items()], folder)
+    assert failed['kind'] == 'failure' and failed['error'] == 'children: out of memory' and row['kind'] == 'trial' and set(row['decodings']) == {'plain', 'igd'}
 
 
 @quick

@@ -1,7 +1,6 @@
 "Several identifiers of an item: one is the single model bit for bit, products by hand, saved, killed and resumed, explained, cold items, refusals."
-import itertools, json
+import json
 from dataclasses import asdict, replace
-from pathlib import Path
 import numpy as np
 import pytest
 import torch
@@ -15,9 +14,8 @@ from genrec_nb.rec_config import RecommenderConfig, _source_names
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.sequential_baselines import SASRec, SASRecConfig
-from genrec_nb.tokenizer import Tokenized, tokenize_items
+from genrec_nb.tokenizer import tokenize_items
 from genrec_nb.train import TrainConfig, fit
-from oracles import packed
 
 N = 24
 QUICK = dict(epochs=2, batch_size=8, eval_every=1, lr=5e-3)
@@ -77,7 +75,7 @@ def test_a_list_of_one_is_the_single_model_bit_for_bit(tmp_path):
     made = tokenize_items(DATA, SPLIT, c.tokenizer_config)
     one = GenerativeRecommender.fit(DATA, c, SPLIT, made)
     other = GenerativeRecommender.fit(DATA, c, SPLIT, [made])
-    alone = item_decoder(made.ids, counts=one.counts, **MODEL)
+    alone = item_decoder(made.ids, counts=one.counts, **c.model)
     fit(alone, SPLIT.train, SPLIT.valid, alone.tries, c.rule.objective(alone.tries, [made.ids], counts=one.counts, gain=one.gains), replace(c.train, seed=0), tmp_path)
     for a, b, d in zip(one.model.parameters(), other.model.parameters(), alone.parameters()): assert torch.equal(a, b) and torch.equal(a, d)
     assert one.result.logs[0]['loss'] == other.result.logs[0]['loss'] and not one.several and one.weights == {}
