@@ -169,7 +169,7 @@ _Source = Annotated[str | None, typer.Argument(
          'files, or with interactions.csv and items.csv (or .parquet); such a table; or settings, '
          'as a run writes them to config.toml.')]
 _Out = _may(Path, 'Folder for the results, runs/NAME if none is given.')
-_Quick = _flag('--quick', 'A rehearsal: few epochs, nothing downloaded but the data.')
+_Quick = _flag('--quick', 'A quick run: few epochs, nothing downloaded but the data.')
 _Resume = _flag('--resume', 'Continue an interrupted run, the newest or that of --out, with its '
                             'own settings.')
 _Set = _some('Any setting of config.toml by its dotted name: train.lr=1e-3, weighting=fg, '

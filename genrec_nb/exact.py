@@ -335,7 +335,7 @@ def item_nats(
     cases: Cases, # histories and their targets
     exact: ExactConfig = ExactConfig(), # of several identifiers
     memory: int = 2**26, # bytes
-) -> float: # nats an item
+) -> float: # nats per item
     "Mean $-\\ln P(\\mathrm{target} \\mid \\mathrm{history})$"
     history, _ = _histories(model, cases)
     targets, total = torch.from_numpy(cases.targets).long().to(history.device), 0.

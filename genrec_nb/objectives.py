@@ -69,7 +69,7 @@ class WeightedLoss(nn.Module):
 # %% ../nbs/33_objectives.ipynb #702a0cac
 @patch
 def _with_items(self: WeightedLoss, weights: Tensor, targets: Tensor) -> Tensor:
-    "Sums of weights [K], and in nats an item the numbers of deciding tokens and of items"
+    "Sums of weights [K], and in nats per item the numbers of deciding tokens and of items"
     if self.deciding is None: return weights
     more = [self.deciding[targets].sum(), weights.new_tensor(targets.numel())]
     return torch.cat([weights, torch.stack(more).to(weights)])
@@ -83,7 +83,7 @@ def _scale(self: WeightedLoss, totals: Tensor):
 # %% ../nbs/33_objectives.ipynb #711c6e49
 @patch
 def totals(self: WeightedLoss, targets: Tensor) -> Tensor: # float [1] or [3] for int64 [n] items
-    "What a step is divided by: weights; in nats an item also how many tokens decide, and items"
+    "What a step is divided by: weights; in nats per item also how many tokens decide, and items"
     return self._with_items(self.table[targets].sum()[None], targets)
 
 # %% ../nbs/33_objectives.ipynb #3def39cb
@@ -109,7 +109,7 @@ def place(self: WeightedLoss, device) -> WeightedLoss: # itself
 # %% ../nbs/33_objectives.ipynb #ee4645d1
 @patch
 def per_item(self: WeightedLoss, deciding: Tensor, identifiers: int = 1) -> WeightedLoss: # itself
-    "Nats an item instead of nats a token: only tokens with a sibling, bool [N, T], weigh anything"
+    "Nats per item instead of nats per token: only tokens with a sibling, bool [N, T], weigh anything"
     self.deciding, self.identifiers = deciding.to(self.table.device), identifiers
     self.table = self.table*(self.deciding if self.table.ndim == 2 else self.deciding[:, None])
     return self

@@ -72,7 +72,7 @@ def _merge(a: dict, b: dict) -> dict:
 def load_config(
     path: str | Path | None = None, # .toml or .json; None: the defaults
     overrides: dict | None = None, # name -> value; 'train.lr' is the `lr` in `train`
-    quick: bool = False, # a rehearsal: nothing is downloaded but the data, few epochs
+    quick: bool = False, # a quick run: nothing is downloaded but the data, few epochs
 ) -> RunConfig:
     "Read the settings of a run; raises `SettingError` for unknown names and impossible values"
     given = _read_spec(path) if path else {}

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from build_docs import Failed, Unobtainable, build, katex
+from build_docs import IMPORTS, Failed, Unobtainable, build, katex, one_fold
 from check_site import Page, check, css_urls, find_browser, js_urls
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason='smalldocs, which renders the site, needs Python 3.11')
@@ -70,6 +70,14 @@ def test_the_browser_sees_it(tmp_path):
     text = '\n'.join(check(tmp_path, shots=tmp_path/'shots')[0])
     assert (tmp_path/'shots'/'index.png').stat().st_size > 1000
     for found in ('requests http://127.0.0.1:9/x', 'planted', '1 formula(s) not rendered'): assert found in text, text
+
+
+def test_imports_in_a_row_are_one_fold():
+    cell = lambda kind, source: dict(cell_type=kind, source=source)
+    nb = dict(cells=[cell('code', IMPORTS + 'import a\n'), cell('code', '#| eval: false\n' + IMPORTS + 'import b'), cell('markdown', 'text'),
+                     cell('code', IMPORTS + 'import c'), cell('code', 'a + b')])
+    one_fold(nb)
+    assert [c['source'] for c in nb['cells']] == [IMPORTS + 'import a\nimport b', 'text', IMPORTS + 'import c', 'a + b']
 
 
 def test_readers_of_pages_styles_and_scripts():

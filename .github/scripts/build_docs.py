@@ -116,7 +116,7 @@ def prepare(nbs):
             hidden = re.match(r'#\|\s*(hide|echo: *false)', src)
             if not hidden and only_imports(src) and not re.match(r'#\|\s*export', src):
                 body = '\n'.join(line for line in src.split('\n') if not re.match(r'#\|', line))
-                c['source'] = f'#| eval: false\n#| code-fold: true\n#| code-summary: "Imports"\n{body}'
+                c['source'] = f'#| eval: false\n{IMPORTS}{body}'
                 continue
             if not re.match(r'#\|\s*(export|default_exp)', src) and re.search(r'\bimport\b', src) and 'show_doc(' not in src: c['source'] = '#| eval: false\n'+src
             if re.match(r'#\|\s*export\s*\n', src): c['source'] = re.sub(r'#\|\s*export', '#| exports', src, count=1)
@@ -137,7 +137,7 @@ def show_test_imports(nb):
     if not used: return
     at = next(i for i, c in enumerate(nb['cells']) if c['cell_type'] == 'code' and 'fastcore.test' in ''.join(c['source'])) + 1
     nb['cells'].insert(at, dict(cell_type='code', id='import-tests', metadata={}, outputs=[], execution_count=None,
-                                source=f'#| eval: false\n#| code-fold: true\n#| code-summary: "Imports"\nfrom fastcore.test import {", ".join(used)}'))
+                                source=f'#| eval: false\n{IMPORTS}from fastcore.test import {", ".join(used)}'))
 
 
 def process(work):
@@ -156,6 +156,7 @@ def process(work):
     return work/'_proc', cfg
 
 
+IMPORTS = '#| code-fold: true\n#| code-summary: "Imports"\n'
 FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
 
 
@@ -169,7 +170,7 @@ def heading_over_code(nb):
     for code in [c for c in cells if c['cell_type'] == 'code' and ''.join(c['source']).startswith(FOLD)]:
         code['source'] = ''.join(code['source'])[len(FOLD):]
         if only_imports(code['source']):
-            code['source'] = '#| code-fold: true\n#| code-summary: "Imports"\n' + code['source']
+            code['source'] = IMPORTS + code['source']
             continue
         names = [full_name(n) for n in ast.parse(code['source']).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
         at = cells.index(code)
@@ -180,6 +181,17 @@ def heading_over_code(nb):
         for c in docs: cells.remove(c)
         at = cells.index(code)
         cells[at:at] = [c for c in docs if doc_of(c)[0] != '_']         # contents list public names
+
+
+def one_fold(nb):
+    "Folded imports in a row become one fold."
+    kept = []
+    for c in nb['cells']:
+        head, fold, imports = ''.join(c['source']).partition(IMPORTS)
+        before = ''.join(kept[-1]['source']) if kept else ''
+        if c['cell_type'] == 'code' and fold and IMPORTS in before: kept[-1]['source'] = before.rstrip() + '\n' + imports
+        else: kept.append(c)
+    nb['cells'] = kept
 
 
 def full_name(node):
@@ -276,6 +288,7 @@ def settle(stage, site_url):
     for a, b in names.items():
         nb, depth = json.loads((stage/a).read_text()), a.count('/')
         heading_over_code(nb)
+        one_fold(nb)
         linked = lambda text: link_names(text, links.get(a, {}), Path(b).with_suffix('.html').name, lessons_by_name, depth)
         for c in nb['cells']:
             src = ''.join(c['source'])
