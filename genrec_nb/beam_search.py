@@ -56,7 +56,8 @@ class DecodeConfig:
     exclude_seen: bool = True # items of the user's history cannot come out
     assistant_weight: Share = 0. # share of an assistant's log-probability (D3), 0 = none
     search: Literal['auto', 'exact', 'beam'] = 'auto' # beam search, or the whole catalog
-    memory: Count = 2**26 # bytes for the scores of an exact search, at most
+    memory: Count = 2**26 # bytes for the scores of an item decoder's exact search, at most
+    expansions: Count = 1000 # prefixes a user, at most, in an exact search without heads for codes
 
 # %% ../nbs/50_beam_search.ipynb #c921e6dd
 def _unique_pairs(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: none -> [n]
@@ -179,11 +180,15 @@ def _merge_finished(finished: Beams, nodes: Tensor, scores: Tensor) -> Beams:
 
 # %% ../nbs/50_beam_search.ipynb #37e941ee
 @patch
+def bound(self: _Search, score: Tensor, length: int) -> Tensor:
+    "The most that prefixes of a length, with these scores, can still reach"
+    penalty = self.config.length_penalty
+    return score/(self.trie.max_depth if penalty > 0 else length + 1)**penalty
+
+@patch
 def drop_dead(self: _Search, score: Tensor, length: int, finished: Beams) -> Tensor:
     "Scores [B, k], minus infinity where a beam can no longer enter the finished ones"
-    penalty = self.config.length_penalty
-    bound = score/(self.trie.max_depth if penalty > 0 else length + 1)**penalty
-    return score.masked_fill(bound <= finished.scores[:, -1:], -torch.inf)
+    return score.masked_fill(self.bound(score, length) <= finished.scores[:, -1:], -torch.inf)
 
 # %% ../nbs/50_beam_search.ipynb #018525e9
 @torch.inference_mode()

@@ -53,6 +53,15 @@ def test_each_search_gives_its_own_lists():
     assert torch.equal(exact.items, wide.items)
     torch.testing.assert_close(exact.scores, wide.scores)
 
+def test_t5_by_branch_and_bound():
+    model, trie = t5(IDS), ItemTrie.build(IDS)
+    few, beam, wide = search_each(model, trie, HISTORY, 4, [DecodeConfig(search='exact', expansions=1), DecodeConfig(beams=2), DecodeConfig(beams=50)])
+    full, = search_each(model, trie, HISTORY, 4, [DecodeConfig(search='exact', beams=2)])
+    assert [f.search for f in (few, beam, full)] == ['branch and bound', 'beam', 'branch and bound'] and beam.proved is None
+    assert full.proved.all() and not few.proved.all() and torch.equal(full.items, wide.items)
+    empty, = search_each(model, trie, HISTORY[:0], 4, [DecodeConfig(search='exact')])
+    assert empty.items.shape == (0, 4)
+
 def test_several_identifiers_are_combined():
     model, mixture = three(), ExactConfig('mixture', (1., 2., 3.))
     found, = search_each(model, None, HISTORY, 4, exact=mixture)

@@ -15,6 +15,8 @@ from genrec_nb.data import Cases, Catalog, Dataset, Interactions, Split, leave_o
 from genrec_nb.diagnostics import CodeAnalysis
 from genrec_nb.embed import SentenceEncoder, TfidfEncoder
 from genrec_nb.exact import ExactConfig, ExactScores
+from genrec_nb.branch_and_bound import ProvedBeams, ProvedItems, proved_items
+from genrec_nb.search import Found, chosen_search, search_each
 from genrec_nb.experiments.execution import Plan
 from genrec_nb.experiments.grid import Grid, Tune
 from genrec_nb.experiments.results import Block, Results
