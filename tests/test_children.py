@@ -23,7 +23,7 @@ from test_train import Break, CODES, SPLIT, TITLES, same_end
 
 RAGGED = [[3, 4, EOS], [5, EOS], [6, 7, 8, EOS], [3, 5, EOS], [9, EOS], [6, 7, 3, EOS], [6, 4, EOS], [3, 4, EOS]]
 HISTORY = torch.tensor([[-1, -1, 0], [-1, 0, 1], [0, 1, 0]])
-DEEP = settings(max_examples=12, deadline=None)
+DEEP = settings(max_examples=8, deadline=None)
 
 def t5(ids, counts=None, sharp=3., **config):
     prior = 'none' if counts is None else 'trie'
@@ -319,3 +319,27 @@ def test_a_language_model_trains_and_resumes(tmp_path):
     with pytest.raises(KeyboardInterrupt): tiny_run(coded(), tmp_path/'b', 3, callbacks=[Break(5)])
     same_end(tiny_run(coded(), tmp_path/'b', 3, resume=True), whole)
     assert whole.losses[-1][1] < whole.losses[0][1]
+
+@pytest.mark.parametrize('make', [lambda: t5(TITLES), lambda: titles(n=24)], ids=['t5', 'titles'])
+def test_every_weighting_in_nats_an_item(make):
+    "D/n times the weighted mean over deciding tokens, by hand; what becomes the same"
+    model, rng = make(), np.random.default_rng(0)
+    trie, soft = ItemTrie.build(TITLES) if isinstance(model, TigerT5) else model.trie, model.soft
+    ids = TITLES if isinstance(model, TigerT5) else model.ids
+    facts = dict(counts=np.arange(1, 25), vectors=rng.normal(size=(24, 4)))
+    history, targets, value = users(24, n=6, seed=9).clamp(min=0), torch.arange(6)*4, {}
+    ways = dict(uniform={}, igd={}, position={}, front_greater={}, frequency={}, ranking={}, cft={}, multi={}) | {'fg-prefix': {}, 'igd ': dict(beta=.9), 'cft ': dict(lam=0.), 'ranking ': dict(tau=1.)}
+    for name, given in ways.items():
+        rule = make_weighting(name.strip(), **given)
+        loss = rule.objective(trie, ids, **facts).per_item(soft.deciding)
+        if name == 'multi': loss.set_pace(10)
+        with torch.no_grad():
+            out = model(history=history, targets=targets, tau=loss.tau, null_history=loss.null_history)
+            value[name] = float(loss(out)[0])
+        if name == 'multi': continue
+        w, nll = rule.table(trie, ids, **facts)[targets], out.nll + (loss.lam*out.effect if out.effect is not None else 0)
+        here = soft.deciding[targets]
+        assert value[name] == pytest.approx(float(here.sum()/6*(w*nll)[here].sum()/w[here].sum()), rel=1e-4)
+    for same in ('igd', 'igd ', 'ranking '): assert value[same] == pytest.approx(value['uniform'], rel=1e-5)
+    assert value['cft '] == pytest.approx(value['position'], rel=1e-5)
+    assert len({round(value[n], 5) for n in ('uniform', 'position', 'front_greater', 'fg-prefix', 'frequency', 'ranking', 'cft', 'multi')}) == 8
