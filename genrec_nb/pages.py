@@ -51,14 +51,25 @@ def _ties(m: dict) -> str: # m: as in metrics.json
 # %% ../nbs/85_pages.ipynb #b2f181ec
 def _ranked_by(rec: GenerativeRecommender, d: DecodeConfig) -> str:
     "How items are ranked, and by which identifiers"
-    exact = chosen_search(rec.model, rec.trie, d) == 'exact'
-    how = 'all items are ranked exactly' if exact else f'a beam search with {d.beams} beams ranks'
+    how = {'exact': 'all items are ranked exactly', 'branch and bound': 'branch and bound ranks',
+           'beam': f'a beam search with {d.beams} beams ranks'}
+    how = how[chosen_search(rec.model, rec.trie, d)]
     if not rec.several: return how
     weights = rec.exact(d).weights or [1/len(rec.names)]*len(rec.names)
     parts = ', '.join(f'{n} {w:.2f}' for n, w in zip(rec.names, weights))
     return f'{how} by a {d.combine} of several identifiers (weights {parts})'
 
 # %% ../nbs/85_pages.ipynb #5f0475e5
+def _search_quality(s: dict) -> str: # s: from `search_facts`
+    "What a beam misses, or which share of the lists is proved"
+    if 'proved' in s:
+        return (f', proved for {s["proved"]:.1%} of {s["users"]} sampled users '
+                f'({s["prefixes"]:.0f} prefixes each)')
+    if 'lost' not in s: return ''
+    return (f' (of {s["users"]} sampled users a beam of {s["beams"]} finds other items than the '
+            f'{s["k"]} best for {s["differs"]:.1%}, and loses the target of {s["lost"]:.1%})')
+
+# %% ../nbs/85_pages.ipynb #d46410ae
 def _model(m: dict, rec: GenerativeRecommender) -> str:
     "What was trained, and how it was decoded"
     c, d, p = m['config'], rec.config.decode, m['prompts']
@@ -66,7 +77,7 @@ def _model(m: dict, rec: GenerativeRecommender) -> str:
     samples = c['train']['samples_per_epoch']
     text = (f'The recommender is {c["model"].get("base", c["backbone"])}, trained on '
             f'{f"{samples:,} sampled" if samples else "all"} samples an epoch ({epochs}; learning '
-            f'rate {c["train"]["lr"]:g}); {_ranked_by(rec, d)}')
+            f'rate {c["train"]["lr"]:g}); {_ranked_by(rec, d)}{_search_quality(m["search"])}')
     power = d.length_penalty
     if power: text += f'; scores are divided by length to the power of {power:g}'
     if not p or not p['shortened']: return text + '.'

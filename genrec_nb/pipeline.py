@@ -202,6 +202,7 @@ def _run_trial(
     measured = {name: _measured(trial, split, folder, name) for name in decodings}
     return dict(kind='trial', trial=trial.key, label=trial.label, config=trial.config,
                 versions=versions(), device=device, seconds=took,
+                search=rec.search_facts(split.valid),
                 collisions=float(rec.ids.collisions()['rate']), curve=_curves(done.pop('logs')),
                 **done, decodings=measured)
 

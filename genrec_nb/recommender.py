@@ -24,8 +24,8 @@ from .semantic_ids import Identifiers
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
 from .beam_search import DecodeConfig
-from .exact import ExactConfig, fit_weights
-from .search import search_each
+from .exact import ExactConfig, fit_weights, _histories
+from .search import chosen_search, search_each, search_facts as facts_of_search
 from .rank import rank_each as rank_each_user
 from .train import fit as train_model
 from .tokenizer import Tokenized, _given_identifiers, tokenize_items
@@ -144,6 +144,20 @@ def rank(self: GenerativeRecommender,
 ) -> np.ndarray: # int64 [cases, k], -1 where nothing is left
     "Ranked items of many cases, for `evaluate_ranking`"
     return self.rank_each(cases, [decode or self.config.decode], k, assistant)[0]
+
+@patch
+def search_facts(self: GenerativeRecommender,
+    cases: Cases, # histories and their targets; some are sampled
+    k: int = 10, # length of the lists
+    users: int = 200, # so many at most
+) -> dict: # 'search', and more if it can be said
+    "Which search ranks, what a beam misses, which share of the lists is proved; no assistant"
+    decode = replace(self.config.decode, assistant_weight=0.)
+    if self.several: return dict(search=chosen_search(self.model, self.trie, decode))
+    sample = cases.sample(min(users, len(cases)), self.config.seed)
+    history, seen = _histories(self.model, sample)
+    targets = torch.from_numpy(sample.targets).to(history.device)
+    return facts_of_search(self.model, self.trie, history, targets, k, decode, self.gain, seen)
 
 # %% ../nbs/81_recommender.ipynb #40dbecba
 def _tokenize(data: Dataset, split: Split, c: RecommenderConfig, made: list) -> list[Tokenized]:

@@ -300,6 +300,7 @@ def finish(self: _Run, found: dict, made: Tokenized, rows: dict, seconds: dict) 
         methods=methods, chosen=chosen, seconds=seconds, config=asdict(self.config),
         versions=versions(),
         zero_gain_share=zero_gain_share(rec.trie, rec.gain, self.split.train.target_counts()),
+        search=rec.search_facts(self.split.test),
         prompts={k: int(x) for k, x in lists.items() if k not in ('valid', 'test')} or None)
     curves = {w: _curves(self.folder/'work'/t.key) for w, t in self.trials.items()}
     page = run_page(metrics, [e for e, _ in found.values()], curves, rec, made, self.split.test)

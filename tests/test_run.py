@@ -74,6 +74,10 @@ def test_a_run_leaves_what_it_promises(finished):
     assert page.count('class="card"') == 5 and 'src="http' not in page and '<link' not in page and '<script' not in page
     best = max(METHODS, key=lambda k: stored['methods'][k]['valid_ndcg@10'])
     assert stored['chosen'] == best
+    search = stored['search']
+    assert 0 < search['users'] <= 77 and search['beams'] == 20 if 'lost' in search else list(search) == ['search']
+    if 'lost' in search: assert f'loses the target of {search["lost"]:.1%}' in page
+    assert search['search'] == 'exact' and 'all items are ranked exactly' in page
     assert GenerativeRecommender.from_pretrained(folder/'model').config.decode.alpha == stored['methods'][best]['alpha']
     assert load_config(folder/'config.toml') == small_config(data)
 

@@ -6,7 +6,7 @@ from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.core import SettingError
 from genrec_nb.exact import ExactConfig, exact_search, _multiplications
 from genrec_nb.infogain import information_gain, item_prior
-from genrec_nb.search import chosen_search, search_each
+from genrec_nb.search import chosen_search, search_each, search_facts, _missed
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.trie import ItemTrie
 from oracles import packed, t5
@@ -61,6 +61,25 @@ def test_t5_by_branch_and_bound():
     assert full.proved.all() and not few.proved.all() and torch.equal(full.items, wide.items)
     empty, = search_each(model, trie, HISTORY[:0], 4, [DecodeConfig(search='exact')])
     assert empty.items.shape == (0, 4)
+
+def test_what_a_beam_misses_by_counting():
+    model, history = packed(Identifiers.random(200, levels=3, size=8, seed=0), sharp=.2), torch.arange(60).view(20, 3)
+    trie, best = model.tries[0], search_each(model, model.tries[0], history, 5)[0].items
+    facts = search_facts(model, trie, history, best[:, 4], 5, DecodeConfig(beams=5))
+    beam = recommend(model, trie, history, 5, DecodeConfig(beams=5))[0].tolist()
+    assert facts == dict(search='exact', users=20, k=5, beams=5, differs=np.mean([set(a) != set(b) for a, b in zip(beam, best.tolist())]),
+                         lost=np.mean([b[4] not in a for a, b in zip(beam, best.tolist())]))
+    assert 0 < facts['lost'] <= facts['differs'] < 1
+    assert _missed(best, best, best[:, 0]) == dict(differs=0, lost=0) == _missed(best, best, torch.full((20,), -2))
+    assert search_facts(model, trie, history, best[:, 4], 5, DecodeConfig(beams=5, memory=2000)) == dict(search='beam')
+    by_beam = search_facts(model, trie, history, best[:, 4], 5, DecodeConfig(beams=5, search='beam'))
+    assert by_beam == facts | dict(search='beam')
+
+def test_what_is_proved_of_t5():
+    model, trie = t5(IDS), ItemTrie.build(IDS)
+    shares = [search_facts(model, trie, HISTORY, HISTORY[:, 3], 4, DecodeConfig(search='exact', expansions=n)) for n in (1, 1000)]
+    assert shares[0]['proved'] < 1 == shares[1]['proved'] and shares[0]['prefixes'] <= 1 < shares[1]['prefixes']
+    assert search_facts(model, trie, HISTORY, HISTORY[:, 3]) == dict(search='beam')
 
 def test_several_identifiers_are_combined():
     model, mixture = three(), ExactConfig('mixture', (1., 2., 3.))

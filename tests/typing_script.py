@@ -121,7 +121,7 @@ def models(ids: Identifiers, decoder: ItemDecoder, t5: TigerT5, history: Tensor)
     loss: TokenLoss = t5(history)
     kinds = [CausalBlock, TrieProcessor, ItemDecoderConfig, ExactScores]
     exact = ExactConfig(combine='mixture', weights=(.5, .5))
-    assert kinds and exact.memory and loss and decoder and softmax.to('cpu').deciding is not None
+    assert kinds and exact.weights and loss and decoder and softmax.to('cpu').deciding is not None
     return beam_search(t5, ItemTrie.build(ids), history, DecodeConfig(beams=5))
 
 
