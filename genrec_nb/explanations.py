@@ -39,7 +39,7 @@ class TokenPart:
     "The part of one token in a score"
     token: str
     choices: int # tokens that were possible here
-    probability: float # of this one, over what the model was trained: vocabulary or children
+    probability: float # of this one, over the whole vocabulary
     gain: float # information gain [nats]
     weight: float # of this step in decoding
     lead: float | None = None # part minus that of another item's token here
@@ -194,6 +194,11 @@ def summary(self: JointExplanation) -> str:
     leads = ', '.join(f'{n} {x:+.3f}' for n, x in self.leads.items())
     return (f'{self.title}: {self.score:.3f}, a {self.combine}; lead over {self.other} '
             f'{sum(self.leads.values()):+.3f} {unit} ({leads}): {self.decided} decided')
+
+@patch
+def strip(self: JointExplanation) -> Strip:
+    "The identifiers as running text, token by token"
+    return Strip(Markup('').join(e.strip() for e in self.parts.values()))
 
 @patch
 def __repr__(self: JointExplanation) -> str:

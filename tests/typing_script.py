@@ -20,7 +20,8 @@ from genrec_nb.search import Found, chosen_search, search_each
 from genrec_nb.experiments.execution import Plan
 from genrec_nb.experiments.grid import Grid, Tune
 from genrec_nb.experiments.results import Block, Results
-from genrec_nb.explanations import Explanation, Recommendation, Recommendations, Strip, TokenPart
+from genrec_nb.explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
+                                    Strip, TokenPart)
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.grounding import ground
 from genrec_nb.item_decoder import CausalBlock, ItemDecoder, ItemDecoderConfig
@@ -98,7 +99,8 @@ def recommender(found: Dataset, split: Split) -> list[Recommendation]:
     config = RecommenderConfig(backbone='t5', seed=1, decode=DecodeConfig(beams=5))
     rec = GenerativeRecommender.fit(found, config, split)
     top: Recommendations = rec.recommend(['1', '2'], 5)
-    why: Explanation = rec.explain(['1', '2'], '3', .2)
+    why: Explanation | JointExplanation = rec.explain(['1', '2'], '3', .2)
+    if isinstance(why, JointExplanation): return [x for x in top if x.title == why.other and why.leads[why.decided] > 0]
     parts: list[TokenPart] = why.parts
     strip: Strip = why.strip()
     again = GenerativeRecommender.from_pretrained(rec.save_pretrained('folder'))
