@@ -59,6 +59,10 @@ class DecodeConfig:
     memory: Count = 2**26 # bytes for the scores of an item decoder's exact search, at most
     expansions: Count = 1000 # prefixes a user, at most, in an exact search without heads for codes
 
+    def __post_init__(self):
+        require(self.search != 'exact' or self.min_max == 'prefix', "min_max: 'step' depends on the "
+                "beams, search 'exact' has none: take min_max 'prefix', or search 'beam'", SettingError)
+
 # %% ../nbs/50_beam_search.ipynb #c921e6dd
 def _unique_pairs(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: none -> [n]
     "user * N + item of each seen item, once a user, ascending"

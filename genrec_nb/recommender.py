@@ -194,8 +194,9 @@ def fit(cls: GenerativeRecommender,
 # %% ../nbs/81_recommender.ipynb #5368e4ad
 @patch
 def _train(self: GenerativeRecommender, split: Split, vectors, folder, resume: bool, **more):
-    "Train the model; checkpoints are chosen by plain beam search"
+    "Train the model; checkpoints are chosen by plain search, without alpha and assistant"
     c, trie = self.config, self.tries if self.several else self.trie
+    chosen_search(self.model, self.trie, c.decode) # raises for one that cannot be
     plain, how = replace(c.decode, alpha=0., assistant_weight=0.), replace(c.train, seed=c.seed)
     with tempfile.TemporaryDirectory() as scratch:
         self.result = train_model(self.model, split.train, split.valid, trie,

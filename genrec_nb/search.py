@@ -111,8 +111,8 @@ def search_facts(
         about |= dict(proved=float(found.proved.float().mean()),
                       prefixes=float(found.prefixes.float().mean()))
     elif isinstance(model, ItemDecoder) and len(model.tries) == 1:
-        ways = [replace(config, search=s) for s in ('beam', 'exact')]
         if _refused(model, trie, config): return dict(search=name)
+        ways = [replace(config, search=s) for s in ('beam', 'exact')]
         beam, exact = search_each(model, trie, history, k, ways, gain, seen)
         about |= dict(beams=config.beams, **_missed(beam.items, exact.items, targets))
     else: return dict(search=name)

@@ -6,6 +6,7 @@ from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.core import SettingError
 from genrec_nb.exact import ExactConfig, exact_search, _multiplications
 from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.run import load_config
 from genrec_nb.search import chosen_search, search_each, search_facts, _missed
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.trie import ItemTrie
@@ -37,10 +38,16 @@ def test_multiplications_by_counting():
     (three, DecodeConfig(search='beam'), "take search='exact'"), (three, DecodeConfig(min_max='step'), "needs min_max='prefix'$"),
     (three, DecodeConfig(memory=2000), 'give more by decode.memory$'),
     (lambda: packed(IDS), DecodeConfig(search='exact', memory=2000), "decode.memory, or take search='beam'"),
-    (lambda: t5(IDS), DecodeConfig(search='exact', min_max='step'), "or take search='beam'")])
+    (lambda: packed(IDS, max_items=8), DecodeConfig(search='exact', memory=3000), 'exact ranking of 30 items needs')])
 def test_refused_in_one_line_before_any_work(model, config, words):
     with pytest.raises(SettingError, match=words) as e: search_each(model(), ItemTrie.build(IDS), HISTORY[:0], configs=[config])
     assert '\n' not in str(e.value)
+
+def test_settings_that_cannot_go_together_are_refused_at_once():
+    with pytest.raises(SettingError, match="'step' depends on the beams, search 'exact' has none"): DecodeConfig(search='exact', min_max='step')
+    with pytest.raises(SettingError, match='one of auto, exact, beam'): DecodeConfig(search='best')
+    with pytest.raises(SettingError, match="'beam' follows one identifier"): load_config(overrides={'decode.search': 'beam', 'identifiers': ['item']})
+    assert load_config(overrides={'decode.search': 'exact', 'decode.memory': 10**6}).decode == DecodeConfig(search='exact', memory=10**6)
 
 def test_each_search_gives_its_own_lists():
     "Exact and beams in one call; colliding items in one order"

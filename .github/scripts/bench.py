@@ -1,6 +1,6 @@
 """Speed, measured as ratios of two things in one run.
 
-    OMP_NUM_THREADS=1 python .github/scripts/bench.py [trie decode tokenizers backbones weightings llm] [--quick] [--out FILE.json]
+    OMP_NUM_THREADS=1 python .github/scripts/bench.py [trie decode exact tokenizers backbones weightings llm] [--quick] [--out FILE.json]
 
 Both sides of a race take turns and must give the same results. The figures in nbs/results/bench.json were made so.
 """
@@ -34,7 +34,7 @@ from genrec_nb.item_decoder import item_decoder
 from genrec_nb.generators import BACKBONES
 from genrec_nb.beam_search import Beams, DecodeConfig, _expand_items, recommend
 from genrec_nb.generate import TrieProcessor
-from genrec_nb.rank import _rank_cases
+from genrec_nb.rank import _rank_cases, rank_each
 from genrec_nb.train import TrainConfig, _batch_targets, fit
 from genrec_nb.backbones import SMOLLM2, load_lm, smollm2_folder
 from genrec_nb.language_recommender import LMConfig, language_recommender
@@ -308,6 +308,34 @@ def bench_decode(
     return dict(data=what, users=users, beams=beams, tokens=trie.max_depth, seed=0, mean_history=float((history >= 0).sum(1).double().mean()),
                 seconds=seconds(times), ratio=compare, **agreement(results['engine'], results['generate, batches of 32']),
                 encoder_share=ratio(times, 'encoder alone', 'engine'), ms_per_user={n: 1000*median(times[n]['wall'])/users for n in times})
+
+def exact_case(
+    name: str, # data set
+    users: int | None, # test users; None: all
+) -> tuple: # (untrained item decoder over children, its trie, cases)
+    "Published letter identifiers of a data set"
+    folder = data_folder(name)
+    data = load_dataset(folder, text=False)
+    split, ids = leave_one_out(data.interactions), Identifiers.from_index(folder/f'{name}.letter.index.json', data.catalog)
+    model = item_decoder(ids, softmax='children', prior='trie', counts=split.train.target_counts()).eval()
+    return model, model.tries[0], split.test.sample(users)
+
+def bench_exact(
+    quick: bool = False, # 300 users of Scientific alone
+    progress=None, # something with `stage(name)`
+    beams: int = 20, # k
+) -> dict:
+    "exact ranking of the whole catalog by an item decoder against a beam of 20, all test users"
+    out = {}
+    for name in ('Scientific',) if quick else ('Scientific', 'Beauty'):
+        if not data_folder(name): out[name] = dict(skipped='no data'); continue
+        if progress: progress.stage(f'exact: {name}')
+        model, trie, cases = exact_case(name, 300 if quick else None)
+        way = lambda search: lambda: rank_each(model, trie, cases, [DecodeConfig(beams, search=search)], k=20)[0]
+        times, lists = race(dict(exact=way('exact'), beam=way('beam')), 2, warm_up=False)
+        out[name] = dict(users=len(cases), items=trie.n_items, seconds=seconds(times), ratio={c: ratio(times, 'exact', 'beam', c) for c in ('wall', 'cpu')},
+                         differs=float((np.sort(lists['exact'][:, :10]) != np.sort(lists['beam'][:, :10])).any(1).mean()))
+    return out
 
 class TimeLimit(TrainerCallback):
     "Stop training when this process has used so much processor time since training began"
@@ -736,7 +764,7 @@ def bench_llm(
         out['checkpointed' if on else 'plain'] = in_fresh_process('measure_lm_step', batch, 512, on)
     return out
 
-BENCHES = dict(trie=bench_trie, decode=bench_decode, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm) # the first line of each docstring describes it
+BENCHES = dict(trie=bench_trie, decode=bench_decode, exact=bench_exact, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm) # the first line of each docstring describes it
 
 def run_bench(
     names: list[str] | None = None, # which of `BENCHES`; None: trie and decode, which need no training
@@ -766,6 +794,12 @@ def decode_lines(r: dict) -> list[str]:
     rows = [f'{n:>44}: {1000*s["wall"]["median"]/r["users"]:>7.1f} ms a user' + (f', engine is {format_ratio(r["ratio"][n]["wall"])} faster ({r["ratio"][n]["cpu"]["median"]:.1f} × by processor time)' if n in r['ratio'] else '')
             for n, s in r['seconds'].items()]
     return [head, *rows, f'{"":>4}identical lists: {r["identical"]:.1%} of users, largest difference of scores {r["difference"]:.0e}; the encoder is {r["encoder_share"]["median"]:.0%} of the engine\'s time']
+
+def exact_lines(r: dict) -> list[str]:
+    "Text of `bench_exact`"
+    return [f'{n:>20}: {x["users"]:,} users x {x["items"]:,} items: exact {x["seconds"]["exact"]["cpu"]["median"]:.1f} s of processor time, beam {x["seconds"]["beam"]["cpu"]["median"]:.1f} s: '
+            f'exact/beam {x["ratio"]["cpu"]["median"]:.2f}; the beam\'s ten best are others for {x["differs"]:.1%}' if 'users' in x else f'{n:>20}: not measured, {x["skipped"]}'
+            for n, x in r.items()]
 
 def backbone_lines(r: dict) -> list[str]:
     "Text of `bench_backbones`"
@@ -809,7 +843,7 @@ def format_bench(
     result: dict, # from `run_bench`
 ) -> str: # lines of text
     "Readable table of all measurements"
-    m, text = result['machine'], dict(trie=trie_lines, decode=decode_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines)
+    m, text = result['machine'], dict(trie=trie_lines, decode=decode_lines, exact=exact_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines)
     lines = [f'{m["processor"]}, {m["cores"]} cores, {m["threads"]} threads; python {m["python"]}, torch {m["torch"]}, transformers {m["transformers"]}, numpy {m["numpy"]}']
     for name, r in result['results'].items(): lines += ['', f'{name}: {BENCHES[name].__doc__.splitlines()[0]}', *text[name](r)]
     return '\n'.join(lines)
