@@ -132,18 +132,8 @@ def test_figures_do_not_depend_on_the_order_of_trials(finished, toy, tmp_path):
     assert said(row) == said(trials(finished)[row['trial']])
 
 
-@pytest.fixture
-def forked(monkeypatch):
-    "Workers of joblib that are forks of this process: nothing is imported again (as new processes they are a slow test of runs)"
-    from joblib.externals.loky import get_reusable_executor
-    from joblib.externals.loky.backend import context
-    monkeypatch.setattr(context, '_DEFAULT_START_METHOD', 'fork')
-    yield
-    get_reusable_executor().shutdown()
-
-
-@pytest.mark.filterwarnings('ignore:`fork` start method')
-def test_several_processes_give_the_same_rows(finished, toy, tmp_path, forked):
+def test_several_processes_give_the_same_rows(finished, toy, tmp_path):
+    "In new processes, as users run them"
     run_grid(Grid(**settings(toy)), tmp_path/'o', jobs=2)
     assert {k: said(r) for k, r in trials(tmp_path/'o').items()} == {k: said(r) for k, r in trials(finished).items()}
 
