@@ -262,7 +262,8 @@ def exact_scores(
     why = _why_not_exact(model, config)
     require(not why, why, SettingError)
     seen, scorers = history if seen is None else seen, _scorers(model, config, gain)
-    users = config.memory//2//max(_bytes_each(scorers))
+    reading = 64*history.shape[1]*model.config.d_model # bytes of a user's activations
+    users = max(1, config.memory//2//max(*_bytes_each(scorers), reading))
     for rows in torch.argsort((history >= 0).sum(1), stable=True).split(users):
         with _evaluating(model):
             hidden = model.last_hidden(history[rows])
