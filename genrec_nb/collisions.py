@@ -8,7 +8,7 @@ __all__ = ['POLICIES', 'collision_counts', 'resolve_collisions', 'compare_polici
 # %% ../nbs/23_collisions.ipynb #e3c2f9d0
 import numpy as np
 import pandas as pd
-from .core import check_choice, require
+from .core import _tie_order, check_choice, require
 from .kmeans import sinkhorn_codes
 
 # %% ../nbs/23_collisions.ipynb #6f2db399
@@ -55,9 +55,11 @@ def collision_counts(group: np.ndarray) -> dict: # int64 [N], one number for eac
 POLICIES = ('extra', 'sinkhorn', 'free', 'keep') # what to do with equal codes
 
 # %% ../nbs/23_collisions.ipynb #217e7514
-def _running_number(group: np.ndarray) -> np.ndarray: # int64 [N] -> int64 [N]
-    "0, 1, 2, .. inside each group, by item number"
-    return pd.Series(group).groupby(group).cumcount().to_numpy()
+def _running_number(group: np.ndarray, turn: np.ndarray | None = None) -> np.ndarray: # int64 [N]
+    "0, 1, 2, .. inside each group, in the order `turn` of the items; None: as they stand"
+    turn, out = np.arange(len(group)) if turn is None else turn, np.empty(len(group), np.int64)
+    out[turn] = pd.Series(group[turn]).groupby(group[turn]).cumcount().to_numpy()
+    return out
 
 # %% ../nbs/23_collisions.ipynb #9f543756
 def _distance_rows(distances, shape: tuple): # a table of shape (N, K_L), or a function of items
@@ -156,17 +158,21 @@ def resolve_collisions(
     policy: str = 'extra', # a name in `POLICIES`
     distances=None, # for 'sinkhorn', 'free': float [N, K_L], or a function items -> [m, K_L]
     rounds: int = 20, # for 'sinkhorn': at most so many passes
+    seed: int | np.ndarray | None = None, # of the order of equals, or that order; None: as they stand
 ) -> tuple[np.ndarray, list[int], dict]: # (codes int64 [N, L or L + 1], codes per level, notes)
     "Apply a collision policy; raises `GenrecError` for codes, sizes or distances that do not fit"
     codes, sizes = _check_codes(codes, sizes)
     check_choice(policy, POLICIES, 'policy')
     group = _path_groups(codes)
     notes = dict(policy=policy, before=collision_counts(group))
-    if policy in ('sinkhorn', 'free'): rows = _distance_rows(distances, (len(codes), sizes[-1]))
-    if policy == 'sinkhorn': codes = _resolve_sinkhorn(codes, rows, rounds)
-    if policy == 'free': codes, notes['kept'] = _resolve_free(codes, rows, np.ones(sizes[-1], bool))
+    turn = np.arange(len(codes)) if seed is None else _tie_order(len(codes), seed)
+    if policy in ('sinkhorn', 'free'): near = _distance_rows(distances, (len(codes), sizes[-1]))
+    def rows(items): return near(turn[items])
+    if policy == 'sinkhorn': codes[turn] = _resolve_sinkhorn(codes[turn], rows, rounds)
+    if policy == 'free':
+        codes[turn], notes['kept'] = _resolve_free(codes[turn], rows, np.ones(sizes[-1], bool))
     if policy == 'extra':
-        codes = np.c_[codes, _running_number(group)]
+        codes = np.c_[codes, _running_number(group, turn)]
         sizes = [*sizes, int(codes[:, -1].max()) + 1]
     return codes, sizes, notes
 

@@ -215,6 +215,15 @@ def whole_folder(folder: Path | str, mark: str):
         os.replace(part, folder)
     finally: shutil.rmtree(part, ignore_errors=True)
 
+# %% ../nbs/00_core.ipynb #1cbb1dc9
+def _tie_order(
+    n: int, # items
+    seed: int | np.ndarray = 0, # or the order itself
+) -> np.ndarray: # int64 [n] a permutation of the items: the first comes first among equals
+    "What comes first among equals: chance, never the items' numbers"
+    if np.ndim(seed): return np.asarray(seed)
+    return np.random.default_rng(seed).permutation(n)
+
 # %% ../nbs/00_core.ipynb #d35e45b9
 def plain(x: object) -> object:
     "Numbers, words, lists, dictionaries and dataclasses, each written in one way"

@@ -9,7 +9,7 @@ __all__ = ['ground']
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import SettingError, patch
+from .core import SettingError, _tie_order, patch
 from .language_recommender import LanguageRecommender
 
 # %% ../nbs/64_grounding.ipynb #c23f763f
@@ -68,7 +68,9 @@ def ground(
     if seen is not None:
         user, place = (seen >= 0).nonzero(as_tuple=True)
         d[user, seen[user, place]] = torch.inf
-    d, at = d.sort(dim=1, stable=True)
+    turn = torch.from_numpy(_tie_order(len(items))).to(d.device)   # of equals, whatever their numbers
+    d, at = d[:, turn].sort(dim=1, stable=True)
+    at = turn[at]
     empty = (0, max(k - d.shape[1], 0))
     d, at = F.pad(d[:, :k], empty, value=torch.inf), F.pad(at[:, :k], empty, value=-1)
     return at.masked_fill(d == torch.inf, -1), d

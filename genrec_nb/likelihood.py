@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
-from .core import GenrecError, check_choice, patch
+from .core import GenrecError, _tie_order, check_choice, patch
 from .trie import ItemTrie, runs
 
 # %% ../nbs/35_likelihood.ipynb #dd0b7529
@@ -51,7 +51,7 @@ def _log_share(trie: ItemTrie, counts: np.ndarray) -> Tensor: # training targets
 # %% ../nbs/35_likelihood.ipynb #7ae27ae0
 def _by_count(trie: ItemTrie, counts: np.ndarray, seed: int = 0) -> ItemTrie:
     "The same trie; colliding items by descending count, equal counts by a permutation"
-    tie = np.random.default_rng(seed).permutation(trie.n_items)
+    tie = np.argsort(_tie_order(trie.n_items, seed))
     order = np.lexsort((tie, -np.asarray(counts), trie.row[trie.leaf].cpu().numpy()))
     return replace(trie, order=torch.from_numpy(order.astype(np.int32)).to(trie.device))
 
@@ -76,7 +76,8 @@ class ChildSoftmax:
 def build(cls: ChildSoftmax, trie: ItemTrie, counts: np.ndarray | None = None) -> ChildSoftmax:
     "From a trie and how often its items are training targets; None: no prior"
     none = torch.zeros(trie.n_nodes, device=trie.device)
-    if counts is None: return cls(trie, none, torch.zeros(trie.n_items, device=trie.device))
+    if counts is None: return cls(_by_count(trie, np.zeros(trie.n_items)), none,
+                                  torch.zeros(trie.n_items, device=trie.device))
     prior, share = _log_prior(trie, counts), _log_share(trie, counts)
     return cls(_by_count(trie, counts), prior, share)
 

@@ -14,7 +14,7 @@ import pandas as pd
 from dataclasses import dataclass
 from markupsafe import escape as html_escape
 from pandas.io.formats.style import Styler
-from .core import SettingError, digest, patch, require
+from .core import SettingError, _tie_order, digest, patch, require
 from .data import Cases, Interactions
 
 # %% ../nbs/13_metrics.ipynb #b3326117
@@ -119,9 +119,10 @@ def average_popularity(ranked: np.ndarray, counts: np.ndarray) -> float: # nan w
     return float(shown[filled].mean(1).mean()) if filled.any() else math.nan
 
 # %% ../nbs/13_metrics.ipynb #ae2b311e
-def _popularity_order(counts: np.ndarray) -> np.ndarray: # [N] -> int64 [N]
-    "All items, most popular first, equal counts by item id"
-    return np.argsort(-np.asarray(counts), kind='stable')
+def _popularity_order(counts: np.ndarray, seed: int | np.ndarray = 0) -> np.ndarray: # [N] -> int64 [N]
+    "All items, most popular first, equal counts at random; the seed may be an order of the items"
+    turn = _tie_order(len(counts), seed)
+    return turn[np.argsort(-np.asarray(counts)[turn], kind='stable')]
 
 # %% ../nbs/13_metrics.ipynb #2c3b2cca
 def _unseen_places(seen: list, k: int, n: int) -> np.ndarray: # int64 [m, min(k, n)]; n: none left
@@ -139,9 +140,11 @@ def popularity_ranking(
     k: int, # length of the lists
     exclude_seen: bool = True, # leave out the items of each case's own history
     chunk: int = 1024, # cases handled at a time
+    seed: int | np.ndarray = 0, # of the order of equal counts, or that order, int [N]
 ) -> np.ndarray: # int64 [M, k]: items, most popular first; -1 where fewer than k are left
     "The k most popular items for each case; raises `GenrecError` for a history of unknown items"
-    order, out = _popularity_order(train_counts), np.full((len(cases), k), -1, np.int64)
+    order = _popularity_order(train_counts, seed)
+    out = np.full((len(cases), k), -1, np.int64)
     require((cases.items < len(order)) | (not exclude_seen), lambda i: f'cases: found item '
             f'{cases.items[i]} in a history, but train_counts has {len(order)} items')
     place, items = np.argsort(order), np.append(order, -1)

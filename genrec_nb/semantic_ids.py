@@ -197,10 +197,11 @@ def from_codes(cls: Identifiers,
     distances=None, # for 'sinkhorn', 'free': float [N, K_L], or a function items -> [m, K_L]
     rounds: int = 20, # for 'sinkhorn': at most so many passes
     kind: str = 'codes', # how `Identifiers.kind` reads
+    seed: int | None = None, # of the order of equal items (running numbers); None: as they stand
 ) -> Identifiers: # paths of length L, or L + 1 with 'extra'
     """Identifiers from quantizer codes, token id = 3 + level offset + code (TIGER, LETTER).
     Raises `GenrecError` for codes, sizes or distances that do not fit"""
-    codes, sizes, notes = resolve_collisions(codes, sizes, policy, distances, rounds)
+    codes, sizes, notes = resolve_collisions(codes, sizes, policy, distances, rounds, seed)
     n, L = codes.shape
     flat = (codes + np.cumsum([3, *sizes[:-1]])).reshape(-1)
     return cls(flat, np.arange(n + 1)*L, code_tokens(sizes), kind, None, notes)

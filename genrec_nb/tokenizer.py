@@ -123,7 +123,7 @@ def _coded(quantizer, s: Sources, c: TokenizerConfig) -> tuple[Identifiers, np.n
     x = quantizer.inputs(s.vectors, s.cf) if c.method == 'letter' else s.vectors
     codes = quantizer.encode(x)
     near = lambda items: quantizer.last_distances(x[items])
-    return Identifiers.from_codes(codes, s.sizes, c.policy, near), codes
+    return Identifiers.from_codes(codes, s.sizes, c.policy, near, seed=c.seed), codes
 
 # %% ../nbs/80_tokenizer.ipynb #42780251
 def tokenize_items(

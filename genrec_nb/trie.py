@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from .core import FileError, patch, write_tensors
+from .core import FileError, _tie_order, patch, write_tensors
 from .semantic_ids import Identifiers, _sort_rows
 
 # %% ../nbs/30_trie.ipynb #546d1519
@@ -144,6 +144,14 @@ def leaf(self: ItemTrie) -> Tensor: # int64 [N]
     "The node at which each item's path ends"
     leaf_of_row = torch.repeat_interleave(self.leaves, self.count[self.leaves].long())
     return torch.empty_like(leaf_of_row).scatter_(0, self.order.long(), leaf_of_row)
+
+# %% ../nbs/30_trie.ipynb #157d1238
+@patch(cached=True)
+def tie_order(self: ItemTrie) -> Tensor: # int64 [N]
+    "Items as equal scores are ordered: paths by chance, items of one path as in `order`"
+    path = torch.repeat_interleave(self.count[self.leaves].long())
+    place = torch.from_numpy(_tie_order(len(self.leaves))).to(self.device)
+    return self.order.long()[place[path].argsort(stable=True)]
 
 # %% ../nbs/30_trie.ipynb #bc89bee8
 @patch

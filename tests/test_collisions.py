@@ -110,3 +110,19 @@ def test_distances_are_checked_before_work():
     with pytest.raises(GenrecError, match='expected one of extra, sinkhorn, free, keep'): Identifiers.from_codes(codes, policy='first')
 
 
+@pytest.mark.parametrize('policy', ['extra', 'free', 'sinkhorn'])
+def test_running_numbers_and_moves_know_no_item_numbers(policy):
+    "Renumbered items, with the order of equals renumbered alike, get the same codes; other seeds give the codes to others"
+    rng, n = np.random.default_rng(0), 60
+    codes = rng.integers(0, 3, (n, 2))
+    d = rng.integers(0, 3, (n, 12)).astype(np.float32)     # many equal distances
+    new, turn = rng.permutation(n), rng.permutation(n)
+    old = np.argsort(new)
+    a, sizes, notes = resolve_collisions(codes, [3, 12], policy, d, seed=turn)
+    b, *same = resolve_collisions(codes[old], [3, 12], policy, d[old], seed=new[turn])
+    np.testing.assert_array_equal(a[old], b)
+    assert same == [sizes, notes]
+    if policy == 'extra':
+        zero = [resolve_collisions(codes, seed=s)[0][:, -1] == 0 for s in range(200)]
+        shared = np.bincount(_path_groups(codes))[_path_groups(codes)]
+        assert abs(np.mean(zero, 0) - 1/shared).max() < .15    # every item of a group is the first equally often

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binom
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
 from genrec_nb.data import Cases, Interactions, leave_one_out
-from genrec_nb.core import GenrecError
+from genrec_nb.core import GenrecError, _tie_order
 from genrec_nb.metrics import *
 from genrec_nb.metrics import _bootstrap_means, _popularity_order, _recommendation_counts
 from genrec_nb.metrics import _METRICS, _check_ranked
@@ -129,10 +129,10 @@ def test_item_outside_the_catalog():
 # ---- popularity ---------------------------------------------------------------------------------------------------
 
 def slow_popularity(counts, histories, k, exclude_seen):
-    rows = []
+    rows, place = [], np.argsort(_tie_order(len(counts)))
     for h in histories:
         left = [i for i in range(len(counts)) if not (exclude_seen and i in h)]
-        top = sorted(left, key=lambda i: (-counts[i], i))[:k]
+        top = sorted(left, key=lambda i: (-counts[i], place[i]))[:k]
         rows.append(top + [-1] * (k - len(top)))
     return rows
 
@@ -155,8 +155,25 @@ def test_popularity_ranking_without_cases_and_with_unknown_items():
 def test_head_and_tail(counts, share):
     counts = np.array(counts); tail = head_tail(counts, share)
     assert tail.sum() == math.floor(share * len(counts) + .5)
-    head = [(-counts[i], i) for i in np.flatnonzero(~tail)]; rest = [(-counts[i], i) for i in np.flatnonzero(tail)]
-    if head and rest: assert max(head) < min(rest)                      # every head item before every tail item, ties by id
+    place = np.argsort(_tie_order(len(counts)))
+    head = [(-counts[i], place[i]) for i in np.flatnonzero(~tail)]; rest = [(-counts[i], place[i]) for i in np.flatnonzero(tail)]
+    if head and rest: assert max(head) < min(rest)                      # every head item before every tail item, ties by the seed
+
+@quick
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 99), st.integers(0, 5))
+def test_popularity_knows_no_item_numbers(counts, seed, tie_seed):
+    "Renumbered items, with the order of ties renumbered alike, give the renumbered lists"
+    rng, n = np.random.default_rng(seed), len(counts)
+    new, counts, turn = rng.permutation(n), np.array(counts), _tie_order(n, tie_seed)        # item i becomes new[i]
+    renumbered, histories = np.empty(n, int), [rng.integers(0, n, 5) for _ in range(4)]
+    renumbered[new] = counts
+    a = popularity_ranking(counts, make_cases(histories), 5, seed=tie_seed)
+    b = popularity_ranking(renumbered, make_cases([new[h] for h in histories]), 5, seed=new[turn])
+    np.testing.assert_array_equal(np.where(a >= 0, new[a], -1), b)
+
+def test_equal_counts_are_ordered_by_chance():
+    first = [popularity_ranking(np.ones(4), make_cases([[]]), 1, seed=s)[0, 0] for s in range(800)]
+    assert abs(np.bincount(first, minlength=4) - 200).max() < 60        # five standard deviations
 
 @quick
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 12))
