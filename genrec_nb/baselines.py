@@ -15,21 +15,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy import sparse
 from torch import Tensor, nn
-from .core import (Count, FileError, GenrecError, Natural, NonNegative, Positive, patch,
-                            require, settings)
+from .core import (Count, FileError, GenrecError, Natural, NonNegative, Positive,
+                            _tie_order, patch, require, settings)
 from .embed import check_vectors
 from .data import Cases, Interactions, Split
 from .metrics import popularity_ranking, ranking_metrics
 
 # %% ../nbs/72_baselines.ipynb #d7b56bac
-def _top_items(scores: Tensor, k: int) -> Tensor: # float [B, N] -> int64 [B, k]
-    "The k best items of each row, equal scores by item; -1 where nothing but -infinity is left"
-    n = min(k, scores.shape[1])
-    items = scores.topk(n).indices.sort(1).values
+def _top_items(scores: Tensor, k: int, seed: int | np.ndarray = 0) -> Tensor: # [B, N] -> [B, k]
+    "The k best items of each row, equal scores at random; -1 where nothing but -infinity is left"
+    n, turn = min(k, scores.shape[1]), torch.from_numpy(_tie_order(scores.shape[1], seed))
+    turn = turn.to(scores.device)
+    items = scores.topk(n).indices
+    items = items.gather(1, turn.argsort()[items].argsort(1))
     values, order = scores.gather(1, items).sort(dim=1, descending=True, stable=True)
     items, last = items.gather(1, order), values[:, -1:]
     torn = (scores == last).sum(1) > (values == last).sum(1)  # equals inside and outside the list
-    if torn.any(): items[torn] = scores[torn].argsort(dim=1, descending=True, stable=True)[:, :n]
+    if torn.any():
+        best = scores[torn][:, turn].argsort(dim=1, descending=True, stable=True)
+        items[torn] = turn[best[:, :n]]
     return F.pad(items.masked_fill(values == -torch.inf, -1), (0, k - n), value=-1)
 
 # %% ../nbs/72_baselines.ipynb #cbd6b296
@@ -63,7 +67,7 @@ def rank(self: ItemRanker,
     cases: Cases, # M histories
     k: int = 20, # length of the lists
     exclude_seen: bool = True, # leave out the items of each case's own history
-) -> np.ndarray: # int64 [M, k] items, best first, equal scores by item; -1 where nothing is left
+) -> np.ndarray: # int64 [M, k] items, best first, equal scores at random; -1 where nothing is left
     "Rank the whole catalog for every case; raises `GenrecError` for cases of another catalog"
     last, n = cases.items.max(initial=-1), self.n_items
     require(k >= 1, f'k is {k}, expected 1 or more')
