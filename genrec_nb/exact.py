@@ -303,7 +303,7 @@ def exact_search(
         total = combine(part.logp, exact)
         if config.exclude_seen:
             total.masked_fill_(_is_seen(seen[part.rows], total.shape[1]), -torch.inf)
-        order = model.tries[0].order.long()
+        order = model.tries[0].tie_order
         best = order[_first_topk(total[:, order], k)]
         found = total.gather(1, best)
         items[part.rows, :best.shape[1]] = best.masked_fill(found == -torch.inf, -1)

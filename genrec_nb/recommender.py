@@ -21,8 +21,10 @@ from .data import Cases, Catalog, Dataset, Split, leave_one_out
 from .embed import embed_texts
 from .kmeans import load_quantizer
 from .semantic_ids import Identifiers
+from .metrics import _popularity_order
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
+from .likelihood import _by_count
 from .beam_search import DecodeConfig
 from .exact import ExactConfig, fit_weights, _histories
 from .search import chosen_search, search_each, search_facts as facts_of_search
@@ -58,7 +60,7 @@ class GenerativeRecommender(ModelHubMixin):
         if model is None: model = _make_model(c.backbone, given, catalog, c.seed, c.model, counts)
         self.model = model
         prior = item_prior(self.counts)
-        self.tries = [ItemTrie.build(i) for i in self.identifiers]
+        self.tries = [_by_count(ItemTrie.build(i), self.counts) for i in self.identifiers]
         self.gains = [information_gain(t, prior, c.gain) for t in self.tries]
         self._place()
         self.weights = {}                                      # fitted ones, by combination
@@ -326,7 +328,7 @@ def generate_model_card(self: GenerativeRecommender,
     if self.result is not None: figures['best on the validation users'] = f'{self.result.best:.4f}'
     tags = ['recommendation', 'semantic-ids']
     data = ModelCardData(license=license, library_name='genrec_nb', tags=tags)
-    most = np.argsort(-self.counts, kind='stable')[:2]
+    most = _popularity_order(self.counts)[:2]
     return ModelCard.from_template(data, template_str=_CARD, rec=self, name=name, figures=figures,
                                    example=[self.catalog.titles[i] for i in most])
 
