@@ -335,7 +335,7 @@ def test_the_old_way_gives_the_same_codes():
     "k-means and then `from_codes`, as a reader of the earlier notebooks would do it"
     t = tokenize_items(DATA, SPLIT, config('rqkmeans'), X)
     q = residual_kmeans(X, 2, 8)
-    assert t.ids == Identifiers.from_codes(q.encode(X), [8, 8]) and (q.fit_codes == t.codes).all()
+    assert t.ids == Identifiers.from_codes(q.encode(X), [8, 8], seed=t.config.seed) and (q.fit_codes == t.codes).all()
 
 
 # ---------------------------------------------------------------- files and the command line
