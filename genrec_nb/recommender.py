@@ -32,7 +32,7 @@ from .rank import rank_each as rank_each_user
 from .train import fit as train_model
 from .tokenizer import Tokenized, _given_identifiers, tokenize_items
 from .explanations import Explanation, JointExplanation, Recommendation, Recommendations
-from .token_scores import (_compare_items, _path_words, _token_parts,
+from .path_scores import (_compare_items, _path_words, _token_parts,
                                     _token_probabilities)
 from .generators import BACKBONES, _check_base, _make_model
 from .rec_config import RecommenderConfig, _check_sources, _source_names

@@ -5,7 +5,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 from genrec_nb.sequential_baselines import SASRecConfig, train_sasrec
-from genrec_nb.cli import quiet
+from genrec_nb.terminal import _set_up_logging
 from genrec_nb.data import leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import evaluate_ranking
@@ -24,7 +24,7 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('data'); p.add_argument('out', type=Path); p.add_argument('--seeds', default='0,1,2')
     a = p.parse_args()
-    quiet()
+    _set_up_logging()
     data = load_dataset(a.data)
     split = leave_one_out(data.interactions)
     write_json(a.out, dict(data=data.name, method='SASRec', config=asdict(SASRecConfig()), rows=[row(split, int(s)) for s in a.seeds.split(',')], versions=versions()))

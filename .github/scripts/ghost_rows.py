@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
-from genrec_nb.cli import quiet
+from genrec_nb.terminal import _set_up_logging
 from genrec_nb.data import global_time, leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
@@ -43,7 +43,7 @@ if __name__ == '__main__':
     p.add_argument('out', type=Path); p.add_argument('data', nargs='+')
     p.add_argument('--drop', default=r'\s*\(\d{4}\)$')
     a = p.parse_args()
-    quiet()
+    _set_up_logging()
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder())
     rows = [r for d in a.data for drop in ('', a.drop) if (r := row(d, tokenizer, drop))]
     write_json(a.out, dict(tokenizer=SMOLLM2, rows=rows, versions=versions()))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch
-from genrec_nb.cli import quiet
+from genrec_nb.terminal import _set_up_logging
 from genrec_nb.data import leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.beam_search import DecodeConfig
@@ -65,5 +65,5 @@ if __name__ == '__main__':
     p.add_argument('data'); p.add_argument('out', type=Path); p.add_argument('models', nargs='+')
     p.add_argument('--strip', default=r'\s*\(\d{4}\)$', help='what is left out of titles, as in llm_rows.py')
     p.add_argument('--seed', type=int, default=0); p.add_argument('--cases', type=int, default=200)
-    quiet()
+    _set_up_logging()
     main(p.parse_args())
