@@ -264,7 +264,8 @@ def exact_scores(
     seen, scorers = history if seen is None else seen, _scorers(model, config, gain)
     reading = 64*history.shape[1]*model.config.d_model # bytes of a user's activations
     users = max(1, config.memory//2//max(*_bytes_each(scorers), reading))
-    for rows in torch.argsort((history >= 0).sum(1), stable=True).split(users):
+    order = torch.argsort((history >= 0).sum(1), stable=True)
+    for rows in order.split(users) if len(order) else ():
         with _evaluating(model):
             hidden = model.last_hidden(history[rows])
             for s in scorers: s.users(seen[rows], None if assistant is None else assistant[rows])

@@ -181,5 +181,5 @@ def test_the_loss_is_the_mean_over_identifiers():
     with pytest.raises(GenrecError, match=r'30 items with 3 tokens, the trie has 30 with 4'): _as_loss(torch.ones(30, 3), model.tries)
 
 def test_identifiers_that_do_not_fit():
-    with pytest.raises(GenrecError, match=r'identifiers of \[30, 31\] items'): item_decoder([codes(30), codes(31)])
+    with pytest.raises(GenrecError, match=r'those of \[30, 31\] items'): item_decoder([codes(30), codes(31)])
     with pytest.raises(GenrecError, match='given twice'): item_decoder([codes(), flat(30), copy.deepcopy(codes())])
