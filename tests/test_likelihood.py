@@ -182,4 +182,4 @@ def test_the_loss_is_the_mean_over_identifiers():
 
 def test_identifiers_that_do_not_fit():
     with pytest.raises(GenrecError, match=r'those of \[30, 31\] items'): item_decoder([codes(30), codes(31)])
-    with pytest.raises(GenrecError, match='given twice'): item_decoder([codes(), flat(30), copy.deepcopy(codes())])
+    with pytest.raises(GenrecError, match='identifier 3 of 3 gives every item a path that it has already'): item_decoder([codes(), flat(30), copy.deepcopy(codes())])
