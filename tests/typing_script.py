@@ -11,11 +11,11 @@ from genrec_nb.batches import LengthBatches, PrefixSamples, Windows
 from genrec_nb.beam_search import Beams, DecodeConfig, beam_search, recommend
 from genrec_nb.comparisons import Comparisons, Scores
 from genrec_nb.core import FileError, GenrecError, GenrecWarning, MissingTextError, SettingError, read_settings
-from genrec_nb.data import Cases, Catalog, Dataset, Interactions, Split, leave_one_out
+from genrec_nb.data import Cases, Catalog, Dataset, Interactions, Split, TieCounts, leave_one_out
 from genrec_nb.diagnostics import CodeAnalysis
 from genrec_nb.embed import SentenceEncoder, TfidfEncoder
 from genrec_nb.exact import ExactConfig, ExactScores
-from genrec_nb.branch_and_bound import ProvedBeams, ProvedItems, proved_items
+from genrec_nb.branch_and_bound import ProvedBeams, ProvedItems, proved_items, proved_search
 from genrec_nb.search import Found, chosen_search, search_each
 from genrec_nb.experiments.execution import Plan
 from genrec_nb.experiments.grid import Grid, Tune
@@ -176,6 +176,20 @@ def experiments(results: Results, plan: Plan, trial: Trial) -> Page:
     scores: Scores = block.scores()
     assert grid.title + trial.label + where.path and plan.size() and scores
     return Page('title').add('section', 'text')
+
+
+def searches(model: ItemDecoder, t5: TigerT5, history: Tensor) -> Tensor:
+    name: str = chosen_search(model, model.tries[0], DecodeConfig(search='auto'))
+    found: list[Found] = search_each(model, model.tries[0], history, 10)
+    proved: ProvedItems = proved_items(t5, t5.trie, history, 10)
+    beams: ProvedBeams = proved_search(t5, t5.trie, history, 10)
+    assert name and len(beams.prefixes)
+    return found[0].items[proved.proved]
+
+
+def ties(split: Split) -> int:
+    found: TieCounts = split.train.count_ties(split.test)
+    return found.interactions + (found.tied_targets or 0)
 
 
 def texts(titles: list[str]) -> list: return [TfidfEncoder, SentenceEncoder, Bars]
