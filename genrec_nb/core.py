@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'GenrecError', 'SettingError', 'FileError', 'MissingTextError',
            'GenrecWarning', 'require', 'explain', 'patch', 'check_keys', 'check_choice', 'settings', 'read_settings',
-           'whole_file', 'whole_folder', 'plain', 'digest', 'read_json', 'write_json', 'write_tensors', 'versions']
+           'whole_file', 'whole_folder', 'plain', 'digest', 'read_json', 'write_json', 'versions']
 
 # %% ../nbs/00_core.ipynb #c93d2d79
 import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform
@@ -270,7 +270,7 @@ def write_json(path: str | Path, data: object) -> None:
     with whole_file(path) as part: part.write_text(text, encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #9920c40e
-def write_tensors(path: str | Path, tensors: dict) -> None:
+def _write_tensors(path: str | Path, tensors: dict) -> None:
     "Write a safetensors file so that a reader never sees half of it"
     from safetensors.torch import save_file            # brings torch
     with whole_file(path) as part:

@@ -19,7 +19,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
 from .core import (FileError, GenrecError, MissingTextError, explain, patch, read_json,
-                            require, whole_file, whole_folder, write_json, write_tensors)
+                            require, whole_file, whole_folder, write_json, _write_tensors)
 from .loaders import cache_dir, fetch
 
 # %% ../nbs/12_embed.ipynb #6ef38561
@@ -161,7 +161,7 @@ def save(self: TfidfEncoder, folder: str | Path) -> None:
                    components=torch.as_tensor(self.svd.components_))
     with whole_folder(folder, 'encoder.json') as part:
         write_json(part/'encoder.json', known)
-        write_tensors(part/'encoder.safetensors', tensors)
+        _write_tensors(part/'encoder.safetensors', tensors)
 
 # %% ../nbs/12_embed.ipynb #477eb1d3
 @patch

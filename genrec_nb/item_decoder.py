@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedConfi
 from transformers.modeling_outputs import CausalLMOutput
 from .batches import Windows
 from .core import GenrecError, patch
-from .likelihood import ChildSoftmax, check_softmax
+from .likelihood import ChildSoftmax, _check_softmax
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD
 from .tiger import TokenLoss, _take_beams
@@ -41,7 +41,7 @@ class ItemDecoderConfig(PreTrainedConfig):
     def __init__(self, vocab_size=3, first=(), sizes=(), levels=None, n_items=0, d_model=64,
                  num_layers=2, num_heads=4, head_ff=2, dropout=.2, max_items=50,
                  softmax='vocabulary', prior='none', scale_embeddings=False, **kwargs):
-        check_softmax(softmax, prior, counts=())
+        _check_softmax(softmax, prior, counts=())
         self.first, self.sizes = list(first), list(sizes) # token range of each level
         self.levels = list(levels or [len(self.sizes)]) # how many levels each identifier has
         self.d_model, self.num_layers, self.num_heads = d_model, num_layers, num_heads
@@ -170,7 +170,7 @@ def item_decoder(
     first, sizes = zip(*map(_level_ranges, ids))
     config = ItemDecoderConfig(sum(i.vocab_size for i in ids), sum(first, []), sum(sizes, []),
                                [*map(len, sizes)], ids[0].n_items, max_items=max_items, **config)
-    check_softmax(config.softmax, config.prior, counts)
+    _check_softmax(config.softmax, config.prior, counts)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = ItemDecoder(config)

@@ -23,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from .core import (FileError, SettingError, explain, patch, read_json, require, write_json,
-                            write_tensors)
+                            _write_tensors)
 from .embed import check_vectors
 
 # %% ../nbs/20_kmeans.ipynb #2028ed52
@@ -255,7 +255,7 @@ def from_files(cls: Quantizer, meta: dict, tensors: dict) -> Quantizer:
 def save(self: Quantizer, folder: str | Path) -> None:
     "Write quantizer.safetensors and quantizer.json; `load_quantizer` reads them"
     meta, tensors = self.to_files()
-    write_tensors(Path(folder)/'quantizer.safetensors', tensors)
+    _write_tensors(Path(folder)/'quantizer.safetensors', tensors)
     write_json(Path(folder)/'quantizer.json', dict(kind=self.kind, **meta))
 
 def load_quantizer(folder: str | Path, device='cpu') -> Quantizer: # equal to what was saved

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache
 from typing import Annotated, Literal
 from .core import (Count, FileError, GenrecError, Natural, SettingError, patch, read_json,
-                            read_settings, settings, whole_folder, write_json, write_tensors)
+                            read_settings, settings, whole_folder, write_json, _write_tensors)
 from .data import Interactions
 from .semantic_ids import EOS, Identifiers, PAD
 from .trie import ItemTrie
-from .likelihood import ChildSoftmax, check_softmax
+from .likelihood import ChildSoftmax, _check_softmax
 from .tiger import TokenLoss
 from .backbones import SMOLLM2, _peft_quiet, adapt, add_code_tokens, _grow_rows, load_lm
 from .prompts import (LIST_TEMPLATE, TEMPLATE, PackedSamples, PromptSamples, _item_tokens,
@@ -145,7 +145,7 @@ def _check_packed(ids: Identifiers, own: np.ndarray, words: list[list[int]]) -> 
 def _set_softmax(self: LanguageRecommender, counts) -> None:
     "What a softmax over children needs: trie and priors"
     c = self.config
-    check_softmax(c.softmax, c.prior, counts)
+    _check_softmax(c.softmax, c.prior, counts)
     self.counts = np.asarray(counts, np.int64) if c.prior == 'trie' else None
     self.soft = ChildSoftmax.build(self.trie, self.counts) if c.softmax == 'children' else None
 
@@ -441,7 +441,7 @@ def language_recommender(
     c = config or LMConfig()
     if lm is None and c.base is None:
         raise SettingError('base is None: hand over lm=(model, tokenizer), or name a model')
-    check_softmax(c.softmax, c.prior, counts)
+    _check_softmax(c.softmax, c.prior, counts)
     model, tokenizer = lm or load_lm(c.base, c.dtype, device, c.four_bit)
     codes = ids.backbone_ids is None
     new = add_code_tokens(model, tokenizer, ids.tokens[3:], c.seed) if codes else []
@@ -473,7 +473,7 @@ def save_pretrained(self: LanguageRecommender, folder: str | Path) -> Path: # th
         self.tokenizer.save_pretrained(part/'lm')
         self.ids.save(part/'index.json')
         if self.counts is not None:
-            write_tensors(part/_COUNTS, dict(counts=torch.from_numpy(self.counts)))
+            _write_tensors(part/_COUNTS, dict(counts=torch.from_numpy(self.counts)))
         write_json(part/'llm.json', asdict(self.config))
     return Path(folder)
 

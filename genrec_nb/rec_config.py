@@ -18,7 +18,7 @@ from .beam_search import DecodeConfig
 from .train import TrainConfig
 from .tokenizer_config import TOKENIZERS, TokenizerConfig, _lm_name
 from .generators import (_check_backbone, _check_model, _model_defaults,
-                                  train_defaults)
+                                  _train_defaults)
 
 # %% ../nbs/81_rec_config.ipynb #f69b6742
 def _source(x) -> TokenizerConfig | str:
@@ -70,7 +70,7 @@ class RecommenderConfig:
     weighting_options: dict = field(default_factory=dict) # its settings; that of IGD is `beta`
     beta: Share | None = None # IGD-tuning: weight of zero-gain tokens, 1: plain; None: .1
     train: Annotated[dict | TrainConfig, Field(union_mode='left_to_right')] = \
-        field(default_factory=dict) # changes to `train_defaults`, or all
+        field(default_factory=dict) # changes to `_train_defaults`, or all
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     seed: Natural = 0 # of everything that is random
 
@@ -90,7 +90,7 @@ class RecommenderConfig:
 def _fill_defaults(self: RecommenderConfig) -> None:
     "What depends on the backbone; a `beta` asks for the weighting it belongs to"
     if not isinstance(self.train, TrainConfig):
-        given = train_defaults(self.backbone) | self.train
+        given = _train_defaults(self.backbone) | self.train
         self.train = read_settings(TrainConfig, given, 'train')
     self.model = {**_model_defaults(self.backbone), **self.model}
     plain_ce = self.backbone == 'packed' and self.beta is None

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from .core import (FileError, GenrecError, GenrecWarning, SettingError,
                             explain as explained, patch, read_json, read_settings, require, versions, whole_folder,
-                            write_json, write_tensors)
+                            write_json, _write_tensors)
 from .data import Cases, Catalog, Dataset, Split, leave_one_out
 from .embed import embed_texts
 from .kmeans import load_quantizer
@@ -342,7 +342,7 @@ def _save_pretrained(self: GenerativeRecommender, folder: Path) -> None:
     tables = [f'index-{i}.json' if i else 'index.json' for i in range(len(self.identifiers))]
     for name, ids in zip(tables, self.identifiers): ids.save(folder/name, self.catalog.ids)
     if self.quantizer is not None: self.quantizer.save(folder/'quantizer')
-    write_tensors(folder/'counts.safetensors', dict(counts=torch.as_tensor(self.counts)))
+    _write_tensors(folder/'counts.safetensors', dict(counts=torch.as_tensor(self.counts)))
     write_json(folder/'catalog.json', asdict(self.catalog))
     write_json(folder/'config.json', asdict(self.config))
     about = dict(format=_FORMAT, versions=versions(), tables=tables, weights=self.weights)

@@ -28,9 +28,9 @@ from .tokenizer_config import TokenizerConfig
 from .rec_config import RecommenderConfig, _sources
 from .recommender import GenerativeRecommender
 from .trial import DataConfig, Trial, _needs_text
-from .pipeline import (K, _default_device, _make_identifiers, _ranked_lists, run_trials,
+from .pipeline import (_K, _default_device, _make_identifiers, _ranked_lists, run_trials,
                                 _train_assistant)
-from .pages import run_page, tokenizer_page
+from .pages import _run_page, _tokenizer_page
 
 # %% ../nbs/86_run.ipynb #968b3f07
 _COMPARED = ('SASRec', 'vocabulary', 'children') # of the item decoder
@@ -205,11 +205,11 @@ def _prepare(config: RunConfig) -> _Run:
 def baselines(self: _Run) -> dict: # name -> (test, valid) int64 [M, K]
     "Lists of popularity, of transitions, and of the assistant alone"
     train, cases = self.split.train, (self.split.test, self.split.valid)
-    found = {'popularity': [popularity_ranking(train.item_counts(), c, K) for c in cases],
-             'transitions': [transition_ranking(train, c, K) for c in cases]}
+    found = {'popularity': [popularity_ranking(train.item_counts(), c, _K) for c in cases],
+             'transitions': [transition_ranking(train, c, _K) for c in cases]}
     if not self.config.assistant_weight: return found
     model = _train_assistant(self.own, self.split, self.folder)
-    return found | {'assistant': [model.rank(c, K) for c in cases]}
+    return found | {'assistant': [model.rank(c, _K) for c in cases]}
 
 @patch
 def evaluated(self: _Run, name: str, test: np.ndarray, valid: np.ndarray, **decoding) -> tuple:
@@ -303,7 +303,7 @@ def finish(self: _Run, found: dict, made: Tokenized, rows: dict, seconds: dict) 
         search=rec.search_facts(self.split.test),
         prompts={k: int(x) for k, x in lists.items() if k not in ('valid', 'test')} or None)
     curves = {w: _curves(self.folder/'work'/t.key) for w, t in self.trials.items()}
-    page = run_page(metrics, [e for e, _ in found.values()], curves, rec, made, self.split.test)
+    page = _run_page(metrics, [e for e, _ in found.values()], curves, rec, made, self.split.test)
     page.save(self.folder/'report.html')
     write_json(self.folder/'metrics.json', metrics)
     return metrics
@@ -362,6 +362,6 @@ def _save_tokenized(
                    **report.to_dict(), source=made.source, versions=versions(), seconds=seconds)
     def pages(part):
         write_json(part/'report.json', figures)
-        tokenizer_page(made, report, figures, counts, data.catalog.titles).save(part/'report.html')
+        _tokenizer_page(made, report, figures, counts, data.catalog.titles).save(part/'report.html')
     made.save(folder, pages)
     return figures

@@ -15,7 +15,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils import ModelOutput
 from .batches import PrefixSamples, history_tokens
 from .core import patch, require
-from .likelihood import ChildSoftmax, check_softmax
+from .likelihood import ChildSoftmax, _check_softmax
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD
 from .trie import ItemTrie
@@ -118,7 +118,7 @@ def tiger_t5(
     **config, # changes to the sizes, as `T5Config` names them
 ) -> TigerT5: # untrained
     "A fresh TIGER with the sizes of LETTER's authors"
-    check_softmax(softmax, prior, counts)
+    _check_softmax(softmax, prior, counts)
     tokens = dict(vocab_size=ids.vocab_size, pad_token_id=PAD, eos_token_id=EOS)
     tokens.update(decoder_start_token_id=PAD, max_items=max_items, n_items=ids.n_items)
     config = T5Config(**{**tokens, **_SIZES, **config}, softmax=softmax, prior=prior)

@@ -17,7 +17,7 @@ from .loaders import _read_items
 from .embed import (TfidfEncoder, check_vectors, embed_texts, load_encoder,
                              make_encoder)
 from .kmeans import load_quantizer
-from .semantic_ids import Identifiers, index_files
+from .semantic_ids import Identifiers, _index_files
 import genrec_nb.new_items # gives `Identifiers.append`
 from .other_tokenizers import _popular_first, read_categories
 from .baselines import _read_array, _check_item_vectors, _load_vectors
@@ -35,8 +35,8 @@ def _collaborative_embeddings(
         what = 'the collaborative embeddings (of d_code dimensions)'
         return _check_item_vectors(np.asarray(cf), split.train.n_items, what, dim)
     if str(cf) not in _CF_METHODS: return _load_vectors(cf, split.train.n_items, dim)
-    from genrec_nb.sequential_baselines import RANKERS, train_collaborative_embeddings
-    config = RANKERS[str(cf)][1](dim=dim or 32, patience=0)
+    from genrec_nb.sequential_baselines import _RANKERS, train_collaborative_embeddings
+    config = _RANKERS[str(cf)][1](dim=dim or 32, patience=0)
     return train_collaborative_embeddings(split, str(cf), dim or 32, seed, config)
 
 # %% ../nbs/80_tokenizer.ipynb #a33444a3
@@ -263,7 +263,7 @@ def _table_ids(
     saved: bool = False, # keep the vocabulary that lies beside a table of ours
 ) -> Identifiers: # in the order of `items`
     "Identifiers from a table; raises `GenrecError` if it does not fit the items"
-    if saved and index_files(path)[1].is_file(): return Identifiers.load(path, items)
+    if saved and _index_files(path)[1].is_file(): return Identifiers.load(path, items)
     return Identifiers.from_index(path, list(read_json(path)) or None if items is None else items)
 
 # %% ../nbs/80_tokenizer.ipynb #04f3e544
@@ -275,7 +275,7 @@ def _given_identifiers(
     if Path(path).is_dir(): return load_tokenized(path, catalog)
     require(Path(path).is_file(), f'{path}: no such file; expected one of {", ".join(TOKENIZERS)}, '
             'an index.json, or a folder from `genrec tokenize`', FileError)
-    beside = index_files(path)[1]
+    beside = _index_files(path)[1]
     titles = beside.is_file() and read_json(beside).get('kind') == 'titles'
     return Tokenized(_table_ids(path, catalog, titles), items=list(catalog.ids))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from .core import FileError, _tie_order, patch, write_tensors
+from .core import FileError, _tie_order, patch, _write_tensors
 from .semantic_ids import Identifiers, _sort_rows
 
 # %% ../nbs/30_trie.ipynb #546d1519
@@ -200,7 +200,7 @@ def to(self: ItemTrie, device) -> ItemTrie:
 @patch
 def save(self: ItemTrie, path: str | Path) -> None:
     "Write the arrays as safetensors"
-    write_tensors(path, {f.name: torch.as_tensor(getattr(self, f.name)) for f in fields(self)})
+    _write_tensors(path, {f.name: torch.as_tensor(getattr(self, f.name)) for f in fields(self)})
 
 @patch(cls_method=True)
 def load(cls: ItemTrie, path: str | Path) -> ItemTrie: # on the CPU

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from genrec_nb.core import (Count, FileError, GenrecError, Natural, Positive, SettingError, Share, check_choice, check_keys, _check_option,
-                            digest, explain, patch, plain, read_json, read_settings, _read_spec, require, settings, whole_file, whole_folder, write_json, _write_spec, write_tensors)
+                            digest, explain, patch, plain, read_json, read_settings, _read_spec, require, settings, whole_file, whole_folder, write_json, _write_spec, _write_tensors)
 
 @settings
 class Train:
@@ -121,7 +121,7 @@ def test_tensors_of_any_layout_are_written(tmp_path):
     import torch
     from safetensors.torch import load_file
     x = torch.arange(6.).reshape(2, 3).requires_grad_()
-    write_tensors(tmp_path/'x.safetensors', dict(x=x.T))
+    _write_tensors(tmp_path/'x.safetensors', dict(x=x.T))
     assert torch.equal(load_file(tmp_path/'x.safetensors')['x'], x.T.detach())
 
 def test_digest_names_the_content():

@@ -16,7 +16,7 @@ from genrec_nb.experiments.results import Block, read_results
 from genrec_nb.experiments.grid import Grid, _points, read_grid
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import ranking_metrics
-from genrec_nb.pipeline import unpack
+from genrec_nb.pipeline import _unpack
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.sequential_baselines import load_ranker
 
@@ -59,10 +59,10 @@ def test_rows_hold_what_they_promise(finished, toy):
         assert list(r['decodings']) == ['0', '0.2'] and {'genrec_nb', 'commit', 'threads', 'torch'} <= set(r['versions']) and r['seconds']['train'] > 0
         assert [e for e, _ in r['curve']['ndcg@10']] == [1, 2] and len(r['curve']['loss']) == 2
         for d in r['decodings'].values():
-            for part in ('valid', 'test'): assert len(unpack(d[part]['ranks'])) == 77 and {'ndcg@10', 'recall@20', 'coverage@10'} <= set(d[part]['metrics'])
+            for part in ('valid', 'test'): assert len(_unpack(d[part]['ranks'])) == 77 and {'ndcg@10', 'recall@20', 'coverage@10'} <= set(d[part]['metrics'])
     (about,) = [l for l in lines(finished) if l['kind'] == 'data']
     inter = json.loads((toy/'toy.inter.json').read_text())
-    assert unpack(about['test']['targets']).tolist() == [h[-1] for h in inter.values() if len(h) > 2]
+    assert _unpack(about['test']['targets']).tolist() == [h[-1] for h in inter.values() if len(h) > 2]
     assert str(toy) not in (finished/'results.jsonl').read_text(), 'rows must not hold paths'
 
 
@@ -250,9 +250,9 @@ def test_two_protocols_side_by_side(toy, tmp_path):
     split = global_time(load_dataset(folder).interactions)
     about = next(l for l in lines(tmp_path/'o') if l['kind'] == 'data' and l['data'] == 'clock')
     for part, cases in (('valid', split.valid), ('test', split.test)):
-        np.testing.assert_array_equal(unpack(about[part]['targets']), cases.targets)
-        np.testing.assert_array_equal(unpack(about[part]['users']), cases.users)
-    np.testing.assert_array_equal(unpack(about['counts']), split.train.item_counts())
+        np.testing.assert_array_equal(_unpack(about[part]['targets']), cases.targets)
+        np.testing.assert_array_equal(_unpack(about[part]['users']), cases.users)
+    np.testing.assert_array_equal(_unpack(about['counts']), split.train.item_counts())
     rec = GenerativeRecommender.from_pretrained(tmp_path/'o'/'work'/by['clock']['trial']/'model')
     ranked = rec.rank(split.test, 20, DecodeConfig(alpha=.2))
     assert ranking_metrics(ranked, split.test.targets, (10,))['ndcg@10'] == pytest.approx(by['clock']['decodings']['0.2']['test']['metrics']['ndcg@10'])
@@ -265,9 +265,9 @@ def test_a_sample_of_users(toy, tmp_path):
     (about,) = [l for l in lines(tmp_path/'o') if l['kind'] == 'data']
     whole = leave_one_out(load_dataset(toy).interactions)
     for part, cases in (('valid', whole.valid), ('test', whole.test)):
-        users = unpack(about[part]['users'])
-        assert len(users) == 20 < len(cases) and dict(zip(users, unpack(about[part]['targets']))).items() <= dict(zip(cases.users, cases.targets)).items()
-    assert {len(unpack(r['decodings']['0']['test']['ranks'])) for r in trials(tmp_path/'o').values()} == {20}
+        users = _unpack(about[part]['users'])
+        assert len(users) == 20 < len(cases) and dict(zip(users, _unpack(about[part]['targets']))).items() <= dict(zip(cases.users, cases.targets)).items()
+    assert {len(_unpack(r['decodings']['0']['test']['ranks'])) for r in trials(tmp_path/'o').values()} == {20}
 
 
 def test_an_assistant_in_a_grid(finished, toy, tmp_path):

@@ -10,7 +10,7 @@ from genrec_nb.core import GenrecError, GenrecWarning
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.explanations import Explanation, token_strip
-from genrec_nb.generators import BACKBONES, train_defaults
+from genrec_nb.generators import BACKBONES, _train_defaults
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 from genrec_nb.tokenizer import tokenize_items
 from genrec_nb.tokenizer_config import TokenizerConfig
@@ -221,7 +221,7 @@ def test_how_each_backbone_is_usually_trained():
     assert RecommenderConfig().train == TrainConfig(epochs=15) and set(BACKBONES) == {'packed', 't5', 'llm'}
     r = RecommenderConfig(backbone='llm', train=dict(samples_per_epoch=7))
     assert (r.train.lr, r.train.samples_per_epoch, r.train.accumulate) == (3e-4, 7, 4) and r.train.batch_size*r.train.accumulate == 32
-    assert RecommenderConfig(backbone='t5').train.batch_size == 256 and train_defaults('packed') == dict(epochs=15)
+    assert RecommenderConfig(backbone='t5').train.batch_size == 256 and _train_defaults('packed') == dict(epochs=15)
     for b in BACKBONES.values(): assert 'max_items' in b.sizes()
 
 

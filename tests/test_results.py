@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from genrec_nb.core import FileError, GenrecError
 from genrec_nb.experiments.results import Block, blocks, read_results, _results_writer
-from genrec_nb.pipeline import pack, unpack
+from genrec_nb.pipeline import _pack, _unpack
 
 STORED = Path(__file__).parents[1]/'nbs'/'results'
 
@@ -15,8 +15,8 @@ def made_up(tune=None, weightings=('ce', 'igd', 'pos'), seeds=(0, 1), alphas=(0,
     "Rows of a grid whose ranks are random"
     rng = np.random.default_rng(0)
     targets, counts = rng.integers(items, size=users), rng.integers(1, 50, items)
-    part = lambda: dict(users=pack(np.arange(users)), targets=pack(targets), popularity=pack(rng.integers(0, 21, users)))
-    about = dict(kind='data', data='toy', digest='d0', items=items, interactions=500, skipped=0, counts=pack(counts), valid=part(), test=part())
+    part = lambda: dict(users=_pack(np.arange(users)), targets=_pack(targets), popularity=_pack(rng.integers(0, 21, users)))
+    about = dict(kind='data', data='toy', digest='d0', items=items, interactions=500, skipped=0, counts=_pack(counts), valid=part(), test=part())
     record = dict(data=dict(toy=dict(digest='d0')), ids=dict(km={}), weightings={m: {} for m in weightings}, alphas=list(alphas), seeds=list(seeds), tune=tune,
                   reference='ce', metric='ndcg@10', title='', sweep={}, trials=[], tokens=[])
     rows = []
@@ -29,7 +29,7 @@ def made_up(tune=None, weightings=('ce', 'igd', 'pos'), seeds=(0, 1), alphas=(0,
             record['trials'].append(['toy', 'km', m, s, json.loads(v), key])
             ranks = lambda: rng.integers(0, 21, users)
             value = lambda r: float(np.mean([1/math.log2(x + 2) if x < 10 else 0 for x in r]))
-            one = lambda: (lambda r: dict(ranks=pack(r), metrics={'ndcg@10': value(r), 'recall@10': float((r < 10).mean())}))(ranks())
+            one = lambda: (lambda r: dict(ranks=_pack(r), metrics={'ndcg@10': value(r), 'recall@10': float((r < 10).mean())}))(ranks())
             curve = {'loss': [[1, 3.], [2, 2.]], 'ndcg@10': [[1, .1], [2, .2]]} | ({'weight_a': [[1, .5], [2, .4]], 'weight_b': [[1, .5], [2, .6]]} if m == 'multi' else {})
             rows.append(dict(kind='trial', trial=key, label=f'toy km {m} seed {s}', data='toy', ids='km', method=m, seed=s, values=json.loads(v), config=dict(data='d0'), curve=curve,
                              versions=dict(genrec_nb='0.2', commit='abc'), device='cpu', seconds=dict(train=1.), decodings={f'{a:g}': dict(valid=one(), test=one()) for a in alphas}))
@@ -66,9 +66,9 @@ def test_decodings_of_one_trial_may_stand_in_several_rows(tmp_path):
 
 def test_rows_that_contradict_are_refused_by_name(simple, tmp_path):
     row = json.loads(simple.read_text().splitlines()[-1])
-    ranks = unpack(row['decodings']['0']['test']['ranks'])
+    ranks = _unpack(row['decodings']['0']['test']['ranks'])
     ranks[3] = (ranks[3] + 1) % 20
-    row['decodings']['0']['test']['ranks'] = pack(ranks)
+    row['decodings']['0']['test']['ranks'] = _pack(ranks)
     other = written(tmp_path/'other.jsonl', [row])
     with pytest.raises(FileError, match=r'other.jsonl, line 1: trial .*alpha 0\) is there already with other figures \(.*r.jsonl, line 8\)'): read_results(simple, other)
 
@@ -119,12 +119,12 @@ def test_validation_alone_chooses(tmp_path):
         best = {}
         for r in results.trials.values():
             if r['method'] == m and r['seed'] in (7, 8):
-                for a, d in r['decodings'].items(): best.setdefault((json.dumps(r['values']), float(a)), []).append(value(unpack(d['valid']['ranks'])))
+                for a, d in r['decodings'].items(): best.setdefault((json.dumps(r['values']), float(a)), []).append(value(_unpack(d['valid']['ranks'])))
         assert len(best) == (2 if m == 'ce' else 4) and all(len(v) == 2 for v in best.values())
         values, alpha = max(best, key=lambda k: sum(best[k]))
         assert (b.values[m], b.alpha[m]) == (json.loads(values), alpha)
     for r in results.trials.values():
-        for d in r['decodings'].values(): d['test'] = dict(d['test'], ranks=pack(np.zeros(60, int)))
+        for d in r['decodings'].values(): d['test'] = dict(d['test'], ranks=_pack(np.zeros(60, int)))
     again = Block(results)
     assert (again.values, again.alpha) == (b.values, b.alpha)
 

@@ -12,7 +12,7 @@ from genrec_nb.sequential_baselines import load_ranker
 from genrec_nb.tokenizer import load_tokenized
 import genrec_nb.pipeline as pipeline
 import genrec_nb.run as run_module
-from genrec_nb.pipeline import pack, _ranked_lists, run_trials, unpack
+from genrec_nb.pipeline import _pack, _ranked_lists, run_trials, _unpack
 from genrec_nb.run import RunConfig, _open_run, load_config, run, tokenize
 from genrec_nb.trial import _content_digest
 
@@ -52,7 +52,7 @@ def no_pages(request):
     "Plots take most of a small run's time: the other tests write none"
     class Nothing: save = staticmethod(lambda path: path.touch())
     with pytest.MonkeyPatch.context() as m:
-        for page in ('run_page', 'tokenizer_page'):
+        for page in ('_run_page', '_tokenizer_page'):
             if 'pages' not in request.fixturenames: m.setattr(run_module, page, lambda *a: Nothing)
         yield
 
@@ -285,7 +285,7 @@ def test_failures_are_rows_and_the_others_go_on(finished, tmp_path, monkeypatch)
 
 @quick
 @given(st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 20), max_size=60))
-def test_packed_numbers_come_back(x): assert unpack(pack(x)).tolist() == x
+def test_packed_numbers_come_back(x): assert _unpack(_pack(x)).tolist() == x
 
 
 # ---- the tokenizer alone -------------------------------------------------------------------------------------------------

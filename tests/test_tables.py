@@ -8,7 +8,7 @@ from genrec_nb.core import GenrecError
 from genrec_nb.experiments.grid_report import _provenance, _rules, plot_sweep, results_page, summary, sweep_table
 from genrec_nb.experiments.results import Block, read_results
 from genrec_nb.experiments.tables import compare_table, decoding_table, plot_alphas, plot_curves, plot_mixtures, plot_ranks, trial_table, two_by_two
-from genrec_nb.pipeline import unpack
+from genrec_nb.pipeline import _unpack
 
 
 @pytest.fixture(scope='module')
@@ -30,11 +30,11 @@ def closed():
 def test_the_table_follows_from_the_ranks(searched):
     "Means, differences, head and tail, and Holm, by loops"
     b, about = Block(searched), searched.data['d0']
-    targets, counts = unpack(about['test']['targets']), unpack(about['counts']).tolist()
+    targets, counts = _unpack(about['test']['targets']), _unpack(about['counts']).tolist()
     order = sorted(range(len(counts)), key=lambda i: (-counts[i], i))
     head = set(order[:len(counts) - math.ceil(.8*len(counts) - 1e-9)])
     gain = lambda r: 1/math.log2(r + 2) if r < 10 else 0.
-    found = {m: [[gain(x) for x in unpack(r['decodings'][f'{b.alpha[m]:g}']['test']['ranks'])] for r in b.trials[m].values()] for m in b.methods}
+    found = {m: [[gain(x) for x in _unpack(r['decodings'][f'{b.alpha[m]:g}']['test']['ranks'])] for r in b.trials[m].values()] for m in b.methods}
     mean = lambda m, keep=lambda t: True: np.mean([v for s in found[m] for v, t in zip(s, targets) if keep(t)])
     table = compare_table(b)
     assert list(table.index)[0] == 'ce' and set(table.index) == set(b.methods)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 from genrec_nb.baselines import LightGCNConfig
-from genrec_nb.sequential_baselines import RANKERS, train_collaborative_embeddings
+from genrec_nb.sequential_baselines import _RANKERS, train_collaborative_embeddings
 from genrec_nb.cli import app, _explain_error, main
 from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
 from genrec_nb.core import GenrecError
@@ -77,9 +77,9 @@ def test_the_same_seed_gives_the_same_and_another_does_not(all_made, method):
 @pytest.fixture
 def short_rankers(monkeypatch):
     "Recommenders that are trained for two epochs"
-    for cf, (made, settings, train) in RANKERS.items():
+    for cf, (made, settings, train) in _RANKERS.items():
         short = lambda split, c, seed, train=train: train(split, replace(c, epochs=2), seed)
-        monkeypatch.setitem(RANKERS, cf, (made, settings, short))
+        monkeypatch.setitem(_RANKERS, cf, (made, settings, short))
 
 
 @pytest.mark.parametrize('method', TOKENIZERS)
@@ -361,7 +361,7 @@ def bare(shop, tmp_path_factory):
 def no_page(monkeypatch):
     "Plots take most of the time of the commands: `test_genrec_tokenize` looks at them"
     class Nothing: save = staticmethod(lambda path: path.touch())
-    monkeypatch.setattr(run_module, 'tokenizer_page', lambda *a: Nothing)
+    monkeypatch.setattr(run_module, '_tokenizer_page', lambda *a: Nothing)
 
 
 def genrec(*args, ok=True):

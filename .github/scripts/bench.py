@@ -24,7 +24,7 @@ from genrec_nb.metrics import popularity_ranking, ranking_metrics
 from genrec_nb.kmeans import generator, residual_kmeans
 from genrec_nb.rqvae import RQVAE, _batches
 from genrec_nb.letter import LETTER, LETTERConfig, diversity_loss, _group_mates
-from genrec_nb.semantic_ids import EOS, Identifiers, PAD, code_tokens
+from genrec_nb.semantic_ids import EOS, Identifiers, PAD, _code_tokens
 from genrec_nb.trie import ItemTrie
 from genrec_nb.infogain import information_gain, item_prior, item_table
 from genrec_nb.objectives import MultiTargetLoss, make_weighting
@@ -131,7 +131,7 @@ def random_catalog(
     "Items with codes drawn at random and popularities that fall as a power: nearly two nodes an item, more than learned codes have"
     rng = np.random.default_rng(seed)
     flat = rng.integers(0, size, (n, levels), dtype=np.int32) + np.arange(levels, dtype=np.int32)*size + 3
-    ids = Identifiers(flat.reshape(-1), np.arange(n + 1)*levels, code_tokens([size]*levels))
+    ids = Identifiers(flat.reshape(-1), np.arange(n + 1)*levels, _code_tokens([size]*levels))
     return ids, item_prior(rng.zipf(1.5, n).clip(max=10_000) - 1)            # many items with no training target, as in life
 
 def gain_error(

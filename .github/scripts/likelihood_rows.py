@@ -21,7 +21,7 @@ from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import _rank_of, ranking_metrics
-from genrec_nb.pipeline import pack
+from genrec_nb.pipeline import _pack
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.train import TrainConfig, fit
 
@@ -63,7 +63,7 @@ def one(a, names: str, softmax: str, seed: int) -> dict:
     for name, (exact, alpha) in decodings(model, valid, a.memory).items():
         decode = DecodeConfig(alpha=alpha, exclude_seen=not a.keep_seen, memory=a.memory)
         lists = {part: rank_exact(model, cases, 20, decode, gains if alpha else None, exact=exact) for part, cases in (('valid', valid), ('test', test))}
-        ways[name] = dict(weights=exact.weights, alpha=alpha, ranks=pack(_rank_of(lists['test'], test.targets)),
+        ways[name] = dict(weights=exact.weights, alpha=alpha, ranks=_pack(_rank_of(lists['test'], test.targets)),
                           valid={m: round(v, 5) for m, v in ranking_metrics(lists['valid'], valid.targets).items() if m in METRICS},
                           test={m: round(v, 5) for m, v in ranking_metrics(lists['test'], test.targets).items() if m in METRICS})
         if softmax == 'children' and not alpha: ways[name] |= dict(nats=round(item_nats(model, test, exact, a.memory), 4))

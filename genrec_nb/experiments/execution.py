@@ -18,7 +18,7 @@ from ..data import Cases, Dataset, Split
 from ..metrics import popularity_ranking, _rank_of
 from ..letter import code_overlap
 from ..trial import DataConfig, Trial, _content_digest
-from ..pipeline import (K, _default_device, item_vectors, _make_identifiers, pack, run_trials)
+from ..pipeline import (_K, _default_device, _item_vectors, _make_identifiers, _pack, run_trials)
 from .results import Results, read_results, _results_writer
 from .grid import Grid
 
@@ -37,11 +37,11 @@ def _data_row(name: str, data: Dataset, split: Split, key: str) -> dict: # key: 
     "What is the same for all rows of a data set: users, targets, popularity"
     counts = split.train.item_counts()
     def part(c: Cases) -> dict:
-        popular = _rank_of(popularity_ranking(counts, c, K), c.targets)
-        return dict(users=pack(c.users), targets=pack(c.targets), popularity=pack(popular))
+        popular = _rank_of(popularity_ranking(counts, c, _K), c.targets)
+        return dict(users=_pack(c.users), targets=_pack(c.targets), popularity=_pack(popular))
     return dict(kind='data', data=name, digest=key, items=len(data.catalog),
                 interactions=len(data.interactions.items), skipped=split.skipped,
-                ties=asdict(data.interactions.count_ties(split.test)), counts=pack(counts), valid=part(split.valid), test=part(split.test))
+                ties=asdict(data.interactions.count_ties(split.test)), counts=_pack(counts), valid=part(split.valid), test=part(split.test))
 
 # %% ../../nbs/92_execution.ipynb #8e737c41
 def _make_plan(grid: Grid) -> Plan:
@@ -132,7 +132,7 @@ def _measure_identifiers(
     measures, codes = {**rates, 'tokens': d['tokens'][1], **d['use']}, made.codes
     if codes is None and not made.ids.is_ragged: codes = made.ids.codes()
     if overlap and codes is not None:
-        near = item_vectors(overlap, trial, split, folder)
+        near = _item_vectors(overlap, trial, split, folder)
         measures |= {f'overlap_{kind}': code_overlap(codes, near, kind) for kind in ('any', 'mean')}
     about = dict(data=trial.digest, ids=trial.tokenizer)
     return dict(kind='tokens', trial=_tokens_key(trial, overlap), config=about,

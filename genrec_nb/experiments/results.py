@@ -17,7 +17,7 @@ from pathlib import Path
 from ..core import FileError, SettingError, check_choice, patch, require
 from ..metrics import Evaluation
 from ..comparisons import Scores
-from ..pipeline import unpack
+from ..pipeline import _unpack
 
 # %% ../../nbs/90_results.ipynb #5d5e3d37
 def _mend(path: Path) -> None:
@@ -72,7 +72,7 @@ def _same(kind: str, a: dict, b: dict) -> bool:
 
 def _same_ranks(a: dict, b: dict) -> bool:
     "Do two decodings of one trial say the same? The ranks of all users decide"
-    def ranks(d, part): return unpack(d[part]['ranks'])
+    def ranks(d, part): return _unpack(d[part]['ranks'])
     return all(np.array_equal(ranks(a, part), ranks(b, part)) for part in ('valid', 'test'))
 
 def _contradiction(kind: str, old: dict, row: dict) -> str | None: # what they say differently
@@ -260,13 +260,13 @@ def orders(self: Block) -> list: # of rows of kind 'data'
 @patch(as_prop=True)
 def counts(self: Block) -> np.ndarray: # int [N]
     "Training counts of the items, [S, N] if the seeds have tie seeds of their own"
-    each = [unpack(about['counts']) for about in self.abouts.values()]
+    each = [_unpack(about['counts']) for about in self.abouts.values()]
     return each[0] if len(self.orders) == 1 else np.stack(each)
 
 # %% ../../nbs/90_results.ipynb #53d4836c
 def _evaluation(name: str, part: dict, about: dict) -> Evaluation:
     "Stored ranks of a decoding and the cases that they belong to; all metrics follow from them"
-    ranks, users, targets = unpack(part['ranks']), unpack(about['users']), unpack(about['targets'])
+    ranks, users, targets = _unpack(part['ranks']), _unpack(about['users']), _unpack(about['targets'])
     require(len(ranks) == len(users), f'{name}: {len(ranks)} ranks for {len(users)} cases: '
             'the row does not belong to this data set', FileError)
     sizes, ks = {'cases': len(ranks)}, (1, 5, 10, 20)

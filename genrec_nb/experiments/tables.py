@@ -17,7 +17,7 @@ from ..metrics import metric_values, styled
 from ..comparisons import (Comparisons, Scores, _head_tail_masks, compare_head_tail,
                                    compare_methods)
 from ..significance import _bootstrap_totals, holm, plot_critical_difference, rank_methods
-from ..pipeline import unpack
+from ..pipeline import _unpack
 from .results import Block, _search_values
 
 # %% ../../nbs/93_tables.ipynb #62e10dd2
@@ -164,7 +164,7 @@ def plot_curves(block: Block, methods: list | None = None) -> plt.Figure: # None
     for j, m in enumerate(methods or block.methods):
         loss.plot(_curve(block, m, 'loss')['mean'], **_style(j, m))
         ndcg.plot(_curve(block, m, 'ndcg@10')['mean'], **_style(j, m), **_mark(j))
-    popular = [unpack(about['valid']['popularity']) for about in block.abouts.values()]
+    popular = [_unpack(about['valid']['popularity']) for about in block.abouts.values()]
     floor = metric_values(np.concatenate(popular), 'ndcg@10').mean()
     ndcg.axhline(floor, color='.5', ls='--', lw=1, label='popularity')
     loss.set(title='Does the loss fall? (each method has its own)', xlabel='epoch',
