@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from .core import (Count, FileError, GenrecError, Natural, NonNegative, Positive,
                             _tie_order, patch, require, settings)
 from .embed import check_vectors
-from .data import Cases, Interactions, Split
+from .data import Interactions
+from .splits import Cases, Split
 from .metrics import popularity_ranking, ranking_metrics
 
 # %% ../nbs/72_baselines.ipynb #d7b56bac

@@ -365,7 +365,7 @@ def _inspect(
     "Show the trie of a table of identifiers and the information gain of its tokens."
     _set_up_logging()
     import numpy as np
-    from genrec_nb.data import leave_one_out
+    from genrec_nb.splits import leave_one_out
     from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
     from genrec_nb.loaders import load_dataset
     from genrec_nb.trie import ItemTrie

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from typing import Literal
 from .core import NonNegative, SettingError, patch, require, settings
-from .data import Cases
+from .splits import Cases
 from .item_decoder import ItemDecoder
 from .beam_search import (DecodeConfig, _assistant_logp, _assistant_mass, decoding_weights,
                                    _exhausted_prefixes, _evaluating)

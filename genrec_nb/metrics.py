@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from markupsafe import escape as html_escape
 from pandas.io.formats.style import Styler
 from .core import SettingError, _tie_order, digest, patch, require
-from .data import Cases, Interactions
+from .data import Interactions
+from .splits import Cases
 
 # %% ../nbs/13_metrics.ipynb #b3326117
 def _check_ranked(ranked, n_items: int | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from dataclasses import replace
-from .data import Cases, TieCounts
+from .splits import Cases, TieCounts
 from .metrics import metrics_table
 from .kmeans import codebook_report
 from .diagnostics import plot_codebook_use, plot_first_tokens

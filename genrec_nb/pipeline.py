@@ -20,7 +20,8 @@ from pathlib import Path
 from transformers import TrainerCallback
 from .core import (GenrecError, _Silent, digest, plain, read_json, versions, whole_file,
                             write_json)
-from .data import Cases, Dataset, Split
+from .data import Dataset
+from .splits import Cases, Split
 from .metrics import average_popularity, coverage, gini, metric_values, _rank_of
 from .sequential_baselines import SASRec, _load_or_train_sasrec
 from .tokenizer import (Tokenized, _collaborative_embeddings, _given_identifiers,

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from .core import GenrecError
-from .data import Cases
+from .splits import Cases
 from .trie import ItemTrie
 from .objectives import token_nll
 from .beam_search import DecodeConfig

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from .core import (FileError, GenrecError, GenrecWarning, SettingError,
                             explain as explained, patch, read_json, read_settings, require, versions, whole_folder,
                             write_json, _write_tensors)
-from .data import Cases, Catalog, Dataset, Split, leave_one_out
+from .data import Catalog, Dataset
+from .splits import Cases, Split, leave_one_out
 from .embed import embed_texts
 from .kmeans import load_quantizer
 from .semantic_ids import Identifiers

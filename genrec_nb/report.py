@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pandas.io.formats.style import Styler
 from pathlib import Path
 from .core import whole_file
-from .data import Cases
+from .splits import Cases
 from .infogain import BLUE, GREEN, GREY, ORANGE
 from .metrics import styled
 from .explanations import token_strip

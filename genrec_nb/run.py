@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 from .core import (Count, FileError, GenrecError, Natural, SettingError, Share, _Silent,
                             patch, plain, read_json, read_settings, _read_spec, require, settings,
                             versions, write_json, _write_spec)
-from .data import Dataset, Split, leave_one_out
+from .data import Dataset
+from .splits import Split, leave_one_out
 from .loaders import load_dataset
 from .metrics import evaluate_ranking, metric_values, popularity_ranking, _rank_of
 from .semantic_ids import Identifiers

@@ -18,7 +18,7 @@ from typing import Annotated
 from .core import (Count, FileError, GenrecError, Natural, Positive, SettingError,
                             check_choice, patch, read_json, read_settings, settings, whole_folder,
                             write_json, _write_tensors)
-from .data import Cases, Split
+from .splits import Cases, Split
 from .batches import Windows
 from .item_decoder import CausalBlock
 from .train import RankingTrainer, TrainConfig, _steps_per_epoch, _training_arguments

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from .core import (FileError, GenrecError, MissingTextError, SettingError, patch,
                             read_json, read_settings, require, versions, whole_folder, write_json)
-from .data import Catalog, Dataset, Split, leave_one_out
+from .data import Catalog, Dataset
+from .splits import Split, leave_one_out
 from .loaders import _read_items
 from .embed import (TfidfEncoder, check_vectors, embed_texts, load_encoder,
                              make_encoder)

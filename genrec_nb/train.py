@@ -20,7 +20,8 @@ from transformers import TrainerCallback, TrainingArguments
 from typing import Literal
 from .core import (Count, FileError, GenrecError, Natural, Positive, patch, read_json,
                             settings)
-from .data import Cases, Interactions
+from .data import Interactions
+from .splits import Cases
 from .metrics import ranking_metrics
 from .trie import ItemTrie
 from .token_weights import uniform_weights

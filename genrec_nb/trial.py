@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 from .core import (Count, FileError, MissingTextError, Natural, check_keys, digest, patch,
                             plain, require, settings)
-from .data import Dataset, Split, global_time, leave_one_out
+from .data import Dataset
+from .splits import Split, global_time, leave_one_out
 from .loaders import load_dataset
 from .embed import check_vectors
 from .semantic_ids import Identifiers

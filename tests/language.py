@@ -4,7 +4,8 @@ import pytest
 import torch
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.beam_search import DecodeConfig
-from genrec_nb.data import Cases, Interactions
+from genrec_nb.data import Interactions
+from genrec_nb.splits import Cases
 from genrec_nb.language_recommender import LMConfig, LanguageRecommender, language_recommender
 from genrec_nb.prompts import title_identifiers
 from genrec_nb.semantic_ids import EOS, Identifiers

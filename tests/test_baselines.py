@@ -8,7 +8,8 @@ from hypothesis import given, strategies as st
 from safetensors.torch import save_file
 from genrec_nb.baselines import LightGCNConfig, _NegativeSampler, bpr_loss, _check_item_vectors, _fill_cold, _interaction_matrix, _load_vectors, _normalized_graph, propagate, _top_items, train_lightgcn, transition_ranking
 from genrec_nb.core import GenrecError, _tie_order
-from genrec_nb.data import Cases, Dataset, Interactions, Split, leave_one_out
+from genrec_nb.data import Dataset, Interactions
+from genrec_nb.splits import Cases, Split, leave_one_out
 from genrec_nb.metrics import popularity_ranking, ranking_metrics
 from oracles import few, quick
 

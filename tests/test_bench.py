@@ -325,7 +325,7 @@ def test_machine_tells_no_secrets():
 
 
 def test_training_stops_in_time_and_in_steps():
-    from genrec_nb.data import leave_one_out
+    from genrec_nb.splits import leave_one_out
     from genrec_nb.loaders import load_dataset
     data = load_dataset('ml-100k')
     split, ids = leave_one_out(data.interactions), Identifiers.random(1682, levels=2, size=48, seed=0)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.beam_search import DecodeConfig, beam_search, recommend
 from genrec_nb.core import GenrecError, SettingError
-from genrec_nb.data import Cases
+from genrec_nb.splits import Cases
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.language_recommender import LMConfig, LanguageRecommender, language_recommender
 from genrec_nb.likelihood import ChildSoftmax, segment_log_softmax

@@ -6,7 +6,8 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 from genrec_nb.comparisons import *
 from genrec_nb.core import GenrecError
-from genrec_nb.data import Cases, Interactions
+from genrec_nb.data import Interactions
+from genrec_nb.splits import Cases
 from genrec_nb.metrics import bootstrap_interval, evaluate_ranking, head_tail, popularity_groups
 from genrec_nb.significance import crossed_test, holm, plot_critical_difference, rank_methods, sign_flip_test
 

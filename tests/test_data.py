@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from genrec_nb.core import SettingError
-from genrec_nb.data import Dataset, Interactions, global_time, k_core, leave_one_out, _offsets_of, _ragged_index
+from genrec_nb.data import Dataset, Interactions, k_core, _offsets_of, _ragged_index
+from genrec_nb.splits import global_time, leave_one_out
 
 histories = st.lists(st.lists(st.integers(0, 7), max_size=9), max_size=8)
 def make(hs, times=None, n=8):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, strategies as st
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.core import GenrecError, SettingError
-from genrec_nb.data import Cases
+from genrec_nb.splits import Cases
 from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_weights, item_nats, rank_exact, _first_topk, _fit
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.semantic_ids import Identifiers

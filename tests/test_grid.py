@@ -9,7 +9,7 @@ import genrec_nb.experiments.execution as execution
 import genrec_nb.pipeline as pipeline
 from genrec_nb.core import GenrecError, SettingError, digest
 from genrec_nb.beam_search import DecodeConfig
-from genrec_nb.data import global_time, leave_one_out
+from genrec_nb.splits import global_time, leave_one_out
 from genrec_nb.experiments.execution import dry_run, _make_plan, run_grid
 from genrec_nb.experiments.grid_report import summary
 from genrec_nb.experiments.results import Block, read_results

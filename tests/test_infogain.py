@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from genrec_nb.core import GenrecError
-from genrec_nb.data import Interactions, leave_one_out
+from genrec_nb.data import Interactions
+from genrec_nb.splits import leave_one_out
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.infogain import gain_by_position, information_gain, item_prior, item_table, node_entropy, zero_gain_share
 from genrec_nb.batches import PrefixSamples, Windows

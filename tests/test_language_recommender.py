@@ -6,7 +6,7 @@ from transformers import TrainerCallback
 from genrec_nb.backbones import load_lm, tiny_llama
 from genrec_nb.beam_search import DecodeConfig, beam_search, recommend, recommend_each
 from genrec_nb.core import GenrecError
-from genrec_nb.data import Cases
+from genrec_nb.splits import Cases
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.language_recommender import LMConfig, LanguageRecommender, language_recommender

@@ -6,7 +6,7 @@ import pooch
 import pytest
 import genrec_nb.loaders as L
 from genrec_nb.core import FileError, GenrecError, MissingTextError
-from genrec_nb.data import leave_one_out
+from genrec_nb.splits import leave_one_out
 from genrec_nb.loaders import fetch, load_dataset, load_json, load_movielens, load_table, _read_atomic, _read_items
 
 def refused(*words):

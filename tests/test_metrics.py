@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import binom
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
-from genrec_nb.data import Cases, Interactions, leave_one_out
+from genrec_nb.data import Interactions
+from genrec_nb.splits import Cases, leave_one_out
 from genrec_nb.core import GenrecError, _tie_order
 from genrec_nb.metrics import *
 from genrec_nb.metrics import _bootstrap_means, _popularity_order, _recommendation_counts

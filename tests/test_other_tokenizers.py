@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from genrec_nb.other_tokenizers import (_grow_tree, _shuffled_number, _spectral_clusters, _split_cluster, category_ids, _co_occurrence, compare_identifiers,
                                         _first_tokens, _popular_first, product_kmeans, read_categories, _split_names, tree_ids)
-from genrec_nb.data import Catalog, Interactions, leave_one_out
+from genrec_nb.data import Catalog, Interactions
+from genrec_nb.splits import leave_one_out
 from genrec_nb.core import GenrecError
 from genrec_nb.loaders import load_dataset
 from genrec_nb.semantic_ids import Identifiers

@@ -5,7 +5,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
+from genrec_nb.data import Catalog, Dataset, Interactions
+from genrec_nb.splits import leave_one_out
 from genrec_nb.core import GenrecError, GenrecWarning
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.backbones import tiny_llama

@@ -6,7 +6,8 @@ import pytest
 import torch
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import GenrecError, SettingError
-from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
+from genrec_nb.data import Catalog, Dataset, Interactions
+from genrec_nb.splits import leave_one_out
 from genrec_nb.exact import exact_scores
 from genrec_nb.explanations import JointExplanation
 from genrec_nb.item_decoder import item_decoder

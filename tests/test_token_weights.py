@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from genrec_nb.core import GenrecError
-from genrec_nb.data import Interactions, leave_one_out
+from genrec_nb.data import Interactions
+from genrec_nb.splits import leave_one_out
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.objectives import WEIGHTINGS, make_weighting, token_nll, weighted_mean
 from genrec_nb.semantic_ids import EOS, Identifiers

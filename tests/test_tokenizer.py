@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from genrec_nb.baselines import LightGCNConfig
 from genrec_nb.sequential_baselines import _RANKERS, train_collaborative_embeddings
 from genrec_nb.cli import app, _explain_error, main
-from genrec_nb.data import Catalog, Dataset, Interactions, leave_one_out
+from genrec_nb.data import Catalog, Dataset, Interactions
+from genrec_nb.splits import leave_one_out
 from genrec_nb.core import GenrecError
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.backbones import tiny_llama

@@ -8,7 +8,8 @@ from hypothesis import given, strategies as st
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from genrec_nb.core import GenrecError
-from genrec_nb.data import Interactions, leave_one_out
+from genrec_nb.data import Interactions
+from genrec_nb.splits import leave_one_out
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.metrics import ranking_metrics
 from genrec_nb.semantic_ids import Identifiers, EOS
@@ -363,7 +364,7 @@ def test_resumed_subsets_are_those_of_the_unbroken_run(tmp_path):
     same_end(whole, run(packed, tmp_path/'b', samples_per_epoch=20, resume=True))
 
 def test_no_case_at_all():
-    from genrec_nb.data import Cases
+    from genrec_nb.splits import Cases
     none = Cases(np.empty(0, np.int64), np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.int64))
     assert _rank_cases(packed(), ItemTrie.build(CODES), none, k=5).shape == (0, 5)
     with pytest.raises(GenrecError, match='no validation case'): fit(packed(), SPLIT.train, none, ItemTrie.build(CODES))

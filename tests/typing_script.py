@@ -11,7 +11,8 @@ from genrec_nb.batches import LengthBatches, PrefixSamples, Windows
 from genrec_nb.beam_search import Beams, DecodeConfig, beam_search, recommend
 from genrec_nb.comparisons import Comparisons, Scores
 from genrec_nb.core import FileError, GenrecError, GenrecWarning, MissingTextError, SettingError, read_settings
-from genrec_nb.data import Cases, Catalog, Dataset, Interactions, Split, TieCounts, leave_one_out
+from genrec_nb.data import Catalog, Dataset, Interactions
+from genrec_nb.splits import Cases, Split, TieCounts, leave_one_out
 from genrec_nb.diagnostics import CodeAnalysis
 from genrec_nb.embed import SentenceEncoder, TfidfEncoder
 from genrec_nb.exact import ExactConfig, ExactScores

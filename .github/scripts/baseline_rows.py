@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from genrec_nb.sequential_baselines import SASRecConfig, train_sasrec
 from genrec_nb.terminal import _set_up_logging
-from genrec_nb.data import leave_one_out
+from genrec_nb.splits import leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import evaluate_ranking
 from genrec_nb.core import write_json

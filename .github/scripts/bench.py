@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))                # this checkout's library, whatever else is installed
 from genrec_nb.core import GenrecError, versions, write_json
-from genrec_nb.data import leave_one_out
+from genrec_nb.splits import leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.embed import embed_texts
 from genrec_nb.metrics import popularity_ranking, ranking_metrics

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 from genrec_nb.terminal import _set_up_logging
-from genrec_nb.data import global_time, leave_one_out
+from genrec_nb.splits import global_time, leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
 from genrec_nb.backbones import SMOLLM2, smollm2_folder

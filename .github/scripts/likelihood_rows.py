@@ -15,7 +15,7 @@ import torch
 from joblib import Parallel, delayed
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import versions
-from genrec_nb.data import leave_one_out
+from genrec_nb.splits import leave_one_out
 from genrec_nb.exact import ExactConfig, fit_weights, item_nats, rank_exact
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.item_decoder import item_decoder

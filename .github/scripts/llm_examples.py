@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from genrec_nb.terminal import _set_up_logging
-from genrec_nb.data import leave_one_out
+from genrec_nb.splits import leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.backbones import SMOLLM2, load_lm

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from genrec_nb.backbones import adapt, load_lm
-from genrec_nb.data import leave_one_out
+from genrec_nb.splits import leave_one_out
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.language_recommender import LMConfig, LanguageRecommender
 from genrec_nb.loaders import load_dataset

@@ -8,7 +8,8 @@ import numpy as np
 from pathlib import Path
 from genrec_nb.baselines import _top_items
 from genrec_nb.core import versions, write_json
-from genrec_nb.data import Dataset, leave_one_out
+from genrec_nb.data import Dataset
+from genrec_nb.splits import leave_one_out
 from genrec_nb.loaders import fetch, load_dataset, _read_atomic
 from genrec_nb.metrics import popularity_ranking, ranking_metrics
 from genrec_nb.sequential_baselines import train_sasrec

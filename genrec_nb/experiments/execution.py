@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from ..core import (FileError, GenrecError, SettingError, digest, patch, plain, read_json,
                             require, versions)
-from ..data import Cases, Dataset, Split
+from ..data import Dataset
+from ..splits import Cases, Split
 from ..metrics import popularity_ranking, _rank_of
 from ..letter import code_overlap
 from ..trial import DataConfig, Trial, _content_digest

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from dataclasses import replace
 from ..core import FileError, SettingError, require
-from ..data import TieCounts
+from ..splits import TieCounts
 from ..comparisons import (Scores, compare_methods, decile_curve, plot_comparisons,
                                    plot_deciles)
 from ..report import Page, _preformatted
