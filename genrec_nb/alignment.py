@@ -21,7 +21,7 @@ from .batches import PrefixSamples
 from .tiger import TokenLoss
 from .item_decoder import align_left
 from .prompts import TEMPLATE, Prompter, _make_prompter
-from .language_recommender import LanguageRecommender, _completion_nll
+from .causal_lm import LanguageRecommender, _completion_nll
 
 # %% ../nbs/63_alignment.ipynb #f5ce3232
 class TaskSpec(NamedTuple):

@@ -27,7 +27,8 @@ from genrec_nb.generate import TrieProcessor
 from genrec_nb.grounding import ground
 from genrec_nb.item_decoder import CausalBlock, ItemDecoder, ItemDecoderConfig
 from genrec_nb.kmeans import CodebookReport, Quantizer, ResidualQuantizer
-from genrec_nb.language_recommender import LanguageRecommender, LMConfig, language_recommender
+from genrec_nb.causal_lm import LanguageRecommender, LMConfig
+from genrec_nb.language_recommender import language_recommender
 from genrec_nb.letter import LETTER, LETTERConcat, LETTERConfig
 from genrec_nb.likelihood import ChildSoftmax
 from genrec_nb.loaders import load_movielens
