@@ -66,8 +66,8 @@ def _position_use(ids: Identifiers) -> CodebookReport: # levels are positions of
 def _use(made: Tokenized) -> CodebookReport:
     "Use of the codes, with the reconstruction if there are vectors"
     if made.codes is None: return _position_use(made.ids)
-    if made.vectors is None: return codebook_report(made.codes, made.quantizer.sizes)
-    return quantizer_report(made.quantizer, made.vectors, made.codes)
+    if made.x is None: return codebook_report(made.codes, made.quantizer.sizes)
+    return quantizer_report(made.quantizer, made.x, made.codes)
 
 # %% ../nbs/80_tokenizer_report.ipynb #093c5890
 @patch

@@ -42,7 +42,7 @@ CF = train_collaborative_embeddings(SPLIT, 'lightgcn', config=LightGCNConfig(epo
 LM = tempfile.mkdtemp()                                                           # a language model's tokenizer, without the model
 atexit.register(shutil.rmtree, LM, ignore_errors=True)
 tiny_llama(DATA.catalog.titles)[1].save_pretrained(LM)
-OWN = dict(title=dict(lm=LM), letter=NET, rqvae=NET, tree=dict(clusters=3, leaf=6), opq=dict(n_iter=5))
+OWN = dict(title=dict(lm=LM), letter=NET, rqvae=NET, tree=dict(clusters=3, leaf=6), hkmeans=dict(clusters=8, leaf=8, share=True), opq=dict(n_iter=5))
 
 
 def config(method, **changes):
@@ -143,7 +143,7 @@ def test_a_failed_save_leaves_nothing_half(all_made, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('method', CODED)
+@pytest.mark.parametrize('method', [m for m in CODED if 'policy' in TOKENIZERS[m].uses])
 @pytest.mark.parametrize('policy', ['extra', 'free', 'keep', 'sinkhorn'])
 def test_new_items_leave_old_paths_alone(method, policy):
     "Old paths and vocabulary as they were; where a new item's path is free it has exactly its codes"
@@ -248,7 +248,8 @@ def test_a_tfidf_encoder_is_saved_with_the_tokenizer(monkeypatch, tmp_path):
 
 REFUSED = [
     ('leter', {}, "expected one of letter, rqvae"), ('rqkmeans', dict(options=dict(alpha=1)), "'alpha' is unknown.*Known: balanced, n_iter"), ('random', dict(options=dict(steps=1)), "'steps' is unknown"),
-    ('tree', dict(levels=3), "does not use 'levels'"), ('random', dict(policy='extra'), "'policy'"), ('rqkmeans', dict(cf='sasrec'), "'cf'"), ('pq', dict(policy='drop'), "policy is 'drop', expected one of extra"),
+    ('tree', dict(levels=3), "does not use 'levels'"), ('random', dict(policy='extra'), "'policy'"), ('tree', dict(cf='sasrec'), "'cf'"), ('hkmeans', dict(policy='free'), "'policy'"), ('hkmeans', dict(options=dict(clusters=1)), 'clusters is 1, expected 2 or more'), ('hkmeans', dict(options=dict(leaf=0)), 'leaf is 0'),
+    ('rqkmeans', dict(cf='sasrec', encoder='minilm'), "one source, and there are encoder='minilm' and cf='sasrec'"), ('pq', dict(policy='drop'), "policy is 'drop', expected one of extra"),
     ('rqvae', dict(levels=0), 'levels is 0'), ('rqvae', dict(size=[4, 4]), 'one for each of 3 levels'), ('rqvae', dict(options=dict(steps=1.5)), 'steps is 1.5, expected a whole number'),
     ('rqvae', dict(options=dict(lr='x')), 'expected a number'), ('letter', dict(options=dict(alpha=float('nan'))), 'expected a( finite)? number'), ('rqkmeans', dict(options=dict(balanced=1)), 'true or false'),
     ('rqvae', dict(options=[1]), 'options is .1., expected names with values'), ('rqvae', dict(seed=-1), 'seed is -1, expected 0 or more'), ('rqvae', dict(seed=1.5), 'seed is 1.5'), ('rqvae', dict(seed=True), 'seed is True'), ('rqvae', dict(seed=None), 'seed is None'),
@@ -261,7 +262,7 @@ def test_configurations_that_are_refused(method, given, message):
 
 EARLY = [
     ('rqkmeans', dict(size=N + 1), {}, 'too few for 61 codes'), ('letter', dict(options=dict(alpha=-1.)), {}, 'alpha is -1'), ('letter', dict(options=dict(beta=-.1)), {}, 'beta is -0.1'),
-    ('letter', dict(options=dict(clusters=9)), {}, 'clusters is 9'), ('letter', dict(cf='sasrek'), dict(cf=None), 'sasrec, lightgcn, or a file'), ('letter', dict(cf='no.npy'), dict(cf=None), 'no such file'),
+    ('letter', dict(options=dict(clusters=9)), {}, 'clusters is 9'), ('letter', dict(cf='sasrek'), dict(cf=None), 'sasrec, lightgcn, cooccurrence, or a file'), ('letter', dict(cf='no.npy'), dict(cf=None), 'no such file'),
     ('letter', {}, dict(cf=CF[:-1]), '59 rows'), ('letter', {}, dict(cf=np.where(np.arange(N)[:, None] == 7, np.nan, CF)), 'item 7'), ('letter', {}, dict(cf=CF*0), 'all 60 vectors are equal'),
     ('letter', dict(options=dict(d_code=16)), {}, 'd_code dimensions.: found vectors of 32 dimensions, expected 16'), ('rqvae', dict(options=dict(lr=-1)), {}, 'lr is -1'), ('rqvae', dict(options=dict(variant='x')), {}, 'variant'),
     ('random', dict(levels=1, size=8), {}, 'too few for 60'), ('random', dict(size=[8, 9]), {}, 'as many codes at every level'), ('category', {}, dict(categories=None), 'categories=FOLDER'),
