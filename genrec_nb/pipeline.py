@@ -58,7 +58,7 @@ def _make_identifiers(
 def _make(source, trial: Trial, data: Dataset, split: Split, folder, device, progress) -> Tokenized:
     "Read given identifiers, or run the tokenizer"
     if isinstance(source, str): return _given_identifiers(source, data.catalog)
-    dim = source.options.get('d_code')
+    dim = source.cf_dim
     cf = _item_vectors(source.cf, trial, split, folder, dim) if source.cf else None
     where = None if data.name == 'ml-100k' else trial.data.path
     return tokenize_items(data, split, source, cf=cf, categories=where, device=device,

@@ -345,7 +345,7 @@ def tokenize(
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     require(not taken, f'{folder}: exists and is not empty; name another --out', FileError)
     progress.stage('data')
-    if _needs_text(config.method):
+    if _needs_text(config):
         DataConfig(data, columns).require_text(f'the tokenizer {config.method}')
     found = load_dataset(data, text=None, **columns)
     split, where = leave_one_out(found.interactions), None if found.name == 'ml-100k' else data

@@ -22,7 +22,7 @@ from .item_decoder import _level_ranges
 from .baselines import _check_split
 from .sequential_baselines import SASRecConfig
 from .tokenizer import _given_identifiers
-from .tokenizer_config import TOKENIZERS
+from .tokenizer_config import TOKENIZERS, TokenizerConfig
 from .generators import _check_backbone, _check_base
 from .rec_config import RecommenderConfig, _check_sources
 
@@ -144,9 +144,9 @@ def key(self: Trial) -> str:
     return digest(self.config)
 
 # %% ../nbs/83_trial.ipynb #ee58f8b9
-def _needs_text(method: str) -> bool:
+def _needs_text(c: TokenizerConfig) -> bool:
     "Does a tokenizer read texts or titles?"
-    return not {'text', 'titles'}.isdisjoint(TOKENIZERS[method].needs)
+    return not {'text', 'titles'}.isdisjoint(c.needs)
 
 @patch
 def require_text(self: DataConfig, who: str) -> None:
@@ -155,7 +155,8 @@ def require_text(self: DataConfig, who: str) -> None:
     except MissingTextError as e:
         text = {'text', 'titles', 'categories'}
         others = ', '.join(m for m, how in TOKENIZERS.items() if not text & set(how.needs))
-        raise MissingTextError(f'{e}; {who} needs it; tokenizers without text: {others}') from None
+        raise MissingTextError(f'{e}; {who} needs it; tokenizers without text: {others}, '
+                               "and hkmeans with cf='cooccurrence'") from None
 
 # %% ../nbs/83_trial.ipynb #c0fdbfd7
 @patch
@@ -176,7 +177,7 @@ def _check_source(trial: Trial, source, data: Dataset) -> Identifiers | None: # 
         if packed: _level_ranges(ids)
         return ids
     source.sizes_for(len(data.catalog))
-    if _needs_text(source.method): trial.data.require_text(f'the tokenizer {source.method}')
+    if _needs_text(source): trial.data.require_text(f'the tokenizer {source.method}')
 
 @patch
 def check(self: Trial, data: Dataset, split: Split) -> None:
