@@ -62,14 +62,16 @@ def test_the_check_lets_ordinary_links_be(tmp_path):
     assert check(tmp_path, browser='no')[0] == []
 
 
-def test_the_browser_sees_it(tmp_path):
-    "What no reading of the files shows: a request made by a script, an error, a formula left as it was."
+@pytest.mark.parametrize('shots', [False, True])
+def test_the_browser_sees_it(tmp_path, shots):
+    "What no reading of the files shows: a request made by a script, an error, a formula left as it was, code wider than its box; with or without pictures."
     if not find_browser(): pytest.skip('no Chromium found')
-    (tmp_path/'index.html').write_text('<style>:root{--bs-body-color:#000}</style><main>\\(x^2\\)</main><script>'
+    (tmp_path/'index.html').write_text('<style>:root{--bs-body-color:#000}</style><main>\\(x^2\\)<div class="cell"><div class="sourceCode">'
+                                       f'<pre style="overflow:auto">{"wide "*200}</pre></div></div></main><script>'
                                        'fetch("http"+"://127.0.0.1:9/x").catch(()=>0); throw Error("planted")</script>')
-    text = '\n'.join(check(tmp_path, shots=tmp_path/'shots')[0])
-    assert (tmp_path/'shots'/'index.png').stat().st_size > 1000
-    for found in ('requests http://127.0.0.1:9/x', 'planted', '1 formula(s) not rendered'): assert found in text, text
+    text = '\n'.join(check(tmp_path, shots=tmp_path/'shots' if shots else None)[0])
+    if shots: assert (tmp_path/'shots'/'index.png').stat().st_size > 1000
+    for found in ('requests http://127.0.0.1:9/x', 'planted', '1 formula(s) not rendered', '400 px, 1 code cell(s) are wider', '1280 px, 1 code'): assert found in text, text
 
 
 def test_imports_in_a_row_are_one_fold():

@@ -9,14 +9,14 @@ wider than its box, at 1280 and at 400 pixels; with --screenshots
 also a picture of each page. `auto` leaves the browser part out, and says so, where no Chromium is found (or set CHROMIUM).
 Exit status 1 and one line a problem if there is any.
 """
-import argparse, ast, base64, builtins, json, os, re, selectors, shutil, subprocess, sys, tempfile, time
+import argparse, ast, base64, builtins, functools, json, os, re, selectors, shutil, subprocess, sys, tempfile, time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
-FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-gpu-rasterization', '--disable-software-rasterizer', '--disable-extensions', '--disable-quic', '--no-first-run', '--disable-background-networking',
          '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars', '--window-size=1280,1000')
 NOT_LOADED = {'canonical', 'alternate', 'license', 'author', 'next', 'prev', 'home', 'help', 'bookmark'}      # <link rel=…> that fetches nothing
 
@@ -27,20 +27,23 @@ def embedded(url): return url.startswith(('data:', 'blob:', 'about:'))
 
 # ---- from the files
 
+COLORS = re.compile(r'<span class="[a-z]{2}">|</span>')                         # of highlighted code: most of a page's tags, with nothing to check
+
+
 class Page(HTMLParser):
     "The ids of a page, what it links to, and what it loads."
     def __init__(self, text):
         super().__init__()
         self.ids, self.links, self.loads, self.css = set(), [], [], []
         self.in_style, self.in_code, self.code, self.words = False, None, [], []
-        self.feed(text)
+        self.feed(COLORS.sub('', text))
         self.text = ' '.join(self.words)
     def handle_starttag(self, tag, attrs):
         a = {k: v or '' for k, v in attrs}
         self.in_style = tag == 'style'
         if tag == 'pre' and 'cell-code' in a.get('class', ''): self.in_code = []
         self.ids |= {a[k] for k in ('id', 'name') if k in a}
-        self.css.append(a.get('style', ''))
+        if a.get('style'): self.css.append(a['style'])
         if tag in ('a', 'area'):
             if 'href' in a: self.links.append(a['href'])
         elif tag == 'link':
@@ -77,18 +80,25 @@ def check_files(site):
     pages = {p: Page(p.read_text()) for p in sorted(site.rglob('*.html'))}
     problems = [] if pages else [f'{site}: no page']
 
+    @functools.cache
+    def target(folder, path):
+        "The file that a relative address names in a page of that folder, and whether it is there."
+        path = (folder/unquote(path)).resolve()
+        if path.is_dir(): path = path/'index.html'
+        return path, site in path.parents, path.is_file()
+
     def resolve(source, url):
-        "The file that `url` names on the page or style sheet `source`, and its anchor."
+        "The file that `url` names on the page or style sheet `source`, whether it is inside and there, and its anchor."
         parts = urlsplit(url)
-        path = (source.parent/unquote(parts.path)).resolve() if parts.path else source
-        return (path/'index.html' if path.is_dir() else path), unquote(parts.fragment)
+        found = target(source.parent, parts.path) if parts.path else (source, True, True)
+        return *found, unquote(parts.fragment)
 
     def internal(source, url, what='link to'):
-        path, anchor = resolve(source, url)
-        name = source.relative_to(site)
-        if site not in path.parents: problems.append(f'{name}: {what} {url} leads out of the site')
-        elif not path.is_file(): problems.append(f'{name}: {what} {url}, which does not exist')
-        elif anchor and anchor != 'top' and path in pages and anchor not in pages[path].ids: problems.append(f'{name}: {what} {url}: no such anchor on that page')
+        path, inside, there, anchor = resolve(source, url)
+        said = lambda problem: problems.append(f'{source.relative_to(site)}: {what} {url}{problem}')
+        if not inside: said(' leads out of the site')
+        elif not there: said(', which does not exist')
+        elif anchor and anchor != 'top' and path in pages and anchor not in pages[path].ids: said(': no such anchor on that page')
 
     def loaded(source, url):
         if outside(url): problems.append(f'{source.relative_to(site)}: loads {url} from outside')
@@ -109,10 +119,13 @@ def check_files(site):
     return problems, pages
 
 
+@functools.cache
+def notebook_names(): return {p.stem for p in (ROOT/'nbs').rglob('*.ipynb')}
+
+
 def gone_notebooks(page):
     "Notebooks that a page's text names and that are not there."
-    names = {p.stem for p in (ROOT/'nbs').rglob('*.ipynb')}
-    found = {m for m in re.findall(r'\b\d\d[a-z]?_[a-z][a-z_]+\b', page.text) if m not in names}
+    found = set(re.findall(r'\b\d\d[a-z]?_[a-z][a-z_]+\b', page.text)) - notebook_names()
     return [f'names a notebook {n}, which does not exist' for n in sorted(found)]
 
 
@@ -123,21 +136,21 @@ def undefined_names(page):
         try: tree = ast.parse(code)
         except SyntaxError: continue                                           # a magic, or a piece of something
         first = code.strip().splitlines()[0][:60] if code.strip() else ''
-        known |= defined(tree)
-        inner = {n for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.Lambda)) for n in ast.walk(f)}
-        used = lambda nodes: {n.id for n in nodes if isinstance(n, ast.Name)}
-        missing = used(n for n in ast.walk(tree) if n not in inner) - known
+        nodes = list(ast.walk(tree))
+        known |= defined(nodes)
+        inner = {n for f in nodes if isinstance(f, (ast.FunctionDef, ast.Lambda)) for n in ast.walk(f) if isinstance(n, ast.Name)}
+        missing = {n.id for n in nodes if isinstance(n, ast.Name) and n not in inner} - known
         if missing: problems.append(f'code uses {", ".join(sorted(missing))}, which the page does not show before: {first!r}')
         known |= missing
-        for name in used(inner): later.setdefault(name, first)
+        for name in {n.id for n in inner}: later.setdefault(name, first)
     for name in sorted(set(later) - known): problems.append(f'code uses {name}, which the page does not show: {later[name]!r}')
     return problems
 
 
-def defined(tree):
-    "Every name that a piece of code binds, in whatever scope."
+def defined(nodes):
+    "Every name that the nodes of a syntax tree bind, in whatever scope."
     names = set()
-    for n in ast.walk(tree):
+    for n in nodes:
         if isinstance(n, (ast.Import, ast.ImportFrom)): names |= {a.asname or a.name.split('.')[0] for a in n.names}
         elif isinstance(n, (ast.FunctionDef, ast.ClassDef)): names.add(n.name)
         elif isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load): names.add(n.id)
@@ -154,9 +167,9 @@ def find_browser():
 
 
 class Chromium:
-    "Headless Chromium spoken to over a pipe in the DevTools protocol: no port, no driver, no package."
-    def __init__(self, path, timeout=60):
-        self.timeout, self.events, self.buffer, self.n = timeout, [], b'', 0
+    "Headless Chromium spoken to over a pipe in the DevTools protocol: no port, no driver, no package. Unless `visible`, pages are laid out and not drawn."
+    def __init__(self, path, timeout=60, visible=False):
+        self.timeout, self.events, self.buffer, self.n, self.size = timeout, [], b'', 0, None
         self.home = tempfile.mkdtemp(prefix='genrec-chromium-')
         read_cmd, self.out = os.pipe()
         self.inp, write_reply = os.pipe()
@@ -171,7 +184,7 @@ class Chromium:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.inp, selectors.EVENT_READ)
         try:
-            target = self.call('Target.createTarget', url='about:blank')['targetId']
+            target = self.call('Target.createTarget', url='about:blank', background=not visible)['targetId']
             self.session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
         except BaseException: self.close(); raise
     def __enter__(self): return self
@@ -217,9 +230,14 @@ class Chromium:
     def open(self, path, width=1280, height=1000):
         "Load a page from disk into a window of that size; `events` then holds what happened meanwhile."
         self.events.clear()
-        self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.resize(width, height)
         self.call('Page.navigate', url=path.as_uri())
         self.wait_for('Page.loadEventFired')
+    def resize(self, width, height=1000):
+        "Give the window that size, unless it has it."
+        if self.size == (width, height): return
+        self.size = width, height
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
     def run(self, script):
         "The value of a JavaScript expression on the page (promises are awaited)."
         r = self.call('Runtime.evaluate', expression=script, awaitPromise=True, returnByValue=True)
@@ -228,6 +246,7 @@ class Chromium:
 
 
 LOOK = r'''(async () => {
+  document.body.offsetHeight;                                                     // laid out, which asks for the fonts
   await document.fonts.ready;
   const skip = 'pre,code,script,style,.katex,textarea', walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), raw = [];
   for (let n; n = walk.nextNode();)
@@ -258,15 +277,16 @@ CUT = r'''(() => {
 def look_at(browser, path, site, shots, problems):
     "Open one page, note what is wrong with it and take its picture; the number of formulas on it."
     name = path.relative_to(site)
-    browser.open(path)
+    widths = (400, 1280) if browser.size == (400, 1000) and not shots else (1280, 400)      # as the window is: no page is laid out without need
+    browser.open(path, widths[0])
     seen = browser.run(LOOK)
     if not seen['theme']: problems.append(f'{name}: the theme is not applied')
     if seen['raw']: problems.append(f"{name}: {len(seen['raw'])} formula(s) not rendered: {seen['raw'][0]!r}")
     if seen['errors']: problems.append(f"{name}: KaTeX cannot read {seen['errors'][0]!r}")
     if seen['katex'] and not seen['fonts']: problems.append(f"{name}: {seen['katex']} formulas, but no KaTeX font was loaded")
     if seen['broken']: problems.append(f"{name}: picture not shown: {seen['broken'][0]}")
-    for width in (1280, 400):
-        browser.call('Emulation.setDeviceMetricsOverride', width=width, height=1000, deviceScaleFactor=1, mobile=width < 600)
+    for width in widths:
+        browser.resize(width)
         cut = browser.run(CUT)
         if cut['wide'] > 1: problems.append(f"{name}: {cut['wide']} px wider than a window of {width} px")
         if cut['code']: problems.append(f"{name}: in a window of {width} px, {len(cut['code'])} code cell(s) are wider than their box: {cut['code'][0]!r}")
@@ -296,7 +316,7 @@ def trouble(browser, name, site):
 def picture(browser, path, width, most=12000):
     "The whole page, `width` px wide and at most `most` px high, as a PNG."
     height = min(most, int(browser.run('Math.max(document.documentElement.scrollHeight, 600)')))
-    browser.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+    browser.resize(width, height)
     path.write_bytes(base64.b64decode(browser.call('Page.captureScreenshot', format='png')['data']))
 
 
@@ -304,7 +324,7 @@ def check_browser(site, pages, chromium, shots):
     "Problems that the browser shows, and the number of formulas it rendered."
     problems, formulas = [], 0
     if shots: shots.mkdir(parents=True, exist_ok=True)
-    with Chromium(chromium) as browser:
+    with Chromium(chromium, visible=bool(shots)) as browser:
         for domain in ('Page', 'Network', 'Runtime', 'Log'): browser.call(f'{domain}.enable')
         for path in pages: formulas += look_at(browser, path, site, shots, problems)
         start = site/'index.html' if site/'index.html' in pages else next(iter(pages))
