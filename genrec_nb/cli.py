@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from typing import Annotated
-from typer.core import TyperCommand
+from .options import (_COLUMN_NAMES, _Column, _Command, _Device, _Tokenizer, _columns,
+                               _device, _flag, _may, _pairs, _some, _tokenizer_pairs)
 from .terminal import (Bars, _LOG, _errors, _explanation_rows, _level_rows, _method_rows,
                                 _position_rows, _print, _set_up_logging, _table, _explain_error)
 
@@ -36,30 +37,6 @@ def _interruptible(hint: str):
         _LOG.error('stopped; %s', hint)
         raise typer.Exit(130) from None
 
-# %% ../nbs/95_cli.ipynb #0a26fc5a
-_SETTINGS = dict(epochs='train.epochs=N', samples_per_epoch='train.samples_per_epoch=N',
-                 eval_users='train.eval_users=N', train='train.NAME=VALUE',
-                 decode='decode.NAME=VALUE', column='columns.user=NAME',
-                 weigh='weighting_options.NAME=VALUE', weighting='weighting=NAME',
-                 backbone='backbone=NAME', split='split=time', users='users=N', beta='beta=VALUE',
-                 alpha='alpha=VALUE', seed='seed=N', assistant_weight='assistant_weight=VALUE')
-_OF_TOKENIZERS = 'levels', 'size', 'policy', 'encoder', 'cf', 'alpha', 'beta', 'clusters', 'seed'
-_OPTION = {'--option': '--tokenizer NAME=VALUE'}
-_MOVED = dict(run={'--' + k.replace('_', '-'): f'--set {v}' for k, v in _SETTINGS.items()} | _OPTION
-              | {'--data': 'genrec run DATA',
-                 '--ids': '--tokenizer method=NAME, or --set ids=FILE for a table or folder'},
-              tokenize={f'--{k}': f'--tokenizer {k}=VALUE' for k in _OF_TOKENIZERS} | _OPTION)
-
-# %% ../nbs/95_cli.ipynb #413db129
-class _Command(TyperCommand):
-    "A command that knows where its former options went"
-    def parse_args(self, ctx, args):
-        moved, names = _MOVED.get(self.name, {}), [a.partition('=')[0] for a in args]
-        old = next((a for a in names if a in moved), None)
-        if old is None: return super().parse_args(ctx, args)
-        from genrec_nb.core import SettingError
-        raise SettingError(f'{old} is now: {moved[old]}')
-
 # %% ../nbs/95_cli.ipynb #53786d73
 app = typer.Typer(name='genrec', no_args_is_help=True, rich_markup_mode='rich',
                   pretty_exceptions_enable=False,
@@ -77,78 +54,6 @@ _Version = Annotated[bool, typer.Option('--version', callback=_show_version, is_
 
 @app.callback()
 def _options(version: _Version = False): pass
-
-# %% ../nbs/95_cli.ipynb #ee9a0e14
-def _value(text: str) -> object:
-    "A value as TOML; anything else is a word"
-    try: import tomllib
-    except ImportError: import tomli as tomllib              # Python 3.10
-    try: return tomllib.loads(f'x = {text}')['x']
-    except tomllib.TOMLDecodeError: return text
-
-def _pairs(given: list[str] | None, option: str, prefix: str = '') -> dict: # full name -> value
-    "Read settings, NAME=VALUE each; a full name begins with `prefix`"
-    from genrec_nb.core import SettingError, require
-    out = {}
-    for text in given or []:
-        name, equals, value = text.partition('=')
-        full = prefix + name.replace('-', '_')
-        require(bool(equals and name), f'{option} {text}: expected NAME=VALUE', SettingError)
-        require(full not in out, f'{option} {text}: {full} is given more than once', SettingError)
-        out[full] = _value(value)
-    return out
-
-# %% ../nbs/95_cli.ipynb #cefe9c5b
-def _tokenizer_pairs(given: list[str] | None) -> dict:
-    "Settings of a tokenizer: shared ones, and those of its method"
-    from genrec_nb.tokenizer_config import TokenizerConfig
-    shared = TokenizerConfig.__dataclass_fields__
-    return {f'tokenizer.{n}' if n in shared else f'tokenizer.options.{n}': v
-            for n, v in _pairs(given, '--tokenizer').items()}
-
-# %% ../nbs/95_cli.ipynb #689b821f
-_COLUMN_NAMES = 'user', 'item', 'time', 'title'
-
-def _columns(given: list[str] | None) -> dict:
-    "user, item, time, title -> name in the table; `time=` for rows that are in order"
-    from genrec_nb.core import SettingError, check_keys, require
-    names = {k: v if v == '' else str(v) for k, v in _pairs(given, '--column').items()}
-    check_keys(names, _COLUMN_NAMES, '--column')
-    for k, v in names.items():
-        named = v != '' or k == 'time'
-        require(named, f'--column {k}=: expected the name of a column', SettingError)
-    return {k: v or None for k, v in names.items()}
-
-# %% ../nbs/95_cli.ipynb #711af960
-def _device(name: str | None) -> str:
-    "The device asked for, if it is there; the best one if none is"
-    import torch
-    from genrec_nb.core import SettingError, require
-    best = 'cuda' if torch.cuda.is_available() else 'cpu'
-    here = ['cpu', best] + ['mps']*torch.backends.mps.is_available()
-    known = 'cpu' + ', cuda or cuda:N'*(best == 'cuda')
-    require((name or best).partition(':')[0] in here,
-            f'--device is {name!r}, which is not here; expected {known}', SettingError)
-    return name or best
-
-# %% ../nbs/95_cli.ipynb #7b984ebe
-def _some(text: str, *names: str, metavar: str = 'NAME=VALUE'):
-    "An option that may be given more than once"
-    return Annotated[list[str] | None, typer.Option(*names, metavar=metavar, help=text)]
-
-def _may(kind: type, text: str, **more):
-    "An option that may be left out"
-    return Annotated[kind | None, typer.Option(help=text, **more)]
-
-def _flag(name: str, text: str): return Annotated[bool, typer.Option(name, help=text)]
-
-_Tokenizer = _some('Setting of the tokenizer, once for each: method, levels, size, policy, '
-                   'encoder, or one of its own; cf, for letter: sasrec, lightgcn, or a file of '
-                   'item vectors, .npy or .safetensors, float \\[items, 32], rows in the order of '
-                   'index.json.', '--tokenizer')
-_Column = _some('For tables, what a column is called: user, item, time, title; `time=` for rows '
-                'that are in order.', metavar='NAME=COLUMN')
-_Device = _may(str, 'cpu, cuda, cuda:1, ..; the best there is if not given.')
 
 # %% ../nbs/95_cli.ipynb #71c42181
 def _free_folder(name: str) -> Path:

@@ -50,9 +50,7 @@ _METRICS = 'recall', 'ndcg', 'mrr', 'hit'
 
 def _hit_value(metric: str, ranks: np.ndarray) -> np.ndarray:
     "What a hit is worth at each 0-based rank"
-    if metric == 'ndcg': return 1 / np.log2(ranks + 2)
-    if metric == 'mrr': return 1 / (ranks + 1)
-    return np.ones(len(ranks))
+    return {'ndcg': 1/np.log2(ranks + 2), 'mrr': 1/(ranks + 1)}.get(metric, np.ones(len(ranks)))
 
 # %% ../nbs/13_metrics.ipynb #3c2e1f56
 def metric_values(ranks: np.ndarray, metric: str) -> np.ndarray: # int64 [M], 'mrr@10' -> [M]

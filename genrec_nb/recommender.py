@@ -10,19 +10,16 @@ import tempfile, warnings
 import numpy as np
 import torch
 from dataclasses import asdict, replace
-from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import ModelCard, ModelHubMixin
 from pathlib import Path
 from safetensors.torch import load_file
-from .core import (FileError, GenrecError, GenrecWarning, SettingError,
-                            explain as explained, patch, read_json, read_settings, require, versions, whole_folder,
-                            write_json, _write_tensors)
+from .core import (GenrecError, GenrecWarning, SettingError, patch, read_json, read_settings,
+                            require, versions, whole_folder, write_json, _write_tensors)
 from .data import Catalog, Dataset
 from .splits import Cases, Split, leave_one_out
 from .embed import embed_texts
 from .kmeans import load_quantizer
 from .semantic_ids import Identifiers
-from .metrics import _popularity_order
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
 from .likelihood import _by_count
@@ -36,6 +33,7 @@ from .explanations import Explanation, JointExplanation, Recommendation, Recomme
 from .path_scores import (_compare_items, _path_words, _token_parts,
                                     _token_probabilities)
 from .generators import BACKBONES, _check_base, _make_model
+from .model_folder import _FORMAT, _check_folder, _fetched, _model_card
 from .rec_config import RecommenderConfig, _check_sources, _source_names
 
 # %% ../nbs/81_recommender.ipynb #c9a4fd6f
@@ -281,43 +279,6 @@ def explain(self: GenerativeRecommender,
                            decode, self.exact(decode))
     return JointExplanation.compare(self.names, **found)
 
-# %% ../nbs/81_recommender.ipynb #16ab13b7
-_CARD = """---
-{{ card_data }}
----
-
-# {{ name }}
-
-A generative recommender over {{ '{:,}'.format(rec.catalog | length) }} items, made with genrec_nb:
-each item is {% if rec.several -%}
-{{ rec.names | length }} paths of tokens ({{ rec.names | join(', ') }}), each with a probability of
-its own; they make a {{ rec.config.decode.combine }}.
-{%- else -%}
-a path of {{ rec.names[0] }} tokens, generated one by one inside a trie.{% endif %}
-
-
-| | |
-|---|---|
-| items | {{ '{:,}'.format(rec.catalog | length) }} |
-| training targets | {{ '{:,}'.format(rec.counts.sum()) }} |
-| backbone | {{ rec.config.backbone }}, {{ '{:,}'.format(rec.model.num_parameters()) }} parameters |
-| trained with | {{ rec.trained_by }}, seed {{ rec.config.seed }} |
-{% for k, v in figures.items() %}
-| {{ k }} | {{ v }} |
-{% endfor %}
-
-## Use
-
-```python
-from genrec_nb.recommender import GenerativeRecommender
-rec = GenerativeRecommender.from_pretrained({{ name.__repr__() }})
-rec.recommend({{ example }}, k=10)
-```
-
-Recommendations follow the histories it was trained on, their popularity bias included.
-Figures are of the split that is named in `config.json`'s run, not of other data.
-"""
-
 # %% ../nbs/81_recommender.ipynb #30672fba
 @patch
 def generate_model_card(self: GenerativeRecommender,
@@ -325,17 +286,9 @@ def generate_model_card(self: GenerativeRecommender,
     license: str = 'other', # of the weights, as the Hub names it; data may demand one
 ) -> ModelCard:
     "Data, figures, license, and an example that runs"
-    figures = dict(self.figures)
-    if self.result is not None: figures['best on the validation users'] = f'{self.result.best:.4f}'
-    tags = ['recommendation', 'semantic-ids']
-    data = ModelCardData(license=license, library_name='genrec_nb', tags=tags)
-    most = _popularity_order(self.counts)[:2]
-    return ModelCard.from_template(data, template_str=_CARD, rec=self, name=name, figures=figures,
-                                   example=[self.catalog.titles[i] for i in most])
+    return _model_card(self, name, license)
 
 # %% ../nbs/81_recommender.ipynb #e89de806
-_FORMAT = 2 # of saved folders
-
 @patch
 def _save_pretrained(self: GenerativeRecommender, folder: Path) -> None:
     "Write everything that `from_pretrained` needs"
@@ -359,32 +312,6 @@ def save_pretrained(self: GenerativeRecommender,
     with whole_folder(folder, 'genrec.json') as part:
         ModelHubMixin.save_pretrained(self, part, **more)
     return Path(folder)
-
-# %% ../nbs/81_recommender.ipynb #c1c926a2
-def _fetched(name: str | Path, **hub) -> Path: # hub: of `snapshot_download`
-    "A folder on this machine, a run's folder with the recommender in its model/, or from the Hub"
-    folder = Path(name)
-    if not folder.exists() and '/' in str(name) and not folder.is_absolute():
-        with explained(f'{name}: no such folder, and not to be had from the Hub', OSError,
-                       HfHubHTTPError, HFValidationError):
-            folder = Path(snapshot_download(str(name), **hub))
-    inside = not (folder/'genrec.json').is_file() and (folder/'model'/'genrec.json').is_file()
-    return folder/'model' if inside else folder
-
-# %% ../nbs/81_recommender.ipynb #0b817d4f
-_FILES = ('genrec.json',), ('config.json',), ('catalog.json',), ('index.json',), \
-    ('counts.safetensors',), ('model/config.json', 'model/llm.json') # one of each
-
-def _check_folder(folder: Path) -> None:
-    "Raise `FileError` if a part is missing, or another version wrote the folder"
-    there = [any((folder/name).is_file() for name in names) for names in _FILES]
-    about = read_json(folder/'genrec.json') if there[0] else dict(format=_FORMAT)
-    by = (about.get('versions') or {}).get('genrec_nb', 'unknown')
-    require(about.get('format') == _FORMAT,
-            f'{folder}: saved by version {by} in another format than this version '
-            f'reads (format {_FORMAT}): train it again, or read it with that version', FileError)
-    missing = lambda i: f'{folder}: no saved recommender here ({_FILES[i][0]} is missing)'
-    require(there, missing, FileError)
 
 # %% ../nbs/81_recommender.ipynb #3f12cd79
 def _as_trained(model, config: RecommenderConfig, folder: Path) -> None:

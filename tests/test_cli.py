@@ -8,7 +8,8 @@ import pytest
 from oracles import small_data
 from rich.console import Console
 from typer.testing import CliRunner
-from genrec_nb.cli import Bars, _pairs, _value, app, _explain_error, main
+from genrec_nb.cli import Bars, app, _explain_error, main
+from genrec_nb.options import _pairs, _value
 from genrec_nb.core import GenrecError, SettingError, plain
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.tokenizer import load_tokenized

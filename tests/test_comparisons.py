@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 from genrec_nb.comparisons import *
+from genrec_nb.target_popularity import compare_head_tail, decile_curve, plot_deciles
 from genrec_nb.core import GenrecError
 from genrec_nb.data import Interactions
 from genrec_nb.splits import Cases

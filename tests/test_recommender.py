@@ -271,7 +271,7 @@ def test_folders_that_cannot_be_read(writer, tmp_path):
 def test_sharing_uploads_the_folder_and_loading_takes_it_from_the_hub(writer, tmp_path, monkeypatch):
     "The client is replaced: what is uploaded is what is read back"
     import shutil
-    import genrec_nb.recommender as module
+    import genrec_nb.model_folder as module
     import huggingface_hub.hub_mixin as mixin
     class Hub:
         def __init__(self, token=None): pass

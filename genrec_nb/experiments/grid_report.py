@@ -13,8 +13,8 @@ import pandas as pd
 from dataclasses import replace
 from ..core import FileError, SettingError, require
 from ..splits import TieCounts
-from ..comparisons import (Scores, compare_methods, decile_curve, plot_comparisons,
-                                   plot_deciles)
+from ..comparisons import Scores, compare_methods, plot_comparisons
+from ..target_popularity import decile_curve, plot_deciles
 from ..report import Page, _preformatted
 from .results import Block, Results, blocks, _search_values
 from .tables import (compare_table, decoding_table, plot_alphas, plot_curves,

@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from ..core import SettingError, require
 from ..metrics import metric_values, styled
-from ..comparisons import (Comparisons, Scores, _head_tail_masks, compare_head_tail,
-                                   compare_methods)
+from ..comparisons import Comparisons, Scores, compare_methods
+from ..target_popularity import _head_tail_masks, compare_head_tail
 from ..significance import _bootstrap_totals, holm, plot_critical_difference, rank_methods
 from ..pipeline import _unpack
 from .results import Block, _search_values
