@@ -14,13 +14,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pandas.io.formats.style import Styler
 from .core import GenrecError, patch, require
-from .metrics import Evaluation, styled
+from .display import _Shown, styled
+from .metrics import Evaluation
 from .significance import (MeanDifference, _check_level, _check_over, _influence, _percentiles,
                                     _bootstrap_totals, crossed_test, holm, sign_flip_test)
 
 # %% ../nbs/72_comparisons.ipynb #2a842e8c
 @dataclass(repr=False)
-class Scores:
+class Scores(_Shown):
     "One metric for every method, seed and case, the cases in the order of their users"
     values: np.ndarray # float64 [A, S, M]
     methods: list # A names
@@ -111,12 +112,6 @@ def show(self: Scores) -> Styler:
     "The table of `frame`, for reading"
     return styled(self.frame(), f'{self.metric}: {len(self.methods)} methods x {self.n_seeds} seeds x '
                                 f'{len(self.users):,} cases of {self.n_users:,} users')
-
-@patch
-def __repr__(self: Scores): return repr(self.show())
-
-@patch
-def _repr_html_(self: Scores): return self.show().to_html()
 
 # %% ../nbs/72_comparisons.ipynb #6feb8594
 def _some(x, most: int = 3) -> str:
@@ -217,7 +212,7 @@ def _compare(scores: Scores, a: str, b: str, mask: np.ndarray, over: str, level:
 
 # %% ../nbs/72_comparisons.ipynb #c7fca7ce
 @dataclass(repr=False)
-class Comparisons:
+class Comparisons(_Shown):
     """Methods against one reference, a row of `table` each (index: method and group)
 
     Columns: mean, mean_reference, difference, p (of the test asked for), p_users, p_seeds (sign flips), p_holm,
@@ -313,12 +308,6 @@ def show(self: Comparisons) -> Styler:
     return styled(pd.DataFrame.from_dict(rows, orient='index'),
                   f'against {self.reference}, {_QUESTION[self.over]}; '
                   f'{self.n_seeds} seed{"s" * (self.n_seeds > 1)}, {self.n_users:,} users')
-
-@patch
-def __repr__(self: Comparisons): return repr(self.show())
-
-@patch
-def _repr_html_(self: Comparisons): return self.show().to_html()
 
 # %% ../nbs/72_comparisons.ipynb #a8bd7d99
 def plot_comparisons(

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['metric_values', 'ranking_metrics', 'coverage', 'lorenz', 'gini', 'average_popularity', 'popularity_ranking',
            'popularity_groups', 'head_tail', 'target_groups', 'bootstrap_interval', 'Evaluation', 'evaluate_ranking',
-           'styled', 'metrics_table', 'show_metrics']
+           'metrics_table', 'show_metrics']
 
 # %% ../nbs/13_metrics.ipynb #835a5a87
-import math, re
+import math
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
-from markupsafe import escape as html_escape
 from pandas.io.formats.style import Styler
-from .core import SettingError, _tie_order, digest, patch, require
+from .core import SettingError, _tie_order, patch, require
+from .display import _Shown, styled
 from .data import Interactions
 from .splits import Cases
 
@@ -224,7 +224,7 @@ def bootstrap_interval(
 
 # %% ../nbs/13_metrics.ipynb #89c2b4bb
 @dataclass(repr=False)
-class Evaluation:
+class Evaluation(_Shown):
     "The figures of one method on one set of cases, with the ranks they follow from"
     name: str # of the method
     metrics: dict # {'recall@10': .., 'tail/recall@10': .., 'coverage@10': ..}; nan = no such case
@@ -311,28 +311,6 @@ def from_dict(cls: Evaluation, d: dict) -> Evaluation:
     arrays = [np.array(d[a], np.int64) for a in ('ranks', 'targets', 'users')]
     return cls(d['name'], metrics, intervals, d['sizes'], tuple(d['ks']), *arrays, d['level'])
 
-# %% ../nbs/13_metrics.ipynb #02fe9276
-class _Table(Styler):
-    "A styled data frame that is readable in a terminal, too; only HTML has HTML's escapes"
-    def __repr__(self):
-        text = self.data.to_string(float_format=f'{{:.{self.digits}f}}'.format, na_rep='–')
-        return f'{self.title}\n{text}' if self.title else text
-    def to_latex(self, *args, **kwargs) -> str:
-        latex = styled(self.data, self.title, self.digits, escape='latex')
-        latex._todo, latex.caption = self._todo, re.sub(r'([&%$#_{}])', r'\\\1', self.title) or None
-        return super(_Table, latex).to_latex(*args, **kwargs)
-
-# %% ../nbs/13_metrics.ipynb #6a4a5ec4
-def styled(table: pd.DataFrame, caption: str = '', precision: int = 4,
-           escape: str = 'html') -> Styler:
-    "A data frame for display; a Styler with `.data`, `.to_html()`, `.to_latex()`"
-    style = _Table(table, uuid=digest(table.to_csv().encode()), cell_ids=False, escape=escape,
-                   precision=precision, na_rep='–', caption=str(html_escape(caption)) or None)
-    style.title, style.digits = caption, precision
-    for axis in (0, 1):
-        style.format_index(escape=escape, axis=axis).format_index_names(escape=escape, axis=axis)
-    return style
-
 # %% ../nbs/13_metrics.ipynb #b03ec9b2
 def _figure(e: Evaluation, metric: str, interval: bool = True) -> str:
     "A figure for reading: '0.0498 [.036, .064]', – for nothing"
@@ -355,12 +333,6 @@ def show(self: Evaluation) -> Styler:
     return styled(pd.DataFrame(figures, rows), f'{self.name}: {s["cases"]} cases of '
                   f'{s.get("users", "?")} users; targets: {groups}; '
                   f'[{100 * self.level:g} % interval]')
-
-@patch
-def __repr__(self: Evaluation): return repr(self.show())
-
-@patch
-def _repr_html_(self: Evaluation): return self.show().to_html()
 
 # %% ../nbs/13_metrics.ipynb #0c4c9501
 def metrics_table(

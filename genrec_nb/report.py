@@ -19,7 +19,7 @@ from pathlib import Path
 from .core import whole_file
 from .splits import Cases
 from .infogain import BLUE, GREEN, GREY, ORANGE
-from .metrics import styled
+from .display import styled
 from .explanations import token_strip
 from .recommender import GenerativeRecommender
 
@@ -154,7 +154,7 @@ def plot_learning(
         ndcg.plot(r.best_epoch, r.best, marker='*', ms=13, color=color, mec='white')
     if floor is not None: ndcg.axhline(floor, color=GREY, ls='--', label='popularity')
     loss.set(title='Does the loss fall?', xlabel='epoch',
-             ylabel='loss [nats; per token under the vocabulary, else per item]')
+             ylabel='loss [nats per token;\nover children per item]')
     ndcg.set(title='Do the rankings improve? ★ = kept', xlabel='epoch',
              ylabel='NDCG@10, validation', ylim=(0, None))
     for ax in (loss, ndcg): ax.legend(fontsize=8)

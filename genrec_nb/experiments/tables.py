@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from ..core import SettingError, require
-from ..metrics import metric_values, styled
+from ..display import styled
+from ..metrics import metric_values
 from ..comparisons import Comparisons, Scores, compare_methods
 from ..target_popularity import _head_tail_masks, compare_head_tail
 from ..significance import _bootstrap_totals, holm, plot_critical_difference, rank_methods
