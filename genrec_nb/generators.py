@@ -103,14 +103,11 @@ def _train_defaults(backbone: str) -> dict: # a name in `BACKBONES` -> changes t
 def _check_backbone(
     backbone: str, # a name in `BACKBONES`
     titles: bool, # are the identifiers titles?
-    ragged: bool, # may their lengths differ?
     what: str, # they are called
 ) -> None: # raises `SettingError` if it cannot generate them
     "Can this generator write these identifiers?"
     require(backbone == 'llm' or not titles, f"{what} identifiers are pieces of a language "
             f"model's vocabulary: use backbone 'llm', {backbone!r} cannot write them", SettingError)
-    require(backbone != 'packed' or not ragged, f'{what} identifiers differ in length, and the '
-            "item decoder's do not: use backbone 't5' or 'llm'", SettingError)
 
 # %% ../nbs/81_generators.ipynb #96f8620d
 def _check_model(
@@ -152,7 +149,7 @@ def _make_model(
 ): # untrained
     "A fresh generator; raises `SettingError` if it cannot write these identifiers"
     for i in ids if isinstance(ids, list) else [ids]:
-        _check_backbone(backbone, i.backbone_ids is not None, i.is_ragged, i.kind)
+        _check_backbone(backbone, i.backbone_ids is not None, i.kind)
     model = BACKBONES[backbone].make(ids, seed=seed, counts=counts, **(settings or {}))
     if getattr(model.config, 'tasks', None): model.set_tasks(catalog)
     return model

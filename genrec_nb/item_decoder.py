@@ -17,7 +17,7 @@ from .batches import Windows
 from .core import GenrecError, patch
 from .likelihood import ChildSoftmax, _check_softmax
 from .objectives import token_nll
-from .semantic_ids import EOS, Identifiers, PAD
+from .semantic_ids import EOS, Identifiers, PAD, _levels_apart
 from .tiger import TokenLoss, _take_beams
 from .trie import ItemTrie
 
@@ -26,13 +26,13 @@ def _level_ranges(ids: Identifiers) -> tuple[list[int], list[int]]: # (first tok
     "The token range of each level; `GenrecError` for ragged paths and levels that share tokens"
     if ids.is_ragged:
         raise GenrecError(f'paths have {ids.lengths.min()} to {ids.max_len} tokens: the item decoder '
-                          "needs paths of one length, use backbone 't5'")
-    low, high = ids.codes().min(0), ids.codes().max(0)
-    by = np.argsort(low)
-    if (low[by][1:] <= high[by][:-1]).any():
+                          'needs paths of one length, see Identifiers.by_level')
+    codes = ids.codes()
+    if not _levels_apart(codes):
         raise GenrecError('two levels share tokens: the item decoder needs tokens of their own for '
-                          "each level, use backbone 't5'")
-    return low.tolist(), (high - low + 1).tolist()
+                          'each level, see Identifiers.by_level')
+    low = codes.min(0)
+    return low.tolist(), (codes.max(0) - low + 1).tolist()
 
 # %% ../nbs/42_item_decoder.ipynb #de94c9d5
 class ItemDecoderConfig(PreTrainedConfig):

@@ -16,7 +16,7 @@ from .token_weights import Weighting
 from .objectives import make_weighting
 from .beam_search import DecodeConfig
 from .train import TrainConfig
-from .tokenizer_config import TOKENIZERS, TokenizerConfig, _lm_name
+from .tokenizer_config import TOKENIZERS, TokenizerConfig, _lm_name, _read_tokenizer
 from .generators import (_check_backbone, _check_model, _model_defaults,
                                   _train_defaults)
 
@@ -25,7 +25,7 @@ def _source(x) -> TokenizerConfig | str:
     "Settings of a tokenizer, or the path of a table or of a tokenizer's folder"
     if isinstance(x, TokenizerConfig): return x
     if isinstance(x, dict):
-        return str(x['file']) if set(x) == {'file'} else read_settings(TokenizerConfig, x)
+        return str(x['file']) if set(x) == {'file'} else _read_tokenizer(x)
     if x in TOKENIZERS: return TokenizerConfig(x)
     if not Path(x).suffix and not Path(x).exists(): check_choice(x, TOKENIZERS, 'a method')
     return str(x)
@@ -39,9 +39,11 @@ def _sources(given) -> list: # of `TokenizerConfig`s and paths
     return [_source(x) for x in given]
 
 # %% ../nbs/81_rec_config.ipynb #011a1c62
-def _name(source) -> str: # 'letter' for Beauty.letter.index.json
+def _name(source) -> str: # 'hkmeans cooccurrence'; 'letter' for Beauty.letter.index.json
     "What identifiers are called"
-    if not isinstance(source, str): return source.method
+    if not isinstance(source, str):
+        near = Path(source.cf).stem if source.needs == ('cf',) else ''
+        return f'{source.method} {near}'.strip()
     return Path(source).name.removesuffix('.json').removesuffix('.index').rpartition('.')[2]
 
 def _source_names(sources: list) -> list[str]:
@@ -75,8 +77,7 @@ class RecommenderConfig:
     seed: Natural = 0 # of everything that is random
 
     def __post_init__(self):
-        method = self.tokenizer.method
-        _check_backbone(self.backbone, self.titles, TOKENIZERS[method].ragged, method)
+        _check_backbone(self.backbone, self.titles, self.tokenizer.method)
         self._fill_defaults()
         if self.backbone == 'llm': self._name_language_model()
         _check_model(self.backbone, self.model, 'model', self.titles, self.weighting)
@@ -146,6 +147,6 @@ def _check_identifiers(self: RecommenderConfig) -> None:
     _check_sources(self.sources[1:])
     for s in more:
         if isinstance(s, str): continue
-        _check_backbone(self.backbone, s.method == 'title', TOKENIZERS[s.method].ragged, s.method)
+        _check_backbone(self.backbone, s.method == 'title', s.method)
     require(isinstance(w, str) or len(w) == len(more) + 1, f'decode.weights: {len(w)} numbers for '
             f'{len(more) + 1} identifiers, expected one for each', SettingError)

@@ -49,12 +49,13 @@ class GenerativeRecommender(ModelHubMixin):
         config: RecommenderConfig | None = None, # all settings
         quantizer=None, # what made the codes, if anything did
     ):
+        c = self.config = config or RecommenderConfig()
         self.identifiers = ids if isinstance(ids, list) else [ids]
+        if c.backbone == 'packed': self.identifiers = [i.by_level() for i in self.identifiers]
         sizes = [i.n_items for i in self.identifiers]
         require(np.equal(sizes, len(catalog)), lambda n: f'identifiers of {sizes[n]} items, '
                 f"expected {len(catalog)}, the catalog's", SettingError)
         self.catalog, self.quantizer, self.counts = catalog, quantizer, np.asarray(counts)
-        c = self.config = config or RecommenderConfig()
         given = self.identifiers if len(sizes) > 1 else self.ids
         if model is None: model = _make_model(c.backbone, given, catalog, c.seed, c.model, counts)
         self.model = model

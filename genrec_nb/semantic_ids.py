@@ -206,6 +206,28 @@ def from_codes(cls: Identifiers,
     flat = (codes + np.cumsum([3, *sizes[:-1]])).reshape(-1)
     return cls(flat, np.arange(n + 1)*L, _code_tokens(sizes), kind, None, notes)
 
+# %% ../nbs/23_semantic_ids.ipynb #1099d1fa
+def _levels_apart(codes: np.ndarray) -> bool: # int [N, L] token ids
+    "Has each level a token range of its own?"
+    low, high = codes.min(0), codes.max(0)
+    by = np.argsort(low)
+    return bool((low[by][1:] > high[by][:-1]).all())
+
+@patch
+def by_level(self: Identifiers) -> Identifiers: # itself if it is like that
+    "Paths of one length, each token at one level; forced tokens in front of the last of short paths"
+    if not self.is_ragged and _levels_apart(self.codes()): return self
+    table, ends, tokens = self.padded(), (np.arange(len(self)), self.lengths - 1), dict.fromkeys(SPECIAL)
+    last, table[ends] = table[ends], PAD
+    table[:, -1] = last
+    for l, column in enumerate(table.T):
+        found, number = np.unique(column, return_inverse=True)
+        column[:] = len(tokens) + number
+        names = [f'<{_level_name(l)}_->' if t == PAD else self.tokens[t] for t in found]
+        tokens |= {f'{n} {_level_name(l)}' if n in tokens else n: None for n in names}
+    offsets = np.arange(len(self) + 1)*self.max_len
+    return replace(self, flat=table.reshape(-1), offsets=offsets, tokens=list(tokens))
+
 # %% ../nbs/23_semantic_ids.ipynb #1b36d5d8
 @patch(cls_method=True)
 def random(cls: Identifiers,

@@ -50,7 +50,6 @@ class Method:
     uses: tuple = () # names of the shared settings that it uses
     needs: tuple = () # of 'text', 'cf', 'categories', 'titles'
     either: bool = False # quantizes collaborative vectors instead of those of texts, if asked
-    ragged: bool = False # paths may differ in length
 
     @property
     def options(self) -> dict: # its own settings: name -> default
@@ -121,7 +120,7 @@ class _TreeOptions:
     leaf: Count = 50 # largest cluster that is not divided, and number of leaf tokens
     share: StrictBool = False # a token is a number among siblings, not one of its cluster alone
 
-@tokenizer('tree', 'a cluster inside a cluster', _TreeOptions, ragged=True)
+@tokenizer('tree', 'a cluster inside a cluster', _TreeOptions)
 def _tree(s: Sources, c, own) -> Identifiers:
     return tree_ids(s.train, own.clusters, own.leaf, own.share, c.seed)
 
@@ -136,7 +135,7 @@ class _CategoryOptions:
     least: Count = 1 # names of a set that fewer items have are left out
     missing: Literal['group', 'error'] = 'group' # items without: below one token, or refused
 
-@tokenizer('category', 'a category', _CategoryOptions, needs=('categories',), ragged=True)
+@tokenizer('category', 'a category', _CategoryOptions, needs=('categories',))
 def _category(s: Sources, c, own) -> Identifiers:
     return category_ids(s.categories, own.missing, c.seed)
 
@@ -173,7 +172,7 @@ def _model_title_ids(titles: list[str], **options) -> Identifiers: # of `TOKENIZ
     own = _TitleOptions(**options)
     return title_identifiers(short_titles(titles, own.drop), load_tokenizer(own.lm), own.suffix)
 
-@tokenizer('title', 'a piece of the title', _TitleOptions, needs=('titles',), ragged=True)
+@tokenizer('title', 'a piece of the title', _TitleOptions, needs=('titles',))
 def _title(s: Sources, c, own) -> Identifiers: return _model_title_ids(s.titles, **asdict(own))
 
 # %% ../nbs/79_tokenizer_config.ipynb #7f8deacb
@@ -240,6 +239,17 @@ def own(self: TokenizerConfig, sizes: list | None = None, d_in: int = 1, d_code:
         given = dict(d_in=d_in, levels=self.levels, size=sizes) | given
     if how.own is LETTERConfig: given = dict(d_code=d_code, clusters=min(10, *sizes)) | given
     return read_settings(how.own, given, self.method)
+
+# %% ../nbs/79_tokenizer_config.ipynb #eee08cce
+def _read_tokenizer(given: dict, where: str = '') -> TokenizerConfig:
+    "A tokenizer's settings; the method's own options may stand among the others"
+    names, how = [f.name for f in fields(TokenizerConfig)], TOKENIZERS.get(given.get('method', 'rqvae'))
+    options = how.options if how else {}                       # an unknown method is refused below
+    check_keys(given, (*names, *options), where or given.get('method', 'tokenizer'))
+    own = {k: v for k, v in given.items() if k in options and k not in names}
+    given = {k: v for k, v in given.items() if k not in own and v is not None}
+    if own: given['options'] = given.get('options', {}) | own
+    return read_settings(TokenizerConfig, given, where)
 
 # %% ../nbs/79_tokenizer_config.ipynb #dd4871b4
 @patch(as_prop=True)

@@ -18,10 +18,9 @@ from .splits import Split, global_time, leave_one_out
 from .loaders import load_dataset
 from .embed import check_vectors
 from .semantic_ids import Identifiers
-from .item_decoder import _level_ranges
 from .baselines import _check_split
 from .sequential_baselines import SASRecConfig
-from .tokenizer import _given_identifiers
+from .tokenizer import _given_cf, _given_identifiers
 from .tokenizer_config import TOKENIZERS, TokenizerConfig
 from .generators import _check_backbone, _check_base
 from .rec_config import RecommenderConfig, _check_sources
@@ -169,14 +168,14 @@ def item_vectors(self: DataConfig, n_items: int) -> np.ndarray: # float32 [N, d]
     return x
 
 # %% ../nbs/83_trial.ipynb #dd3aab79
-def _check_source(trial: Trial, source, data: Dataset) -> Identifiers | None: # if they are there
+def _check_source(trial: Trial, source, data: Dataset, split: Split) -> Identifiers | None: # if they are there
     "Raise `GenrecError` if one of the identifiers cannot be had, or not be generated"
     if isinstance(source, str):
-        ids, packed = _given_identifiers(source, data.catalog).ids, trial.recommender.backbone == 'packed'
-        _check_backbone(trial.recommender.backbone, ids.backbone_ids is not None, False, ids.kind)
-        if packed: _level_ranges(ids)
+        ids = _given_identifiers(source, data.catalog).ids
+        _check_backbone(trial.recommender.backbone, ids.backbone_ids is not None, ids.kind)
         return ids
     source.sizes_for(len(data.catalog))
+    if 'cf' in source.needs: _given_cf(source.cf, split, source.cf_dim)
     if _needs_text(source): trial.data.require_text(f'the tokenizer {source.method}')
 
 @patch
@@ -184,7 +183,7 @@ def check(self: Trial, data: Dataset, split: Split) -> None:
     "Raise `GenrecError` for what cannot work with these data, before long work"
     r = self.recommender
     _check_sources(self.sources)
-    ids = [_check_source(self, s, data) for s in self.sources][0]
+    ids = [_check_source(self, s, data, split) for s in self.sources][0]
     if self.data.vectors: self.data.item_vectors(len(data.catalog))
     elif r.rule.needs_vectors: self.data.require_text(f'weighting {r.weighting}')
     if r.backbone == 'llm': _check_base(r.model, data.catalog, ids, None if ids else r.tokenizer_config)

@@ -11,6 +11,8 @@ from genrec_nb.core import GenrecError
 from genrec_nb.collisions import collision_counts, _path_groups, _running_number
 from genrec_nb.semantic_ids import BOS, EOS, PAD, SPECIAL, Identifiers, _append_eos, _pad_paths, _prefix_pairs
 
+from oracles import identifiers, tables
+
 DATA = Path(os.environ.get('GENREC_DATA') or Path(__file__).parents[1]/'../shared/data')
 paths = st.lists(st.lists(st.integers(3, 6), min_size=1, max_size=4), min_size=1, max_size=25)
 
@@ -152,3 +154,25 @@ def test_published_tables(name, kind, items, distinct, largest):
     assert (ids.n_items, c['distinct'], c['largest'], ids.max_len) == (items, distinct, largest, 4)
     raw = json.loads(f.read_text())
     assert all(ids.names(i) == raw[str(i)] for i in range(0, items, 97))
+
+
+# ---- one length ----
+
+@settings(max_examples=80, deadline=None)
+@given(tables(), st.data())
+def test_paths_of_one_length_keep_what_is_equal_and_what_is_below(ps, data):
+    "Equal where they were equal, the same items below each inner prefix, a range of tokens for each level"
+    ids = identifiers(ps)
+    level = ids.by_level()
+    codes, L = level.codes(), ids.max_len
+    assert level.by_level() is level and level.max_len == L and level.n_items == len(ps) and level.kind == ids.kind
+    assert_array_equal(level.group[:, None] == level.group, ids.group[:, None] == ids.group)
+    ends = codes.max(0)
+    assert all((codes[:, l] > ends[m]).all() or (codes[:, l] < codes[:, m].min()).all() for l in range(L) for m in range(l))
+    i, depth = data.draw(st.integers(0, len(ps) - 1)), data.draw(st.integers(0, L - 1))
+    if depth < len(ps[i]):                                                       # without its last token
+        below = [j for j, p in enumerate(ps) if p[:depth] == ps[i][:depth] and len(p) > depth]
+        assert_array_equal(np.flatnonzero((codes[:, :depth] == codes[i, :depth]).all(1)), below)
+    for p, row in zip(ps, codes):                                                # forced tokens between the last and the others
+        names = [level.tokens[t] for t in row]
+        assert [n.endswith('_->') for n in names] == [len(p) - 1 <= l < L - 1 for l in range(L)] or level is ids

@@ -15,8 +15,10 @@ from genrec_nb.rec_config import RecommenderConfig, _source_names
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.sequential_baselines import SASRec, SASRecConfig
+from genrec_nb.run import load_config, run, RunConfig
 from genrec_nb.tokenizer import tokenize_items
 from genrec_nb.train import TrainConfig, fit
+from genrec_nb.trial import DataConfig
 
 N = 24
 QUICK = dict(epochs=2, batch_size=8, eval_every=1, lr=5e-3)
@@ -168,7 +170,8 @@ def test_a_cold_item_is_reached_by_its_codes(tmp_path):
 # ---- refusals ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('given, message', [
-    (dict(identifiers=['itme']), "did you mean 'item'"), (dict(identifiers='item, item'), 'item with the same settings'), (dict(identifiers=['tree']), 'differ in length'),
+    (dict(identifiers=['itme']), "did you mean 'item'"), (dict(identifiers='item, item'), 'item with the same settings'), (dict(identifiers=['tree', dict(method='tree')]), 'tree with the same settings'),
+    (dict(identifiers=[dict(method='hkmeens')]), "did you mean 'hkmeans'"), (dict(identifiers=[dict(method='hkmeans', clustres=3)]), "did you mean 'clusters'"), (dict(identifiers=[dict(method='hkmeans', cf='cooccurrence', encoder='tfidf')]), 'one source'),
     (dict(identifiers=['title']), "backbone 'llm'"), (dict(identifiers=3), 'expected a list'), (dict(identifiers=[dict(method='random', levles=2)]), "did you mean 'levels'"),
     (dict(backbone='t5', model={}), 'several are generated'), (dict(backbone='llm', model={}), 'several are generated'),
     (dict(decode=dict(weights=[1, 1, 1])), '3 numbers for 2 identifiers'), (dict(decode=dict(weights=[0, 0])), 'not all 0'), (dict(decode=dict(weights='even')), "found 'even'"),
@@ -195,6 +198,60 @@ def test_names_and_roundtrip():
     c = settings(identifiers=['item', dict(method='random', levels=3, size=9), 'data/Beauty.letter.index.json'])
     assert _source_names(c.sources) == ['random', 'item', 'random 2', 'letter'] and [s.seed for s in replace(c, seed=4).sources[:3]] == [4, 4, 4]
     assert RecommenderConfig(**json.loads(json.dumps(asdict(c)))) == c and settings(identifiers='item,x.json') == settings(identifiers=['item', 'x.json'])
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------------
+
+RUN = '''
+data = "{data}"
+identifiers = ["item", {{ method = "hkmeans", cf = "cooccurrence", clusters = 4, leaf = 4 }}, "tree"]
+compare = ["children"]
+tokenizer = {{ method = "rqkmeans", encoder = "tfidf", levels = 2, size = 4 }}
+model = {{ d_model = 16, num_heads = 2, num_layers = 1 }}
+train = {{ epochs = 1, batch_size = 16, eval_every = 1 }}
+'''
+
+@pytest.fixture(scope='module')
+def three(tmp_path_factory):
+    "A run with three further identifiers, and what was tokenized for it"
+    import genrec_nb.pipeline as pipeline
+    from oracles import small_data
+    home, calls = tmp_path_factory.mktemp('three'), []
+    (home/'run.toml').write_text(RUN.format(data=small_data(home/'toy')))
+    tokenize = pipeline.tokenize_items
+    def count(data, split, config, **more):
+        calls.append(config.method)
+        return tokenize(data, split, config, **more)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(pipeline, 'tokenize_items', count)
+        yield home, run(load_config(home/'run.toml'), home/'out', jobs=1, device='cpu'), calls
+
+def test_a_run_makes_each_identifier_once(three):
+    "Two trainings share the tokenizer; resumed from what the run wrote, nothing is made again"
+    home, metrics, calls = three
+    assert sorted(calls) == ['hkmeans', 'item', 'rqkmeans', 'tree'] and set(metrics["parameters"]) == {"children", "several"}
+    c = load_config(home/'out'/'config.toml')
+    assert c == load_config(home/'run.toml') and c.identifiers[1].options == dict(clusters=4, leaf=4)
+    assert run(c, home/'out', resume=True, jobs=1, device='cpu')['methods'] == metrics['methods'] and len(calls) == 4
+
+def test_trees_of_a_run_explain(three):
+    "Ragged paths have one length in the item decoder; each identifier has its name"
+    home, _, _ = three
+    key = next(p.parent for p in (home/'out'/'work').glob('*/model/index-3.json'))
+    rec = GenerativeRecommender.from_pretrained(key)
+    assert rec.names == ['rqkmeans', 'item', 'hkmeans cooccurrence', 'tree'] and not any(i.is_ragged for i in rec.identifiers)
+    e = rec.explain(rec.catalog.titles[:3], rec.catalog.titles[9])
+    assert list(e.parts) == rec.names and all(0 < p.probability <= 1 for x in e.parts.values() for p in x.parts)
+    logp = every_logp(rec, DataConfig(str(home/'toy')).load()[1].test)
+    torch.testing.assert_close(logp.exp().sum(-1), torch.ones(logp.shape[:2], dtype=torch.float64), atol=1e-5, rtol=0)
+
+def test_what_a_further_identifier_lacks_is_said_first(tmp_path):
+    "Texts, a file of vectors, a recommender's name: before the first identifier is made"
+    from oracles import small_data
+    data = small_data(tmp_path/'toy', text=False)
+    for more, message in ((dict(method='hkmeans', encoder='tfidf'), "tokenizer hkmeans needs it.*cf='cooccurrence'"), (dict(method='hkmeans', cf='x.npy'), 'no such file'), (dict(method='hkmeans', cf='sasrek'), 'expected sasrec')):
+        with pytest.raises(GenrecError, match=message): run(RunConfig(data=str(data), tokenizer=dict(method='item'), identifiers=[more], compare=[]), tmp_path/'out')
+        assert not (tmp_path/'out').exists()
 
 
 # ---- grids ---------------------------------------------------------------------------------------------------------------

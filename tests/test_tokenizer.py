@@ -328,7 +328,7 @@ def test_defaults_are_those_of_the_recommender():
     assert RecommenderConfig(tokenizer=dict(method='random', levels=2)).tokenizer_config == TokenizerConfig('random', levels=2)
     c = RecommenderConfig(tokenizer=dict(method='letter', cf='lightgcn', options=dict(alpha=.1)))
     assert c.tokenizer_config == TokenizerConfig('letter', cf='lightgcn', options=dict(alpha=.1))
-    for bad in (dict(tokenizer=dict(method='tree')), dict(tokenizer=dict(options=dict(alpha=1.))), dict(tokenizer=dict(policy='drop'))):
+    for bad in (dict(tokenizer=dict(method='title')), dict(tokenizer=dict(options=dict(alpha=1.))), dict(tokenizer=dict(policy='drop'))):
         with pytest.raises(GenrecError): RecommenderConfig(**bad)
     assert RecommenderConfig(tokenizer=dict(method='tree'), backbone='t5').tokenizer_config == TokenizerConfig('tree')
 

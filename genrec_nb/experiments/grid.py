@@ -15,7 +15,7 @@ from ..core import (Natural, SettingError, Share, check_choice, check_keys, dige
 from ..metrics import metric_values
 from ..beam_search import DecodeConfig
 from ..train import TrainConfig
-from ..tokenizer_config import TOKENIZERS, TokenizerConfig
+from ..tokenizer_config import TOKENIZERS, TokenizerConfig, _read_tokenizer
 from ..recommender import RecommenderConfig
 from ..trial import DataConfig
 from .results import _search_values
@@ -82,11 +82,8 @@ def _points(vary: dict, base: dict, mode: str = 'star') -> list: # of dicts sett
 _FILES = ('file', 'point', 'identifiers') # beside a tokenizer's settings
 
 def _tokenizer(s: dict, where: str) -> TokenizerConfig:
-    "A tokenizer's settings; the method's own options may stand among the others"
-    names = [f.name for f in fields(TokenizerConfig)]
-    own = {k: v for k, v in s.items() if k not in (*names, *_FILES)}
-    given = {k: v for k, v in s.items() if k in names and v is not None}
-    return read_settings(TokenizerConfig, given | dict(options=s.get('options', {}) | own), where)
+    "A tokenizer's settings, among others"
+    return _read_tokenizer({k: v for k, v in s.items() if k not in _FILES}, where)
 
 # %% ../../nbs/91_grid.ipynb #eb312ef1
 def _check_list(x, what: str) -> None:
@@ -272,15 +269,17 @@ def recommender(
 _RENAMED = dict(encoder='set in each tokenizer: [ids.NAME] encoder = ..',
                 vary='set in a tokenizer: [ids.NAME.vary]')
 _FILE_NAMES = dict(data=('path', 'vectors'), ids=('file', 'cf', 'lm', 'identifiers'),
-                   weightings=('identifiers',))
+                   weightings=('identifiers', 'tokenizer'))
 
 def _near(d, names: tuple, home: Path) -> None:
     "Files and folders that are not found from here are looked for from another folder"
-    def found(p): return str(home/p) if not Path(p).exists() and (home/p).exists() else p
+    def found(p):
+        if isinstance(p, str): return str(home/p) if not Path(p).exists() and (home/p).exists() else p
+        if isinstance(p, list): return [found(x) for x in p]
+        _near(p, _FILE_NAMES['ids'], home)
+        return p
     for k in names if isinstance(d, dict) else ():
-        p = d.get(k)
-        if isinstance(p, str): d[k] = found(p)
-        if isinstance(p, list): d[k] = [found(x) if isinstance(x, str) else x for x in p]
+        if k in d: d[k] = found(d[k])
 
 def read_grid(path: str | Path) -> Grid: # .toml or .json
     "Read a grid; files and folders are named from here, or from the file's own folder"
