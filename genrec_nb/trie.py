@@ -145,14 +145,6 @@ def leaf(self: ItemTrie) -> Tensor: # int64 [N]
     leaf_of_row = torch.repeat_interleave(self.leaves, self.count[self.leaves].long())
     return torch.empty_like(leaf_of_row).scatter_(0, self.order.long(), leaf_of_row)
 
-# %% ../nbs/30_trie.ipynb #157d1238
-@patch(cached=True)
-def tie_order(self: ItemTrie) -> Tensor: # int64 [N]
-    "Items as equal scores are ordered: paths by chance, items of one path as in `order`"
-    path = torch.repeat_interleave(self.count[self.leaves].long())
-    place = torch.from_numpy(_tie_order(len(self.leaves))).to(self.device)
-    return self.order.long()[place[path].argsort(stable=True)]
-
 # %% ../nbs/30_trie.ipynb #bc89bee8
 @patch
 def item_nodes(self: ItemTrie, items: Tensor | None = None) -> Tensor: # int64 [...] -> [..., D]
@@ -163,6 +155,14 @@ def item_nodes(self: ItemTrie, items: Tensor | None = None) -> Tensor: # int64 [
         out.scatter_(-1, self.node_depth[node][..., None], node[..., None])
         node = self.parent[node].clamp(min=0)
     return out[..., 1:]
+
+# %% ../nbs/30_trie.ipynb #157d1238
+@patch(cached=True)
+def tie_order(self: ItemTrie) -> Tensor: # int64 [N]
+    "Items as equal scores are ordered: paths by chance, items of one path as in `order`"
+    path = torch.repeat_interleave(self.count[self.leaves].long())
+    place = torch.from_numpy(_tie_order(len(self.leaves))).to(self.device)
+    return self.order.long()[place[path].argsort(stable=True)]
 
 # %% ../nbs/30_trie.ipynb #cd989d58
 def runs(lengths: Tensor) -> tuple[Tensor, Tensor]: # int64 [n] -> (run int64 [m], place in it [m])

@@ -1,5 +1,8 @@
 "The documentation site builds, has no broken link, and loads nothing from outside, as headless Chromium sees it."
+import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +41,27 @@ def test_site_is_sound(site):
     problems, said = check(site)
     assert not problems, '\n'+'\n'.join(problems)
     if find_browser(): assert 'Chromium' in said
+
+
+QUESTIONS = {'How do I train on my own CSV?': 'how_do_i', 'What happens when two items get the same codes?': 'how_do_i',
+             'recommend for a user not in the training data': 'how_do_i', 'add new items without training again': 'how_do_i',
+             'why does constrained decoding need a trie': 'glossary', 'what is the information gain of a token and how is it computed': 'infogain',
+             'difference between softmax over children and vocabulary': 'likelihood', 'use my own item embeddings': 'how_do_i',
+             'how many beams do I need': 'how_do_i', 'is a difference between two methods significant': 'how_do_i',
+             'read a published index.json of LETTER': 'how_do_i', 'use a language model from Hugging Face': 'how_do_i',
+             'resume a killed training': 'how_do_i', 'exclude items the user has seen': 'beam_search', "how does LETTER's diversity loss work": 'letter',
+             'how are equal timestamps ordered': 'data', 'what does alpha do in decoding': 'glossary', 'how long does training take and what hardware': 'how_do_i',
+             'make a report from stored rows': 'how_do_i', 'zero-gain token': 'glossary', 'item_nats': 'exact', 'collis': 'collisions'}
+
+
+def test_the_search_answers_questions(site):
+    "A page that answers is the first or second hit."
+    if not shutil.which('node'): pytest.skip('no node found')
+    script = ('global.window = {}; eval(require("fs").readFileSync(process.argv[1], "utf8")); const s = window.searchAllWords(window.searchIndex);'
+              'console.log(JSON.stringify(JSON.parse(process.argv[2]).map((q) => s.search(q, {limit: 2}).map((h) => h.item.href))))')
+    hits = json.loads(subprocess.run(['node', '-e', script, str(site/'search.js'), json.dumps([*QUESTIONS])], capture_output=True, text=True, check=True).stdout)
+    lost = {q: found for (q, page), found in zip(QUESTIONS.items(), hits) if page not in [Path(h.partition('#')[0]).stem for h in found]}
+    assert not lost
 
 
 @pytest.mark.parametrize('page, found', [

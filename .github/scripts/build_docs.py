@@ -7,7 +7,7 @@ one at the end. It can be browsed offline, straight from the disk: KaTeX is bund
 .cache/, checked against its sha256; or set KATEX_TARBALL to a copy of katex-0.16.11.tgz), themes load no fonts from
 elsewhere, and the search index is a script, because a page opened from disk may not fetch JSON.
 """
-import argparse, ast, functools, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile
+import argparse, ast, functools, hashlib, html, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -337,6 +337,24 @@ def detach(site):
     (site/'search.js').write_text('window.searchIndex = '+(site/'search.json').read_text()+';\n'+own)
 
 
+def index_glossary(site):
+    "An anchor for each term of the glossary, and an entry of the search, so that a term is found by itself."
+    page, index = site/'glossary.html', site/'search.json'
+    entries, taken = json.loads(index.read_text()), set()
+    def plain(x): return html.unescape(re.sub(r'<[^>]+>', '', x))
+    def anchored(m):
+        term, meaning = plain(m[1]), plain(m[2])
+        href = f'glossary.html#{re.sub(r"[^a-z0-9]+", "-", term.lower()).strip("-")}'
+        need(href not in taken, f'one anchor for {term}')
+        taken.add(href)
+        entries.append(dict(objectID=href, href=href, title='Glossary', section=term, text=f'{term}: {meaning}'))
+        return m[0].replace('<tr>', f'<tr id="{href.partition("#")[2]}">', 1)
+    page.write_text(re.sub(r'<tr>\s*<td[^>]*><strong>(.*?)</strong></td>\s*<td[^>]*>(.*?)</td>', anchored, page.read_text(), flags=re.S))
+    need(taken, 'the terms of the glossary')
+    entries = [e for e in entries if e['href'] != 'glossary.html']
+    index.write_text(json.dumps(entries, ensure_ascii=False))
+
+
 def mend_anchors(site):
     "A name in backticks links to its own heading, which not every lesson has: point it to its class instead, or to the page."
     ids = {p: set(re.findall(r'\sid="([^"]+)"', p.read_text())) for p in site.rglob('*.html')}
@@ -364,6 +382,7 @@ def build(out):
         step('nbdev', [sys.executable, __file__, '--stage', str(work)], env)
         step('smalldocs', [smalldocs, 'render', '--quiet', '--strict', str(work/'_proc')], env)
         site = work/'_proc'/'_docs'
+        index_glossary(site)
         detach(site)
         mend_anchors(site)
         bundle_katex(site, math)
