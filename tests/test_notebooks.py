@@ -1,4 +1,5 @@
 "Every notebook runs from top to bottom, each in a fresh process, by the skip rules of settings.ini."
+import json
 import os
 import re
 import signal
@@ -41,4 +42,17 @@ def test_a_failing_notebook_is_reported(forks, tmp_path):
         assert 'ZeroDivisionError' in wrong and 'def f(x): return 1/x' in wrong and 'OSError' not in wrong
         assert 'execnb' not in wrong and path.read_text() == text
         assert path not in notebooks()
+    finally: path.unlink()
+
+
+def test_outputs_are_those_of_this_run(forks):
+    "A cell that shows nothing keeps nothing of what it once showed."
+    path = ROOT/'nbs'/f'_stale_{os.getpid()}.ipynb'
+    old = [dict(output_type='execute_result', data={'text/plain': ['77']}, metadata={}, execution_count=None)]
+    cells = [dict(cell_type='code', id=x, metadata={}, outputs=old, execution_count=None, source=x) for x in ('x = 1', 'x + 1')]
+    try:
+        path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+        assert forks.run(path)[0] == 0
+        first, second = json.loads(path.read_text())['cells']
+        assert first['outputs'] == [] and '2' in str(second['outputs']) and '77' not in str(second['outputs'])
     finally: path.unlink()

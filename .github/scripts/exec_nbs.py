@@ -58,6 +58,8 @@ def run_here(path, slow=False, store=True):
         return directives.get('eval:', [''])[0].lower() == 'false' or bool(flags & directives.keys())
 
     os.chdir(path.parent)
+    for cell in nb.cells:
+        if not skipped(cell): cell['outputs'] = []           # a cell that shows nothing would keep what it once showed
     shell = CaptureShell(path, mpl_format='png')
     try: shell.run_all(nb, exc_stop=True, preproc=skipped)
     except Exception:
