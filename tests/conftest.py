@@ -36,7 +36,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='module', autouse=True)
 def frozen():
-    "What a module has imported is not searched for garbage again, as `accelerate` does before every training: a third of a second each time."
+    "What a module has imported is not searched for garbage again, as `accelerate` does before every training: a third of a second each time. Pictures are drawn without being laid out, which takes as long again."
+    from exec_nbs import pictures_without_layout
+    if 'matplotlib.layout_engine' in sys.modules: pictures_without_layout()
     gc.collect()
     gc.freeze()
 

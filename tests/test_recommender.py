@@ -219,10 +219,10 @@ def test_a_base_that_is_not_there_is_told_before_the_items_are_tokenized(base, t
 
 
 def test_how_each_backbone_is_usually_trained():
-    assert RecommenderConfig().train == TrainConfig(epochs=15) and set(BACKBONES) == {'packed', 't5', 'llm'}
+    assert RecommenderConfig().train == TrainConfig(epochs=12) and set(BACKBONES) == {'packed', 't5', 'llm'}
     r = RecommenderConfig(backbone='llm', train=dict(samples_per_epoch=7))
     assert (r.train.lr, r.train.samples_per_epoch, r.train.accumulate) == (3e-4, 7, 4) and r.train.batch_size*r.train.accumulate == 32
-    assert RecommenderConfig(backbone='t5').train.batch_size == 256 and _train_defaults('packed') == dict(epochs=15)
+    assert RecommenderConfig(backbone='t5').train.batch_size == 256 and _train_defaults('packed') == dict(epochs=12)
     for b in BACKBONES.values(): assert 'max_items' in b.sizes()
 
 

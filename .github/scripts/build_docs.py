@@ -7,7 +7,7 @@ one at the end. It can be browsed offline, straight from the disk: KaTeX is bund
 .cache/, checked against its sha256; or set KATEX_TARBALL to a copy of katex-0.16.11.tgz), themes load no fonts from
 elsewhere, and the search index is a script, because a page opened from disk may not fetch JSON.
 """
-import argparse, ast, functools, hashlib, html, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile
+import argparse, ast, functools, hashlib, html, importlib.util, inspect, io, json, os, re, shutil, subprocess, sys, tarfile, tempfile, traceback
 from pathlib import Path
 from unittest import mock
 
@@ -127,6 +127,9 @@ def prepare(nbs):
                                          source=f'#| hide\n{SIGNATURES}\nfrom genrec_nb.{m[1]} import *'))
             break
         show_test_imports(nb)
+        shown = [c for c in nb['cells'] if not re.search(r'^#\|\s*hide', ''.join(c['source']), re.M)]
+        if shown and re.match(r'#\|\s*exports', ''.join(shown[-1]['source'])):      # nbdev looks for a cell behind it
+            nb['cells'].append(dict(cell_type='markdown', id='the-end', metadata={}, source='&nbsp;'))
         f.write_text(json.dumps(nb))
 
 
@@ -258,6 +261,36 @@ def reference(work):
         api.build(api.Settings(work, ['genrec_nb'], out='reference', root=work))
 
 
+def look_up_sources_once():
+    "Have `inspect` read the source of an object once: nbdev and smalldocs ask for it up to five times, and each time it is tokenized."
+    read, found = inspect.getsourcelines, {}
+    def getsourcelines(obj):
+        if id(obj) not in found: found[id(obj)] = obj, read(obj)               # the object is kept, and with it its id
+        lines, number = found[id(obj)][1]
+        return list(lines), number
+    inspect.getsourcelines = getsourcelines
+
+
+def prepare_pages(work):
+    "Stage the notebooks and the reference, side by side: each in a process that has imported the library."
+    import smalldocs.api as api
+    look_up_sources_once()
+    api.package_modules('genrec_nb')
+    if not (child := os.fork()):                                               # notebooks, executed, patch classes of the library: not of this one
+        try: reference(work); os._exit(0)
+        except BaseException: traceback.print_exc(); os._exit(1)
+    stage, cfg = process(work)
+    if os.waitpid(child, 0)[1]: sys.exit('the API reference was not made (the error is above)')
+    settle(stage, cfg.doc_host+cfg.doc_baseurl)
+
+
+def render(folder):
+    "smalldocs, with the color of a kind of token looked up once."
+    from smalldocs import cli, highlight
+    highlight.css_class = functools.cache(highlight.css_class)
+    return cli.main(['render', '--quiet', '--strict', str(folder)])
+
+
 def add_reference(stage, lessons):
     "Take the reference over; each name leads to its lesson. The pages, in the order of the lessons."
     (stage/'reference').mkdir()
@@ -370,8 +403,7 @@ def mend_anchors(site):
 
 def build(out):
     "Build the site into the folder `out`; the number of pages."
-    smalldocs = shutil.which('smalldocs', path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')]))
-    if not smalldocs: raise Unobtainable('smalldocs is not installed (it needs Python 3.11 or newer). Run: pip install -e ".[dev]" -c constraints.txt')
+    if not importlib.util.find_spec('smalldocs'): raise Unobtainable('smalldocs is not installed (it needs Python 3.11 or newer). Run: pip install -e ".[dev]" -c constraints.txt')
     math = katex()
     with tempfile.TemporaryDirectory(prefix='genrec-docs-') as tmp:
         work = Path(tmp).resolve()
@@ -380,7 +412,7 @@ def build(out):
         env = {'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', **os.environ, 'PYTHONPATH': str(work), 'PYTHONWARNINGS': 'ignore'}
         env.pop('IN_TEST', None)
         step('nbdev', [sys.executable, __file__, '--stage', str(work)], env)
-        step('smalldocs', [smalldocs, 'render', '--quiet', '--strict', str(work/'_proc')], env)
+        step('smalldocs', [sys.executable, __file__, '--render', str(work/'_proc')], env)
         site = work/'_proc'/'_docs'
         index_glossary(site)
         detach(site)
@@ -401,11 +433,10 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, default=ROOT/'_docs', help='folder of the site (default: _docs)')
     p.add_argument('--stage', type=Path, help=argparse.SUPPRESS)               # the child that runs nbdev inside the temporary copy
+    p.add_argument('--render', type=Path, help=argparse.SUPPRESS)              # the child that writes the pages
     a = p.parse_args()
-    if a.stage:
-        reference(a.stage)                                                     # first: notebooks, executed, patch classes of the library
-        stage, cfg = process(a.stage)
-        return settle(stage, cfg.doc_host+cfg.doc_baseurl)
+    if a.stage: return prepare_pages(a.stage)
+    if a.render: sys.exit(render(a.render))
     try: n = build(a.out.resolve())
     except (Unobtainable, Failed) as e: sys.exit(f'build_docs: {e}')
     print(f'{a.out}: {n} pages')

@@ -60,6 +60,7 @@ def run_here(path, slow=False, store=True):
     os.chdir(path.parent)
     for cell in nb.cells:
         if not skipped(cell): cell['outputs'] = []           # a cell that shows nothing would keep what it once showed
+    if not store: pictures_without_layout()
     shell = CaptureShell(path, mpl_format='png')
     try: shell.run_all(nb, exc_stop=True, preproc=skipped)
     except Exception:
@@ -73,6 +74,12 @@ def run_here(path, slow=False, store=True):
                 if 'image/png' in data: data['image/png'] = with_palette(''.join(data['image/png']))
         write_nb(out, path)
     return True
+
+
+def pictures_without_layout():
+    "Pictures that nobody will see are drawn without being laid out, which takes longer than the rest."
+    from matplotlib import layout_engine
+    for engine in (layout_engine.ConstrainedLayoutEngine, layout_engine.TightLayoutEngine): engine.execute = lambda self, fig: None
 
 
 class Forks:
