@@ -49,7 +49,7 @@ def _defaults(make: Callable, *without: str) -> dict: # name -> default
 _decoder_sizes = partial(_defaults, ItemDecoderConfig, 'vocab_size', 'first', 'sizes', 'levels',
                          'n_items')
 BACKBONES['packed'] = _Backbone(item_decoder, partial(_load, ItemDecoder), _decoder_sizes,
-                                dict(epochs=15), dict(softmax='children', prior='trie',
+                                dict(epochs=12), dict(softmax='children', prior='trie',
                                                       dropout=.3, scale_embeddings=True))
 
 # %% ../nbs/81_generators.ipynb #23d94f7f
