@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pandas.io.formats.style import Styler
 from .core import GenrecError, patch, require
-from .display import _Shown, styled
+from .display import _Shown, _number, _p, styled
 from .metrics import Evaluation
 from .significance import (MeanDifference, _check_level, _check_over, _influence, _percentiles,
                                     _bootstrap_totals, crossed_test, holm, sign_flip_test)
@@ -285,14 +285,6 @@ def compare_methods(
     table['p_holm'] = holm(table.p)
     table['verdict'] = [_verdict(r, level) for r in table.itertuples()]
     return Comparisons(table, reference, scores.metric, over, scores.n_users, scores.n_seeds, level)
-
-# %% ../nbs/72_comparisons.ipynb #1e3787d9
-def _number(x: float, form: str, low: float = math.nan, high: float = math.nan) -> str:
-    "'+.0123 [-.001, +.024]', – for nothing"
-    if not math.isfinite(x): return '–'
-    return format(x, form) + (f' [{low:{form}}, {high:{form}}]' if math.isfinite(low) else '')
-
-def _p(p: float) -> str: return '<.0001' if p < 1e-4 else _number(p, '.4f').removeprefix('0')
 
 # %% ../nbs/72_comparisons.ipynb #aab7c704
 _QUESTION = {'both': 'for other users and other seeds', 'seeds': 'for other seeds and these users',

@@ -6,7 +6,7 @@
 __all__ = ['styled']
 
 # %% ../nbs/01_display.ipynb #e6f41709
-import re
+import math, re
 import pandas as pd
 from markupsafe import escape as html_escape
 from pandas.io.formats.style import Styler
@@ -39,3 +39,11 @@ class _Shown:
     "An object that is shown as the table of its `show()`, in a notebook and in a terminal"
     def __repr__(self): return repr(self.show())
     def _repr_html_(self): return self.show().to_html()
+
+# %% ../nbs/01_display.ipynb #e17ca991
+def _number(x: float | None, form: str = '.4f', low=math.nan, high=math.nan) -> str:
+    "'+0.0123 [-0.0010, +0.0240]', – for nothing"
+    if x is None or not math.isfinite(x): return '–'
+    return format(x, form) + (f' [{low:{form}}, {high:{form}}]' if math.isfinite(low) else '')
+
+def _p(p: float) -> str: return '<.0001' if p < 1e-4 else _number(p).removeprefix('0')

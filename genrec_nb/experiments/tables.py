@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from ..core import SettingError, require
-from ..display import styled
+from ..display import _number, _p, styled
 from ..metrics import metric_values
 from ..comparisons import Comparisons, Scores, compare_methods
 from ..target_popularity import _head_tail_masks, compare_head_tail
@@ -62,25 +62,17 @@ def compare_table(
     return table.sort_index(key=lambda i: i != reference, kind='stable')
 
 # %% ../../nbs/93_tables.ipynb #85a95b49
-def _number(x, form: str = '.4f', ends: tuple = (math.nan,)) -> str:
-    "A figure, perhaps with its interval; – for nothing"
-    if x is None or not math.isfinite(x): return '–'
-    interval = f' [{ends[0]:{form}}, {ends[-1]:{form}}]'
-    return format(x, form) + interval*math.isfinite(ends[0])
-
-def _p(x) -> str: return '<.0001' if x < 1e-4 else _number(x)
-
 def _difference(r: dict, prefix: str = '') -> str:
     "The difference of a row of `compare_table`, and its interval"
     d, *ends = (r.get(f'{prefix}difference{end}', math.nan) for end in ('', '_low', '_high'))
-    return _number(d, '+.4f', ends)
+    return _number(d, '+.4f', *ends)
 
 # %% ../../nbs/93_tables.ipynb #d6eb1d14
 def show_comparison(table: pd.DataFrame, metric: str, note: str = ''): # a Styler
     "`compare_table` for reading: means and differences with intervals, p after Holm, verdict"
     def row(r):
-        ends, verdict = (r['low'], r['high']), r.get('verdict')
-        return {'chosen': r['chosen'], f'{metric} [95 %]': _number(r['mean'], ends=ends),
+        verdict = r.get('verdict')
+        return {'chosen': r['chosen'], f'{metric} [95 %]': _number(r['mean'], '.4f', r['low'], r['high']),
                 'sd of seeds': _number(r['sd']), 'difference [95 %]': _difference(r),
                 '%': _number(100*r.get('relative', math.nan), '+.1f'),
                 'p': _p(r.get('p', math.nan)), 'Holm': _p(r.get('holm', math.nan)),
