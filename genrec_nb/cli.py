@@ -80,7 +80,8 @@ _Resume = _flag('--resume', 'Continue an interrupted run, the newest or that of 
 _Set = _some('Any setting of config.toml by its dotted name: train.lr=1e-3, weighting=fg, '
              'backbone=llm, alpha=0.3, seed=1; once for each.', '--set')
 _More = _may(str, "Identifiers of an item beside the tokenizer's: methods and tables with commas "
-                  "between them, such as item,rqvae or FILE.index.json; '' for none.")
+                  "between them, such as item,hkmeans or FILE.index.json; '' for none. With "
+                  "settings of their own: in a configuration file.")
 _Model = _some('Setting of the backbone: d_model, num_layers, ..; of a language model base, '
                'tuning, r, max_items, tasks, ..')
 _Trainer = _some("Any of transformers' TrainingArguments: report_to=tensorboard, bf16=true.")
@@ -138,7 +139,7 @@ _NOTES = dict(unlinked='items that were chosen together with no other',
 def _tokenize(
     data: Annotated[str, typer.Argument(help='Data set, as in `genrec run`.')],
     method: Annotated[str, typer.Option(
-        help='letter, rqvae, rqkmeans, opq, pq, tree, category, random or title.')],
+        help='letter, rqvae, rqkmeans, opq, pq, hkmeans, tree, category, random, item or title.')],
     out: Annotated[Path, typer.Option(
         help='Folder for table, model and report; must not exist, or be empty.')],
     tokenizer: _Tokenizer = None,

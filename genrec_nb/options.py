@@ -76,9 +76,9 @@ def _flag(name: str, text: str): return Annotated[bool, typer.Option(name, help=
 
 # %% ../nbs/94_options.ipynb #6bdc21ef
 _Tokenizer = _some('Setting of the tokenizer, once for each: method, levels, size, policy, '
-                   'encoder, or one of its own; cf, for letter: sasrec, lightgcn, or a file of '
-                   'item vectors, .npy or .safetensors, float \\[items, 32], rows in the order of '
-                   'index.json.', '--tokenizer')
+                   'encoder, or one of its own; cf, for letter, or for others instead of encoder: '
+                   'sasrec, lightgcn, cooccurrence, or a file of item vectors, .npy or .safetensors, '
+                   'float \\[items, 32], rows in the order of index.json.', '--tokenizer')
 _Column = _some('For tables, what a column is called: user, item, time, title; `time=` for rows '
                 'that are in order.', metavar='NAME=COLUMN')
 _Device = _may(str, 'cpu, cuda, cuda:1, ..; the best there is if not given.')

@@ -25,7 +25,7 @@ from .train import FitResult
 from .baselines import _check_split, transition_ranking
 from .sequential_baselines import SASRecConfig
 from .tokenizer import Tokenized, tokenize_items
-from .tokenizer_config import TokenizerConfig
+from .tokenizer_config import TokenizerConfig, TOKENIZERS
 from .rec_config import RecommenderConfig, _sources
 from .recommender import GenerativeRecommender
 from .trial import DataConfig, Trial, _needs_text
@@ -70,6 +70,15 @@ def _merge(a: dict, b: dict) -> dict:
     nested = [k for k in a.keys() & b.keys() if isinstance(a[k], dict) and isinstance(b[k], dict)]
     return {**a, **b, **{k: _merge(a[k], b[k]) for k in nested}}
 
+def _quick_settings(given: dict) -> dict:
+    "Those of a quick run; a tokenizer of other things than texts has no encoder"
+    if given.get('backbone') == 'llm': return _QUICK_LLM
+    own = given.get('tokenizer')
+    if not isinstance(own, dict): return _QUICK
+    how = TOKENIZERS.get(own.get('method', 'rqkmeans'))
+    if how is None or 'encoder' in how.uses and not (how.either and own.get('cf')): return _QUICK
+    return _QUICK | dict(tokenizer=dict(method='rqkmeans'))
+
 def load_config(
     path: str | Path | None = None, # .toml or .json; None: the defaults
     overrides: dict | None = None, # name -> value; 'train.lr' is the `lr` in `train`
@@ -80,7 +89,7 @@ def load_config(
     for name, value in (overrides or {}).items():
         for part in reversed(name.split('.')): value = {part: value}
         given = _merge(given, value)
-    if quick: given = _merge(_QUICK_LLM if given.get('backbone') == 'llm' else _QUICK, given)
+    if quick: given = _merge(_quick_settings(given), given)
     return read_settings(RunConfig, given, str(path or ''))
 
 # %% ../nbs/86_run.ipynb #7443242b

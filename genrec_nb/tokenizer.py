@@ -131,7 +131,9 @@ def _coded(quantizer, s: Sources, c: TokenizerConfig) -> tuple[Identifiers, np.n
     codes = quantizer.encode(x)
     near = lambda items: quantizer.last_distances(x[items])
     sizes, policy = s.sizes or quantizer.sizes, c.policy or 'extra'
-    return Identifiers.from_codes(codes, sizes, policy, near, seed=c.seed), codes
+    ids = Identifiers.from_codes(codes, sizes, policy, near, seed=c.seed)
+    if c.needs == ('cf',): ids.notes['unlinked'] = int((~x.any(1)).sum())
+    return ids, codes
 
 # %% ../nbs/80_tokenizer.ipynb #42780251
 def tokenize_items(

@@ -325,7 +325,7 @@ def test_a_search_is_run_first_and_only_its_choice_is_reported(finished, toy, tm
     (dict(data={'toy': dict(split='tiem')}), "data.toy: split is 'tiem'"), (tuned(untuned=[]), 'ce has 1, igd has 2 trials'),
     (tuned(values=dict(igd=dict(beta=[.1, 2.]))), 'beta is 2'), (tuned(values=dict(igf=dict(beta=[.1]))), "tune.values: 'igf' is unknown, did you mean 'igd'"),
     (tuned(values=dict(igd=dict(gamma=[.1]))), "'gamma'"), (tuned(values=dict(igd={'train.lrr': [.1]})), "did you mean 'lr'"), (tuned(seed=[9]), "did you mean 'seeds'"),
-    (dict(ids=['tree']), "ids.tree.*backbone 't5'"), (dict(ids={'km': dict(method='rqkmeans', levles=2)}), "ids.km: .*'levles'"),
+    (dict(ids=['title']), "ids.title.*backbone 'llm'"), (dict(ids={'km': dict(method='rqkmeans', levles=2)}), "ids.km: .*'levles'"),
     (dict(encoder='tfidf'), 'set in each tokenizer'), (dict(ids={'km': dict(method='rqkmeans', vary=dict(size=[4, 4]), size=4)}), 'stands twice'),
     (dict(ids={'km': dict(method='rqkmeans', vary=dict(size=[4]), mode='all', size=4)}), "mode is 'all'"), (dict(ids={'km': dict(method='rqkmeans', vary=dict(size=[4]))}), 'size is varied: give its value'),
 ])

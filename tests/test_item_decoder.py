@@ -48,7 +48,7 @@ def test_language_model_with_padding():
     with torch.inference_mode(): torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).logits, model(input_ids=plain).logits)
 
 def test_paths_that_the_decoder_cannot_take():
-    with pytest.raises(GenrecError, match="use backbone 't5'"): item_decoder(identifiers(RAGGED))
+    with pytest.raises(GenrecError, match='see Identifiers.by_level'): item_decoder(identifiers(RAGGED))
     with pytest.raises(GenrecError, match='share tokens'): _level_ranges(identifiers([[3, 4], [4, 5]]))
     ids = codes()
     with pytest.raises(GenrecError, match='at least one item'): packed(ids).prefill(torch.tensor([[-1, -1]]))

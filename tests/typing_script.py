@@ -34,6 +34,7 @@ from genrec_nb.likelihood import ChildSoftmax
 from genrec_nb.loaders import load_movielens
 from genrec_nb.metrics import Evaluation
 from genrec_nb.objectives import CFT, CFTLoss, Mixture, MultiTargetLoss, RankingGuided, WeightedLoss
+from genrec_nb.hkmeans import TreeQuantizer
 from genrec_nb.other_tokenizers import ProductQuantizer
 from genrec_nb.prompts import PackedSamples, Prompter, PromptSamples, title_identifiers
 from genrec_nb.rec_config import RecommenderConfig
@@ -78,7 +79,7 @@ def identifiers(catalog: Catalog) -> tuple[Identifiers, ItemTrie]:
 
 
 def quantizers(x: np.ndarray) -> CodebookReport:
-    kinds: list[type[Quantizer]] = [ResidualQuantizer, ProductQuantizer, RQVAE, LETTER, LETTERConcat]
+    kinds: list[type[Quantizer]] = [ResidualQuantizer, ProductQuantizer, TreeQuantizer, RQVAE, LETTER, LETTERConcat]
     report = CodebookReport([np.ones(4)], 0.)
     used: list[int] = report.used
     RQVAEConfig(d_in=8), LETTERConfig(d_in=8)
