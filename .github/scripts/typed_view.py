@@ -39,7 +39,8 @@ def stubs(package: Path = PACKAGE) -> dict[str, str]: # relative path without su
             if home == name: continue
             own = [n.name for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
             more = [ast.ImportFrom(f'genrec_nb.{name.replace("/", ".")}', [ast.alias(o) for o in own], 0)] if own else []
-            files[home].body[1:1] = imports[name] + more
+            others = [n for n in imports[name] if (getattr(n, 'module', None) or '').removeprefix('genrec_nb.').replace('.', '/') != home] # not its own names
+            files[home].body[1:1] = others + more
     for tree in files.values():
         for f in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and any(isinstance(s, ast.Return) for s in n.body)]:
             if not any(isinstance(s, ast.Yield) for s in ast.walk(f)) and f.returns is not None: f.body = [ast.Expr(ast.Constant(...))]
