@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from genrec_nb.core import GenrecError
-from genrec_nb.data import Interactions, leave_one_out
+from genrec_nb.data import Interactions
+from genrec_nb.splits import leave_one_out
 from genrec_nb.hkmeans import _near_pairs, _ppmi, cooccurrence_vectors, hierarchical_kmeans
 from genrec_nb.kmeans import kmeans, load_quantizer
 from genrec_nb.semantic_ids import Identifiers
