@@ -73,7 +73,8 @@ def identifiers(catalog: Catalog) -> tuple[Identifiers, ItemTrie]:
     trie: ItemTrie = ItemTrie.build(ids)
     names: list[str] = ids.names(0)
     width: int = ids.max_len + ids.vocab_size + trie.n_nodes + trie.max_depth + len(names)
-    ids.save(Path('index.json')), trie.save('trie.safetensors'), trie.to('cpu').describe()
+    ids.save(Path('index.json')), trie.to('cpu').describe()
+    trie.save('trie.safetensors')
     assert width and catalog.titles
     return Identifiers.random(len(catalog.ids)).with_eos().check(), trie
 
