@@ -49,7 +49,7 @@ QUESTIONS = {'How do I train on my own CSV?': 'how_do_i', 'What happens when two
              'difference between softmax over children and vocabulary': 'likelihood', 'use my own item embeddings': 'how_do_i',
              'how many beams do I need': 'how_do_i', 'is a difference between two methods significant': 'how_do_i',
              'read a published index.json of LETTER': 'how_do_i', 'use a language model from Hugging Face': 'how_do_i',
-             'resume a killed training': 'how_do_i', 'exclude items the user has seen': 'beam_search', "how does LETTER's diversity loss work": 'letter',
+             'resume a killed training': 'how_do_i', 'ConditionalGeneration': 'tiger', 'exclude items the user has seen': 'beam_search', "how does LETTER's diversity loss work": 'letter',
              'how are equal timestamps ordered': 'data', 'what does alpha do in decoding': 'glossary', 'how long does training take and what hardware': 'how_do_i',
              'make a report from stored rows': 'how_do_i', 'zero-gain token': 'glossary', 'item_nats': 'exact', 'collis': 'collisions'}
 

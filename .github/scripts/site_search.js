@@ -71,10 +71,11 @@
     });
     const mean = index.reduce((n, e) => n + (e.text || "").length, 0) / index.length;
     index.forEach((e, i) => { put(e.text || "", i, 1 / (0.4 + 0.6 * (e.text || "").length / mean)); put(e.section || e.title, i, 5); put(e.title, i, 3); });
-    const found = (w) => {  // a word that is nowhere: the beginning of others
+    const found = (w) => {  // a word that is nowhere: the beginning of others, else a part of them
       if (where.has(w) || w.length < 2) return where.get(w) || new Map();
-      const out = new Map();
-      where.forEach((at, word) => { if (word.startsWith(w)) at.forEach((n, i) => out.set(i, Math.max(n, out.get(i) || 0))); });
+      const out = new Map(), like = (test) => where.forEach((at, word) => { if (test(word)) at.forEach((n, i) => out.set(i, Math.max(n, out.get(i) || 0))); });
+      like((word) => word.startsWith(w));
+      if (!out.size && w.length > 3) like((word) => word.includes(w));
       return out;
     };
     const scores = (ws) => {  // of each entry, at most 1
