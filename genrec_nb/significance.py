@@ -11,6 +11,7 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 from dataclasses import dataclass
+from functools import lru_cache
 from scipy import stats
 from .core import SettingError, check_choice, patch, require
 
@@ -206,6 +207,19 @@ def _draws(rng: np.random.Generator, n: int, size: int) -> np.ndarray: # int64 [
     at = rng.integers(0, size, (n, size)) + size * np.arange(n)[:, None]
     return np.bincount(at.ravel(), minlength=n * size).reshape(n, size)
 
+# %% ../nbs/71_significance.ipynb #5e1d7c30
+def _resamples(over: str, n: int, S: int, U: int, seed: int): # iterator
+    "First the weight of each run in n resamples [n, S], then how often each user is drawn, in blocks"
+    rng, block = np.random.default_rng(seed), max(1, 2**18 // U)
+    yield np.full((n, S), 1 / S) if over == 'users' else _draws(rng, n, S) / S
+    for lo in range(0, n, block): yield _draws(rng, min(block, n - lo), U).astype(np.uint16)
+
+# %% ../nbs/71_significance.ipynb #5e1d7c32
+@lru_cache(maxsize=2)
+def _kept_resamples(*args): # tuple
+    "All of `_resamples`: tables compare many methods on the same users, with the same resamples"
+    return tuple(_resamples(*args))
+
 # %% ../nbs/71_significance.ipynb #e66cbc75
 def _bootstrap_totals(
     x: np.ndarray, # float [F, S, U]: F quantities, summed over the cases of each user, in each run
@@ -215,14 +229,16 @@ def _bootstrap_totals(
 ) -> np.ndarray: # float64 [n, F]: total over users, mean over runs
     "The same resamples of users and seeds for all quantities: ratios of totals are means (Owen, 2007)"
     F, S, U = x.shape
-    over, rng = _check_over(over, S), np.random.default_rng(seed)
-    q = np.full((n, S), 1 / S) if over == 'users' else _draws(rng, n, S) / S
+    over = _check_over(over, S)
+    keep = over != 'seeds' and n * U <= 2**25
+    drawn = iter((_kept_resamples if keep else _resamples)(over, n, S, U, seed))
+    q, lo, out = next(drawn), 0, np.empty((n, F))
     if over == 'seeds': return q @ x.sum(2).T
     flat = np.ascontiguousarray(x.reshape(F * S, U).T, float)
-    out, block = np.empty((n, F)), max(1, 2**18 // U)
-    for lo in range(0, n, block):
-        total = (_draws(rng, min(block, n - lo), U) @ flat).reshape(-1, F, S)
-        out[lo:lo + block] = (total * q[lo:lo + block, None]).sum(2)
+    for times in drawn:
+        total, hi = (times @ flat).reshape(-1, F, S), lo + len(times)
+        out[lo:hi] = (total * q[lo:hi, None]).sum(2)
+        lo = hi
     return out
 
 # %% ../nbs/71_significance.ipynb #d2f1d2ae
