@@ -85,8 +85,6 @@ def to_files(self: TreeQuantizer) -> tuple[dict, dict]: # (for JSON, name -> ten
     return dict(sizes=self.sizes), books | found
 
 # %% ../nbs/27_hkmeans.ipynb #c425c57e
-_FAR = 1e30 # squared distance of a cluster that is no child of the node
-
 @patch
 @torch.no_grad()
 def decode(self: TreeQuantizer, codes) -> np.ndarray: # int [N, l] -> float32 [N, d]
@@ -95,6 +93,9 @@ def decode(self: TreeQuantizer, codes) -> np.ndarray: # int [N, l] -> float32 [N
     node = torch.zeros(len(codes), dtype=torch.long)
     for first, c in zip(self.first, codes.T): node = first[node] + c if self.share else c
     return self.codebooks[codes.shape[1] - 1][node].cpu().numpy()
+
+# %% ../nbs/27_hkmeans.ipynb #0ba0d6e6
+_FAR = 1e30 # squared distance of a cluster that is no child of the node
 
 @patch
 @torch.no_grad()

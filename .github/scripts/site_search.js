@@ -50,7 +50,7 @@
   const plain = (text) => text.toLowerCase().split(/[^\p{L}\p{N}]+/u).filter((w) => w.length > 1 || w > "~");
   const words = (text) => { const all = plain(text), rare = all.filter((w) => !COMMON.has(w)); return (rare.length ? rare : all).map(stem); };
   const variants = (q) => {
-    let out = [[` ${plain(q).map(stem).join(" ")} `, 1, q]];
+    let out = [[` ${plain(q).map(stem).join(" ")} `, 1]];
     SAME.forEach((group) => {
       const inside = group.map((phrase) => ` ${plain(phrase).map(stem).join(" ")} `);
       out.slice(0, 30).forEach(([text, weight]) => inside.filter((a) => text.includes(a)).forEach((a) =>
