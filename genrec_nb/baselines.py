@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from scipy import sparse
 from torch import Tensor, nn
 from .core import (Count, FileError, GenrecError, Natural, NonNegative, Positive,
-                            _tie_order, patch, require, settings)
+                            _check_items, _check_k, _finite, _tie_order, patch, require, settings)
 from .embed import check_vectors
 from .data import Interactions
 from .splits import Cases, Split
@@ -70,15 +70,16 @@ def rank(self: ItemRanker,
     exclude_seen: bool = True, # leave out the items of each case's own history
 ) -> np.ndarray: # int64 [M, k] items, best first, equal scores at random; -1 where nothing is left
     "Rank the whole catalog for every case; raises `GenrecError` for cases of another catalog"
-    last, n = cases.items.max(initial=-1), self.n_items
-    require(k >= 1, f'k is {k}, expected 1 or more')
-    require(last < n, f'cases: found item {last} in a history, but the model knows items '
-            f'0..{n - 1}: it was trained on another catalog')
+    n = self.n_items
+    _check_k(k)
+    _check_items(cases.items, n)
     self.eval()
     ranked, step = np.full((len(cases), k), -1), max(1, 2**23//n)
     for a in range(0, len(cases), step):
         part = cases.take(np.arange(a, min(a + step, len(cases))))
         scores = self.scores(part)
+        broken = f'{type(self).__name__} gave NaN or infinite scores: was it trained?'
+        require(_finite(scores), broken)
         if exclude_seen: _hide_seen(scores, part)
         ranked[a:a + step] = _top_items(scores, k).cpu().numpy()
     return ranked
@@ -101,6 +102,8 @@ def transition_ranking(
     exclude_seen: bool = True, # leave out the items of each case's own history
 ) -> np.ndarray: # int64 [M, k] items, best first, equal scores by popularity; -1: nothing left
     "Items that followed the last item of each history, and with half the weight the one before it"
+    _check_k(k)
+    _check_items(cases.items, train.n_items)
     T, tail, out = _transitions(train), cases.tail(2), []
     by = popularity_ranking(train.item_counts(), cases.take([0]), train.n_items, False)[0]
     last = torch.zeros(len(by), dtype=torch.float64)

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from torch import Tensor
 from typing import Annotated, Literal
-from pydantic import BeforeValidator
-from .core import Count, SettingError, Share, patch, require, settings
+from pydantic import BeforeValidator, Field
+from .core import (Count, SettingError, Share, _check_items, _check_k, _finite, patch,
+                            require, settings)
 from .semantic_ids import PAD
 from .trie import ItemTrie, _find_keys, runs
 
@@ -27,6 +28,7 @@ def _min_max(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def decoding_weights(trie: ItemTrie, gain: Tensor, alpha: float) -> Tensor: # [M] -> float32 [M]
     "IGD-decoding weights $1 - \\alpha f$ of the step into each node (published alphas: .1 to .4)"
     n, M = len(gain), trie.n_nodes
+    require(_finite(gain), 'the gains hold NaN or infinite numbers: compute them from counts')
     require(0 <= alpha <= 1, f'alpha is {alpha}, expected 0 to 1', SettingError)
     require(n == M, f'{n} gains for {M} nodes: compute them on this trie')
     low, high = (trie.reduce_children(gain, how)[trie.parent] for how in ('min', 'max'))
@@ -43,12 +45,14 @@ def _weights(w) -> tuple | str:
             'number of 0 or more for each identifier, not all 0', SettingError)
     return tuple(map(float, w))
 
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
 @settings
 class DecodeConfig:
     "How to search"
     beams: Count = 20 # k, prefixes kept at each step
     alpha: Share = 0. # strength of IGD-decoding, 0 = plain
-    length_penalty: float = 0. # finished scores are divided by length**this
+    length_penalty: _Finite = 0. # finished scores are divided by length**this
     normalize: Literal['vocabulary', 'children'] = 'vocabulary' # tokens whose P sums to 1
     min_max: Literal['prefix', 'step'] = 'prefix' # which gains are scaled together
     combine: Literal['product', 'mixture'] = 'product' # of several identifiers
@@ -64,6 +68,10 @@ class DecodeConfig:
                 "beams, search 'exact' has none: take min_max 'prefix', or search 'beam'", SettingError)
 
 # %% ../nbs/50_beam_search.ipynb #c921e6dd
+def _check_histories(trie: ItemTrie, history: Tensor, seen: Tensor | None = None) -> None:
+    "Raise `GenrecError` for items int64 [B, ..] that are not in the trie; -1: none"
+    for items in (history, history if seen is None else seen): _check_items(items, trie.n_items, -1)
+
 def _unique_pairs(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: none -> [n]
     "user * N + item of each seen item, once a user, ascending"
     user = torch.arange(len(seen), device=seen.device)[:, None]
@@ -78,34 +86,42 @@ def _exhausted_prefixes(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S],
     return key[times == trie.count[key % trie.n_nodes]]
 
 # %% ../nbs/50_beam_search.ipynb #86bde8f3
+def _log_sums(x: Tensor, group: Tensor, n: int) -> Tensor: # float [B, m], int64 [m] -> [B, n]
+    "Logarithm of the sum of exp(x) in each of n groups; minus infinity for an empty one"
+    group = group.expand_as(x)
+    top = x.new_full((len(x), n), -torch.inf).scatter_reduce(1, group, x, 'amax')
+    top = top.clamp(min=torch.finfo(x.dtype).min)                # of an empty group: any number
+    sums = torch.zeros_like(top).scatter_add(1, group, (x - top.gather(1, group)).exp())
+    return sums.log() + top
+
+# %% ../nbs/50_beam_search.ipynb #c29c4cd1
 def _assistant_mass(
     trie: ItemTrie,
     scores: Tensor, # float [B, N] of each item for each user; minus infinity: impossible
     excluded: Tensor | None = None, # int64 [B, S] items without probability, -1 where there is none
-) -> Tensor: # float64 [B, N + 1] running sum of the items' probabilities, in the order of the trie
-    "Cumulated probability of an assistant model; `GenrecError` for scores of other items, or NaN"
+) -> Tensor: # float64 [B, M] log-probability of all items below each node together
+    "Log-probabilities of an assistant model; `GenrecError` for scores of other items, or NaN"
     require(scores.shape[1:] == (trie.n_items,), 'the assistant gave scores of shape '
             f'{tuple(scores.shape)}, expected a row of {trie.n_items} items for each user')
-    require(not scores.isnan().any(), "the assistant's scores hold NaN: was it trained?")
+    require((scores < torch.inf).all(), "the assistant's scores hold NaN or "
+            'infinity: was it trained?')
     scores = scores.double()
     if excluded is not None:
         user, place = (excluded >= 0).nonzero(as_tuple=True)
         scores = scores.index_put((user, excluded[user, place]), scores.new_tensor(-torch.inf))
-    p = scores.softmax(1).nan_to_num(nan=0.)  # every item excluded: no mass at all
-    return torch.cat([p.new_zeros(len(p), 1), p[:, trie.order.long()].cumsum(1)], 1)
+    total = _log_sums(scores, torch.zeros_like(trie.leaf), 1)           # all excluded: -infinity
+    logp = scores - total.clamp(min=-1e300)
+    nodes = F.pad(trie.item_nodes(), (1, 0))                            # the root in front
+    item, place = (nodes >= 0).nonzero(as_tuple=True)
+    return _log_sums(logp[:, item], nodes[item, place], trie.n_nodes)
 
-# %% ../nbs/50_beam_search.ipynb #c29c4cd1
-def _mass_below(trie: ItemTrie, mass: Tensor, node: Tensor) -> Tensor:
-    "Summed probability [B, k, C] of the items below each node [B, k, C]"
-    first = trie.row[node].long().flatten(1)
-    behind = first + trie.count[node].long().flatten(1)
-    return (mass.gather(1, behind) - mass.gather(1, first)).clamp_min(1e-15).view(node.shape)
-
+# %% ../nbs/50_beam_search.ipynb #dce54bfd
 def _assistant_logp(trie: ItemTrie, mass: Tensor, child: Tensor) -> Tensor: # float32 [B, k, C]
     "Log-probability of the step to each `child` [B, k, C]: its mass over that of its parent"
-    child = child.clamp(min=1)
-    share = _mass_below(trie, mass, child)/_mass_below(trie, mass, trie.parent[child].long())
-    return share.clamp(max=1).log().float()
+    node = child.clamp(min=1).flatten(1)
+    own, above = mass.gather(1, node), mass.gather(1, trie.parent[node])
+    step = torch.where(own > -torch.inf, own - above, -torch.inf)       # no mass above, none below
+    return step.clamp(max=0).float().view(child.shape)
 
 # %% ../nbs/50_beam_search.ipynb #72b0a255
 class _Search:
@@ -132,13 +148,18 @@ def candidates(self: _Search, node: Tensor, score: Tensor) -> Tensor:
     return torch.where(gone, -1, child)
 
 # %% ../nbs/50_beam_search.ipynb #b7f90f05
+_BROKEN = ('the model gave NaN or infinite logits, which rank nothing: was it trained, and did its '
+           'training converge?')
+
 @patch
 def log_probabilities(self: _Search, child: Tensor, logits: Tensor) -> Tensor:
     "Log-probability of each candidate [B, k, C] from logits [B, k, V], mixed with the assistant's"
     logits, share = logits.float(), self.config.assistant_weight
     logp = logits.gather(2, self.trie.token[child.clamp(min=0)].long().clamp(min=0))
     if self.config.normalize == 'vocabulary': logp = logp - logits.logsumexp(2, keepdim=True)
-    else: logp = logp.masked_fill(child < 0, -torch.inf).log_softmax(2).nan_to_num(nan=-torch.inf)
+    require(_finite(logp.masked_fill(child < 0, 0.)), _BROKEN)
+    if self.config.normalize == 'children':
+        logp = logp.masked_fill(child < 0, -torch.inf).log_softmax(2).nan_to_num(nan=-torch.inf)
     if not share: return logp
     assistant = _assistant_logp(self.trie, self.mass, child)
     return (1 - share)*logp + share*assistant if share < 1 else assistant
@@ -159,8 +180,9 @@ def step_weights(self: _Search, child: Tensor) -> Tensor:
 def step_scores(self: _Search, child: Tensor, logits: Tensor) -> Tensor:
     "What each candidate [B, k, C] adds to the score of its prefix, minus infinity at -1"
     logp = self.log_probabilities(child, logits)
+    none = (child < 0) | (logp == -torch.inf)                # also where the weight is 0
     if self.config.alpha: logp = self.step_weights(child)*logp
-    return logp.masked_fill(child < 0, -torch.inf)
+    return logp.masked_fill(none, -torch.inf)
 
 # %% ../nbs/50_beam_search.ipynb #9571799f
 def _stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -208,6 +230,7 @@ def beam_search(
     prefilled: tuple | None = None, # of `model.prefill(history)`, if already computed
 ) -> Beams: # up to `beams` finished paths a user
     "Constrained beam search with IGD-decoding, for a batch of users"
+    _check_histories(trie, history, seen)
     search = _Search(trie, config, gain, weights, history if seen is None else seen, assistant)
     B, k = len(history), config.beams
     node, score = history.new_zeros(B, 1), torch.zeros(B, 1, device=history.device)   # the root
@@ -273,7 +296,9 @@ def recommend_each(
     assistant: Tensor | None = None, # float [M, N] scores, needed if an assistant_weight > 0
 ) -> list: # for each config (items int64 [M, k], scores float [M, k])
     "Ranked items for any number of users, by several searches"
+    _check_k(k)
     if not len(history): return [(history.new_empty((0, k)), torch.empty(0, k)) for _ in configs]
+    _check_histories(trie, history, seen)
     seen = history if seen is None else seen
     weights = [decoding_weights(trie, gain, c.alpha) if c.alpha and gain is not None else None
                for c in configs]

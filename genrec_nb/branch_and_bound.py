@@ -9,11 +9,12 @@ __all__ = ['ProvedBeams', 'proved_search', 'ProvedItems', 'proved_items']
 import torch
 from dataclasses import dataclass, replace
 from torch import Tensor
+from .core import _check_k
 from .semantic_ids import PAD
 from .trie import ItemTrie
-from .beam_search import (Beams, DecodeConfig, beam_search, decoding_weights, _evaluating,
-                                   _expand_items, _merge_finished, _prefill_again, _Search,
-                                   _stable_topk)
+from .beam_search import (Beams, DecodeConfig, beam_search, _check_histories, decoding_weights,
+                                   _evaluating, _expand_items, _merge_finished, _prefill_again,
+                                   _Search, _stable_topk)
 
 # %% ../nbs/52_branch_and_bound.ipynb #c443d6ee
 def _add_leaves(search: _Search, best: Beams, child: Tensor, total: Tensor, length: int) -> Beams:
@@ -81,6 +82,7 @@ def proved_search(
     assistant: Tensor | None = None, # float [B, N] scores, needed if assistant_weight > 0
 ) -> ProvedBeams:
     "The k most probable paths, for a batch of users: a beam search, then branch and bound"
+    _check_histories(trie, history, seen)
     seen, config = history if seen is None else seen, replace(config, beams=max(config.beams, k))
     logits, state = model.prefill(history)
     found = beam_search(model, trie, history, config, gain, seen, weights, assistant,
@@ -116,6 +118,7 @@ def proved_items(
     assistant: Tensor | None = None, # float [M, N] scores, needed if assistant_weight > 0
 ) -> ProvedItems:
     "The k most probable items of every user"
+    _check_k(k)
     if not len(history): return _nobody(history, k)
     seen = history if seen is None else seen
     by_length = torch.argsort((history >= 0).sum(1), stable=True)

@@ -224,6 +224,19 @@ def _tie_order(
     if np.ndim(seed): return np.asarray(seed)
     return np.random.default_rng(seed).permutation(n)
 
+# %% ../nbs/00_core.ipynb #3c6e5d9d
+def _finite(x) -> bool: # tensor or array
+    "Is no number NaN or infinite?"
+    return bool(np.isfinite(float(x.sum()))) or bool((abs(x) < np.inf).all()) # a sum may overflow
+
+def _check_items(items, n: int, least: int = 0) -> None: # tensor or array; -1 may stand for none
+    "Raise `GenrecError` for items that a catalog of n has not"
+    bad = items[(items < least) | (items >= n)]
+    require(not len(bad), lambda _: f'found item {int(bad[0])} in a history, but the catalog has '
+                                    f'{n} items (0..{n - 1})')
+
+def _check_k(k: int) -> None: require(k >= 1, f'k is {k}, expected 1 or more', SettingError)
+
 # %% ../nbs/00_core.ipynb #d35e45b9
 def plain(x: object) -> object:
     "Numbers, words, lists, dictionaries and dataclasses, each written in one way"

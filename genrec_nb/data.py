@@ -278,6 +278,7 @@ class Dataset:
     interactions: Interactions # the histories, over the same N items
     def __post_init__(self):
         items, over = len(self.catalog), self.interactions.n_items
+        require(items >= 1, f'{self.name}: a catalog of no items, expected at least one')
         require(items == over, f'{self.name}: the catalog has {items} items, '
                                f'the interactions are over {over}')
     def __repr__(self):

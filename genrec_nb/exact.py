@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
 from typing import Literal
-from .core import NonNegative, SettingError, patch, require, settings
+from .core import (NonNegative, SettingError, _check_items, _check_k, _finite, patch,
+                            require, settings)
 from .splits import Cases
 from .item_decoder import ItemDecoder
-from .beam_search import (DecodeConfig, _assistant_logp, _assistant_mass, decoding_weights,
-                                   _exhausted_prefixes, _evaluating)
+from .beam_search import (_BROKEN, DecodeConfig, _assistant_logp, _assistant_mass, _check_histories,
+                                   decoding_weights, _exhausted_prefixes, _evaluating)
 
 # %% ../nbs/51_exact.ipynb #ddadb0be
 @dataclass
@@ -103,7 +104,8 @@ def log_probabilities(self: _Scorer, level: _Level, at, hidden: Tensor, user) ->
     if self.vocabulary: # over all codes of the level
         every = F.linear(out, model.codes[l].weight, model.bias[l]).float()
         logp = logp - every.logsumexp(-1, keepdim=True)
-        return logp.masked_fill(child < 0, -torch.inf)
+    require(_finite(logp), _BROKEN)
+    if self.vocabulary: return logp.masked_fill(child < 0, -torch.inf)
     if model.config.softmax == 'children': logp = logp + self.tree.prior[child]
     logp = logp.masked_fill(child < 0, -torch.inf)
     if self.exhausted is not None:
@@ -119,7 +121,9 @@ def step_scores(self: _Scorer, level: _Level, at, hidden: Tensor, user) -> Tenso
     if share:
         assistant = _assistant_logp(self.tree.trie, self.mass, child.expand(len(hidden), -1, -1))
         logp = (1 - share)*logp + share*assistant if share < 1 else assistant
-    return logp if self.weights is None else self.weights[child.clamp(min=0)]*logp
+    if self.weights is None: return logp
+    none = logp == -torch.inf                                # also where the weight is 0
+    return (self.weights[child.clamp(min=0)]*logp).masked_fill(none, -torch.inf)
 
 # %% ../nbs/51_exact.ipynb #9604ebe2
 @patch
@@ -261,6 +265,7 @@ def exact_scores(
             'needs an assistant: pass assistant=, its scores [users, items]')
     why = _why_not_exact(model, config)
     require(not why, why, SettingError)
+    _check_histories(model.tries[0], history, seen)
     seen, scorers = history if seen is None else seen, _scorers(model, config, gain)
     reading = 64*history.shape[1]*model.config.d_model # bytes of a user's activations
     users = max(1, config.memory//2//max(*_bytes_each(scorers), reading))
@@ -297,6 +302,7 @@ def exact_search(
     exact: ExactConfig = ExactConfig(),
 ) -> tuple[Tensor, Tensor]: # (items int64 [M, k], scores float [M, k]); else -1, -inf
     "The k best of all items for any number of users"
+    _check_k(k)
     seen = history if seen is None else seen
     items = history.new_full((len(history), k), -1)
     scores = torch.full(items.shape, -torch.inf, device=items.device)
@@ -314,6 +320,7 @@ def exact_search(
 # %% ../nbs/51_exact.ipynb #75184e26
 def _histories(model, cases: Cases) -> tuple[Tensor, Tensor]:
     "What the model reads of the histories of cases, and all that was seen"
+    _check_items(cases.items, len(model.paths))
     longest = int(np.diff(cases.offsets).max(initial=1))
     seen = torch.from_numpy(cases.tail(longest)).to(model.paths.device)
     return seen[:, -model.config.max_items:], seen

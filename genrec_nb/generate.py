@@ -9,10 +9,10 @@ __all__ = ['TrieProcessor']
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
-from .core import patch
+from .core import patch, require
 from .semantic_ids import EOS
 from .trie import ItemTrie
-from .beam_search import decoding_weights
+from .beam_search import _BROKEN, decoding_weights
 
 # %% ../nbs/52_generate.ipynb #20a01d21
 class TrieProcessor(LogitsProcessor):
@@ -33,6 +33,8 @@ class TrieProcessor(LogitsProcessor):
         used = number[(number >= EOS) & (self.to_model >= 0)]  # PAD and BOS are in no path
         unknown = torch.full((int(self.to_model.max()) + 1,), -1, device=device)
         self.to_trie = unknown.scatter(0, self.to_model[used], used)
+        require(not alpha or gain is not None,
+                'alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
         gain = torch.zeros(trie.n_nodes, device=device) if gain is None else gain
         self.weights = decoding_weights(trie, gain, alpha)
 
@@ -53,6 +55,7 @@ def __call__(self: TrieProcessor, input_ids: Tensor, scores: Tensor) -> Tensor: 
     none, child = child < 0, child.clamp(min=0)
     token = self.to_model[self.trie.token[child].long().clamp(min=0)].masked_fill(none, self.end)
     logp = scores.log_softmax(1).gather(1, token).masked_fill(none, -torch.inf)
+    require(not logp.isnan().any(), _BROKEN)
     if self.normalize == 'children': logp = logp.log_softmax(1).nan_to_num(nan=-torch.inf)
     out = torch.full_like(scores, -torch.inf)
     out = out.scatter_reduce(1, token, self.weights[child]*logp, 'amax')

@@ -9,7 +9,7 @@ __all__ = ['ground']
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import SettingError, _tie_order, patch
+from .core import SettingError, _check_items, _check_k, _finite, _tie_order, patch, require
 from .language_recommender import LanguageRecommender
 
 # %% ../nbs/64_grounding.ipynb #c23f763f
@@ -63,6 +63,9 @@ def ground(
     if generated.shape[1] != items.shape[1]:
         raise SettingError(f'vectors of {generated.shape[1]} and {items.shape[1]} dimensions: '
                            'both must come from one model')
+    _check_k(k)
+    require(_finite(generated) and _finite(items), 'vectors hold NaN or infinite numbers')
+    if seen is not None: _check_items(seen, len(items), -1)
     d = _scale(torch.cdist(generated.float(), items.float(), compute_mode='donot_use_mm_for_euclid_dist'))
     if gamma: d = d/(1 + _scale(torch.as_tensor(counts, dtype=torch.float, device=d.device)))**gamma
     if seen is not None:

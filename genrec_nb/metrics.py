@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from dataclasses import dataclass
 from pandas.io.formats.style import Styler
-from .core import SettingError, _tie_order, patch, require
+from .core import SettingError, _check_items, _check_k, _finite, _tie_order, patch, require
 from .display import _Shown, styled
 from .data import Interactions
 from .splits import Cases
@@ -142,10 +142,11 @@ def popularity_ranking(
     seed: int | np.ndarray = 0, # of the order of equal counts, or that order, int [N]
 ) -> np.ndarray: # int64 [M, k]: items, most popular first; -1 where fewer than k are left
     "The k most popular items for each case; raises `GenrecError` for a history of unknown items"
+    _check_k(k)
+    require(_finite(np.asarray(train_counts)), 'train_counts holds NaN or infinite numbers')
     order = _popularity_order(train_counts, seed)
+    _check_items(cases.items, len(order))
     out = np.full((len(cases), k), -1, np.int64)
-    require((cases.items < len(order)) | (not exclude_seen), lambda i: f'cases: found item '
-            f'{cases.items[i]} in a history, but train_counts has {len(order)} items')
     place, items = np.argsort(order), np.append(order, -1)
     for lo in range(0, len(cases), chunk):
         block = range(lo, min(lo + chunk, len(cases)))

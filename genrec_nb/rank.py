@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from .core import GenrecError
+from .core import GenrecError, _check_items
 from .splits import Cases
 from .trie import ItemTrie
 from .objectives import token_nll
@@ -45,8 +45,10 @@ def rank_each(
     "Ranked items of every case by several searches; items of the whole history are seen"
     if assistant is not None and len(assistant) != len(cases):
         raise GenrecError(f'the assistant gave {len(assistant)} rows of scores, not {len(cases)}')
+    first = trie[0] if isinstance(trie, (list, tuple)) else trie
+    _check_items(cases.items, first.n_items)
     mine, longest = _share(len(cases), accelerator), int(np.diff(cases.offsets).max(initial=1))
-    trie = trie[0] if isinstance(trie, (list, tuple)) else trie
+    trie = first
     if assistant is not None: assistant = torch.as_tensor(assistant)[mine].to(trie.device)
     seen = torch.from_numpy(cases.tail(longest)[mine]).to(trie.device)
     history = seen[:, -model.config.max_items:]
@@ -107,6 +109,7 @@ def _case_ce(
     accelerator=None, # shares the cases among processes; None: one process
 ) -> float: # nats per token; of a model over children nats per item
     "Plain cross-entropy of the targets' tokens, no weights, no temperature"
+    _check_items(cases.items, len(model.paths))
     was_training, device, mine = model.training, model.paths.device, _share(len(cases), accelerator)
     model.eval()
     history = torch.from_numpy(cases.tail(model.config.max_items)[mine]).to(device)

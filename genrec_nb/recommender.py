@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from huggingface_hub import ModelCard, ModelHubMixin
 from pathlib import Path
 from safetensors.torch import load_file
-from .core import (GenrecError, GenrecWarning, SettingError, patch, read_json, read_settings,
+from .core import (GenrecError, GenrecWarning, SettingError, _check_items, patch, read_json, read_settings,
                             require, versions, whole_folder, write_json, _write_tensors)
 from .data import Catalog, Dataset
 from .splits import Cases, Split, leave_one_out
@@ -131,6 +131,7 @@ def rank_each(self: GenerativeRecommender,
     assistant=None, # an assistant model (an `ItemRanker`), needed if an assistant_weight > 0
 ) -> list: # for each of `decodes` int64 [cases, k], -1 where nothing is left
     "Ranked items by several searches; a language model reads each history once for all of them"
+    _check_items(cases.items, len(self.catalog))
     scores = None if assistant is None else assistant.scores(cases).detach()
     def rank(tries, gains, decodes, **how):
         return rank_each_user(self.model, tries, cases, decodes, gains, k, assistant=scores, **how)

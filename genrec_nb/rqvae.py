@@ -9,11 +9,11 @@ __all__ = ['quantize', 'RQVAEConfig', 'RQVAE', 'RQOutput', 'fit_rqvae', 'train_r
 import torch
 import torch.nn.functional as F
 from dataclasses import asdict, dataclass
-from pydantic import StrictBool
+from pydantic import Field, StrictBool
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from typing import Literal
-from .core import Count, NonNegative, Positive, Share, patch, settings
+from typing import Annotated, Literal
+from .core import Count, NonNegative, Positive, patch, settings
 from .embed import check_vectors
 from .kmeans import (_CHUNK, Quantizer, _leading_dims, generator, _level_sizes, nearest,
                               residual_kmeans, sinkhorn_codes, _sq_distances)
@@ -57,7 +57,7 @@ class RQVAEConfig:
     variant: Literal['code', 'paper'] = 'code' # means; or sums, commitment at all levels
     balanced: StrictBool = False # start the codebooks from balanced k-means (LETTER)
     sinkhorn: StrictBool = False # last level by Sinkhorn in training batches (LETTER); slow on a CPU
-    warmup: Share = .2 # share of the steps before k-means starts the codebooks
+    warmup: Annotated[float, Field(ge=0, lt=1)] = .2 # share of the steps before k-means starts the codebooks
     steps: Count = 1500 # optimizer steps
     batch: Count = 256 # vectors per step
     lr: Positive = 3e-3 # AdamW; falls to zero along a cosine

@@ -46,6 +46,7 @@ def _append_eos(flat: np.ndarray, offsets: np.ndarray) -> tuple: # (flat, offset
 # %% ../nbs/23_semantic_ids.ipynb #29e8ccf8
 def _check_paths(flat: np.ndarray, offsets: np.ndarray) -> None:
     "Refuse an empty path and offsets that do not fit"
+    require(len(offsets) > 1, 'no items: identifiers need at least one')
     empty, ends = np.diff(offsets) <= 0, (offsets[0], offsets[-1])
     require(~empty, lambda i: f'item {i} has an empty path ({empty.sum()} such items): '
                               'every item needs at least one token')

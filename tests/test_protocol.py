@@ -1,0 +1,153 @@
+"What must not lead to a wrong table: broken numbers, strange ids, other splits, two treatments of seen items."
+import math
+import numpy as np
+import pytest
+import torch
+from dataclasses import replace
+from genrec_nb.beam_search import DecodeConfig, decoding_weights, recommend
+from genrec_nb.branch_and_bound import proved_items
+from genrec_nb.core import GenrecError
+from genrec_nb.data import Catalog, Dataset, Interactions
+from genrec_nb.exact import exact_search
+from genrec_nb.generate import TrieProcessor
+from genrec_nb.metrics import popularity_ranking
+from genrec_nb.baselines import transition_ranking
+from genrec_nb.rank import rank_each
+from genrec_nb.rqvae import RQVAEConfig
+from genrec_nb.semantic_ids import Identifiers
+from genrec_nb.splits import Cases
+from genrec_nb.trie import ItemTrie
+from oracles import packed, t5
+
+N = 12
+IDS = Identifiers.from_codes(np.array([[i//4, i % 4] for i in range(N)]), [3, 4])
+TRIE = ItemTrie.build(IDS)
+HISTORY = torch.tensor([[1, 5], [2, 7]])
+CASES = Cases(np.arange(2), np.array([1, 5, 2, 7]), np.array([0, 2, 4]), np.array([3, 4]))
+MODELS = dict(t5=lambda: t5(IDS), packed=lambda: packed(IDS), children=lambda: packed(IDS, softmax='children'))
+SEARCHES = dict(beam=recommend, proved=proved_items, exact=lambda m, trie, *a, **k: exact_search(m, *a, **k))
+every = pytest.mark.parametrize('kind, search', [('t5', 'beam'), ('t5', 'proved'), ('packed', 'beam'), ('packed', 'exact'), ('children', 'beam'), ('children', 'proved'), ('children', 'exact')])
+
+def rank(kind, search, history=HISTORY, k=5, model=None, **more):
+    model = MODELS[kind]() if model is None else model
+    return SEARCHES[search](model, TRIE, history, k, DecodeConfig(**more.pop('config', {})), **more)
+
+
+# ---- broken numbers ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+@every
+def test_broken_weights_end_a_ranking(kind, search, value):
+    model = MODELS[kind]()
+    with torch.no_grad(): next(p for n, p in model.named_parameters() if 'norm' in n).fill_(value)
+    with pytest.raises(GenrecError, match='NaN or infinite'): rank(kind, search, model=model)
+
+@pytest.mark.parametrize('place', ['codes', 'bias'])
+@pytest.mark.parametrize('kind, search', [('packed', 'beam'), ('packed', 'exact'), ('children', 'beam'), ('children', 'exact')])
+def test_one_broken_code_is_enough(kind, search, place):
+    model = MODELS[kind]()
+    with torch.no_grad(): (model.codes[1].weight if place == 'codes' else model.bias[1])[2] = math.nan
+    with pytest.raises(GenrecError, match='NaN or infinite'): rank(kind, search, model=model)
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_broken_gains(value):
+    gain = torch.ones(TRIE.n_nodes)
+    gain[3] = value
+    with pytest.raises(GenrecError, match='gains.*NaN or infinite'): decoding_weights(TRIE, gain, .2)
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+@pytest.mark.parametrize('kind, search', [('t5', 'beam'), ('packed', 'exact')])
+def test_broken_scores_of_an_assistant(kind, search, value):
+    scores = torch.zeros(2, N)
+    scores[1, 3] = value
+    with pytest.raises(GenrecError, match="assistant's scores"): rank(kind, search, config=dict(assistant_weight=.5), assistant=scores)
+
+def test_broken_counts_of_popularity():
+    with pytest.raises(GenrecError, match='NaN or infinite'): popularity_ranking(np.array([1., math.nan, 2]), Cases(np.zeros(1), np.array([0]), np.array([0, 1]), np.zeros(1)), 2)
+
+def test_generate_ends_too():
+    processor = TrieProcessor(TRIE)
+    scores = torch.zeros(1, IDS.vocab_size)
+    scores[0, 3] = math.nan
+    with pytest.raises(GenrecError, match='NaN or infinite'): processor(torch.tensor([[0]]), scores)
+    processor(torch.tensor([[0]]), torch.zeros(1, IDS.vocab_size))
+
+
+# ---- strange ids ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('item', [N, N + 5, -2])
+@every
+def test_unknown_items_in_a_history(kind, search, item):
+    with pytest.raises(GenrecError, match=f'item {item} .*{N} items'): rank(kind, search, torch.tensor([[1, 5], [2, item]]))
+
+@pytest.mark.parametrize('item', [N, -2])
+@every
+def test_unknown_items_among_the_seen(kind, search, item):
+    with pytest.raises(GenrecError, match=f'item {item} .*{N} items'): rank(kind, search, seen=torch.tensor([[1, 5], [2, item]]))
+
+@pytest.mark.parametrize('item', [N, -1])
+@pytest.mark.parametrize('path', ['rank_each', 'popularity', 'transitions'])
+def test_unknown_items_in_cases(path, item):
+    cases = replace(CASES, items=np.array([1, 5, 2, item]))
+    train = Interactions([0, 1, 2, 5], [0, 2, 4], ['a', 'b'], N)
+    call = dict(rank_each=lambda: rank_each(MODELS['packed'](), TRIE, cases, [DecodeConfig()], k=3),
+                popularity=lambda: popularity_ranking(train.item_counts(), cases, 3, False), transitions=lambda: transition_ranking(train, cases, 3, False))
+    with pytest.raises(GenrecError, match=f'item {item} .*{N} items'): call[path]()
+
+
+# ---- settings that say nothing ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('k', [0, -3])
+@every
+def test_lists_of_no_items(kind, search, k):
+    with pytest.raises(GenrecError, match=f'k is {k}'): rank(kind, search, k=k)
+
+@pytest.mark.parametrize('call', [lambda: popularity_ranking(np.ones(N), CASES, 0), lambda: transition_ranking(Interactions([0, 1], [0, 2], ['a'], N), CASES, 0)])
+def test_baselines_with_no_items(call):
+    with pytest.raises(GenrecError, match='k is 0'): call()
+
+@pytest.mark.parametrize('penalty', [math.nan, math.inf, -math.inf])
+def test_length_penalties(penalty):
+    with pytest.raises(GenrecError, match='length_penalty'): DecodeConfig(length_penalty=penalty)
+
+def test_a_quantizer_needs_steps_after_the_warmup():
+    with pytest.raises(GenrecError, match='warmup is 1'): RQVAEConfig(8, warmup=1.)
+
+def test_alpha_without_gains():
+    with pytest.raises(GenrecError, match='gain='): TrieProcessor(TRIE, alpha=.2)
+
+@pytest.mark.parametrize('make', [lambda: Dataset("none", Catalog([], [], []), Interactions([], [0], [], 0)), lambda: Identifiers([], [0], ['<pad>', '<s>', '</s>']), lambda: Identifiers.random(0),
+                                  lambda: popularity_ranking(np.zeros(0), CASES, 3), lambda: Identifiers.from_codes(np.zeros((0, 2), int))])
+def test_no_items_at_all(make):
+    with pytest.raises(GenrecError): make()
+
+
+# ---- an assistant at any margin --------------------------------------------------------------------------------------
+
+def slow_scores(model, scores, share):
+    "Mixed log-probabilities of every item by the definition, in logarithms all the way"
+    logp = scores.double().log_softmax(0).tolist()
+    paths = [IDS.path(i).tolist() for i in range(N)]
+    def mass(prefix):
+        x = [logp[i] for i in range(N) if paths[i][:len(prefix)] == prefix]
+        top = max(x)
+        return top + math.log(math.fsum(math.exp(v - top) for v in x))
+    logits, out = model, []
+    for p in paths:
+        total = 0.
+        for t in range(len(p)): total += (1 - share)*float(logits(p[:t])[p[t]]) + share*(mass(p[:t + 1]) - mass(p[:t]))
+        out.append(total)
+    return np.array(out)
+
+@pytest.mark.parametrize('margin', [1, 40, 400])
+@pytest.mark.parametrize('search', ['beam', 'exact'])
+def test_the_assistant_is_exact_at_any_margin(margin, search):
+    from oracles import next_logp
+    model, g = MODELS['packed'](), torch.Generator().manual_seed(0)
+    scores, history = margin*torch.rand(1, N, generator=g, dtype=torch.float64), HISTORY[:1]
+    cache = {}
+    def logp(prefix): return cache.setdefault(tuple(prefix), next_logp(model, history[0].tolist(), prefix))
+    want = slow_scores(logp, scores[0], .6)
+    items, found = rank('packed', search, history, N, model, config=dict(assistant_weight=.6, exclude_seen=False, beams=N), assistant=scores)
+    assert items[0].tolist() == np.argsort(-want).tolist()
+    np.testing.assert_allclose(found[0].numpy(), np.sort(want)[::-1], rtol=1e-5, atol=1e-4)
