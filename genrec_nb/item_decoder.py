@@ -7,6 +7,7 @@ __all__ = ['ItemDecoderConfig', 'CausalBlock', 'ItemDecoder', 'item_decoder', 'a
 
 # %% ../nbs/42_item_decoder.ipynb #c4aec40f
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedConfi
 from transformers.modeling_outputs import CausalLMOutput
 from .batches import Windows
 from .core import GenrecError, patch
-from .likelihood import ChildSoftmax, _check_softmax
+from .likelihood import ChildSoftmax, _Trained, _check_softmax
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD, _levels_apart
 from .tiger import TokenLoss, _take_beams
@@ -89,7 +90,7 @@ def _head(d: int, width: int, dropout: float, first: bool) -> nn.Module:
     return nn.Identity() if first else nn.LayerNorm(d)
 
 # %% ../nbs/42_item_decoder.ipynb #a95fdf6f
-class ItemDecoder(PreTrainedModel, GenerationMixin):
+class ItemDecoder(_Trained, PreTrainedModel, GenerationMixin):
     "A causal transformer over items, a head over codes (after RQ-Transformer, arXiv 2203.01941)"
     config_class = ItemDecoderConfig
     samples = Windows
@@ -118,10 +119,15 @@ AutoConfig.register(ItemDecoderConfig.model_type, ItemDecoderConfig)
 AutoModel.register(ItemDecoderConfig, ItemDecoder)
 
 # %% ../nbs/42_item_decoder.ipynb #a3123bcd
+def _renamed(codes: np.ndarray) -> np.ndarray: # int [N, L] -> int64 [N, L]
+    "The codes of each level numbered as they appear, whatever they were called"
+    return np.stack([pd.factorize(level)[0] for level in codes.T], 1)
+
+# %% ../nbs/42_item_decoder.ipynb #17df7cf9
 def _one_or_more(ids) -> list[Identifiers]:
     "One or several identifiers; `GenrecError` for different catalogs, or the same twice"
     ids = list(ids) if isinstance(ids, (list, tuple)) else [ids]
-    sizes, codes = [i.n_items for i in ids], [i.codes() for i in ids if not i.is_ragged]
+    sizes, codes = [i.n_items for i in ids], [_renamed(i.codes()) for i in ids if not i.is_ragged]
     if len(set(sizes)) != 1:
         raise GenrecError(f'the identifiers are those of {sizes} items, expected one or more '
                           'identifiers of the same catalog')

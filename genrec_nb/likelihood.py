@@ -6,12 +6,13 @@
 __all__ = ['sibling_log_softmax', 'item_log_probabilities', 'ChildSoftmax', 'segment_log_softmax']
 
 # %% ../nbs/35_likelihood.ipynb #5a39cb5d
+import warnings
 import numpy as np
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
-from .core import GenrecError, _tie_order, check_choice, patch
+from .core import GenrecError, GenrecWarning, _tie_order, check_choice, patch
 from .trie import ItemTrie, runs
 
 # %% ../nbs/35_likelihood.ipynb #dd0b7529
@@ -62,6 +63,29 @@ def _check_softmax(softmax: str, prior: str, counts=None) -> None:
     check_choice(prior, ('none', 'trie'), 'prior')
     if prior == 'trie' and counts is None:
         raise GenrecError("prior='trie' needs counts=, how often each item is a training target")
+
+# %% ../nbs/35_likelihood.ipynb #745628fa
+_IN_TRAINING = dict(softmax='vocabulary', prior='none') # decided there, and defaults
+
+def _as_trained(asked: dict, config, where) -> dict: # config: of the model -> what holds
+    "Softmax and prior of a trained model; warn about each that is asked for and was not trained"
+    holds = {name: getattr(config, name, default) for name, default in _IN_TRAINING.items()}
+    for name, is_ in holds.items():
+        if asked.get(name) in (None, is_): continue
+        warnings.warn(f'{where}: {name}={asked[name]!r} is asked of a model that was trained with '
+                      f'{is_!r}: it ranks as it was trained; train it again for the other',
+                      GenrecWarning, stacklevel=3)
+    return holds
+
+# %% ../nbs/35_likelihood.ipynb #fb47a359
+class _Trained:
+    "A model of `transformers` whose softmax and prior stay those of its training"
+    @classmethod
+    def from_pretrained(cls, name, *args, softmax=None, prior=None, **more):
+        "As `transformers` does it; warns if another `softmax` or `prior` is asked for"
+        model = super().from_pretrained(name, *args, **more)
+        if softmax or prior: _as_trained(dict(softmax=softmax, prior=prior), model.config, name)
+        return model
 
 # %% ../nbs/35_likelihood.ipynb #65c26f6b
 @dataclass(eq=False)

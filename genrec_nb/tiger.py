@@ -15,7 +15,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils import ModelOutput
 from .batches import PrefixSamples, history_tokens
 from .core import patch, require
-from .likelihood import ChildSoftmax, _check_softmax
+from .likelihood import ChildSoftmax, _Trained, _check_softmax
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD
 from .trie import ItemTrie
@@ -30,7 +30,7 @@ class TokenLoss(ModelOutput):
     mixture: Tensor = None # float [K] weights of several targets, if a trainer learns them
 
 # %% ../nbs/41_tiger.ipynb #dd920f15
-class TigerT5(T5ForConditionalGeneration):
+class TigerT5(_Trained, T5ForConditionalGeneration):
     "TIGER: a T5 from scratch over item tokens (arXiv 2305.05065)"
     samples = PrefixSamples
     soft = None # a `ChildSoftmax`, of a model over children

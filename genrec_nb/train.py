@@ -18,12 +18,13 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from transformers import TrainerCallback, TrainingArguments
 from typing import Literal
-from .core import (Count, FileError, GenrecError, Natural, Positive, patch, read_json,
-                            settings)
+from .core import (Count, FileError, GenrecError, Natural, Positive, digest, patch,
+                            read_json, require, settings, write_json)
 from .data import Interactions
 from .splits import Cases
 from .metrics import ranking_metrics
 from .trie import ItemTrie
+from .likelihood import _IN_TRAINING
 from .token_weights import uniform_weights
 from .objectives import MultiTargetLoss, WeightedLoss
 from .batches import LengthBatches, Windows
@@ -240,7 +241,7 @@ def _last_checkpoint(folder: str | Path) -> Path | None:
     return max(steps, key=steps.get, default=None)
 
 # %% ../nbs/55_train.ipynb #e4973272
-def _check_checkpoint(checkpoint: Path, loss) -> None:
+def _check_loss(checkpoint: Path, loss) -> None:
     "Refuse the checkpoint of another loss"
     def words(n): return f'a mixture of {n} targets' if n else 'one loss'
     want = len(loss.names) if isinstance(loss, MultiTargetLoss) else 0
@@ -251,6 +252,32 @@ def _check_checkpoint(checkpoint: Path, loss) -> None:
     if has != want:
         raise GenrecError(f'{checkpoint}: was trained with {words(has)}, not with {words(want)}: '
                           'take the same weighting, or another folder')
+
+# %% ../nbs/55_train.ipynb #faa3dc55
+def _model_facts(model) -> dict:
+    "What weights mean: softmax, prior, and names for the identifiers and the counts of the prior"
+    config, counts = model.config, getattr(model, 'counts', None)
+    facts = {k: getattr(config, k, default) for k, default in _IN_TRAINING.items()}
+    facts['identifiers'] = digest(model.paths.cpu().numpy().tobytes())
+    if counts is not None: facts['counts'] = digest(torch.as_tensor(counts).tolist())
+    sizes = [p.numel() for n, p in model.named_parameters() if not n.startswith('objective.')]
+    return facts | dict(parameters=sum(sizes))
+
+# %% ../nbs/55_train.ipynb #fa70a05a
+@patch
+def _save(self: GenrecTrainer, output_dir=None, state_dict=None):
+    "A checkpoint, and what its weights mean"
+    super(GenrecTrainer, self)._save(output_dir, state_dict)
+    facts = _model_facts(self.accelerator.unwrap_model(self.model))
+    write_json(Path(output_dir or self.args.output_dir)/'trained.json', facts)
+
+def _check_model(checkpoint: Path, model) -> None:
+    "Refuse the checkpoint of another model"
+    file, now = checkpoint/'trained.json', _model_facts(model)
+    was = read_json(file) if file.is_file() else now
+    other = [f'{k} {was.get(k)}, not {now.get(k)}' for k in now | was if was.get(k) != now.get(k)]
+    require(not other, f'{checkpoint}: was trained with {"; ".join(other)}: take the same '
+            'settings and identifiers, or another folder')
 
 # %% ../nbs/55_train.ipynb #71c169ed
 def _stopped_early(checkpoint: Path) -> bool:
@@ -292,6 +319,13 @@ def _precision(model) -> dict:
     return dict(bf16=True, use_cpu=not torch.cuda.is_available())
 
 # %% ../nbs/55_train.ipynb #de8712a4
+def _check_catalog(train: Interactions, trie) -> None: # a trie, or a list of them
+    "Raise a `GenrecError` unless the histories are over the items of the tries"
+    sizes = {t.n_items for t in (trie if isinstance(trie, (list, tuple)) else [trie])}
+    require(sizes == {train.n_items}, f'the histories are over {train.n_items:,} items, the trie has '
+            f'paths for {", ".join(map(str, sizes))}: they belong to different catalogs')
+
+# %% ../nbs/55_train.ipynb #28e5c2c7
 def fit(
     model, # from `item_decoder`, `tiger_t5` or a language model
     train: Interactions, # the training part of a split, nothing else
@@ -307,6 +341,7 @@ def fit(
 ) -> FitResult: # the model and its curves
     "Train with token weights; the best checkpoint has the best validation metric"
     loss = _as_loss(weights, trie)
+    _check_catalog(train, trie)
     if _over_children(model):
         loss.per_item(torch.cat([t.deciding for t in model.trees], 1), len(model.trees))
     if not len(valid): raise GenrecError('no validation case: every user has fewer than 3 items')
@@ -316,7 +351,9 @@ def fit(
     args = _training_arguments(config, steps, folder, **_precision(model) | more)
     if isinstance(loss, MultiTargetLoss): loss.reset()  # begins anew, or as the checkpoint says
     last = _last_checkpoint(folder) if resume else None
-    if last: _check_checkpoint(last, loss)
+    if last:
+        _check_loss(last, loss)
+        _check_model(last, model)
     stop = [EarlyStoppingCallback(config.patience)] if config.patience else []
     trainer = GenrecTrainer(model, args, samples=samples, trie=trie, weights=loss, valid=valid,
                             decode=decode, callbacks=stop + (callbacks or []))

@@ -88,10 +88,10 @@ def gain(trie, p, kind):
 
 # ---- small models -------------------------------------------------------------------------------------------------
 
-def t5(ids, seed=0, max_items=8, sharp=3.):
+def t5(ids, seed=0, max_items=8, sharp=3., **config):
     "An untrained T5 whose logits are far apart"
     from genrec_nb.tiger import tiger_t5
-    model = tiger_t5(ids, max_items=max_items, seed=seed, d_model=16, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2, d_kv=8).eval()
+    model = tiger_t5(ids, max_items=max_items, seed=seed, d_model=16, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2, d_kv=8, **config).eval()
     model.shared.weight.data *= sharp
     return model
 

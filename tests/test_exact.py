@@ -8,7 +8,9 @@ from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.splits import Cases
 from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_weights, item_nats, rank_exact, _first_topk, _fit
 from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.rank import _case_ce, _rank_cases
 from genrec_nb.semantic_ids import Identifiers
+from genrec_nb.trie import ItemTrie
 from oracles import few, packed, t5
 
 HISTORY = torch.tensor([[1, 0, 2, 3], [-1, -1, -1, 4], [-1, 2, 2, 5]])
@@ -128,6 +130,21 @@ def test_refusals():
     with pytest.raises(GenrecError, match='needs an assistant'): exact_search(model, HISTORY, config=DecodeConfig(assistant_weight=.2))
     with pytest.raises(SettingError, match='needs the item decoder'): exact_search(t5(Identifiers.random(9, 2, 3)), HISTORY)
     with pytest.raises(SettingError, match='expected 3 numbers'): exact_search(model, HISTORY, exact=ExactConfig(weights=(1., 1.)))
+
+@pytest.mark.parametrize('item, target, known, message', [(7, 25, False, 'item 25 as a target'), (25, 3, False, 'item 25 in a history'),
+                                                          (-2, 3, False, 'item -2 in a history'), (7, -1, True, 'item -1 as a target')])
+def test_items_without_a_path_are_refused(item, target, known, message):
+    "By everything that reads cases, whatever the model; an unknown target (-1) can be ranked, but has no likelihood"
+    ids = Identifiers.from_codes(np.arange(25)[:, None], policy='keep')
+    cases = Cases(np.arange(2), np.array([1, 2, item]), np.array([0, 2, 3]), np.array([4, target]))
+    for model in (packed(ids), t5(ids)):
+        trie = ItemTrie.build(ids)
+        nats = [lambda: item_nats(model, cases), lambda: fit_weights(model, cases)] if hasattr(model, 'last_hidden') else []
+        ranks = [lambda: _rank_cases(model, trie, cases)] + [lambda: rank_exact(model, cases)]*bool(nats)
+        for f in nats + [lambda: _case_ce(model, cases)] + ranks*(not known):
+            with pytest.raises(GenrecError, match=f'found {message}, but the catalog has 25 items') as e: f()
+            assert '\n' not in str(e.value)
+        if known: assert all(len(f()) == 2 for f in ranks)
 
 @pytest.mark.parametrize('how', ['product', 'mixture'])
 def test_combinations_by_hand(how):

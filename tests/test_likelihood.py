@@ -1,10 +1,10 @@
 """The likelihood of items: sums to 1, forced tokens free, priors, models over children, several identifiers."""
-import copy
+import copy, warnings
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from genrec_nb.core import GenrecError, SettingError
+from genrec_nb.core import GenrecError, GenrecWarning, SettingError
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.item_decoder import ItemDecoder, item_decoder
 from genrec_nb.likelihood import ChildSoftmax, item_log_probabilities, _log_prior, sibling_log_softmax
@@ -14,12 +14,16 @@ from genrec_nb.sequential_baselines import SASRec, SASRecConfig
 from genrec_nb.token_weights import Uniform
 from genrec_nb.train import _as_loss
 from genrec_nb.trie import ItemTrie
-from oracles import DictTrie, few, identifiers, packed, tables, tables_with_counts
+from genrec_nb.rank import _rank_cases
+from genrec_nb.splits import Cases
+from oracles import DictTrie, few, identifiers, packed, t5, tables, tables_with_counts
 
 def codes(n=30, sizes=(4, 3, 4), seed=0): return Identifiers.from_codes(np.random.default_rng(seed).integers(0, sizes, (n, len(sizes))), list(sizes), 'keep')
 def flat(n): return Identifiers.from_codes(np.arange(n)[:, None], policy='keep')
 
 ITEMS = torch.tensor([[5, 9, 2, 17, 3], [1, 3, 8, -1, -1], [4, 4, -1, -1, -1]])
+
+CASES = Cases(np.arange(3), np.array([5, 9, 2, 1, 4]), np.array([0, 3, 4, 5]), np.array([17, 3, 4]))
 
 
 @few
@@ -149,6 +153,20 @@ def test_saved_with_its_counts(tmp_path):
     assert torch.equal(again(items=ITEMS).nll, model(items=ITEMS).nll)
     with pytest.raises(GenrecError, match='different runs'): again.set_items(ids[::-1])
 
+@pytest.mark.parametrize('trained, asked', [('vocabulary', 'children'), ('children', 'vocabulary')])
+def test_another_softmax_asked_of_a_saved_model(trained, asked, tmp_path):
+    "It says so, and ranks as it was trained: item decoder and T5"
+    for make in (packed, t5):
+        model = make(codes(), softmax=trained)
+        model.save_pretrained(tmp_path/make.__name__)
+        with pytest.warns(GenrecWarning, match=f"{make.__name__}: softmax='{asked}' is asked of a model that was trained with '{trained}'"):
+            again = type(model).from_pretrained(tmp_path/make.__name__, softmax=asked).set_items(codes()).eval()
+        a, b = (_rank_cases(m, ItemTrie.build(codes()), CASES) for m in (model, again))
+        assert again.config.softmax == trained and (a == b).all()
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', GenrecWarning)
+            type(model).from_pretrained(tmp_path/make.__name__, softmax=trained)
+
 def test_one_token_paths_are_sasrec():
     "Same weights, same loss: the prior is SASRec's, a head without MLP is nothing"
     counts = np.arange(30)
@@ -183,3 +201,6 @@ def test_the_loss_is_the_mean_over_identifiers():
 def test_identifiers_that_do_not_fit():
     with pytest.raises(GenrecError, match=r'those of \[30, 31\] items'): item_decoder([codes(30), codes(31)])
     with pytest.raises(GenrecError, match='identifier 3 of 3 gives every item a path that it has already'): item_decoder([codes(), flat(30), copy.deepcopy(codes())])
+    for same in (np.random.default_rng(1).permutation(30)[:, None], 29 - np.arange(30)[:, None]):              # other names of the same paths
+        with pytest.raises(GenrecError, match='2 of 2 gives every item a path that it has already'): item_decoder([flat(30), Identifiers.from_codes(same, policy='keep')])
+    item_decoder([codes(), codes(seed=1)])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from genrec_nb.beam_search import DecodeConfig
-from genrec_nb.core import GenrecError, SettingError
+from genrec_nb.core import GenrecError, GenrecWarning, SettingError
 from genrec_nb.data import Catalog, Dataset, Interactions
 from genrec_nb.splits import leave_one_out
 from genrec_nb.exact import exact_scores
@@ -115,6 +115,9 @@ def test_saved_and_loaded_ranks_the_same(rec, tmp_path):
     assert (again.rank(SPLIT.test, 10) == rec.rank(SPLIT.test, 10)).all() and again.config == rec.config
     assert 'random, item' in (folder/'README.md').read_text()
     assert again.recommend(HISTORY, 5) == rec.recommend(HISTORY, 5)
+    with pytest.warns(GenrecWarning, match="saved: softmax='vocabulary' is asked of a model that was trained with 'children'"): asked = GenerativeRecommender.from_pretrained(folder, softmax='vocabulary')
+    assert (asked.rank(SPLIT.test, 10) == rec.rank(SPLIT.test, 10)).all() and asked.config == rec.config
+    with pytest.raises(SettingError, match="'revison' is unknown, did you mean 'revision'"): GenerativeRecommender.from_pretrained(folder, revison='main')
     (folder/'index-1.json').unlink()
     with pytest.raises(GenrecError, match='index-1.json'): GenerativeRecommender.from_pretrained(folder)
 
@@ -204,7 +207,7 @@ def test_names_and_roundtrip():
 
 RUN = '''
 data = "{data}"
-identifiers = ["item", {{ method = "hkmeans", cf = "cooccurrence", clusters = 4, leaf = 4 }}, "tree"]
+identifiers = ["item", {{ method = "hkmeans", cf = "cooccurrence", clusters = 4, leaf = 4 }}, {{ method = "tree", clusters = 4, leaf = 4 }}]
 compare = ["children"]
 tokenizer = {{ method = "rqkmeans", encoder = "tfidf", levels = 2, size = 4 }}
 model = {{ d_model = 16, num_heads = 2, num_layers = 1 }}
@@ -231,7 +234,7 @@ def test_a_run_makes_each_identifier_once(three):
     home, metrics, calls = three
     assert sorted(calls) == ['hkmeans', 'item', 'rqkmeans', 'tree'] and set(metrics["parameters"]) == {"children", "several"}
     c = load_config(home/'out'/'config.toml')
-    assert c == load_config(home/'run.toml') and c.identifiers[1].options == dict(clusters=4, leaf=4)
+    assert c == load_config(home/'run.toml') and c.identifiers[1].options == c.identifiers[2].options == dict(clusters=4, leaf=4)
     assert run(c, home/'out', resume=True, jobs=1, device='cpu')['methods'] == metrics['methods'] and len(calls) == 4
 
 def test_trees_of_a_run_explain(three):

@@ -502,6 +502,11 @@ def test_plain_cross_entropy_of_the_validation_users(make, tmp_path):
     assert len(values) == 2 and result.best == min(values.values()) == values[result.best_epoch] == pytest.approx(_case_ce(result.model, SPLIT.valid), rel=1e-6)
     assert len(result.curve()) == 2
 
+def test_histories_of_another_catalog_are_refused(tmp_path):
+    "Before anything is trained; more items than paths would not even be noticed"
+    other = Interactions(SPLIT.train.items, SPLIT.train.offsets, SPLIT.train.user_ids, N + 6)
+    with pytest.raises(GenrecError, match=f'over {N + 6} items, the trie has paths for {N}'): fit(packed(), other, SPLIT.valid, ItemTrie.build(CODES), None, TrainConfig(), tmp_path)
+
 def test_weights_that_do_not_fit_are_refused():
     trie, weights = world(packed)
     for bad, words in ((weights[:-1], 'items'), (weights[:, :-1], 'tokens'), (make_weighting('igd'), 'objective'), ('igd', 'str'), (weights*float('nan'), 'item 0'), (0*weights, 'all weights are 0')):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from genrec_nb.core import GenrecError
 from genrec_nb.exact import item_nats, rank_exact
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.metrics import ranking_metrics
@@ -48,9 +49,26 @@ def run(ids, folder, **more):
     config = TrainConfig(epochs=2, batch_size=16, lr=1e-2, eval_every=1, patience=0, metric='ce')
     return fit(model, SPLIT.train, SPLIT.valid, model.tries, None, config, folder, **more)
 
-def test_several_identifiers_train_resume_and_are_ranked_exactly(tmp_path):
-    ids = [CODES, FLAT]
-    whole = run(ids, tmp_path/'a')
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "Two identifiers, trained to the end, and the folder of the checkpoint"
+    folder = tmp_path_factory.mktemp('trained')
+    return run([CODES, FLAT], folder), folder
+
+OTHER = Identifiers.from_codes(np.random.default_rng(5).permutation(CODES.codes() - CODES.codes().min(0)), policy='keep')
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(softmax='vocabulary', prior='none'), 'softmax children, not vocabulary; prior trie, not none'),
+    (dict(prior='none'), 'prior trie, not none'), (dict(counts=COUNTS[::-1].copy()), 'counts'), (dict(ids=[OTHER, FLAT]), 'identifiers'), (dict(head_ff=1), 'parameters')])
+def test_a_checkpoint_of_another_model_is_refused(trained, changes, message):
+    "Its weights would load: the same shapes, another meaning"
+    ids = changes.get('ids', [CODES, FLAT])
+    model = item_decoder(ids, **{**SMALL, **dict(counts=COUNTS, softmax='children', prior='trie', dropout=.1), **{k: v for k, v in changes.items() if k != 'ids'}})
+    with pytest.raises(GenrecError, match=f'was trained with {message}.*take the same settings') as e: fit(model, SPLIT.train, SPLIT.valid, model.tries, None, TrainConfig(epochs=2), trained[1], resume=True)
+    assert '\n' not in str(e.value)
+
+def test_several_identifiers_train_resume_and_are_ranked_exactly(trained, tmp_path):
+    ids, whole = [CODES, FLAT], trained[0]
     with pytest.raises(KeyboardInterrupt): run(ids, tmp_path/'b', callbacks=[Break(5)])
     same_end(run(ids, tmp_path/'b', resume=True), whole)
     assert whole.losses[-1][1] < whole.losses[0][1] < np.log(N) + .2                    # nats an item
