@@ -229,10 +229,10 @@ def _finite(x) -> bool: # tensor or array
     "Is no number NaN or infinite?"
     return bool(np.isfinite(float(x.sum()))) or bool((abs(x) < np.inf).all()) # a sum may overflow
 
-def _check_items(items, n: int, least: int = 0) -> None: # tensor or array; -1 may stand for none
-    "Raise `GenrecError` for items that a catalog of n has not"
-    bad = items[(items < least) | (items >= n)]
-    require(not len(bad), lambda _: f'found item {int(bad[0])} in a history, but the catalog has '
+def _check_items(items, n: int, least: int = 0, where: str = 'in a history') -> None:
+    "Raise `GenrecError` for items that a catalog of n has not; with `least` -1 one may be none"
+    bad = items[(items < least) | (items >= n)] # of a tensor or an array
+    require(not len(bad), lambda _: f'found item {int(bad[0])} {where}, but the catalog has '
                                     f'{n} items (0..{n - 1})')
 
 def _check_k(k: int) -> None: require(k >= 1, f'k is {k}, expected 1 or more', SettingError)

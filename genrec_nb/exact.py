@@ -321,6 +321,7 @@ def exact_search(
 def _histories(model, cases: Cases) -> tuple[Tensor, Tensor]:
     "What the model reads of the histories of cases, and all that was seen"
     _check_items(cases.items, len(model.paths))
+    _check_items(cases.targets, len(model.paths), -1, 'as a target')
     longest = int(np.diff(cases.offsets).max(initial=1))
     seen = torch.from_numpy(cases.tail(longest)).to(model.paths.device)
     return seen[:, -model.config.max_items:], seen
@@ -348,6 +349,7 @@ def item_nats(
     memory: int = 2**26, # bytes
 ) -> float: # nats per item
     "Mean $-\\ln P(\\mathrm{target} \\mid \\mathrm{history})$"
+    _check_items(cases.targets, len(model.paths), 0, 'as a target')
     history, _ = _histories(model, cases)
     targets, total = torch.from_numpy(cases.targets).long().to(history.device), 0.
     for part in exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)):
@@ -383,6 +385,7 @@ def fit_weights(
 ) -> ExactConfig: # with weights
     "Weights of the identifiers with the largest likelihood on validation users"
     cases = valid.sample(min(users, len(valid)), seed)
+    _check_items(cases.targets, len(model.paths), 0, 'as a target')
     history, _ = _histories(model, cases)
     parts = list(exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)))
     rows = torch.cat([p.rows for p in parts])

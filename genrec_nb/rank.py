@@ -47,6 +47,7 @@ def rank_each(
         raise GenrecError(f'the assistant gave {len(assistant)} rows of scores, not {len(cases)}')
     first = trie[0] if isinstance(trie, (list, tuple)) else trie
     _check_items(cases.items, first.n_items)
+    _check_items(cases.targets, first.n_items, -1, 'as a target')
     mine, longest = _share(len(cases), accelerator), int(np.diff(cases.offsets).max(initial=1))
     trie = first
     if assistant is not None: assistant = torch.as_tensor(assistant)[mine].to(trie.device)
@@ -110,6 +111,7 @@ def _case_ce(
 ) -> float: # nats per token; of a model over children nats per item
     "Plain cross-entropy of the targets' tokens, no weights, no temperature"
     _check_items(cases.items, len(model.paths))
+    _check_items(cases.targets, len(model.paths), 0, 'as a target')
     was_training, device, mine = model.training, model.paths.device, _share(len(cases), accelerator)
     model.eval()
     history = torch.from_numpy(cases.tail(model.config.max_items)[mine]).to(device)

@@ -6,15 +6,16 @@
 __all__ = ['GenerativeRecommender']
 
 # %% ../nbs/81_recommender.ipynb #f55463d0
-import tempfile, warnings
+import inspect, tempfile
 import numpy as np
 import torch
 from dataclasses import asdict, replace
-from huggingface_hub import ModelCard, ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
 from safetensors.torch import load_file
-from .core import (GenrecError, GenrecWarning, SettingError, _check_items, patch, read_json, read_settings,
-                            require, versions, whole_folder, write_json, _write_tensors)
+from .core import (GenrecError, SettingError, _check_items, check_keys, patch, read_json,
+                            read_settings, require, versions, whole_folder, write_json,
+                            _write_tensors)
 from .data import Catalog, Dataset
 from .splits import Cases, Split, leave_one_out
 from .embed import embed_texts
@@ -22,7 +23,7 @@ from .kmeans import load_quantizer
 from .semantic_ids import Identifiers
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
-from .likelihood import _by_count
+from .likelihood import _as_trained, _by_count
 from .beam_search import DecodeConfig
 from .exact import ExactConfig, fit_weights, _histories
 from .search import chosen_search, search_each, search_facts as facts_of_search
@@ -316,18 +317,8 @@ def save_pretrained(self: GenerativeRecommender,
     return Path(folder)
 
 # %% ../nbs/81_recommender.ipynb #3f12cd79
-def _as_trained(model, config: RecommenderConfig, folder: Path) -> None:
-    "What a model is normalized over was decided in its training; warn if another setting is written"
-    for name, default in (('softmax', 'vocabulary'), ('prior', 'none')):
-        wanted, is_ = config.model.get(name), getattr(model.config, name, default)
-        if wanted in (None, is_): continue
-        warnings.warn(f'{folder}: {name}={wanted!r} is asked of a model that was trained with '
-                      f'{is_!r}: it ranks as it was trained; train it again for the other',
-                      GenrecWarning, stacklevel=2)
-        config.model = config.model | {name: is_}
-
 @patch(cls_method=True)
-def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu', **_):
+def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu', softmax=None, prior=None, **_):
     "Read a folder that `_save_pretrained` wrote"
     folder = Path(model_id)
     said = read_json(folder/'config.json')
@@ -339,7 +330,9 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     quantizer = load_quantizer(folder/'quantizer') if (folder/'quantizer').is_dir() else None
     given = ids if len(ids) > 1 else ids[0]
     model = BACKBONES[config.backbone].load(folder/'model', given, device)
-    _as_trained(model, config, folder)
+    for asked in (config.model, dict(softmax=softmax, prior=prior)):
+        holds = _as_trained(asked, model.config, folder)
+    config.model |= {k: v for k, v in holds.items() if k in config.model}
     rec = cls(catalog, ids, counts, model, config, quantizer)
     rec.figures, rec.weights = about.get('figures') or {}, about.get('weights') or {}
     return rec
@@ -349,12 +342,15 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
 def from_pretrained(cls: GenerativeRecommender,
     name: str | Path, # a folder that `save_pretrained` wrote, a run's folder, or a name on the Hub
     device='cpu', # where the model goes
+    softmax: str | None = None, # it ranks as it was trained, and warns if this is something else
+    prior: str | None = None, # as `softmax`
     **hub, # for the Hub: revision=, token=, cache_dir=, local_files_only=
 ) -> GenerativeRecommender: # ready to recommend
     "Read a saved recommender; raises `FileError` if a part is missing"
+    check_keys(hub, inspect.signature(snapshot_download).parameters, 'from_pretrained')
     folder = _fetched(name, **hub)
     _check_folder(folder)
-    return cls._from_pretrained(model_id=str(folder), device=device)
+    return cls._from_pretrained(model_id=str(folder), device=device, softmax=softmax, prior=prior)
 
 # %% ../nbs/81_recommender.ipynb #12e03ee2
 @patch
