@@ -62,7 +62,7 @@ class RunConfig(RecommenderConfig):
 
 # %% ../nbs/86_run.ipynb #5d190425
 _QUICK = dict(tokenizer=dict(method='rqkmeans', encoder='tfidf'),
-              train=dict(epochs=2, eval_every=2))
+              model=dict(d_model=32, num_layers=1), train=dict(epochs=2, eval_every=2))
 _QUICK_LLM = dict(train=dict(epochs=1, samples_per_epoch=256, eval_users=32))
 
 def _merge(a: dict, b: dict) -> dict:
