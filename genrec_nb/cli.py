@@ -278,7 +278,8 @@ def _inspect(
     found = load_dataset(data, text=None, **_columns(column)) if data else None
     ids, counts = _open_identifiers(path, found and found.catalog)
     source = f'training targets of {data or "the run"}'
-    if found: counts = leave_one_out(found.interactions).train.target_counts()
+    if found:
+        counts = (found.split or leave_one_out(found.interactions)).train.target_counts()
     elif counts is None: source = 'every item the same mass (no --data given)'
     trie, c = ItemTrie.build(ids), ids.collisions()
     prior = item_prior(np.ones(ids.n_items) if counts is None else counts)

@@ -8,8 +8,8 @@ __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'GenrecError'
            'whole_file', 'whole_folder', 'plain', 'digest', 'read_json', 'write_json', 'versions']
 
 # %% ../nbs/00_core.ipynb #c93d2d79
-import contextlib, difflib, functools, hashlib, importlib.metadata, json, os, platform
-import shutil, subprocess, tempfile
+import contextlib, difflib, functools, gzip, hashlib, importlib.metadata, json, os, platform
+import shutil, subprocess, tempfile, zlib
 from collections import Counter
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
@@ -257,8 +257,10 @@ def digest(x: object) -> str: # 12 hexadecimal digits
 # %% ../nbs/00_core.ipynb #a2b28a7d
 def _text(path: Path | str) -> str:
     "What a text file holds; raises `FileError`"
-    with explain(path, OSError), explain(f'{path}: cannot be read as text', UnicodeDecodeError):
-        return Path(path).read_text(encoding='utf-8')
+    with explain(path, OSError): raw = Path(path).read_bytes()
+    with explain(f'{path}: cannot be read as text', UnicodeDecodeError, OSError, EOFError, zlib.error):
+        if raw[:2] == b'\x1f\x8b': raw = gzip.decompress(raw)
+        return raw.decode('utf-8-sig').replace('\r\n', '\n')
 
 # %% ../nbs/00_core.ipynb #e27c69ca
 def _once(path: Path | str, members: list[tuple]) -> dict:

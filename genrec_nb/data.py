@@ -7,7 +7,7 @@ __all__ = ['Catalog', 'Interactions', 'Dataset', 'k_core']
 
 # %% ../nbs/10_data.ipynb #3e88fc32
 import difflib, warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from .core import (GenrecError, GenrecWarning, MissingTextError, SettingError, check_choice,
@@ -247,7 +247,7 @@ def _seconds(t: pd.Series, where: str) -> np.ndarray: # float64 [n]
     d = pd.to_datetime(t, errors='coerce', utc=True, format='ISO8601')
     require(d.notna(), lambda i: f'{where}: column {t.name!r}, data row {i + 1}: '
                                  f'{str(t.iloc[i])!r} is not a time')
-    return (d - pd.Timestamp(0, tz='UTC')).dt.total_seconds().to_numpy(np.float64)
+    return d.dt.as_unit('us').astype('int64').to_numpy() / 1e6
 
 # %% ../nbs/10_data.ipynb #f27612a7
 def _histories(df: pd.DataFrame, user: str, item: str, time: str | None,
@@ -276,6 +276,9 @@ class Dataset:
     name: str # for tables and plots
     catalog: Catalog # the N items
     interactions: Interactions # the histories, over the same N items
+    split: object = None # a `Split` that came with the files; None: there was none
+    categories: list | None = None # [N] of each item, as they stood in the files
+    notes: list[str] = field(default_factory=list) # what was read as what, and what was left out
     def __post_init__(self):
         items, over = len(self.catalog), self.interactions.n_items
         require(items >= 1, f'{self.name}: a catalog of no items, expected at least one')

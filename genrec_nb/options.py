@@ -39,7 +39,7 @@ def _tokenizer_pairs(given: list[str] | None) -> dict:
             for n, v in _pairs(given, '--tokenizer').items()}
 
 # %% ../nbs/94_options.ipynb #689b821f
-_COLUMN_NAMES = 'user', 'item', 'time', 'title'
+_COLUMN_NAMES = 'user', 'item', 'time', 'title', 'text', 'category'
 
 def _columns(given: list[str] | None) -> dict:
     "user, item, time, title -> name in the table; `time=` for rows that are in order"

@@ -211,7 +211,9 @@ def _split_names(values: list, separator: str | None = None) -> list[list[str]]:
     "Names of every item, from None, a string, a list of strings, or a list of such lists"
     bare = re.compile(r',(?! )')
     strings = [v for v in values if isinstance(v, str)]
-    if separator is None: separator = ',' if any(map(bare.search, strings)) else ', '
+    if separator is None:
+        separator = ',' if any(map(bare.search, strings)) else ', '
+        if any('|' in v for v in strings): separator = '|'      # as MovieLens has them
     cut = bare if separator == ',' else re.compile(re.escape(separator))
     def names(v):
         if isinstance(v, list) and v and isinstance(v[0], list): v = v[0]

@@ -31,6 +31,7 @@ def _cases(m: dict) -> str: # m: as in metrics.json
     "Who was evaluated, and who was not"
     by_time, sampled = m['config']['split'] == 'time', bool(m['config']['users'])
     if by_time: who = f'test cases, {"sampled from "*sampled}the last tenth by time'
+    elif m.get('split') == 'files': who = f'test cases{", sampled once"*sampled}, split as in the files'
     else: who = f'{"test users, sampled once" if sampled else "users"}, leave-one-out'
     skipped = 'left out' if by_time else 'kept for training and not evaluated'
     return (f'{m["users"]:,} {who}; {m["items"]:,} items, full catalog, seen items excluded; '

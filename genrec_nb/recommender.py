@@ -185,7 +185,7 @@ def fit(cls: GenerativeRecommender,
     c = config or RecommenderConfig()
     require(isinstance(data, Dataset) and isinstance(c, RecommenderConfig),
             'fit takes a Dataset (see `Dataset.from_frame`) and a RecommenderConfig', SettingError)
-    split = leave_one_out(data.interactions) if split is None else split
+    split = split or data.split or leave_one_out(data.interactions)
     made = [tokenized] if isinstance(tokenized, Tokenized) else tokenized or []
     if c.backbone == 'llm':
         _check_base(c.model, data.catalog, made[0].ids if made else None, c.tokenizer_config)

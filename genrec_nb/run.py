@@ -6,7 +6,7 @@
 __all__ = ['RunConfig', 'load_config', 'run', 'tokenize']
 
 # %% ../nbs/86_run.ipynb #bb7d1d28
-import os, shutil, time
+import logging, os, shutil, time
 import numpy as np
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -34,14 +34,15 @@ from .pipeline import (_K, _default_device, _make_identifiers, _ranked_lists, ru
 from .pages import _run_page, _tokenizer_page
 
 # %% ../nbs/86_run.ipynb #968b3f07
+_LOG = logging.getLogger('genrec_nb')
 _COMPARED = ('SASRec', 'vocabulary', 'children') # of the item decoder
 
 @settings
 class RunConfig(RecommenderConfig):
     "All settings of a run, as its config.toml holds them"
     data: str = 'ml-100k' # 'ml-100k', a folder, or a table (see `load_dataset`)
-    columns: dict = field(default_factory=dict) # of a table: the names of user, item, time, title
-    split: Literal['leave-one-out', 'time'] = 'leave-one-out' # see `DataConfig`
+    columns: dict = field(default_factory=dict) # what columns are called, see `load_dataset`
+    split: Literal['auto', 'leave-one-out', 'time'] = 'auto' # see `DataConfig`
     users: Count | None = None # test users sampled once, and as many for validation; None: all
     ties: Literal['random', 'given', 'item'] = 'random' # order of equal times, see `load_dataset`
     tie_seed: Natural | None = None # of the random order, whatever the training seed; None: 0
@@ -282,11 +283,12 @@ def save(self: _Run, trial: Trial, alpha: float) -> GenerativeRecommender:
 @patch
 def facts(self: _Run, ids: Identifiers, rows: dict) -> dict:
     "Data, identifiers and trainings, as metrics.json has them"
-    d, collisions = self.data, ids.collisions()
+    d, c, collisions = self.data, self.config, ids.collisions()
     return dict(data=d.name, users=len(self.split.test), items=len(d.catalog),
                 interactions=len(d.interactions.items), skipped_users=self.split.skipped,
                 ties=asdict(d.interactions.count_ties(self.split.test)),
-                seed=self.config.seed, collisions=collisions,
+                split='files' if self.data.split and c.split == 'auto' else c.split,
+                notes=self.data.notes, seed=c.seed, collisions=collisions,
                 collisions_before=(ids.notes or {}).get('before') or collisions,
                 parameters={w: r['parameters'] for w, r in rows.items()},
                 epochs={w: r['epochs'] for w, r in rows.items()})
@@ -329,6 +331,7 @@ def run(
 ) -> dict: # what metrics.json holds
     "Train and compare; leaves config.toml, metrics.json, report.html, tokenizer/ and model/"
     r, progress = _prepare(config or RunConfig()), _Timed(progress or _Silent())
+    for note in r.data.notes: _LOG.info('%s', note)
     fresh, r.device = not resume and not Path(folder).exists(), device or _default_device()
     r.folder = _open_run(folder, r.config, resume)
     try: made, *_ = _make_identifiers(r.own, r.data, r.split, r.folder, r.device, progress)
@@ -357,7 +360,9 @@ def tokenize(
     if _needs_text(config):
         DataConfig(data, columns).require_text(f'the tokenizer {config.method}')
     found = load_dataset(data, text=None, **columns)
-    split, where = leave_one_out(found.interactions), None if found.name == 'ml-100k' else data
+    for note in found.notes: _LOG.info('%s', note)
+    split = found.split or leave_one_out(found.interactions)
+    where = None if found.name == 'ml-100k' else data
     device = device or _default_device()
     made = tokenize_items(found, split, config, categories=where, device=device, progress=progress)
     progress.stage('report')

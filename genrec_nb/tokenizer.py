@@ -20,7 +20,7 @@ from .embed import (TfidfEncoder, check_vectors, embed_texts, load_encoder,
 from .kmeans import load_quantizer
 from .semantic_ids import Identifiers, _index_files
 import genrec_nb.new_items # gives `Identifiers.append`
-from .other_tokenizers import _popular_first, read_categories
+from .other_tokenizers import _popular_first, _split_names, read_categories
 from .hkmeans import cooccurrence_vectors
 from .baselines import _read_array, _check_item_vectors, _load_vectors
 from .tokenizer_config import _CF_METHODS, Sources, TOKENIZERS, TokenizerConfig
@@ -55,11 +55,15 @@ def _given_cf(cf, split: Split, dim: int | None) -> np.ndarray | None: # None: t
 def _category_paths(given, data: Dataset, own) -> list[list[str]]: # given: see `tokenize_items`
     "Category names of every item, general to special, or the most common first"
     where = data.name if given is None and data.name == 'ml-100k' else given
+    if where is None and data.categories is not None: where = data.name
     require(where is not None, "category identifiers need the items' categories, and those of "
             f'{data.name!r} are not known: give categories=FOLDER, an item file, '
             'or a list of names for each item', MissingTextError)
     named = isinstance(where, (str, Path))
-    names = read_categories(where, data.catalog, own.field, own.separator) if named else list(where)
+    if data.categories is not None and not own.field and where != 'ml-100k':
+        names = _split_names(data.categories, own.separator)
+    elif named: names = read_categories(where, data.catalog, own.field, own.separator)
+    else: names = list(where)
     require(len(names) == len(data.catalog),
             f'categories of {len(names)} items for a catalog of {len(data.catalog)}')
     unordered = str(where) == 'ml-100k' if own.unordered is None else own.unordered
@@ -151,7 +155,7 @@ def tokenize_items(
     require(isinstance(data, Dataset) and isinstance(c, TokenizerConfig),
             'tokenize_items takes a Dataset, a Split and a TokenizerConfig, '
             f'found {type(data).__name__} and {type(c).__name__}')
-    split = leave_one_out(data.interactions) if split is None else split
+    split = split or data.split or leave_one_out(data.interactions)
     n, known = split.train.n_items, len(data.catalog)
     require(n == known, f'the split is of {n} items, the catalog has {known}')
     s = _sources(data, split, c, vectors, cf, categories, device, stage)

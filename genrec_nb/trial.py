@@ -15,7 +15,7 @@ from .core import (Count, FileError, MissingTextError, Natural, check_keys, dige
                             plain, require, settings)
 from .data import Dataset
 from .splits import Split, global_time, leave_one_out
-from .loaders import load_dataset
+from .loaders import load_dataset, _COLUMNS
 from .embed import check_vectors
 from .semantic_ids import Identifiers
 from .baselines import _check_split
@@ -30,22 +30,23 @@ from .rec_config import RecommenderConfig, _check_sources
 class DataConfig:
     "A data set and how it is split"
     path: str = 'ml-100k' # 'ml-100k', a folder, or a table (see `load_dataset`)
-    columns: dict = field(default_factory=dict) # of a table: the names of user, item, time, title
-    split: Literal['leave-one-out', 'time'] = 'leave-one-out' # 'time': 80/10/10, see `global_time`
+    columns: dict = field(default_factory=dict) # what columns are called, see `load_dataset`
+    split: Literal['auto', 'leave-one-out', 'time'] = 'auto' # auto: that of the files, if there is one
     users: Count | None = None # test users sampled once, and as many for validation; None: all
     vectors: str | None = None # item vectors FILE.npy for weightings; None: made from the texts
     ties: Literal['random', 'given', 'item'] = 'random' # order of equal times, see `load_dataset`
     tie_seed: Natural | None = None # of the random order, whatever the training seed; None: 0
-    def __post_init__(self): check_keys(self.columns, ('user', 'item', 'time', 'title'), 'columns')
+    def __post_init__(self): check_keys(self.columns, _COLUMNS, 'columns')
 
 # %% ../nbs/83_trial.ipynb #5b396e98
-_SPLITS = {'leave-one-out': leave_one_out, 'time': global_time}
+_SPLITS = {'auto': leave_one_out, 'leave-one-out': leave_one_out, 'time': global_time}
 
 @patch
 def load(self: DataConfig) -> tuple[Dataset, Split]:
     "Data and split; raises `GenrecError` if there is nobody to evaluate or nothing to learn from"
     data = load_dataset(self.path, None, self.ties, self.tie_seed, **self.columns)
-    split, why = _SPLITS[self.split](data.interactions), None
+    given = data.split if self.split == 'auto' else None
+    split, why = given or _SPLITS[self.split](data.interactions), None
     if not len(split.test) or not len(split.valid):
         few = dict(time='too few interactions to split by time')
         few = few.get(self.split, 'every user has fewer than 3 items')

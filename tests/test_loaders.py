@@ -7,7 +7,7 @@ import pytest
 import genrec_nb.loaders as L
 from genrec_nb.core import FileError, GenrecError, MissingTextError
 from genrec_nb.splits import leave_one_out
-from genrec_nb.loaders import fetch, load_dataset, load_json, load_movielens, load_table, _read_atomic, _read_items
+from genrec_nb.loaders import fetch, load_dataset, load_files, load_json, load_movielens, _read_atomic, _read_items
 
 def refused(*words):
     "The error must be one line that holds all the words"
@@ -40,7 +40,7 @@ def test_missing_files(folder, tmp_path):
     for text in (False, None): assert load_dataset(folder, text=text).catalog.titles==['0','1','2','3']
     (folder/'X.inter.json').unlink()
     with refused('NAME.inter.json', 'holds nothing'): load_dataset(folder)
-    with refused('no such file'): load_table(tmp_path/'a.csv', tmp_path/'b.csv')
+    with refused('no such file'): load_files(tmp_path/'a.csv', tmp_path/'b.csv')
 
 @pytest.mark.parametrize('text,line,col', [('{"0": [0, 1],\n "1": [2, }', 2, 11), ('{"0": [0, 1]', 1, 13), ('', 1, 1), ('{"0": [0 1]}', 1, 10)])
 def test_malformed_json(folder, text, line, col):
@@ -101,6 +101,7 @@ def test_tables(tmp_path):
     with refused('interactions.csv', 'line 3'): load_dataset(tmp_path, text=False)
     (tmp_path/'interactions.csv').write_text('')
     with refused('interactions.csv', 'not a readable table'): load_dataset(tmp_path, text=False)
+    (tmp_path/'interactions.csv').unlink()
     (tmp_path/'interactions.parquet').write_bytes(b'PAR1 no')
     with refused('interactions.parquet', 'not a readable table'): load_dataset(tmp_path, text=False)
 
@@ -111,7 +112,8 @@ def test_recbole(tmp_path):
     assert d.catalog.ids==['9','10'] and d.catalog.titles==['Nine','"Ten"'] and d.interactions.items.tolist()==[0,1,0] and d.interactions.user_ids==['7','10']
     assert load_dataset(tmp_path, ties='given').interactions.items.tolist()==[1,0,0]
     (tmp_path/'Q.inter').write_text('user_id\titem_id\n7\t10\n')
-    with refused('Q.inter', 'name:type'): load_dataset(tmp_path)
+    assert load_dataset(tmp_path).interactions.user_ids==['7']       # a head without types is that of any table
+    with refused('Q.inter', 'name:type'): _read_atomic(tmp_path/'Q.inter')
 
 # ---- fetching ----------------------------------------------------------------------------------------------------------------
 @pytest.fixture

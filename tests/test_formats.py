@@ -1,0 +1,185 @@
+"Raw files: every kind read alike, whatever its dialect; splits that are there; texts; broken files"
+import gzip, json, os
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import pytest
+import raw
+from hypothesis import HealthCheck, given, settings, strategies as st
+from genrec_nb.core import FileError, GenrecError, MissingTextError
+from genrec_nb.formats import _as_json, _loads, read_file
+from genrec_nb.item_texts import _clean, _no_prose
+from genrec_nb.loaders import load_dataset, load_files, _read_items
+
+MORE = int(os.environ.get('GENREC_FUZZ', 1))                # as many times as many cases
+ROWS, ITEMS = raw.shop()
+WITHOUT_ITEMS = 'amazon2018_csv',
+
+def made(folder, kind, rows=ROWS, items=ITEMS):
+    raw.KINDS[kind](folder, rows, items)
+    return folder
+
+def histories(d): return {u: [d.catalog.ids[i] for i in d.interactions.user(n)] for n, u in enumerate(d.interactions.user_ids)}
+
+def expected(kind):
+    "By hand: each user's items in order of time, spelled as the kind spells them"
+    user, item = {'amazon': (raw.reviewer, raw.asin), 'yelp': (raw.reviewer, raw.asin), 'split_csv': (raw.reviewer, raw.asin), 'movielens': (lambda u: str(u + 1), lambda i: str(i + 1)),
+                  'steam': (raw.reviewer, lambda i: str(i + 10)), 'minionerec': (raw.reviewer, str)}.get(next((k for k in ('amazon', 'yelp', 'split_csv', 'movielens', 'steam', 'minionerec') if kind.startswith(k)), ''), (str, str))
+    return {user(u): [item(i) for i in g.item] for u, g in ROWS.sort_values('time').groupby('user')}
+
+@pytest.mark.parametrize('kind', raw.KINDS)
+def test_every_kind_is_read(tmp_path, kind):
+    "The same interactions out of every layout, in order of time; titles and prose as texts, and no number, link or price"
+    d = load_dataset(made(tmp_path, kind), text=kind not in WITHOUT_ITEMS)
+    assert histories(d) == expected(kind)
+    if kind in WITHOUT_ITEMS: return
+    assert d.catalog.titles[1].startswith('Rose soap, no 1 & more') and 'Rose soap' in d.catalog.texts[1]
+    assert not any(w in t for t in d.catalog.texts for w in ('.99', 'http', '&amp;', '4.5', '<', 'B00000', 'True', "['"))
+    if kind not in ('recbole', 'grid'): assert any(w in d.catalog.texts[1] for w in ("It's a rose soap", 'Rose'))
+
+DIALECTS = dict(crlf=lambda b: b.replace(b'\n', b'\r\n') + b'\r\n', bom=lambda b: b'\xef\xbb\xbf' + b, gz=lambda b: gzip.compress(b, 1))
+
+@pytest.mark.parametrize('dialect', DIALECTS)
+@pytest.mark.parametrize('kind', ['table', 'amazon2018', 'movielens20m', 'recbole', 'letter', 'split_csv'])
+def test_figures_do_not_depend_on_the_dialect(tmp_path, kind, dialect):
+    want = load_dataset(made(tmp_path, kind))
+    for f in [f for f in tmp_path.rglob('*') if f.is_file()]: f.write_bytes(DIALECTS[dialect](f.read_bytes()))
+    got = load_dataset(tmp_path)
+    assert got.catalog == want.catalog and (got.interactions.items == want.interactions.items).all()
+
+@pytest.mark.parametrize('sep', [',', ';', '\t', '|'])
+@pytest.mark.parametrize('comma', [False, True])
+def test_figures_do_not_depend_on_rows_columns_or_spelling(tmp_path, sep, comma):
+    "Ties too: the order of rows is shuffled, that of columns turned, ids are numbers or text with spaces, times have decimal commas"
+    rows = ROWS.assign(time=ROWS.time // (30*86400) * 10 + .5)
+    a, b = tmp_path/'a', tmp_path/'b'
+    for f in (a, b): f.mkdir()
+    made(a, 'table', rows)
+    other = rows.sample(frac=1, random_state=3)[rows.columns[::-1]].assign(user=lambda d: [f'{u} ' for u in d.user], item=lambda d: [f'{i}.0' for i in d.item])
+    if comma and sep != ',': other['time'] = [str(t).replace('.', ',') for t in other.time]
+    other.to_csv(b/'interactions.csv', sep=sep, index=False)
+    pd.read_csv(a/'items.csv', dtype=str).iloc[::-1, ::-1].to_csv(b/'items.csv', index=False, sep=sep)
+    x, y = load_dataset(a), load_dataset(b)
+    assert x.interactions.tied.any() and x.catalog == y.catalog and histories(x) == histories(y)
+
+def test_python_dictionaries_are_read_exactly():
+    import ast, random
+    rng, pieces = random.Random(0), ['a', "'", '"', '\\', '\n', '\t', 'é', '\x00', 'None', 'True', 'u', "u'", ' ', ',', '{', '\\n']
+    for _ in range(2000):
+        record = {rng.choice('kl'): [''.join(rng.choices(pieces, k=5)), rng.choice([None, True, -2.5, ()])] for _ in range(3)}
+        try: found = _loads(_as_json(repr(record)))
+        except ValueError: continue                       # it is read in the slow way then
+        assert found == json.loads(json.dumps(record))
+    assert _loads(_as_json("{u'a': u'b\\'', 'None': None}")) == {'a': "b'", 'None': None}
+
+# ---- splits --------------------------------------------------------------------------------------------------------
+
+def test_a_split_in_files_is_used(tmp_path):
+    d = load_dataset(made(tmp_path, 'split_csv'))
+    want = expected('split_csv')
+    ids, s = d.catalog.ids, d.split
+    assert 'Beauty.train.csv, Beauty.valid.csv, Beauty.test.csv' in d.notes[-1]
+    for cases, back in ((s.valid, 2), (s.test, 1)):
+        for m, u in enumerate(d.interactions.user_ids):
+            assert [ids[i] for i in cases.history(m)] == want[u][:-back] and ids[cases.targets[m]] == want[u][-back]
+    assert [ids[i] for i in s.train.user(0)] == want[d.interactions.user_ids[0]][:-2] and s.skipped == 0
+    assert (load_dataset(tmp_path/'Beauty.train.csv').split.test.targets == s.test.targets).all()      # its neighbors are not ignored
+
+def test_a_split_by_samples_with_histories(tmp_path):
+    "MiniOneRec: a row is a history and what followed; the rows of test.csv, and no others, are the test cases"
+    d = load_dataset(made(tmp_path, 'minionerec'))
+    want, cases = expected('minionerec'), pd.read_csv(next((tmp_path/'test').iterdir()))
+    found = {(d.interactions.user_ids[u], tuple(d.catalog.ids[i] for i in d.split.test.history(m)), d.catalog.ids[d.split.test.targets[m]]) for m, u in enumerate(d.split.test.users)}
+    assert found == {(r.user_id, tuple(map(str, json.loads(r.history_item_id))), str(r.item_id)) for r in cases.itertuples()}
+    assert d.interactions.times is not None and len(d.split.test) == len(cases)
+    n = pd.read_csv(next((tmp_path/'train').iterdir())).shape[0]
+    assert d.split.train.target_counts().sum() == n                   # nothing of the test is trained on
+
+def test_a_split_without_validation_or_against_time(tmp_path):
+    made(tmp_path, 'split_csv')
+    (tmp_path/'Beauty.valid.csv').unlink()
+    d = load_dataset(tmp_path)
+    assert len(d.split.valid) == len(d.split.test) == 12 and (d.split.train.lengths == 3).all()
+    test, train = (pd.read_csv(tmp_path/f'Beauty.{p}.csv') for p in ('test', 'train'))
+    test.assign(timestamp=1).to_csv(tmp_path/'Beauty.test.csv', index=False)
+    d = load_dataset(tmp_path)
+    assert d.interactions.times is None and any('do not follow one another' in n for n in d.notes)
+    assert [d.catalog.ids[t] for t in d.split.test.targets] == test.parent_asin.tolist()
+
+# ---- columns -------------------------------------------------------------------------------------------------------
+
+def test_columns_by_name(tmp_path):
+    pd.DataFrame(dict(who=['u', 'u', 'v'], what=[1, 2, 1], at=['2024-05-01', '2024-05-02', '2024-05-03'])).to_csv(tmp_path/'log.csv', index=False)
+    pd.DataFrame(dict(key=[1, 2], label=['One', 'Two'], kind=['x y', 'z'], story=['long', 'short'], cost=[1., 2.], family=['A|B', 'C'])).to_csv(tmp_path/'shop.csv', index=False)
+    names = dict(user='who', item='what,key', time='at', title='label')
+    d = load_files(tmp_path/'log.csv', tmp_path/'shop.csv', **names)
+    assert d.catalog.texts == ['One. A, B. x y. long', 'Two. C. z. short'] and "numbers 'cost'" in ' '.join(d.notes)
+    d = load_files(tmp_path/'log.csv', tmp_path/'shop.csv', **names, fields='label,story,cost', category='family')
+    assert d.catalog.texts == ['One. long. 1.0', 'Two. short. 2.0'] and d.categories == ['A|B', 'C']
+    for wrong, words in ((dict(item='what,id'), "no column 'id'"), (dict(time='when'), "no column 'when'"), (dict(item='a,b,c'), 'two with a comma')):
+        with pytest.raises(GenrecError, match=words): load_files(tmp_path/'log.csv', tmp_path/'shop.csv', **names | wrong)
+    with pytest.raises(GenrecError, match="is 'at' the time.*--column time=at"): load_files(tmp_path/'log.csv', tmp_path/'shop.csv', **names | dict(time=''))
+    assert load_files(tmp_path/'log.csv', text=False, user='who', item='what', time=None).interactions.times is None
+
+@pytest.mark.parametrize('name, values, why', [('price', ['$3.99', '5'], 'numbers'), ('average_rating', ['a', 'b'], 'by its name'), ('image', ['http://x.org/a.jpg'], 'links'), ('also_buy', ['B000000001, B000000002'], 'codes'),
+                                               ('tmdbId', ['tt a'], 'ids'), ('details', [''], 'empty'), ('made', ['2014-01-02'], 'dates'), ('story', ['Once upon a time'], ''), ('brand', ['Lush', 'L8'], ''), ('genres', ['Drama, War'], '')])
+def test_what_is_prose(name, values, why): assert _no_prose(name, values) == why
+
+def test_texts_are_cleaned():
+    assert _clean([['A', 'B'], ['A', 'C &lt; D']]) == 'A, B, C < D' and _clean(float('nan')) == _clean(None) == '' and _clean({'a': 1}) == '' and _clean('1 < 2') == '1 < 2'
+
+def test_repeats_are_merged_and_lost_items_counted(tmp_path):
+    made(tmp_path, 'amazon2018', pd.concat([ROWS, ROWS.head(5)]), ITEMS)
+    f = tmp_path/'meta_Beauty.json'
+    f.write_text('\n'.join(f.read_text().splitlines()[:-1] + [json.dumps(dict(asin='B999', title='Never chosen'))]*2))
+    d = load_dataset(tmp_path)
+    said = ' '.join(d.notes)
+    assert len(d.catalog) == 8 and '5 rows that repeat' in said and '1 of 9 items were never chosen' in said and '1 items without text' in said
+    with pytest.raises(MissingTextError, match='belong together'): load_dataset(tmp_path, item='asin,title')
+
+# ---- what cannot be read -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('files, words', [
+    ({'a.csv': 'x,y\n1,2\n'}, ["a.csv (columns x, y)", '--column', 'read_csv']), ({'a.dat': b'\x00\x01\x02\x00'*20}, ['a.dat', 'neither text nor Parquet']), ({}, ['holds nothing']),
+    ({'a.csv': 'user,item,time\nu,"[[1, 2], [3]]",5\n'}, ["column 'item'", 'list of ids']), ({'a.csv': 'user,item,time\n"[1]",2,5\n'}, ["column 'user' holds lists"]),
+    ({'a.jsonl': '{"user": "u", "item": [1, 2], "time": [1]}\n'}, ["2 items in 'item' and 1 times"]), ({'a.csv': 'user,item\nu,1\n', 'b.csv': 'user,item\nu,2\n'}, ['a.csv, b.csv', 'name the one']),
+    ({'a.jsonl': '{"user": 1, "item": 2}\n{"user": 1, "item": \n'}, ['line 2', 'JSON object or a Python dictionary']), ({'a.csv': 'a:x\ta:y\n1\t2\n'}, ['two columns', "'a'"]),
+    ({'a.csv.gz': gzip.compress(b'user,item\nu,1\n'*2000)[:-20]}, ['a.csv.gz', 'not a readable']), ({'a.parquet': b'PAR1' + b'x'*50}, ['a.parquet', 'not a readable table']), ({'a.csv': 'user,item,when\nu,1,1300000000\n'}, ["is 'when' the time"])])
+def test_refused_in_one_line(tmp_path, files, words):
+    for name, x in files.items(): (tmp_path/name).write_bytes(x if isinstance(x, bytes) else x.encode())
+    with pytest.raises(GenrecError) as e: load_dataset(tmp_path, text=False)
+    assert '\n' not in str(e.value) and all(w in str(e.value) for w in words), e.value
+
+def test_an_encoding_that_was_guessed_is_named(tmp_path):
+    d = load_dataset(made(tmp_path, 'movielens1m'))
+    assert 'é' in d.catalog.titles[0] and 'movies.dat: a table with :: and no head in cp1252' in ' '.join(d.notes)
+
+SCRAPS = st.sampled_from(['user', 'item', 'time', '{', '}', '[', ']', '"', "'", ',', ';', '\t', '::', '\n', '\r\n', ':', '\\', '1', '2.5', 'NaN', 'None', 'é', '\x00', '\ufeff', '{"user": 1, "item": 2}\n', "{'user': 'a', 'item': 'b'}\n",
+                          'user,item,time\n', 'user_id:token\titem_id:token\n', '1,2,3\n', '[1, 2]', 'title', 'a,"b\n', '1e999', '-', '|'])
+
+@settings(max_examples=200*MORE, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(st.one_of(st.lists(SCRAPS, max_size=25).map(lambda x: ''.join(x).encode()), st.binary(max_size=200), st.lists(SCRAPS, max_size=9).map(lambda x: ''.join(x).encode('utf-16')),
+                 st.lists(SCRAPS, max_size=9).map(lambda x: gzip.compress(''.join(x).encode())), st.binary(max_size=60).map(lambda b: b'PAR1' + b), st.binary(max_size=60).map(lambda b: b'\x1f\x8b' + b)))
+def test_any_bytes_give_a_result_or_one_line(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()/'fuzz'
+    folder.mkdir(exist_ok=True)
+    (folder/'x.csv').write_bytes(data)
+    for read in (load_files, _read_items):
+        try: read(folder/'x.csv', **dict(text=False) if read is load_files else {})
+        except GenrecError as e: assert '\n' not in str(e)
+
+@settings(max_examples=40*MORE, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(st.sampled_from(sorted(raw.KINDS)), st.integers(0, 10**6), st.binary(min_size=0, max_size=3))
+def test_a_damaged_file_gives_a_result_or_one_line(tmp_path_factory, kind, at, scrap):
+    folder = tmp_path_factory.getbasetemp()/f'damaged-{kind}'
+    if not folder.exists():
+        folder.mkdir()
+        made(folder, kind)
+    files = sorted(f for f in folder.rglob('*') if f.is_file())
+    f = files[at % len(files)]
+    whole = f.read_bytes()
+    k = at % (len(whole) + 1)
+    f.write_bytes(whole[:k] + scrap + (whole[k+1:] if scrap else b''))
+    try: load_dataset(folder, text=None)
+    except GenrecError as e: assert '\n' not in str(e)
+    finally: f.write_bytes(whole)
