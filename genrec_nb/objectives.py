@@ -245,6 +245,7 @@ class Mixture(Weighting):
         default_factory=lambda: dict(uniform={}, front_greater={}, frequency={}))
     rising: tuple[str, ...] = ('frequency',) # names of those that fade in
     half_life: Positive = 20. # epochs after which the others are at one half
+    c: Positive | None = None # or the pace per optimizer step, as the paper gives it
     variant: Literal['curriculum', 'exp'] = 'curriculum' # 'exp': without pace
 
     def __post_init__(self):
@@ -259,7 +260,8 @@ class Mixture(Weighting):
 
     def objective(self, trie, ids, **facts):
         tables = {n: _joint_table(rule, trie, ids, **facts) for n, rule in self.rules.items()}
-        return MultiTargetLoss(tables, self.rising, self.half_life, None, self.variant, self.tau)
+        return MultiTargetLoss(tables, self.rising, self.half_life, self.c,
+                               self.variant, self.tau)
 
 # %% ../nbs/33_objectives.ipynb #28a4ffe7
 WEIGHTINGS = {w.name: w for w in (Uniform, IGD, Position, FrontGreater, Frequency,

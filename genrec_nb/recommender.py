@@ -53,6 +53,7 @@ class GenerativeRecommender(ModelHubMixin):
         c = self.config = config or RecommenderConfig()
         self.identifiers = ids if isinstance(ids, list) else [ids]
         if c.backbone == 'packed': self.identifiers = [i.by_level() for i in self.identifiers]
+        if c.model.get('eos'): self.identifiers = [i.with_eos() for i in self.identifiers]
         sizes = [i.n_items for i in self.identifiers]
         require(np.equal(sizes, len(catalog)), lambda n: f'identifiers of {sizes[n]} items, '
                 f"expected {len(catalog)}, the catalog's", SettingError)

@@ -60,8 +60,11 @@ class RQVAEConfig:
     warmup: Annotated[float, Field(ge=0, lt=1)] = .2 # share of the steps before k-means starts the codebooks
     steps: Count = 1500 # optimizer steps
     batch: Count = 256 # vectors per step
-    lr: Positive = 3e-3 # AdamW; falls to zero along a cosine
+    lr: Positive = 3e-3 # AdamW
+    schedule: Literal['cosine', 'constant'] = 'cosine' # lr falls to zero along a cosine, or stays
     weight_decay: NonNegative = 1e-4 # AdamW
+    standardize: StrictBool = True # vectors to mean 0 and mean square 1 first
+    revive: StrictBool = True # move dead codes while training
 
     def __post_init__(self):
         self.size = _level_sizes(self.size, self.levels)
@@ -114,6 +117,7 @@ def __repr__(self: RQVAE):
 @patch
 def measure(self: RQVAE, x: Tensor) -> None: # float [N, d_in]
     "Take mean and scale of the vectors, before training"
+    if not self.config.standardize: return
     self.mean.copy_(x.mean(0))
     self.scale.copy_((x - self.mean).square().mean().sqrt().clamp_min(1e-12))
 
@@ -214,7 +218,7 @@ def fit_rqvae(model: RQVAE, x, seed: int = 0) -> RQVAE: # x float [N, d_in]; tra
     model.measure(x)
     model.train().history = []
     opt = torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, c.steps)
+    falls = torch.optim.lr_scheduler.CosineAnnealingLR(opt, c.steps)
     stream, warm = _batches(len(x), c.batch, gen), int(c.warmup*c.steps)
     epochs = torch.arange(c.steps).split(max(-(-len(x)//c.batch), 25))
     for steps in tqdm(epochs, desc=type(model).__name__, disable=None, leave=False):
@@ -223,9 +227,9 @@ def fit_rqvae(model: RQVAE, x, seed: int = 0) -> RQVAE: # x float [N, d_in]; tra
             if step == warm: _start_codebooks(model, x, seed); model.refresh()
             index = next(stream).to(x.device)
             loss, chosen = _step(model, opt, x, index, step >= warm)
-            schedule.step()
+            if c.schedule == 'cosine': falls.step()
             losses.append(loss); codes.append(chosen)
-        move = warm <= steps[0] and step < .8*c.steps
+        move = c.revive and warm <= steps[0] and step < .8*c.steps
         revived = _revive_dead(model, x[index], codes, gen) if move else 0
         loss, quant = torch.stack(losses).mean(0).tolist()
         model.history.append(dict(step=step + 1, loss=loss, quant=quant, revived=revived))

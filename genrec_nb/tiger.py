@@ -115,13 +115,15 @@ def tiger_t5(
     counts: np.ndarray | None = None, # int [N] training targets, needed for prior='trie'
     softmax: str = 'vocabulary', # over what: 'children' of the prefix, or the whole vocabulary
     prior: str = 'none', # 'trie': with children, a prior by how often items are targets
+    eos: bool = False, # end the paths with EOS, as the authors of LETTER do
     **config, # changes to the sizes, as `T5Config` names them
 ) -> TigerT5: # untrained
     "A fresh TIGER with the sizes of LETTER's authors"
     _check_softmax(softmax, prior, counts)
+    if eos: ids = ids.with_eos()
     tokens = dict(vocab_size=ids.vocab_size, pad_token_id=PAD, eos_token_id=EOS)
     tokens.update(decoder_start_token_id=PAD, max_items=max_items, n_items=ids.n_items)
-    config = T5Config(**{**tokens, **_SIZES, **config}, softmax=softmax, prior=prior)
+    config = T5Config(**{**tokens, **_SIZES, **config}, softmax=softmax, prior=prior, eos=eos)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = TigerT5(config)

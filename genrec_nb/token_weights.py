@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass, field, KW_ONLY
 from torch import Tensor
 from typing import ClassVar, Literal
-from .core import Positive, Share, patch, require, settings
+from .core import NonNegative, Positive, Share, patch, require, settings
 from .infogain import _token_map, information_gain, item_prior, item_table
 from .kmeans import check_vectors
 from .semantic_ids import EOS, Identifiers
@@ -194,7 +194,7 @@ class FrontGreater(Weighting):
     name: ClassVar[str] = 'front_greater'
     needs_vectors: ClassVar[bool] = True
     form: Literal['position', 'prefix'] = 'position' # a gain a position, or one a prefix
-    scale: Positive | None = 32. # mean distance to the center, before the log; None: as it is
+    scale: NonNegative | None = 32. # mean distance to the center, before the log; 0: as it is
     eos: _EosPolicy = field(default='one', kw_only=True)
 
     def weigh(self, facts, part):

@@ -49,8 +49,8 @@ class TrainConfig:
     eval_every: Count = 5 # epochs between two evaluations
     patience: Natural = 4 # evaluations without a better metric before training stops; 0 = never
     metric: _Metric = 'ndcg@10' # the best checkpoint has most of it; of 'ce' the least
-    samples_per_epoch: Count | None = None # sampled anew for each epoch; None: all
-    eval_users: Count | None = None # validation users that are ranked, sampled once; None: all
+    samples_per_epoch: Natural | None = None # sampled anew for each epoch; None or 0: all
+    eval_users: Natural | None = None # validation users ranked, sampled once; None or 0: all
     seed: Natural = 0 # of windows, order, dropout and samples
 
 # %% ../nbs/55_train.ipynb #03608cc2
@@ -309,7 +309,7 @@ def _samples(model, train: Interactions, config: TrainConfig):
     "The training samples that the model wants; windows are cut by the seed"
     seed = dict(seed=config.seed) if model.samples is Windows else {}
     samples = model.samples(train, model.config.max_items, **seed)
-    if config.samples_per_epoch is None: return samples
+    if not config.samples_per_epoch: return samples
     return _EpochSubset(samples, config.samples_per_epoch, config.seed)
 
 # %% ../nbs/55_train.ipynb #a856dceb
@@ -345,7 +345,8 @@ def fit(
     if _over_children(model):
         loss.per_item(torch.cat([t.deciding for t in model.trees], 1), len(model.trees))
     if not len(valid): raise GenrecError('no validation case: every user has fewer than 3 items')
-    samples, valid = _samples(model, train, config), valid.sample(config.eval_users, config.seed)
+    samples = _samples(model, train, config)
+    valid = valid.sample(config.eval_users or None, config.seed)
     world = int(os.environ.get('WORLD_SIZE', 1))
     steps = _steps_per_epoch(len(samples), config.batch_size, config.accumulate, world)
     args = _training_arguments(config, steps, folder, **_precision(model) | more)

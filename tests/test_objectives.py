@@ -188,6 +188,9 @@ def test_half_life_is_in_epochs():
     m.steps.fill_(100)
     np.testing.assert_allclose(m.log_pace().exp(), [.5, .5, .5])
     assert three(c=.1).set_pace(25).c == .1
+    ids = identifiers(WORLD.paths)
+    mixture = Mixture(c=.1, targets=dict(uniform={}, frequency={})).objective(ItemTrie.build(ids), ids, counts=WORLD.counts)
+    assert mixture.set_pace(25).c == .1
     with pytest.raises(GenrecError, match='set_pace'): three().mixture()
 
 def test_mixed_loss_is_the_mixed_losses():

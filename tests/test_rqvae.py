@@ -72,7 +72,21 @@ def test_dead_codes_are_revived_and_reported():
             return super().loss(out, index)
     f = fit_rqvae(Far(RQVAEConfig(6, **(TINY | dict(levels=1, steps=200, batch=32)))), x)
     assert f.revived == sum(h['revived'] for h in f.history) > 0
+    off = TINY | dict(levels=1, steps=50, batch=32, revive=False)
+    assert fit_rqvae(Far(RQVAEConfig(6, **off)), x).revived == 0
     assert repr(f) == f'Far(6 → 3 dimensions, 4 codes, trained for 200 steps, {f.revived} revived)'
+
+def test_a_constant_rate_does_not_depend_on_the_number_of_steps():
+    first = {schedule: [train_rqvae(cloud(40, 6), RQVAEConfig(6, steps=n, warmup=0, schedule=schedule, **TINY)).history[0]['loss']
+                        for n in (50, 100)] for schedule in ('constant', 'cosine')}
+    assert first['constant'][0] == first['constant'][1] and first['cosine'][0] != first['cosine'][1]
+
+def test_vectors_are_standardized_unless_told_otherwise():
+    x = cloud(40, 6)
+    for standardize in (True, False):
+        a, b = (train_rqvae(v, RQVAEConfig(6, steps=50, standardize=standardize, **TINY)) for v in (x, 3*x + 5))
+        assert np.array_equal(a.encode(x), b.encode(3*x + 5)) == standardize
+    assert not a.mean.any() and a.scale == 1
 
 def test_refresh_is_called_from_the_start_of_the_codebooks_on():
     class Watch(RQVAE):

@@ -2,7 +2,11 @@
 import numpy as np
 import pytest
 import torch
+from genrec_nb.beam_search import recommend
+from genrec_nb.data import Catalog
 from genrec_nb.item_decoder import ItemDecoder, item_decoder
+from genrec_nb.rec_config import RecommenderConfig
+from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.tiger import TigerT5, tiger_t5
 from genrec_nb.trie import ItemTrie
@@ -28,6 +32,19 @@ def test_t5_loss_is_transformers_own(ids):
             labels = torch.from_numpy(ids.path(int(t))[None].astype(np.int64))
             assert float(row.sum()/labels.numel()) == pytest.approx(float(super(TigerT5, model).forward(input_ids=x, labels=labels).loss), abs=1e-5)
             assert (row[labels.numel():] == 0).all()
+
+def test_eos_is_a_setting_of_the_model(tmp_path):
+    "As paths that end with EOS, through the recommender, saved and loaded"
+    small = dict(d_model=16, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=8)
+    config = RecommenderConfig(tokenizer=dict(method='random'), backbone='t5', model=small | dict(eos=True))
+    ids, catalog = Identifiers.random(20, 3, 4, seed=0), Catalog.from_ids([chr(97 + k) for k in range(20)])
+    rec = GenerativeRecommender(catalog, ids, np.arange(20), None, config)
+    plain = tiger_t5(ids.with_eos(), seed=config.seed, **small).eval()
+    history = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    items, scores = recommend(plain, ItemTrie.build(ids.with_eos()), history, 5)
+    assert (rec.model.paths[:, -1] == EOS).all()
+    for r in (rec, GenerativeRecommender.from_pretrained(rec.save_pretrained(tmp_path/'m'))):
+        for row, best in zip(history, items): assert [x.id for x in r.recommend([catalog.ids[i] for i in row], 5)] == [catalog.ids[i] for i in best]
 
 # ---- both ---------------------------------------------------------------------------------------------------------
 
