@@ -106,6 +106,19 @@ def test_the_loss_is_the_likelihood(ids):
     assert (out.nll[~deciding] == 0).all() and not deciding.all()
     assert (torch.autograd.grad(out.nll[~deciding].sum() + 0*hidden.sum(), model.bias[0])[0] == 0).all()
 
+def test_forced_tokens_leave_no_gradient():
+    "Exactly 0 in the head, bias and output rows of a level that no target decides; the level above is trained"
+    table = np.array([[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1], [1, 1, 0], [2, 0, 0]])                          # items 2 and 3 differ in the last token
+    for ids in (Identifiers.from_codes(table, policy='keep'), [flat(6), Identifiers.from_codes(table, policy='keep')]):
+        model = packed(ids, counts=np.arange(6), softmax='children', prior='trie').train()
+        last = model.starts[-1] - 1
+        model(items=torch.tensor([[2, 0, 1, 4], [3, 5, 5, 0]])).nll.sum().backward()
+        for p in (model.bias[last], *model.heads[last].parameters()): assert p.grad is None or (p.grad == 0).all()
+        assert (model.bias[last - 1].grad != 0).any()
+        model.zero_grad()
+        model(items=torch.tensor([[0, 2]])).nll.sum().backward()
+        assert (model.bias[last].grad != 0).any()
+
 def test_weights_apply_to_deciding_tokens():
     "Nats an item under equal weights; every beta of IGD is the same; the others change it"
     ids, counts = codes(), np.arange(1, 31)

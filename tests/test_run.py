@@ -2,6 +2,8 @@
 import errno, json, shutil
 from dataclasses import replace
 from pathlib import Path
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
 from oracles import change_held_out, kill_when, quick, slowly, small_data
@@ -9,7 +11,9 @@ from genrec_nb.core import GenrecError, MissingTextError, SettingError, read_jso
 from genrec_nb.metrics import evaluate_ranking, ranking_metrics
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.sequential_baselines import load_ranker
+from genrec_nb.splits import leave_one_out
 from genrec_nb.tokenizer import load_tokenized
+from genrec_nb.tokenizer_config import TokenizerConfig
 import genrec_nb.pipeline as pipeline
 import genrec_nb.run as run_module
 from genrec_nb.pipeline import _pack, _ranked_lists, run_trials, _unpack
@@ -297,3 +301,21 @@ def test_tokenize_is_the_first_stage_of_a_run(finished, tmp_path):
     assert load_tokenized(tmp_path/'t').ids == load_tokenized(folder/'tokenizer').ids and figures['before'] == metrics['collisions_before']
     assert (tmp_path/'t'/'report.html').is_file() and json.loads((tmp_path/'t'/'report.json').read_text())['items'] == 40
     with pytest.raises(GenrecError, match='not empty'): tokenize(str(data), c.tokenizer_config, tmp_path/'t')
+
+def test_a_table_says_which_order_of_ties_its_vectors_saw(finished, tmp_path):
+    "Its collaborative vectors are those of that order; without times there is none to choose"
+    from genrec_nb.hkmeans import cooccurrence_vectors
+    from genrec_nb.loaders import load_dataset
+    rng, how, found = np.random.default_rng(0), TokenizerConfig('hkmeans', cf='cooccurrence', options=dict(clusters=3, leaf=4)), {}
+    pd.DataFrame(dict(user=np.repeat(np.arange(30), 6), item=np.concatenate([rng.permutation(12)[:6] for _ in range(30)]), time=np.tile([1, 1, 2, 2, 2, 2], 30))).to_csv(tmp_path/'x.csv', index=False)
+    columns = dict(user='user', item='item', time='time')
+    for seed in (None, 0, 3):
+        found[seed] = tokenize(str(tmp_path/'x.csv'), how, tmp_path/f't{seed}', columns, tie_seed=seed)
+        train = leave_one_out(load_dataset(str(tmp_path/'x.csv'), text=None, tie_seed=seed, **columns).interactions).train
+        np.testing.assert_array_equal(load_tokenized(tmp_path/f't{seed}').cf, cooccurrence_vectors(train, 64))
+        assert json.loads((tmp_path/f't{seed}'/'report.json').read_text())['tie_seed'] == (seed or 0)
+    assert found[None]['source'] == found[0]['source'] != found[3]['source']
+    orders = [RunConfig(data=str(tmp_path/'x.csv'), columns=columns, tokenizer=dict(method='random'), seed=seed, tie_seed=tie).data_config.load()[0].interactions.items for seed, tie in ((0, 3), (5, 3), (0, 4))]
+    assert (orders[0] == orders[1]).all() and (orders[0] != orders[2]).any()                # whatever the seed of the training
+    with pytest.raises(GenrecError, match='there are no times, so nothing is tied.*leave out ties and tie_seed'): tokenize(str(finished[0]), how, tmp_path/'t', tie_seed=1)
+    assert not (tmp_path/'t').exists()

@@ -259,8 +259,9 @@ def test_what_a_further_identifier_lacks_is_said_first(tmp_path):
 
 # ---- grids ---------------------------------------------------------------------------------------------------------------
 
-def test_methods_of_a_grid_have_identifiers_of_their_own(tmp_path):
+def test_methods_of_a_grid_have_identifiers_of_their_own(tmp_path, monkeypatch):
     "Read from TOML, with the data set's folder and name in file names; rows hold every method, and none twice"
+    import genrec_nb.pipeline as pipeline
     from genrec_nb.experiments.execution import run_grid
     from genrec_nb.experiments.grid import Grid, read_grid
     from oracles import small_data
@@ -285,12 +286,18 @@ model = { head_ff = 0 }
 kind = "ce"
 identifiers = ["item", { method = "random", levels = 2, size = 9 }]
 decode = { combine = "mixture" }
+[weightings.products]
+kind = "position"
+identifiers = ["item", { method = "random", levels = 2, size = 9 }]
 ''')
     grid = read_grid(tmp_path/'g.toml')
     r = {m: grid.recommender('toy', 'two', m, 0, {}) for m in grid.weightings}
     assert _source_names(r['several'].sources) == ['random', 'item', 'random 2'] and r['several'].decode.combine == 'mixture'
     assert r['sasrec'].tokenizer.method == 'item' and r['sasrec'].model['head_ff'] == 0 and r['ce'].identifiers == []
+    calls, tokenize = [], pipeline.tokenize_items
+    monkeypatch.setattr(pipeline, 'tokenize_items', lambda data, split, config, **more: (calls.append(config.method), tokenize(data, split, config, **more))[1])
     results = run_grid(grid, tmp_path/'out')
+    assert sorted(calls) == ['item', 'random']                                # shared by three methods, and made once each
     ids = {t['method']: t['config']['ids'] for t in results.trials.values()}
     assert set(ids) == set(grid.weightings) and ids['ce'].startswith('file:') and ids['several'][0] == ids['ce'] and [x['method'] for x in ids['several'][1:]] == ['item', 'random']
     assert str(tmp_path) not in (tmp_path/'out'/'results.jsonl').read_text()

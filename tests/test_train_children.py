@@ -1,14 +1,19 @@
 """Training over children, with one identifier and several: gradients of whole steps, resume, exact validation."""
+from dataclasses import replace
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import GenrecError
-from genrec_nb.exact import item_nats, rank_exact
+from genrec_nb.data import Dataset
+from genrec_nb.exact import exact_scores, item_nats, rank_exact
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.metrics import ranking_metrics
 from genrec_nb.objectives import make_weighting
 from genrec_nb.semantic_ids import Identifiers
+from genrec_nb.splits import leave_one_out
 from genrec_nb.train import GenrecTrainer, TrainConfig, _as_loss, fit, _training_arguments
 from test_train import Break, CODES, N, SPLIT, Watch, same_end
 
@@ -92,6 +97,42 @@ def test_beta_of_igd_is_no_hyperparameter(tmp_path):
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*ends)
 
-def test_bfloat16(tmp_path):
-    result = run([CODES, FLAT], tmp_path, bf16=True, use_cpu=True)
-    assert all(np.isfinite(l) for _, l in result.losses)
+def test_bfloat16(trained, tmp_path):
+    "Nearly the losses and nats of float32; the log-probabilities of all items stay float32 and sum to 1"
+    result, (single, _) = run([CODES, FLAT], tmp_path, bf16=True, use_cpu=True), trained
+    for (_, a), (_, b) in zip(result.losses, single.losses): assert a == pytest.approx(b, abs=.05) and a != b
+    assert result.best == pytest.approx(single.best, abs=.05)
+    with torch.autocast('cpu', torch.bfloat16): (found,) = exact_scores(result.model, torch.from_numpy(SPLIT.valid.tail(5)), DecodeConfig(exclude_seen=False))
+    assert found.logp.dtype == torch.float and (found.logp.exp().sum(-1) - 1).abs().max() < 1e-3
+
+
+# ---- numbers of items ---------------------------------------------------------------------------------------------
+
+def test_renumbered_items_train_the_same_model(tmp_path):
+    "Histories, paths and counts renumbered alike: the same losses and validation curves"
+    new, tables, ends = np.random.default_rng(0).permutation(N), [CODES, OTHER], []
+    for number in (np.arange(N), new):
+        x = replace(SPLIT.train, items=number[SPLIT.train.items])
+        valid = replace(SPLIT.valid, items=number[SPLIT.valid.items], targets=number[SPLIT.valid.targets])
+        ids = [Identifiers.from_codes((i.codes() - i.codes().min(0))[np.argsort(number)], policy='keep') for i in tables]
+        model = item_decoder(ids, counts=x.target_counts(), softmax='children', prior='trie', dropout=.1, **SMALL)
+        result = fit(model, x, valid, model.tries, None, TrainConfig(epochs=2, batch_size=16, eval_every=1, patience=0), tmp_path/str(number[0]))
+        ends.append(np.array([v for _, v in result.losses + result.curve()]))
+    np.testing.assert_allclose(*ends, rtol=1e-5)
+
+def tied_figure(number, tie_seed, folder, **order):
+    "Recall@3 after a short training; everything a user chose in a session has one time, and item 0 is the most popular"
+    rng = np.random.default_rng(1)
+    chosen = np.stack([np.argsort(rng.gumbel(size=16) - np.log1p(np.arange(16)))[::-1][:6] for _ in range(150)])
+    df = pd.DataFrame(dict(user=np.repeat(np.arange(150), 6), item=number[chosen.flatten()], time=np.tile([0, 0, 0, 1, 1, 1], 150)))
+    split = leave_one_out(Dataset.from_frame(df, time='time', tie_seed=tie_seed, **order).interactions)
+    model = item_decoder(Identifiers.from_codes(np.arange(16)[:, None], policy='keep'), counts=split.train.target_counts(), softmax='children', prior='trie', head_ff=0, **SMALL)
+    fit(model, split.train, split.valid, model.tries, None, TrainConfig(epochs=4, batch_size=32, eval_every=4), folder)
+    return ranking_metrics(rank_exact(model.eval(), split.test), split.test.targets, (3,))['recall@3']
+
+def test_the_numbers_of_items_decide_nothing_in_a_whole_training(tmp_path):
+    "Ties by item: another numbering is another task. At random: the same figures up to the scatter of the seeds"
+    up, down = np.arange(16), np.arange(16)[::-1]
+    by_item = [tied_figure(n, None, tmp_path/f'item{n[0]}', ties='item') for n in (up, down)]
+    at_random = np.array([[tied_figure(n, seed, tmp_path/f'{n[0]}{seed}') for seed in range(3)] for n in (up, down)])
+    assert abs(by_item[0] - by_item[1]) > 3*np.ptp(at_random) and abs(at_random.mean(1) @ [1, -1]) < .05
