@@ -85,6 +85,8 @@ _More = _may(str, "Identifiers of an item beside the tokenizer's: methods and ta
 _Model = _some('Setting of the backbone: d_model, num_layers, ..; of a language model base, '
                'tuning, r, max_items, tasks, ..')
 _Trainer = _some("Any of transformers' TrainingArguments: report_to=tensorboard, bf16=true.")
+_TieSeed = _may(int, 'Seed of the order of interactions at the same time, for tokenizers that read '
+                     'histories; 0 if none is given. That of a run is --set tie_seed=N.')
 
 # %% ../nbs/95_cli.ipynb #cd37d16a
 @app.command('run', cls=_Command)
@@ -144,6 +146,7 @@ def _tokenize(
         help='Folder for table, model and report; must not exist, or be empty.')],
     tokenizer: _Tokenizer = None,
     column: _Column = None,
+    tie_seed: _TieSeed = None,
     device: _Device = None,
 ):
     "Give every item of a catalog an identifier, with a report."
@@ -157,7 +160,7 @@ def _tokenize(
         (given['options'] if part == 'options' else given)[name] = value
     config = read_settings(TokenizerConfig, given)
     with _interruptible('nothing was written') as bars:
-        found = tokenize(data, config, out, _columns(column), bars, _device(device))
+        found = tokenize(data, config, out, _columns(column), bars, _device(device), tie_seed)
     _show_tokenizer(found)
     _LOG.info('done in %.0f s; see %s, report.json and index.json', sum(found['seconds'].values()),
               out/'report.html')

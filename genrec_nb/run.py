@@ -351,6 +351,7 @@ def tokenize(
     columns: dict | None = None, # names of the columns of tables
     progress=None, # something with `stage` and `advance`
     device: str | None = None, # where neural tokenizers are trained; None: the best there is
+    tie_seed: int | None = None, # order of equal times in the histories, see `load_dataset`
 ) -> dict: # what report.json holds
     "Tokenize a catalog; leaves tokenizer, report.json and report.html in the folder, or nothing"
     folder, progress, columns = Path(folder), _Timed(progress or _Silent()), columns or {}
@@ -359,22 +360,24 @@ def tokenize(
     progress.stage('data')
     if _needs_text(config):
         DataConfig(data, columns).require_text(f'the tokenizer {config.method}')
-    found = load_dataset(data, text=None, **columns)
+    found = load_dataset(data, text=None, tie_seed=tie_seed, **columns)
     for note in found.notes: _LOG.info('%s', note)
     split = found.split or leave_one_out(found.interactions)
     where = None if found.name == 'ml-100k' else data
     device = device or _default_device()
     made = tokenize_items(found, split, config, categories=where, device=device, progress=progress)
     progress.stage('report')
-    return _save_tokenized(made, found, split.train.target_counts(), folder, progress.seconds)
+    facts = dict(tie_seed=tie_seed or 0) if found.interactions.times is not None else {}
+    return _save_tokenized(made, found, split.train.target_counts(), folder, progress.seconds, facts)
 
 def _save_tokenized(
-    made: Tokenized, data: Dataset, counts: np.ndarray, folder: Path, seconds: dict
+    made: Tokenized, data: Dataset, counts: np.ndarray, folder: Path, seconds: dict, facts: dict
 ) -> dict: # what report.json holds
     "Save the tokenizer with its figures and its page"
     report = made.report(counts)
     figures = dict(data=data.name, items=len(data.catalog), config=asdict(made.config),
-                   **report.to_dict(), source=made.source, versions=versions(), seconds=seconds)
+                   **report.to_dict(), source=made.source, versions=versions(), seconds=seconds,
+                   **facts)
     def pages(part):
         write_json(part/'report.json', figures)
         _tokenizer_page(made, report, figures, counts, data.catalog.titles).save(part/'report.html')
