@@ -23,12 +23,14 @@ from .core import (GenrecError, _Silent, digest, plain, read_json, versions, who
 from .data import Dataset
 from .splits import Cases, Split
 from .metrics import average_popularity, coverage, gini, metric_values, _rank_of
+from .baselines import _load_vectors, save_vectors
 from .sequential_baselines import SASRec, _load_or_train_sasrec
+from .tokenizer_config import _CF_METHODS
 from .tokenizer import (Tokenized, _collaborative_embeddings, _given_identifiers,
                                  load_tokenized, tokenize_items)
 import genrec_nb.tokenizer_report # gives `Tokenized.report`
 from .recommender import GenerativeRecommender
-from .trial import Trial, _content_digest
+from .trial import Trial
 
 # %% ../nbs/84_pipeline.ipynb #07c24a35
 @contextmanager
@@ -57,25 +59,28 @@ def _make_identifiers(
 # %% ../nbs/84_pipeline.ipynb #43c1f3cb
 def _make(source, trial: Trial, data: Dataset, split: Split, folder, device, progress) -> Tokenized:
     "Read given identifiers, or run the tokenizer"
-    if isinstance(source, str): return _given_identifiers(source, data.catalog)
+    if isinstance(source, str): return _given_identifiers(source, data.catalog, split)
     dim = source.cf_dim
-    cf = _item_vectors(source.cf, trial, split, folder, dim) if source.cf else None
+    cf = _vectors_file(source.cf, trial, split, folder, dim) if source.cf else None
     where = None if data.name == 'ml-100k' else trial.data.path
     return tokenize_items(data, split, source, cf=cf, categories=where, device=device,
                           progress=progress)
 
 # %% ../nbs/84_pipeline.ipynb #8a14694f
-def _item_vectors(
-    name: str, trial: Trial, split: Split, folder, dim: int | None = None
-) -> np.ndarray: # float32 [N, dim]
-    "Item vectors of a recommender ('sasrec', 'lightgcn') or a file, made once and kept"
-    seed, source = trial.recommender.seed, _content_digest(name)
-    path = Path(folder)/'identifiers'/f'vectors-{digest([trial.digest, source, seed, dim or 32])}.npy'
+def _vectors_file(name: str, trial: Trial, split: Split, folder, dim: int | None = None) -> Path:
+    "Item vectors of a recommender ('sasrec', 'lightgcn'), made once and kept, or the file they are"
+    if name not in _CF_METHODS: return Path(name)
+    key = digest([trial.digest, name, trial.recommender.seed, dim or 32])
+    path = Path(folder)/'identifiers'/f'vectors-{key}.safetensors'
     with _made_once(path) as mine:
         if mine:
-            x = _collaborative_embeddings(name, split, seed, dim)
-            with whole_file(path) as part: np.save(part, x, allow_pickle=False)
-    return np.load(path, allow_pickle=False)
+            x = _collaborative_embeddings(name, split, trial.recommender.seed, dim)
+            save_vectors(path, x, split)
+    return path
+
+def _item_vectors(name: str, trial: Trial, split: Split, folder) -> np.ndarray: # float32 [N, d]
+    "The vectors themselves"
+    return _load_vectors(_vectors_file(name, trial, split, folder), split.train.n_items, split=split)
 
 # %% ../nbs/84_pipeline.ipynb #c35b8a98
 class _Steps(TrainerCallback):
@@ -99,7 +104,7 @@ def _train_trial(
     if (work/'trained.json').is_file(): return Rec.from_pretrained(work/'model', device)
     made = _make_identifiers(trial, data, split, folder, device, progress)
     if trial.data.vectors:
-        made[0] = replace(made[0], vectors=trial.data.item_vectors(len(data.catalog)))
+        made[0] = replace(made[0], vectors=trial.data.item_vectors(split))
     steps = _Steps(f'train {trial.label}', progress or _Silent())
     rec = Rec.fit(data, trial.recommender, split, made, work/'checkpoints', resume=True,
                   callbacks=[steps], **dict(use_cpu=device == 'cpu') | trial.trainer)
@@ -139,9 +144,9 @@ def _rank_trial(
 # %% ../nbs/84_pipeline.ipynb #f4a4c454
 def _train_assistant(trial: Trial, split: Split, folder) -> SASRec:
     "The assistant of D3: a SASRec of the same seed, trained once and kept"
-    seed = trial.recommender.seed
-    path = Path(folder)/'work'/f'sasrec-{digest([trial.digest, seed])}'
-    with _made_once(path): return _load_or_train_sasrec(split, path, seed)
+    seed, out = trial.recommender.seed, trial.recommender.decode.exclude_seen
+    path = Path(folder)/'work'/f'sasrec-{digest([trial.digest, seed, out])}'
+    with _made_once(path): return _load_or_train_sasrec(split, path, seed, out)
 
 def _ranked_lists(trial: Trial, folder, name: str) -> dict: # valid, test: int64 [M, K]
     "What `_rank_trial` left; of a language model also how many prompts were cut"

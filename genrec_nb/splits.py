@@ -8,7 +8,7 @@ __all__ = ['Cases', 'Split', 'leave_one_out', 'TieCounts', 'global_time']
 # %% ../nbs/10_splits.ipynb #3dcac1de
 import numpy as np
 from dataclasses import dataclass
-from .core import patch, require
+from .core import SettingError, digest, patch, require
 from .data import Interactions, _offsets_of, _ragged_index
 
 # %% ../nbs/10_splits.ipynb #b96de24c
@@ -38,6 +38,7 @@ class Split:
     valid: Cases # for choosing checkpoints and hyperparameters
     test: Cases # for the final figure only
     skipped: int # users whose history is too short to be evaluated; it is in `train`
+    kind: str = 'given' # how it was made
 
 # %% ../nbs/10_splits.ipynb #2cbc5917
 def _cases(x: Interactions, users: np.ndarray, places: np.ndarray) -> Cases:
@@ -51,7 +52,7 @@ def _prefixes(x: Interactions, keep: np.ndarray) -> Interactions:
     "The first items of every user, `keep` int64 [U] of each"
     at = _ragged_index(x.offsets[:-1], keep)
     times = None if x.times is None else x.times[at]
-    return Interactions(x.items[at], _offsets_of(keep), x.user_ids, x.n_items, times)
+    return Interactions(x.items[at], _offsets_of(keep), x.user_ids, x.n_items, times, x.ties)
 
 # %% ../nbs/10_splits.ipynb #be24647d
 def leave_one_out(x: Interactions) -> Split: # test: last item; validation: the one before
@@ -60,7 +61,38 @@ def leave_one_out(x: Interactions) -> Split: # test: last item; validation: the 
     users = np.flatnonzero(n >= 3)
     train = _prefixes(x, np.where(n >= 3, n - 2, n))
     valid, test = (_cases(x, users, n[users] - last) for last in (2, 1))
-    return Split(train, valid, test, skipped=int((n < 3).sum()))
+    return Split(train, valid, test, int((n < 3).sum()), 'leave-one-out')
+
+# %% ../nbs/10_splits.ipynb #bebe4b2b
+@patch(as_prop=True)
+def fingerprint(self: Split) -> dict: # kind, ties, users, interactions, digest
+    "A name for the training part, and words for it"
+    x = self.train
+    arrays = [np.asarray(x.items, '<i8'), np.asarray(x.offsets, '<i8')]
+    if x.times is not None: arrays.append(np.asarray(x.times, '<f8'))
+    return dict(kind=self.kind, ties=x.ties or '', users=x.n_users, interactions=len(x.items),
+                digest=digest(b''.join(a.tobytes() for a in arrays)))
+
+# %% ../nbs/10_splits.ipynb #6a670aa6
+def _split_words(f: dict) -> str: # f: a fingerprint
+    "A split as people call it"
+    ties = f', ties: {f["ties"]}' if f['ties'] else ''
+    return (f'{f["kind"]}, {f["interactions"]:,} training interactions of {f["users"]:,} users{ties}, '
+            f'digest {f["digest"]}')
+
+@patch
+def require_same(self: Split, fitted: dict | None, what: str) -> None: # None: on no split
+    "Raise `SettingError` if `what` was fitted on the split with another fingerprint"
+    mine = self.fingerprint
+    require(not fitted or fitted['digest'] == mine['digest'], lambda _: f'{what}: fitted on another '
+            f'split ({_split_words(fitted)}) than this one ({_split_words(mine)}), so it may know '
+            'what is held out here; make it again for this split', SettingError)
+
+# %% ../nbs/10_splits.ipynb #2471f190
+def _fitted_on(notes: dict) -> str: # notes: of identifiers
+    "What identifiers have seen of the interactions, in words"
+    if 'split' not in notes: return 'made elsewhere, what it saw of the interactions is not known'
+    return f'fitted on {_split_words(notes["split"])}' if notes['split'] else 'saw no interactions'
 
 # %% ../nbs/10_splits.ipynb #719bcdf0
 @patch
@@ -136,4 +168,4 @@ def global_time(x: Interactions, fractions: tuple = (.8, .1, .1)) -> Split: # tr
     keep[train] = True
     histories = _prefixes(x, np.bincount(user[keep], minlength=x.n_users))
     valid, test = (_cases(x, user[at], place[at]) for at in rest)
-    return Split(histories, valid, test, skipped=int((x.lengths < 2).sum()))
+    return Split(histories, valid, test, int((x.lengths < 2).sum()), 'time')

@@ -48,7 +48,7 @@ class Method:
     token: str # what a token is
     own: type # class of its own settings
     uses: tuple = () # names of the shared settings that it uses
-    needs: tuple = () # of 'text', 'cf', 'categories', 'titles'
+    needs: tuple = () # of 'text', 'cf', 'train', 'categories', 'titles'
     either: bool = False # quantizes collaborative vectors instead of those of texts, if asked
 
     @property
@@ -120,7 +120,7 @@ class _TreeOptions:
     leaf: Count = 50 # largest cluster that is not divided, and number of leaf tokens
     share: StrictBool = False # a token is a number among siblings, not one of its cluster alone
 
-@tokenizer('tree', 'a cluster inside a cluster', _TreeOptions)
+@tokenizer('tree', 'a cluster inside a cluster', _TreeOptions, needs=('train',))
 def _tree(s: Sources, c, own) -> Identifiers:
     return tree_ids(s.train, own.clusters, own.leaf, own.share, c.seed)
 
@@ -253,7 +253,7 @@ def _read_tokenizer(given: dict, where: str = '') -> TokenizerConfig:
 
 # %% ../nbs/79_tokenizer_config.ipynb #dd4871b4
 @patch(as_prop=True)
-def needs(self: TokenizerConfig) -> tuple: # of 'text', 'cf', 'categories', 'titles'
+def needs(self: TokenizerConfig) -> tuple: # of 'text', 'cf', 'train', 'categories', 'titles'
     "What the tokenizer is made from"
     how = TOKENIZERS[self.method]
     return ('cf',) if how.either and self.cf else how.needs

@@ -390,7 +390,7 @@ def test_vectors_of_a_recommender_are_trained_once_and_from_training_alone(toy, 
     letter = dict(method='letter', encoder='tfidf', levels=2, size=8, clusters=2, steps=20, hidden=[8], cf='lightgcn', alpha=.1, vary=dict(alpha=[.5]))
     def run(data, out): return run_grid(Grid(**settings(data, weightings=[], seeds=[0], overlap='lightgcn', ids=dict(letter=letter))), out)
     a = run(toy, tmp_path/'a')
-    assert len(list((tmp_path/'a'/'identifiers').glob('vectors-*.npy'))) == 1
+    assert len(list((tmp_path/'a'/'identifiers').glob('vectors-*.safetensors'))) == 1
     change_held_out(shutil.copytree(toy, tmp_path/'toy'))
     b = run(tmp_path/'toy', tmp_path/'b')
     assert not set(a.tokens) & set(b.tokens)                                    # other data, other rows

@@ -1,6 +1,7 @@
 "What must not lead to a wrong table: broken numbers, strange ids, other splits, two treatments of seen items."
 import math
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from dataclasses import replace
@@ -11,11 +12,19 @@ from genrec_nb.data import Catalog, Dataset, Interactions
 from genrec_nb.exact import exact_search
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.metrics import popularity_ranking
-from genrec_nb.baselines import transition_ranking
+from genrec_nb.baselines import _load_vectors, save_vectors, transition_ranking
+from genrec_nb.experiments.grid import Grid
+from genrec_nb.pages import _seen
+from genrec_nb.rec_config import RecommenderConfig
+from genrec_nb.recommender import _tokenize
+from genrec_nb.run import RunConfig, _Run, tokenize
+from genrec_nb.tokenizer import _given_identifiers, load_tokenized, tokenize_items
+from genrec_nb.tokenizer_config import TokenizerConfig
+from genrec_nb.trial import DataConfig, Trial
 from genrec_nb.rank import rank_each
 from genrec_nb.rqvae import RQVAEConfig
 from genrec_nb.semantic_ids import Identifiers
-from genrec_nb.splits import Cases
+from genrec_nb.splits import Cases, _fitted_on, global_time, leave_one_out
 from genrec_nb.trie import ItemTrie
 from oracles import packed, t5
 
@@ -151,3 +160,92 @@ def test_the_assistant_is_exact_at_any_margin(margin, search):
     items, found = rank('packed', search, history, N, model, config=dict(assistant_weight=.6, exclude_seen=False, beams=N), assistant=scores)
     assert items[0].tolist() == np.argsort(-want).tolist()
     np.testing.assert_allclose(found[0].numpy(), np.sort(want)[::-1], rtol=1e-5, atol=1e-4)
+
+
+# ---- one split -------------------------------------------------------------------------------------------------------
+
+def table(seed=0, users=40, items=20):
+    "Interactions with times, some of them equal"
+    rng = np.random.default_rng(seed)
+    user = np.repeat(np.arange(users), 6)
+    return pd.DataFrame(dict(user=user, item=(rng.integers(0, items, len(user))), time=rng.integers(0, 30, len(user))))
+
+FRAME = table()
+DATA = Dataset.from_frame(FRAME, time='time')
+LOO, TIMED = leave_one_out(DATA.interactions), global_time(DATA.interactions)
+X = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+TREE, TEXT = TokenizerConfig('tree', options=dict(clusters=3, leaf=4)), TokenizerConfig('rqkmeans', levels=2, size=4)
+
+def test_a_fingerprint_is_of_the_training_part():
+    "Who, what, when and in which order; nothing that is held out"
+    x = DATA.interactions
+    changed = x.items.copy()
+    for end in x.offsets[1:]: changed[end - 2:end] = (changed[end - 2:end] + 1) % 20
+    assert leave_one_out(replace(x, items=changed)).fingerprint == LOO.fingerprint and LOO.fingerprint['ties'] == 'random, seed 0'
+    later = replace(x, times=x.times + 1)
+    other = Dataset.from_frame(FRAME, time='time', tie_seed=1)
+    prints = [s.fingerprint['digest'] for s in (LOO, TIMED, leave_one_out(later), leave_one_out(other.interactions))]
+    assert len(set(prints)) == 4 and LOO.fingerprint['kind'] == 'leave-one-out' and TIMED.fingerprint['kind'] == 'time'
+    assert replace(LOO, test=LOO.test.sample(3)).fingerprint == LOO.fingerprint
+
+def test_the_digest_of_a_data_set_has_its_times():
+    later = Dataset.from_frame(FRAME.assign(time=FRAME.time*2), time='time')
+    assert np.array_equal(later.interactions.items, DATA.interactions.items)
+    assert DataConfig().key(DATA) != DataConfig().key(later)
+
+@pytest.mark.parametrize('how, words', [(TREE, 'fitted on leave-one-out'), (TEXT, 'made elsewhere'), (TokenizerConfig('random', levels=2, size=8), 'saw no interactions')])
+def test_a_table_is_refused_under_another_split(tmp_path, how, words):
+    made = tokenize_items(DATA, LOO, how, vectors=X if how is TEXT else None)
+    made.save(tmp_path/'made')
+    assert words in _fitted_on(made.ids.notes) and load_tokenized(tmp_path/'made').ids.notes.get('split') == made.ids.notes.get('split')
+    for path in (tmp_path/'made', tmp_path/'made'/'index.json'): _given_identifiers(path, DATA.catalog, LOO)
+    config = RecommenderConfig(tokenizer=how, train=dict(epochs=1))
+    calls = [lambda: _given_identifiers(tmp_path/'made', DATA.catalog, TIMED), lambda: _given_identifiers(tmp_path/'made'/'index.json', DATA.catalog, TIMED),
+             lambda: _tokenize(DATA, TIMED, config, [made]), lambda: Trial(DataConfig(), 'd', config, str(tmp_path/'made')).check(DATA, TIMED)]
+    for call in calls:
+        if how is not TREE: call(); continue
+        with pytest.raises(GenrecError, match='another split .leave-one-out, 160 training.* than this one .time, ') as e: call()
+        assert '\n' not in str(e.value)
+    (tmp_path/'made'/'index.vocab.json').unlink()                              # a published table says nothing
+    bare = _given_identifiers(tmp_path/'made'/'index.json', DATA.catalog, TIMED)
+    assert 'made elsewhere' in _fitted_on(bare.ids.notes)
+
+def test_vectors_are_refused_under_another_split(tmp_path):
+    save_vectors(tmp_path/'cf.safetensors', X, LOO)
+    np.save(tmp_path/'cf.npy', X)
+    given = lambda name: TokenizerConfig('rqkmeans', levels=2, size=4, cf=str(tmp_path/name))
+    made = tokenize_items(DATA, LOO, given('cf.safetensors'))
+    assert made.ids.notes['split'] == LOO.fingerprint
+    made.save(tmp_path/'made')
+    for path in (tmp_path/'cf.safetensors', tmp_path/'made'/'cf.safetensors'):
+        np.testing.assert_array_equal(_load_vectors(path, 20, split=LOO), X)
+        with pytest.raises(GenrecError, match='another split'): _load_vectors(path, 20, split=TIMED)
+    with pytest.raises(GenrecError, match='cf.safetensors: fitted on another split'): tokenize_items(DATA, TIMED, given('cf.safetensors'))
+    assert 'split' not in tokenize_items(DATA, TIMED, given('cf.npy')).ids.notes
+    assert 'split' not in tokenize_items(DATA, TIMED, replace(given('cf.npy'), cf='sasrec'), cf=X).ids.notes
+    with pytest.raises(GenrecError, match='.safetensors'): save_vectors(tmp_path/'cf.npy', X, LOO)
+
+def test_tokenize_by_time(tmp_path):
+    FRAME.to_csv(tmp_path/'interactions.csv', index=False)
+    found = tokenize(str(tmp_path), TREE, tmp_path/'out', split='time', tie_seed=3)
+    _, split = DataConfig(str(tmp_path), split='time', tie_seed=3).load()
+    assert 'fitted on time' in found['fitted_on'] and load_tokenized(tmp_path/'out').ids.notes['split'] == split.fingerprint
+    page = (tmp_path/'out'/'report.html').read_text()
+    assert 'ties: random, seed 3' in page
+
+
+# ---- one treatment of seen items ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('out', [True, False])
+def test_baselines_treat_seen_items_as_the_models_do(out):
+    config = RunConfig(decode=dict(exclude_seen=out), tokenizer=TREE)
+    lists = _Run(config, DATA, LOO, {}).baselines()
+    for test, valid in lists.values():
+        for ranked, cases in ((test, LOO.test), (valid, LOO.valid)):
+            seen = [bool(set(row.tolist()) & set(cases.history(m).tolist())) for m, row in enumerate(ranked)]
+            assert any(seen) != out
+
+def test_seen_items_are_named():
+    m = dict(users=10, exclude_seen=True, unreachable=3)
+    assert _seen(m) == 'seen items excluded in all rows (3 of 10 targets cannot be hit)' and 'kept' in _seen(m | dict(exclude_seen=False))
+    with pytest.raises(GenrecError, match='weightings.igd.decode: seen items'): Grid(data=['ml-100k'], ids=['tree'], weightings=dict(ce={}, igd=dict(decode=dict(exclude_seen=False))))

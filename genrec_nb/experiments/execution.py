@@ -34,15 +34,18 @@ class Plan:
     record: dict = field(default_factory=dict) # the grid in full, by contents
 
 # %% ../../nbs/92_execution.ipynb #50c1f5e5
-def _data_row(name: str, data: Dataset, split: Split, key: str) -> dict: # key: of the data
+def _data_row(
+    name: str, data: Dataset, split: Split, key: str, exclude_seen: bool = True # key: of the data
+) -> dict:
     "What is the same for all rows of a data set: users, targets, popularity"
     counts = split.train.item_counts()
     def part(c: Cases) -> dict:
-        popular = _rank_of(popularity_ranking(counts, c, _K), c.targets)
+        popular = _rank_of(popularity_ranking(counts, c, _K, exclude_seen), c.targets)
         return dict(users=_pack(c.users), targets=_pack(c.targets), popularity=_pack(popular))
     return dict(kind='data', data=name, digest=key, items=len(data.catalog),
                 interactions=len(data.interactions.items), skipped=split.skipped,
-                ties=asdict(data.interactions.count_ties(split.test)), counts=_pack(counts), valid=part(split.valid), test=part(split.test))
+                ties=asdict(data.interactions.count_ties(split.test)), exclude_seen=exclude_seen,
+                counts=_pack(counts), valid=part(split.valid), test=part(split.test))
 
 # %% ../../nbs/92_execution.ipynb #8e737c41
 def _make_plan(grid: Grid) -> Plan:
@@ -60,7 +63,7 @@ def add_data(self: Plan, name: str, tie_seed: int | None) -> None:
     "A data set with its equal times in one order, and all of its trials"
     config = self.grid.data_config(name, tie_seed)
     with _named(f'data.{name}'): data, split = config.load()
-    row = _data_row(name, data, split, config.key(data))
+    row = _data_row(name, data, split, config.key(data), self.grid.exclude_seen)
     self.data.setdefault(name, {})[tie_seed] = row
     for ids in self.grid.ids: self.add_block(name, ids, config, row['digest'], data, split)
 
@@ -170,8 +173,11 @@ def tokens_left(self: Plan, results: Results) -> list: # of (about, `Trial`)
 @patch
 def headers(self: Plan, results: Results) -> list: # of rows
     "Rows of the grid and its data sets, unless they are there"
-    all_rows = (row for by_seed in self.data.values() for row in by_seed.values())
+    all_rows = [row for by_seed in self.data.values() for row in by_seed.values()]
     rows = [row for row in all_rows if row['digest'] not in results.data]
+    was = {results.data[r['digest']].get('exclude_seen', True) for r in all_rows if r not in rows}
+    require(was <= {self.grid.exclude_seen}, 'seen items were treated otherwise in the rows that are '
+            'there: name another --out, or set exclude_seen back in decode', SettingError)
     last = max(results.grids, key=lambda g: g['n'], default=dict(n=-1, digest=''))
     mine = digest(self.record)
     if last['digest'] == mine: return rows

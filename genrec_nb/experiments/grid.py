@@ -174,6 +174,9 @@ def _check_tune(grid: Grid) -> None:
 # %% ../../nbs/91_grid.ipynb #ae65730b
 def _check_methods(grid: Grid) -> None:
     "Every combination can be configured, and no two methods are the same"
+    own = [m for m, how in grid.weightings.items() if 'exclude_seen' in how.get('decode', {})]
+    require(not own, f'weightings.{"".join(own[:1])}.decode: seen items are treated alike in all '
+            'rows: exclude_seen stands in the decode of the grid', SettingError)
     seen = {}
     for data, ids, m in itertools.product(grid.data, grid.ids, grid.weightings):
         for v in [{}, *grid.search(m)]: r = grid.recommender(data, ids, m, grid.seeds[0], v)
@@ -192,6 +195,11 @@ def data_config(self: Grid, data: str, tie_seed: int | None = None) -> DataConfi
     d = {k: v for k, v in self.data[data].items() if k not in _OWN}
     if tie_seed is not None: d['tie_seed'] = tie_seed
     return read_settings(DataConfig, dict(path=data) | d, f'data.{data}')
+
+@patch(as_prop=True)
+def exclude_seen(self: Grid) -> bool: # of all rows
+    "Are the items of a history left out of its list?"
+    return self.decode.get('exclude_seen', True)
 
 @patch
 def search(self: Grid, method: str) -> list: # of dicts hyperparameter -> value

@@ -155,13 +155,19 @@ def _comparison_note(block: Block) -> str:
     return (f'Against {block.reference}; {s.n_seeds} seed{"s"*(s.n_seeds > 1)}{orders}, '
             f'{s.n_users:,} users{cases}; {asks}')
 
+def _seen_note(block: Block, lost: int) -> str: # lost: test targets in their own history
+    "The treatment of seen items, the same for all rows"
+    decode = block.record.get('decode') or {}
+    if not decode.get('exclude_seen', True): return 'Seen items are kept in all rows.'
+    return 'Seen items are excluded in all rows' + f': {lost:,} targets cannot be hit'*(lost > 0) + '.'
+
 def _tie_note(block: Block) -> str:
     "How much of the data hangs on the order of equal times, and over how many orders means are"
     found = [TieCounts(**about['ties']) for about in block.orders if 'ties' in about]
-    if not found: return ''                              # rows of version 0.1
+    if not found: return _seen_note(block, 0)            # rows of version 0.1
     about, n = block.record['data'][block.data], len(block.orders)
     seen = np.mean([c.seen_targets for c in found])
-    text = f'{replace(found[0], seen_targets=round(seen))!r}.'
+    text = f'{_seen_note(block, round(seen))} {replace(found[0], seen_targets=round(seen))!r}.'
     if not found[0].tied: return text
     ties, seeds = about.get('ties', 'random'), [s or 0 for s in about.get('tie_seeds', [None])]
     if ties != 'random': return f"{text} Equal times are ordered by ties = '{ties}'."
