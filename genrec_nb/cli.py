@@ -12,7 +12,7 @@ from . import __version__
 from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
-from typing import Annotated
+from typing import Annotated, Literal
 from .options import (_COLUMN_NAMES, _Column, _Command, _Device, _Tokenizer, _columns,
                                _device, _flag, _may, _pairs, _some, _tokenizer_pairs)
 from .terminal import (Bars, _LOG, _errors, _explanation_rows, _level_rows, _method_rows,
@@ -126,8 +126,8 @@ def _run(
 # %% ../nbs/95_cli.ipynb #727f072a
 def _show_run(m: dict) -> None: # m: as in metrics.json
     "The table of a run"
-    from genrec_nb.pages import _ties
-    title = f'{m["data"]}: {m["users"]:,} users, {m["items"]:,} items, seed {m["seed"]}'
+    from genrec_nb.pages import _seen, _ties
+    title = f'{m["data"]}: {m["users"]:,} users, {m["items"]:,} items, seed {m["seed"]}; {_seen(m)}'
     _print(_table(_method_rows(m), title),
            f'★ saved: best NDCG@10 on the validation users. {m["zero_gain_share"]:.1%} of the '
            'target tokens are zero-gain.', _ties(m))
@@ -146,6 +146,8 @@ def _tokenize(
         help='Folder for table, model and report; must not exist, or be empty.')],
     tokenizer: _Tokenizer = None,
     column: _Column = None,
+    split: Annotated[Literal['auto', 'leave-one-out', 'time'], typer.Option(
+        help='Whose training part is used, as in the run to come.')] = 'auto',
     tie_seed: _TieSeed = None,
     device: _Device = None,
 ):
@@ -160,7 +162,8 @@ def _tokenize(
         (given['options'] if part == 'options' else given)[name] = value
     config = read_settings(TokenizerConfig, given)
     with _interruptible('nothing was written') as bars:
-        found = tokenize(data, config, out, _columns(column), bars, _device(device), tie_seed)
+        found = tokenize(data, config, out, _columns(column), bars, _device(device), tie_seed,
+                         split)
     _show_tokenizer(found)
     _LOG.info('done in %.0f s; see %s, report.json and index.json', sum(found['seconds'].values()),
               out/'report.html')
@@ -173,7 +176,7 @@ def _show_tokenizer(f: dict) -> None: # f: as in report.json
     _print(_table(_level_rows(f), f'{f["data"]}: {f["items"]:,} items, {f["method"]}'),
            f'{" to ".join(length)} tokens an item, vocabulary {f["vocabulary"]:,}; collision rate '
            f'{before["rate"]:.2%} before the policy, {after["rate"]:.2%} after, '
-           f'largest group {before["largest"]} and {after["largest"]}', *notes)
+           f'largest group {before["largest"]} and {after["largest"]}', *notes, f['fitted_on'])
 
 # %% ../nbs/95_cli.ipynb #d1c437f9
 _Index = _may(Path, 'Table of an earlier assign to continue; if not given, that of the folder.')

@@ -285,11 +285,11 @@ def write_json(path: str | Path, data: object) -> None:
     with whole_file(path) as part: part.write_text(text, encoding='utf-8')
 
 # %% ../nbs/00_core.ipynb #9920c40e
-def _write_tensors(path: str | Path, tensors: dict) -> None:
-    "Write a safetensors file so that a reader never sees half of it"
+def _write_tensors(path: str | Path, tensors: dict, about: dict | None = None) -> None:
+    "Write a safetensors file (about: words) so that a reader never sees half of it"
     from safetensors.torch import save_file            # brings torch
     with whole_file(path) as part:
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part)
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part, about)
 
 # %% ../nbs/00_core.ipynb #cd9a9e6e
 def _read_spec(path: str | Path) -> dict:

@@ -125,6 +125,7 @@ class Interactions:
     user_ids: list[str] # [U] the users' ids outside the library
     n_items: int # N, the size of the catalog
     times: np.ndarray | None = None # float64 [n], rising in a user; None: only the order is known
+    ties: str | None = None # what ordered equal times, in words; None: nobody said
     def __post_init__(self):
         self.items = np.asarray(self.items, np.int32)
         self.offsets = np.asarray(self.offsets, np.int64)
@@ -267,7 +268,9 @@ def _histories(df: pd.DataFrame, user: str, item: str, time: str | None,
     t = _seconds(_column(df, time, where), where) if time else None
     order = _order(u, t, i, ties, tie_seed)
     offsets = _offsets_of(np.bincount(u, minlength=len(user_ids)))
-    return Interactions(i[order], offsets, user_ids, len(ids), None if t is None else t[order]), ids
+    words = f'random, seed {tie_seed or 0}' if ties == 'random' else ties
+    timed = (None, None) if t is None else (t[order], words)
+    return Interactions(i[order], offsets, user_ids, len(ids), *timed), ids
 
 # %% ../nbs/10_data.ipynb #7c16d347
 @dataclass(repr=False)
@@ -333,4 +336,4 @@ def k_core(x: Interactions, k: int) -> tuple[Interactions, np.ndarray]: # and in
     users, items = np.flatnonzero(of_user), np.flatnonzero(of_item)
     return Interactions(np.searchsorted(items, x.items[keep]), _offsets_of(of_user[users]),
                         [x.user_ids[u] for u in users], len(items),
-                        None if x.times is None else x.times[keep]), items
+                        None if x.times is None else x.times[keep], x.ties), items

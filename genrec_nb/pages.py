@@ -27,6 +27,12 @@ from .recommender import GenerativeRecommender
 from .report import Page, _facts, _gain_strips, plot_learning, _preformatted, _user_card
 
 # %% ../nbs/85_pages.ipynb #51e77f8b
+def _seen(m: dict) -> str: # m: as in metrics.json
+    "The treatment of seen items, the same for all rows, and what it puts out of reach"
+    if not m['exclude_seen']: return 'seen items kept in all rows'
+    n, lost = m['users'], m['unreachable']
+    return 'seen items excluded in all rows' + f' ({lost:,} of {n:,} targets cannot be hit)'*(lost > 0)
+
 def _cases(m: dict) -> str: # m: as in metrics.json
     "Who was evaluated, and who was not"
     by_time, sampled = m['config']['split'] == 'time', bool(m['config']['users'])
@@ -34,7 +40,7 @@ def _cases(m: dict) -> str: # m: as in metrics.json
     elif m.get('split') == 'files': who = f'test cases{", sampled once"*sampled}, split as in the files'
     else: who = f'{"test users, sampled once" if sampled else "users"}, leave-one-out'
     skipped = 'left out' if by_time else 'kept for training and not evaluated'
-    return (f'{m["users"]:,} {who}; {m["items"]:,} items, full catalog, seen items excluded; '
+    return (f'{m["users"]:,} {who}; {m["items"]:,} items, full catalog, {_seen(m)}; '
             f'seed {m["seed"]}. {m["skipped_users"]:,} users with fewer than {2 if by_time else 3} '
             f'items were {skipped}.')
 
@@ -152,7 +158,9 @@ def _run_page(
     test: Cases,
 ) -> Page:
     "The page of a run"
-    page = Page(f'genrec run: {m["data"]}', f'{_cases(m)} {_ties(m)} {_model(m, rec)}')
+    fitted = '; '.join(f'{name}: {what}' for name, what in m['fitted_on'].items())
+    page = Page(f'genrec run: {m["data"]}', f'{_cases(m)} {_ties(m)} {_model(m, rec)} '
+                f'Identifiers: {fitted}.')
     _results(page, m, evaluations, curves)
     _tokens(page, m, rec, made)
     cards = [_user_card(rec, test, int(u)) for u in np.sort(_sample(len(test), 5, m['seed']))]
@@ -183,7 +191,7 @@ def _tokenizer_page(
     gain = information_gain(trie, item_prior(np.ones(ids.n_items) if counts is None else counts))
     page = Page(f'genrec tokenize: {m["data"]}',
                 f'{ids.n_items:,} items, tokenizer {method} (a token is '
-                f'{TOKENIZERS[method].token}), seed {made.config.seed}; '
+                f'{TOKENIZERS[method].token}), seed {made.config.seed}; {m["fitted_on"]}; '
                 'gains from training targets only.')
     figures = _facts(items=f'{ids.n_items:,}', vocabulary=f'{report.vocabulary:,}',
                     collisions_before=f'{report.before["rate"]:.2%}',

@@ -168,7 +168,8 @@ def search_facts(self: GenerativeRecommender,
 def _tokenize(data: Dataset, split: Split, c: RecommenderConfig, made: list) -> list[Tokenized]:
     "Every identifier of the configuration; the first of them may have been made before"
     if not made: _check_sources(c.sources)
-    return made + [_given_identifiers(s, data.catalog) if isinstance(s, str) else
+    for m in made: split.require_same(m.ids.notes.get('split'), f'{m.method} identifiers')
+    return made + [_given_identifiers(s, data.catalog, split) if isinstance(s, str) else
                    tokenize_items(data, split, s) for s in c.sources[len(made):]]
 
 # %% ../nbs/81_recommender.ipynb #00cc9159

@@ -16,19 +16,18 @@ from .core import (Count, FileError, GenrecError, Natural, SettingError, Share, 
                             patch, plain, read_json, read_settings, _read_spec, require, settings,
                             versions, write_json, _write_spec)
 from .data import Dataset
-from .splits import Split, leave_one_out
+from .splits import Split, _fitted_on
 from .loaders import load_dataset
 from .metrics import evaluate_ranking, metric_values, popularity_ranking, _rank_of
-from .semantic_ids import Identifiers
 from .infogain import zero_gain_share
 from .train import FitResult
 from .baselines import _check_split, transition_ranking
 from .sequential_baselines import SASRecConfig
 from .tokenizer import Tokenized, tokenize_items
 from .tokenizer_config import TokenizerConfig, TOKENIZERS
-from .rec_config import RecommenderConfig, _sources
+from .rec_config import RecommenderConfig, _source_names, _sources
 from .recommender import GenerativeRecommender
-from .trial import DataConfig, Trial, _needs_text
+from .trial import DataConfig, _SPLITS, Trial, _needs_text
 from .pipeline import (_K, _default_device, _make_identifiers, _ranked_lists, run_trials,
                                 _train_assistant)
 from .pages import _run_page, _tokenizer_page
@@ -216,11 +215,12 @@ def _prepare(config: RunConfig) -> _Run:
 def baselines(self: _Run) -> dict: # name -> (test, valid) int64 [M, K]
     "Lists of popularity, of transitions, and of the assistant alone"
     train, cases = self.split.train, (self.split.test, self.split.valid)
-    found = {'popularity': [popularity_ranking(train.item_counts(), c, _K) for c in cases],
-             'transitions': [transition_ranking(train, c, _K) for c in cases]}
+    counts, out = train.item_counts(), self.config.decode.exclude_seen
+    found = {'popularity': [popularity_ranking(counts, c, _K, out) for c in cases],
+             'transitions': [transition_ranking(train, c, _K, out) for c in cases]}
     if not self.config.assistant_weight: return found
     model = _train_assistant(self.own, self.split, self.folder)
-    return found | {'assistant': [model.rank(c, _K) for c in cases]}
+    return found | {'assistant': [model.rank(c, _K, out) for c in cases]}
 
 @patch
 def evaluated(self: _Run, name: str, test: np.ndarray, valid: np.ndarray, **decoding) -> tuple:
@@ -281,13 +281,17 @@ def save(self: _Run, trial: Trial, alpha: float) -> GenerativeRecommender:
     return rec
 
 @patch
-def facts(self: _Run, ids: Identifiers, rows: dict) -> dict:
+def facts(self: _Run, made: list, rows: dict) -> dict: # made: `Tokenized`s
     "Data, identifiers and trainings, as metrics.json has them"
-    d, c, collisions = self.data, self.config, ids.collisions()
+    d, ids, c, out = self.data, made[0].ids, self.config, self.config.decode.exclude_seen
+    collisions, ties = ids.collisions(), d.interactions.count_ties(self.split.test)
+    names = _source_names(self.own.sources)
     return dict(data=d.name, users=len(self.split.test), items=len(d.catalog),
                 interactions=len(d.interactions.items), skipped_users=self.split.skipped,
-                ties=asdict(d.interactions.count_ties(self.split.test)),
+                ties=asdict(ties), exclude_seen=out, unreachable=ties.seen_targets*out,
                 split='files' if self.data.split and c.split == 'auto' else c.split,
+                fingerprint=self.split.fingerprint,
+                fitted_on={n: _fitted_on(m.ids.notes) for n, m in zip(names, made)},
                 notes=self.data.notes, seed=c.seed, collisions=collisions,
                 collisions_before=(ids.notes or {}).get('before') or collisions,
                 parameters={w: r['parameters'] for w, r in rows.items()},
@@ -300,7 +304,7 @@ def _curves(work: Path) -> FitResult:
     return FitResult(None, d['logs'], d['best'], d['best_epoch'], d['epochs'])
 
 @patch
-def finish(self: _Run, found: dict, made: Tokenized, rows: dict, seconds: dict) -> dict:
+def finish(self: _Run, found: dict, made: list, rows: dict, seconds: dict) -> dict:
     "Choose by validation (found: from `figures`), save the model, write report and metrics.json"
     methods = {name: entry for name, (_, entry) in found.items()}
     alone = [m for m in self.config.methods if m != 'SASRec' and not methods[m]['assistant_weight']]
@@ -308,14 +312,14 @@ def finish(self: _Run, found: dict, made: Tokenized, rows: dict, seconds: dict) 
     training, decoding = self.config.methods[chosen]
     rec = self.save(self.trials[training], methods[chosen]['alpha'])
     lists = _ranked_lists(self.trials[training], self.folder, decoding)
-    metrics = self.facts(made.ids, rows) | dict(
+    metrics = self.facts(made, rows) | dict(
         methods=methods, chosen=chosen, seconds=seconds, config=asdict(self.config),
         versions=versions(),
         zero_gain_share=zero_gain_share(rec.trie, rec.gain, self.split.train.target_counts()),
         search=rec.search_facts(self.split.test),
         prompts={k: int(x) for k, x in lists.items() if k not in ('valid', 'test')} or None)
     curves = {w: _curves(self.folder/'work'/t.key) for w, t in self.trials.items()}
-    page = _run_page(metrics, [e for e, _ in found.values()], curves, rec, made, self.split.test)
+    page = _run_page(metrics, [e for e, _ in found.values()], curves, rec, made[0], self.split.test)
     page.save(self.folder/'report.html')
     write_json(self.folder/'metrics.json', metrics)
     return metrics
@@ -334,7 +338,7 @@ def run(
     for note in r.data.notes: _LOG.info('%s', note)
     fresh, r.device = not resume and not Path(folder).exists(), device or _default_device()
     r.folder = _open_run(folder, r.config, resume)
-    try: made, *_ = _make_identifiers(r.own, r.data, r.split, r.folder, r.device, progress)
+    try: made = _make_identifiers(r.own, r.data, r.split, r.folder, r.device, progress)
     except GenrecError:
         if fresh: shutil.rmtree(folder)                    # the corrected command may have its name
         raise
@@ -352,17 +356,19 @@ def tokenize(
     progress=None, # something with `stage` and `advance`
     device: str | None = None, # where neural tokenizers are trained; None: the best there is
     tie_seed: int | None = None, # order of equal times in the histories, see `load_dataset`
+    split: str = 'auto', # whose training part is used, see `DataConfig`
 ) -> dict: # what report.json holds
     "Tokenize a catalog; leaves tokenizer, report.json and report.html in the folder, or nothing"
     folder, progress, columns = Path(folder), _Timed(progress or _Silent()), columns or {}
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     require(not taken, f'{folder}: exists and is not empty; name another --out', FileError)
     progress.stage('data')
-    if _needs_text(config):
-        DataConfig(data, columns).require_text(f'the tokenizer {config.method}')
+    about = DataConfig(data, columns, split, tie_seed=tie_seed)
+    if _needs_text(config): about.require_text(f'the tokenizer {config.method}')
     found = load_dataset(data, text=None, tie_seed=tie_seed, **columns)
     for note in found.notes: _LOG.info('%s', note)
-    split = found.split or leave_one_out(found.interactions)
+    given = found.split if split == 'auto' else None
+    split = given or _SPLITS[split](found.interactions)
     where = None if found.name == 'ml-100k' else data
     device = device or _default_device()
     made = tokenize_items(found, split, config, categories=where, device=device, progress=progress)
@@ -377,7 +383,7 @@ def _save_tokenized(
     report = made.report(counts)
     figures = dict(data=data.name, items=len(data.catalog), config=asdict(made.config),
                    **report.to_dict(), source=made.source, versions=versions(), seconds=seconds,
-                   **facts)
+                   fitted_on=_fitted_on(made.ids.notes), **facts)
     def pages(part):
         write_json(part/'report.json', figures)
         _tokenizer_page(made, report, figures, counts, data.catalog.titles).save(part/'report.html')

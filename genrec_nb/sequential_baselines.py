@@ -165,7 +165,7 @@ class _CatalogTrainer(RankingTrainer):
 
 @patch
 @torch.no_grad()
-def fill_cold(self: _CatalogTrainer, model: SequenceRanker) -> None:
+def _fill_cold(self: _CatalogTrainer, model: SequenceRanker) -> None:
     "Cold items get the mean vector"
     for table in {model.item_table(), model.output_table()}: _fill_cold(table, self.known)
 
@@ -219,7 +219,7 @@ def _train_sequence(
         args = _arguments(config, steps, seed, folder)
         trainer = _CatalogTrainer(model, args, samples, split.valid, known, callbacks=stop)
         trainer.train()
-        trainer.fill_cold(model)
+        trainer._fill_cold(model)
     model.history = _curve(trainer.state.log_history, steps)
     return model.eval()
 

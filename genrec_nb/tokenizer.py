@@ -22,7 +22,8 @@ from .semantic_ids import Identifiers, _index_files
 import genrec_nb.new_items # gives `Identifiers.append`
 from .other_tokenizers import _popular_first, _split_names, read_categories
 from .hkmeans import cooccurrence_vectors
-from .baselines import _read_array, _check_item_vectors, _load_vectors
+from .baselines import (_read_array, _check_item_vectors, _load_vectors, save_vectors,
+                                 _vectors_split)
 from .tokenizer_config import _CF_METHODS, Sources, TOKENIZERS, TokenizerConfig
 
 # %% ../nbs/80_tokenizer.ipynb #808a8eab
@@ -36,7 +37,7 @@ def _collaborative_embeddings(
     if not isinstance(cf, (str, Path)):
         what = 'the collaborative embeddings (of d_code dimensions)'
         return _check_item_vectors(np.asarray(cf), split.train.n_items, what, dim)
-    if str(cf) not in _CF_METHODS: return _load_vectors(cf, split.train.n_items, dim)
+    if str(cf) not in _CF_METHODS: return _load_vectors(cf, split.train.n_items, dim, split)
     if str(cf) == 'cooccurrence': return cooccurrence_vectors(split.train, dim or 64, seed=seed)
     from genrec_nb.sequential_baselines import _RANKERS, train_collaborative_embeddings
     config = _RANKERS[str(cf)][1](dim=dim or 32, patience=0)
@@ -160,7 +161,19 @@ def tokenize_items(
     require(n == known, f'the split is of {n} items, the catalog has {known}')
     s = _sources(data, split, c, vectors, cf, categories, device, stage)
     stage(f'tokenizer, {c.method}')
-    return _tokenize(s, c, list(data.catalog.ids))
+    made = _tokenize(s, c, list(data.catalog.ids))
+    made.ids.notes |= _seen_of(split, c, vectors, cf)
+    return made
+
+def _seen_of(split: Split, c: TokenizerConfig, vectors, cf) -> dict: # {} where nobody knows
+    "The note of what identifiers have seen: the split that they were fitted on, or None"
+    if {'cf', 'train'}.isdisjoint(c.needs):
+        return {} if 'text' in c.needs and vectors is not None else dict(split=None)
+    cf = c.cf if cf is None else cf
+    named = isinstance(cf, (str, Path))
+    if 'train' in c.needs or named and str(cf) in _CF_METHODS: return dict(split=split.fingerprint)
+    found = _vectors_split(cf) if named else None           # numbers of somebody else
+    return dict(split=found) if found else {}
 
 # %% ../nbs/80_tokenizer.ipynb #8ec57926
 def _tokenize(s: Sources, c: TokenizerConfig, items: list) -> Tokenized:
@@ -233,8 +246,9 @@ def save(self: Tokenized,
         self.ids.save(part/'index.json', self.items)
         if self.quantizer is not None: self.quantizer.save(part/'quantizer')
         if isinstance(self.encoder, TfidfEncoder): self.encoder.save(part/'encoder')
-        for name, x in (('codes', self.codes), ('cf', self.cf)):
-            if x is not None: np.save(part/f'{name}.npy', x, allow_pickle=False)
+        if self.codes is not None: np.save(part/'codes.npy', self.codes, allow_pickle=False)
+        seen = self.ids.notes.get('split')
+        if self.cf is not None: save_vectors(part/'cf.safetensors', self.cf, seen)
         config = asdict(self.config) if self.config else None
         about = dict(config=config, source=self.source, versions=versions())
         write_json(part/'tokenizer.json', about)
@@ -255,6 +269,8 @@ def _check_table(folder: Path, items) -> list: # the item ids
     return own
 
 # %% ../nbs/80_tokenizer.ipynb #29044266
+def _numbers(path: Path) -> np.ndarray: return _read_array(path).numpy()
+
 def load_tokenized(
     folder: str | Path, # what `save` was given
     items=None, # the catalog (or its ids) that it must belong to; None: not compared
@@ -267,7 +283,7 @@ def load_tokenized(
     if config: config = read_settings(TokenizerConfig, config, f'{folder}/tokenizer.json')
     return Tokenized(
         Identifiers.load(folder/'index.json'), part('codes.npy', _read_array),
-        part('quantizer', load_quantizer), None, part('cf.npy', _read_array), config, own,
+        part('quantizer', load_quantizer), None, part('cf.safetensors', _numbers), config, own,
         meta.get('source', {}), part('encoder', load_encoder))
 
 # %% ../nbs/80_tokenizer.ipynb #d98a7816
@@ -284,14 +300,23 @@ def _table_ids(
 def _given_identifiers(
     path: str | Path, # an index.json, or a folder from `genrec tokenize`
     catalog: Catalog,
+    split: Split | None = None, # under which they are used
 ) -> Tokenized:
-    "Identifiers that were made before; raises `FileError` if they are those of other items"
+    "Identifiers that were made before; raises `GenrecError` for other items, or another split"
+    made = _read_identifiers(path, catalog)
+    if split is not None: split.require_same(made.ids.notes.get('split'), str(path))
+    return made
+
+def _read_identifiers(path: str | Path, catalog: Catalog) -> Tokenized:
+    "Those of a folder or a table; a table's vocabulary beside it says what it has seen"
     if Path(path).is_dir(): return load_tokenized(path, catalog)
     require(Path(path).is_file(), f'{path}: no such file; expected one of {", ".join(TOKENIZERS)}, '
             'an index.json, or a folder from `genrec tokenize`', FileError)
     beside = _index_files(path)[1]
-    titles = beside.is_file() and read_json(beside).get('kind') == 'titles'
-    return Tokenized(_table_ids(path, catalog, titles), items=list(catalog.ids))
+    about = read_json(beside) if beside.is_file() else {}
+    ids = _table_ids(path, catalog, about.get('kind') == 'titles')
+    ids.notes |= {k: v for k, v in (about.get('notes') or {}).items() if k == 'split'}
+    return Tokenized(ids, items=list(catalog.ids))
 
 # %% ../nbs/80_tokenizer.ipynb #788552a9
 def _continue_table(made: Tokenized, index: str | Path) -> Tokenized: # index: of an earlier call

@@ -11,14 +11,13 @@ import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from .core import (Count, FileError, MissingTextError, Natural, check_keys, digest, patch,
+from .core import (Count, MissingTextError, Natural, check_keys, digest, patch,
                             plain, require, settings)
 from .data import Dataset
 from .splits import Split, global_time, leave_one_out
 from .loaders import load_dataset, _COLUMNS
-from .embed import check_vectors
 from .semantic_ids import Identifiers
-from .baselines import _check_split
+from .baselines import _check_split, _load_vectors
 from .sequential_baselines import SASRecConfig
 from .tokenizer import _given_cf, _given_identifiers
 from .tokenizer_config import TOKENIZERS, TokenizerConfig
@@ -64,7 +63,9 @@ def key(self: DataConfig, data: Dataset) -> str:
     "A name for data and split, the same on every machine"
     x, c = data.interactions, data.catalog
     items, offsets = (np.asarray(a, '<i8').tobytes() for a in (x.items, x.offsets))
-    name = digest(items + offsets + json.dumps([c.ids, c.texts], ensure_ascii=False).encode())
+    times = b'' if x.times is None else np.asarray(x.times, '<f8').tobytes()
+    texts = json.dumps([c.ids, c.texts], ensure_ascii=False).encode()
+    name = digest(items + offsets + times + texts)
     return name + '-time'*(self.split == 'time') + (f'-{self.users}' if self.users else '')
 
 # %% ../nbs/83_trial.ipynb #1bb1f868
@@ -160,19 +161,15 @@ def require_text(self: DataConfig, who: str) -> None:
 
 # %% ../nbs/83_trial.ipynb #c0fdbfd7
 @patch
-def item_vectors(self: DataConfig, n_items: int) -> np.ndarray: # float32 [N, d]
-    "Item vectors from their file; raises `FileError` if it is missing or has other items"
-    file = Path(self.vectors)
-    x = check_vectors(np.load(file, allow_pickle=False)).numpy() if file.is_file() else None
-    require(x is not None, f'{file}: no such file', FileError)
-    require(len(x) == n_items, f'{file}: has {len(x)} rows, the catalog {n_items} items', FileError)
-    return x
+def item_vectors(self: DataConfig, split: Split) -> np.ndarray: # float32 [N, d]
+    "Item vectors from their file; raises `GenrecError` for other items, or another split"
+    return _load_vectors(self.vectors, split.train.n_items, split=split)
 
 # %% ../nbs/83_trial.ipynb #dd3aab79
 def _check_source(trial: Trial, source, data: Dataset, split: Split) -> Identifiers | None: # if they are there
     "Raise `GenrecError` if one of the identifiers cannot be had, or not be generated"
     if isinstance(source, str):
-        ids = _given_identifiers(source, data.catalog).ids
+        ids = _given_identifiers(source, data.catalog, split).ids
         _check_backbone(trial.recommender.backbone, ids.backbone_ids is not None, ids.kind)
         return ids
     source.sizes_for(len(data.catalog))
@@ -185,7 +182,7 @@ def check(self: Trial, data: Dataset, split: Split) -> None:
     r = self.recommender
     _check_sources(self.sources)
     ids = [_check_source(self, s, data, split) for s in self.sources][0]
-    if self.data.vectors: self.data.item_vectors(len(data.catalog))
+    if self.data.vectors: self.data.item_vectors(split)
     elif r.rule.needs_vectors: self.data.require_text(f'weighting {r.weighting}')
     if r.backbone == 'llm': _check_base(r.model, data.catalog, ids, None if ids else r.tokenizer_config)
     if r.decode.assistant_weight: _check_split(split, SASRecConfig().patience)
