@@ -160,12 +160,12 @@ class _CatalogTrainer(RankingTrainer):
         out = model(**inputs)
         return (out['loss'], out) if return_outputs else out['loss']
     def measure(self, model) -> dict:
-        self.fill_cold(model)
+        self.average_cold(model)
         return _validation_metrics(model, self.valid)
 
 @patch
 @torch.no_grad()
-def _fill_cold(self: _CatalogTrainer, model: SequenceRanker) -> None:
+def average_cold(self: _CatalogTrainer, model: SequenceRanker) -> None:
     "Cold items get the mean vector"
     for table in {model.item_table(), model.output_table()}: _fill_cold(table, self.known)
 
@@ -219,7 +219,7 @@ def _train_sequence(
         args = _arguments(config, steps, seed, folder)
         trainer = _CatalogTrainer(model, args, samples, split.valid, known, callbacks=stop)
         trainer.train()
-        trainer._fill_cold(model)
+        trainer.average_cold(model)
     model.history = _curve(trainer.state.log_history, steps)
     return model.eval()
 
