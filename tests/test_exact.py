@@ -156,6 +156,30 @@ def test_combinations_by_hand(how):
     assert torch.equal(combine(logp[:1]), logp[0])
     torch.testing.assert_close(combine(logp, ExactConfig(how, (0., 1., 0.))), logp[1])
 
+@few
+@given(st.integers(0, 999), st.integers(2, 4), st.sampled_from([1., 10., 40.]))
+def test_what_an_untrained_token_costs(seed, K, scale):
+    "A mixture at most ln 1/w beyond each identifier, a product at most the weighted mean of the nats, whatever the other says"
+    rng = torch.Generator().manual_seed(seed)
+    logp, w = (scale*torch.randn(K, 3, 9, generator=rng, dtype=torch.double)).log_softmax(-1), torch.rand(K, generator=rng, dtype=torch.double) + .01
+    w, weights = w/w.sum(), tuple((w/w.sum()).tolist())
+    assert (-combine(logp, ExactConfig('mixture', weights)) <= (-logp - w.log()[:, None, None]).min(0).values + 1e-9).all()
+    assert (-combine(logp, ExactConfig('product', weights)) <= (w[:, None, None]*-logp).sum(0) + 1e-9).all()
+
+def test_a_count_that_is_given_later_moves_the_prior_alone():
+    "A new item with the mean count of its siblings starts with them; no weight changes"
+    counts, ids = np.array([9, 9, 0, 9, 9]), Identifiers.from_codes(np.array([[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]]), policy='keep')
+    model = packed(ids, softmax='children', prior='trie', counts=counts)
+    for p in (*model.bias, *(e.weight for e in model.codes)): p.data.zero_()
+    before = {k: v.clone() for k, v in model.state_dict().items() if k != 'counts'}
+    history = torch.tensor([[0, 3]])
+    p = whole(model, history, config=DecodeConfig(exclude_seen=False))[0, 0].exp()
+    torch.testing.assert_close(p, torch.tensor([10., 10., 1., 10., 10.])/41)
+    model.counts[2] = 9
+    p = whole(model.set_items(ids), history, config=DecodeConfig(exclude_seen=False))[0, 0].exp()
+    torch.testing.assert_close(p, torch.full((5,), .2))
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+
 def test_several_identifiers_rank_by_their_combination():
     model = three(prior='trie')
     logp = whole(model, HISTORY)
