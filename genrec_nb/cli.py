@@ -75,6 +75,8 @@ _Source = Annotated[str | None, typer.Argument(
          'as a run writes them to config.toml.')]
 _Out = _may(Path, 'Folder for the results, runs/NAME if none is given.')
 _Quick = _flag('--quick', 'A quick run: few epochs, nothing downloaded but the data.')
+_Preset = _may(str, 'Settings of a paper: tiger-letter, letter-tiger, multi-target, lc-rec, igd-paper; '
+               'letter-paper, letter-release. Whatever else is given goes before them.')
 _Resume = _flag('--resume', 'Continue an interrupted run, the newest or that of --out, with its '
                             'own settings.')
 _Set = _some('Any setting of config.toml by its dotted name: train.lr=1e-3, weighting=fg, '
@@ -95,6 +97,7 @@ def _run(
     out: _Out = None,
     quick: _Quick = False,
     resume: _Resume = False,
+    preset: _Preset = None,
     change: _Set = None,
     tokenizer: _Tokenizer = None,
     identifiers: _More = None,
@@ -113,8 +116,8 @@ def _run(
     file = source if source and Path(source).suffix in ('.toml', '.json') else None
     if source and not file: changes['data'] = source
     folder = out or (_newest_run() if resume else None)
-    same = resume and not (source or changes) and (folder/'config.toml').is_file()
-    config = load_config(folder/'config.toml' if same else file, changes, quick)
+    same = resume and not (source or changes or preset) and (folder/'config.toml').is_file()
+    config = load_config(folder/'config.toml' if same else file, changes, quick, preset)
     check_keys(config.columns, _COLUMN_NAMES, 'columns')
     folder = folder or _free_folder(Path(config.data).resolve().name + '-quick'*quick)
     with _interruptible(f'`genrec run --resume --out {folder}` continues') as bars:
@@ -140,10 +143,11 @@ _NOTES = dict(unlinked='items that were chosen together with no other',
 @app.command('tokenize', cls=_Command)
 def _tokenize(
     data: Annotated[str, typer.Argument(help='Data set, as in `genrec run`.')],
-    method: Annotated[str, typer.Option(
-        help='letter, rqvae, rqkmeans, opq, pq, hkmeans, tree, category, random, item or title.')],
     out: Annotated[Path, typer.Option(
         help='Folder for table, model and report; must not exist, or be empty.')],
+    method: Annotated[str | None, typer.Option(
+        help='letter, rqvae, rqkmeans, opq, pq, hkmeans, tree, category, random, item or title.')] = None,
+    preset: _Preset = None,
     tokenizer: _Tokenizer = None,
     column: _Column = None,
     split: Annotated[Literal['auto', 'leave-one-out', 'time'], typer.Option(
@@ -153,10 +157,14 @@ def _tokenize(
 ):
     "Give every item of a catalog an identifier, with a report."
     _set_up_logging()
-    from genrec_nb.core import read_settings
+    from genrec_nb.core import SettingError, read_settings, require
+    from genrec_nb.presets import preset_settings
     from genrec_nb.run import tokenize
     from genrec_nb.tokenizer_config import TokenizerConfig
-    given = dict(method=method, options={})
+    given = preset_settings(preset).get('tokenizer', {}) if preset else {}
+    require(method or 'method' in given, '--method or a --preset with a tokenizer is needed',
+            SettingError)
+    given = dict(options={}) | given | (dict(method=method) if method else {})
     for name, value in _tokenizer_pairs(tokenizer).items():
         *_, part, name = name.split('.')
         (given['options'] if part == 'options' else given)[name] = value

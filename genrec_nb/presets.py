@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PRESETS', 'preset_settings', 'preset_table']
 
-# %% ../nbs/85_presets.ipynb #da4f9094
+# %% ../nbs/85_presets.ipynb #64260cd0
 import re
 import pandas as pd
 from .core import check_choice
 try: import tomllib
 except ImportError: import tomli as tomllib # Python 3.10
 
-# %% ../nbs/85_presets.ipynb #61df84f0
+# %% ../nbs/85_presets.ipynb #d6face65
 PRESETS: dict[str, str] = {} # name -> commented settings of a run, as TOML
 
 def preset_settings(name: str) -> dict: # nested, as `load_config` takes them
@@ -20,7 +20,7 @@ def preset_settings(name: str) -> dict: # nested, as `load_config` takes them
     check_choice(name, PRESETS, 'preset')
     return tomllib.loads(PRESETS[name])
 
-# %% ../nbs/85_presets.ipynb #7b05fca8
+# %% ../nbs/85_presets.ipynb #49edce3f
 def preset_table(name: str) -> pd.DataFrame: # columns setting, value, source
     "Every setting of a preset, and where it comes from"
     check_choice(name, PRESETS, 'preset')
@@ -30,11 +30,12 @@ def preset_table(name: str) -> pd.DataFrame: # columns setting, value, source
         if m := re.fullmatch(r'(\S+) = (.*?)\s+# (.*)', line): rows.append((section + m[1], *m.groups()[1:]))
     return pd.DataFrame(rows, columns=['setting', 'value', 'source']).set_index('setting')
 
-# %% ../nbs/85_presets.ipynb #bfa241a6
+# %% ../nbs/85_presets.ipynb #3d8a8518
 PRESETS['tiger-letter'] = '''
 backbone = "t5"                       # paper: an encoder-decoder from scratch
 weighting = "ce"                      # paper: plain cross-entropy
 identifiers = []                      # one identifier an item
+split = "leave-one-out"               # paper
 
 [tokenizer]
 method = "rqvae"                      # paper; a published table: ids = "Beauty.rqvae.index.json"
@@ -75,7 +76,7 @@ adam_beta2 = 0.999                    # code: the default of AdamW
 '''
 preset_table('tiger-letter')
 
-# %% ../nbs/85_presets.ipynb #46f8258b
+# %% ../nbs/85_presets.ipynb #b1b2fe35
 _LETTER = '''
 [tokenizer]
 method = "letter"                     # paper
@@ -107,7 +108,7 @@ _MEANS = 'code: means over elements and levels'
 PRESETS['letter-paper'] = _LETTER.format(variant='paper', why=_SUMS)
 PRESETS['letter-release'] = _LETTER.format(variant='code', why=_MEANS)
 
-# %% ../nbs/85_presets.ipynb #4f1f22db
+# %% ../nbs/85_presets.ipynb #ec4fc5bd
 _TIGER = PRESETS['tiger-letter'].partition('[tokenizer]')
 _TRAINING = '[model]' + _TIGER[2].partition('[model]')[2]
 PRESETS['letter-tiger'] = f'''
@@ -115,10 +116,11 @@ backbone = "t5"                       # paper: an encoder-decoder from scratch
 weighting = "ranking"                 # paper: cross-entropy of logits divided by tau
 weighting_options.tau = 0.7           # paper: Instruments, best of .6 to 1.2
 identifiers = []                      # one identifier an item
+split = "leave-one-out"               # paper
 {PRESETS['letter-release']}
 {_TRAINING}'''
 
-# %% ../nbs/85_presets.ipynb #2fb16ecf
+# %% ../nbs/85_presets.ipynb #93d07cbb
 PRESETS['multi-target'] = PRESETS['tiger-letter'].replace(
 'weighting = "ce"                      # paper: plain cross-entropy', '''\
 weighting = "multi"                   # paper: uniform, Front-Greater and frequency
@@ -129,7 +131,7 @@ weighting_options.targets.frequency.beta = 0.9    # code''').replace(
 'batch_size = 1024                     # code: 256 on each of 4 devices',
 'batch_size = 512                      # code')
 
-# %% ../nbs/85_presets.ipynb #0afe07b9
+# %% ../nbs/85_presets.ipynb #3cc7b171
 _ALPACA = r"""
 [model]
 base = "smollm2-135m"                 # ours: the paper took another, see --model base=FOLDER
@@ -145,6 +147,7 @@ PRESETS['lc-rec'] = '''
 backbone = "llm"                      # paper
 weighting = "ce"                      # paper
 identifiers = []                      # one identifier an item
+split = "leave-one-out"               # paper
 
 [tokenizer]
 method = "rqvae"                      # paper
@@ -173,7 +176,7 @@ beams = 20                            # paper
 exclude_seen = false                  # code
 '''
 
-# %% ../nbs/85_presets.ipynb #f1ea0402
+# %% ../nbs/85_presets.ipynb #4498f41b
 _LISTED = 'Given a list of items that a user chose, oldest first: {history}. Name the next one.'
 PRESETS['igd-paper'] = '''
 backbone = "llm"                      # paper

@@ -30,6 +30,7 @@ from .recommender import GenerativeRecommender
 from .trial import DataConfig, _SPLITS, Trial, _needs_text
 from .pipeline import (_K, _default_device, _make_identifiers, _ranked_lists, run_trials,
                                 _train_assistant)
+from .presets import preset_settings
 from .pages import _run_page, _tokenizer_page
 
 # %% ../nbs/86_run.ipynb #968b3f07
@@ -45,6 +46,7 @@ class RunConfig(RecommenderConfig):
     users: Count | None = None # test users sampled once, and as many for validation; None: all
     ties: Literal['random', 'given', 'item'] = 'random' # order of equal times, see `load_dataset`
     tie_seed: Natural | None = None # of the random order, whatever the training seed; None: 0
+    title_words: Count | None = None # items with longer titles are left out; None: none is
     ids: str | None = None # an index.json, or a folder of `genrec tokenize`; None: made here
     compare: tuple[Literal[_COMPARED], ...] = _COMPARED # trainings beside that of the settings
     alpha: Share = .2 # strength of IGD-decoding
@@ -79,17 +81,24 @@ def _quick_settings(given: dict) -> dict:
     if how is None or 'encoder' in how.uses and not (how.either and own.get('cf')): return _QUICK
     return _QUICK | dict(tokenizer=dict(method='rqkmeans'))
 
+def _with_quick(preset: dict, given: dict) -> dict:
+    "The settings of a preset, cut down to a quick run"
+    quick = _quick_settings(_merge(preset, given))
+    return _merge({k: v for k, v in preset.items() if k != 'tokenizer' or k not in quick}, quick)
+
 def load_config(
     path: str | Path | None = None, # .toml or .json; None: the defaults
     overrides: dict | None = None, # name -> value; 'train.lr' is the `lr` in `train`
     quick: bool = False, # a quick run: nothing is downloaded but the data, few epochs
+    preset: str | None = None, # published settings, see `PRESETS`; what is given goes before them
 ) -> RunConfig:
     "Read the settings of a run; raises `SettingError` for unknown names and impossible values"
     given = _read_spec(path) if path else {}
     for name, value in (overrides or {}).items():
         for part in reversed(name.split('.')): value = {part: value}
         given = _merge(given, value)
-    if quick: given = _merge(_quick_settings(given), given)
+    base = preset_settings(preset) if preset else {}
+    given = _merge(_with_quick(base, given) if quick else base, given)
     return read_settings(RunConfig, given, str(path or ''))
 
 # %% ../nbs/86_run.ipynb #7443242b
@@ -125,7 +134,7 @@ def _open_run(folder: str | Path, config: RunConfig, resume: bool) -> Path: # th
 def data_config(self: RunConfig) -> DataConfig:
     "The data and their split"
     return DataConfig(self.data, self.columns, self.split, self.users, ties=self.ties,
-                      tie_seed=self.tie_seed)
+                      tie_seed=self.tie_seed, title_words=self.title_words)
 
 @patch(as_prop=True)
 def recommenders(self: RunConfig) -> dict: # label -> `RecommenderConfig`

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 from .core import (Count, MissingTextError, Natural, check_keys, digest, patch,
                             plain, require, settings)
-from .data import Dataset
+from .data import Dataset, Interactions, _offsets_of
 from .splits import Split, global_time, leave_one_out
 from .loaders import load_dataset, _COLUMNS
 from .semantic_ids import Identifiers
@@ -35,15 +35,30 @@ class DataConfig:
     vectors: str | None = None # item vectors FILE.npy for weightings; None: made from the texts
     ties: Literal['random', 'given', 'item'] = 'random' # order of equal times, see `load_dataset`
     tie_seed: Natural | None = None # of the random order, whatever the training seed; None: 0
+    title_words: Count | None = None # items with longer titles are left out; None: none is
     def __post_init__(self): check_keys(self.columns, _COLUMNS, 'columns')
 
 # %% ../nbs/83_trial.ipynb #5b396e98
+def _without_long_titles(data: Dataset, words: int) -> Dataset: # its own split is gone
+    "The items with at most so many words in the title, and the users that chose any of them"
+    x, keep = data.interactions, np.array([len(t.split()) <= words for t in data.catalog.titles])
+    require(keep.any(), f'{data.name}: all titles have more than {words} words (title_words)')
+    here, items = keep[x.items], np.flatnonzero(keep)
+    lengths = np.bincount(x.users[here], minlength=x.n_users)
+    users = np.flatnonzero(lengths)
+    kept = Interactions(np.searchsorted(items, x.items[here]), _offsets_of(lengths[users]),
+                        [x.user_ids[u] for u in users], len(items),
+                        None if x.times is None else x.times[here])
+    return Dataset(data.name, data.catalog.take(items), kept)
+
+# %% ../nbs/83_trial.ipynb #63e6fafd
 _SPLITS = {'auto': leave_one_out, 'leave-one-out': leave_one_out, 'time': global_time}
 
 @patch
 def load(self: DataConfig) -> tuple[Dataset, Split]:
     "Data and split; raises `GenrecError` if there is nobody to evaluate or nothing to learn from"
     data = load_dataset(self.path, None, self.ties, self.tie_seed, **self.columns)
+    if self.title_words: data = _without_long_titles(data, self.title_words)
     given = data.split if self.split == 'auto' else None
     split, why = given or _SPLITS[self.split](data.interactions), None
     if not len(split.test) or not len(split.valid):
