@@ -79,8 +79,9 @@ _Tokenizer = _some('Setting of the tokenizer, once for each: method, levels, siz
                    'encoder, or one of its own; cf, for letter, or for others instead of encoder: '
                    'sasrec, lightgcn, cooccurrence, or a file of item vectors, .npy or .safetensors, '
                    'float \\[items, 32], rows in the order of index.json.', '--tokenizer')
-_Column = _some('For tables, what a column is called: user, item, time, title; `time=` for rows '
-                'that are in order.', metavar='NAME=COLUMN')
+_Column = _some('What a column is called: user, item, time, title, category; item=A,B of two '
+                'tables; text=A,B,C for the encoder; `time=` for rows that are in order.',
+                metavar='NAME=COLUMN')
 _Device = _may(str, 'cpu, cuda, cuda:1, ..; the best there is if not given.')
 
 # %% ../nbs/94_options.ipynb #0a26fc5a

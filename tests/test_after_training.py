@@ -1,0 +1,82 @@
+"New items, many users, shared titles and empty lists, with a model that is trained already"
+import json
+import numpy as np
+import pandas as pd
+import pytest
+from oracles import small_data
+from genrec_nb.core import FileError, GenrecError, GenrecWarning, MissingTextError, SettingError
+from genrec_nb.loaders import load_dataset
+from genrec_nb.many_users import recommend_file
+from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    "A small model of one kind of identifiers, from texts"
+    folder = tmp_path_factory.mktemp('after')
+    config = RecommenderConfig(tokenizer=dict(method='rqkmeans', encoder='tfidf', size=6, levels=2), model=dict(d_model=16, num_heads=2, num_layers=1), train=dict(epochs=1, batch_size=16, eval_every=1))
+    rec = GenerativeRecommender.fit(load_dataset(small_data(folder/'toy')), config, use_cpu=True)
+    rec.save_pretrained(folder/'model')
+    return folder/'model'
+
+@pytest.fixture
+def rec(saved): return GenerativeRecommender.from_pretrained(saved)
+
+NEW = pd.DataFrame(dict(item=['n1', 'n2', 'n3'], title=['Item new', 'Item fresh', 'Item 3'], description=['color 1 shape 2 size 0', 'color 4 shape 6 size 2', 'color 3 shape 3 size 0']))
+
+def test_new_items_are_recommended_read_and_explained(rec, saved, tmp_path):
+    before = rec.recommend(['3', '5'], 40)
+    scores = {x.id: x.score for x in before}
+    old = [rec.ids.path(i).tolist() for i in range(40)]
+    NEW.to_csv(tmp_path/'new.csv', index=False)
+    assert rec.add_items(tmp_path/'new.csv') is rec and len(rec.catalog) == 43
+    assert [rec.ids.path(i).tolist() for i in range(40)] == old             # no old path changes
+    after = rec.recommend(['3', '5'], 43)
+    found = {x.id for x in after}
+    assert {'n1', 'n2', 'n3'} <= found and len(after) == 41                 # all are reachable, but for the history
+    assert [x.id for x in rec.recommend(['n1', '5'], 5)] and 'n1' not in {x.id for x in rec.recommend(['n1', '5'], 43)}
+    e = rec.explain(['3', '5'], 'n2')
+    assert e.score == pytest.approx(next(x.score for x in after if x.id == 'n2'), abs=1e-4)
+    rec.save_pretrained(tmp_path/'longer')                                  # and it comes back from its folder
+    again = GenerativeRecommender.from_pretrained(tmp_path/'longer').recommend(['n1', '5'], 5)
+    assert [(x.id, pytest.approx(x.score, abs=1e-5)) for x in again] == [(x.id, x.score) for x in rec.recommend(['n1', '5'], 5)]
+
+@pytest.mark.parametrize('items, kind, words', [(pd.DataFrame(dict(item=['3'], title=['x'])), GenrecError, "already, the first is '3'"), (pd.DataFrame(dict(item=['n'], title=[''])), MissingTextError, 'neither title'),
+                                                (7, SettingError, 'not int'), (pd.DataFrame(dict(thing=['n'])), GenrecError, 'no column'), ('nowhere.csv', FileError, 'no such file')])
+def test_items_that_cannot_be_added(rec, items, kind, words):
+    with pytest.raises(kind, match=words): rec.add_items(items)
+    assert len(rec.catalog) == 40 and rec.recommend(['3'], 3)
+
+def test_one_token_an_item_has_none_for_new_ones(rec):
+    two = rec
+    two.identifiers = [rec.ids, rec.ids]
+    with pytest.raises(SettingError, match="--identifiers ''"): two.add_items(NEW)
+
+def test_a_shared_title_is_said(rec):
+    rec.add_items(NEW)
+    with pytest.warns(GenrecWarning, match="2 items are called 'item 3': ids 3, n3; '3' is taken"): assert rec.find_items(['item 3']) == [3]
+    assert rec.find_items(['n3']) == [42]                                   # an id is never ambiguous
+
+def test_an_empty_list_says_why(rec):
+    everything = rec.catalog.ids
+    assert not rec.recommend(everything, 5) and 'all 40 items stand in the history' in rec.why_none(everything)
+
+@pytest.mark.parametrize('form', ['json', 'csv', 'parquet'])
+def test_many_users_are_as_one(rec, tmp_path, form):
+    "Batches of two give what `recommend` gives each; unknown items are skipped, and said"
+    rng = np.random.default_rng(0)
+    past = {f'u{n}': rng.permutation(40)[:rng.integers(1, 6)].tolist() for n in range(5)} | dict(nobody=[999])
+    rows = pd.DataFrame([(u, i, t) for u, h in past.items() for t, i in enumerate(h)], columns=['user', 'item', 'time'])
+    rows.sample(frac=1, random_state=0).to_csv(tmp_path/'rows.csv', index=False)
+    pd.DataFrame(dict(user=list(past), items=list(past.values()))).to_parquet(tmp_path/'lists.parquet')
+    for name in ('rows.csv', 'lists.parquet'):
+        out = tmp_path/f'{name}.out'
+        assert recommend_file(rec, tmp_path/name, out, 4, form, size=2) == dict(users=6, without=1, unknown=1)
+        if form == 'json': got = {r['user']: r['items'] for r in map(json.loads, out.read_text().splitlines())}
+        elif form == 'csv': got = {str(u): g.item.astype(str).tolist() for u, g in pd.read_csv(out).groupby('user')} | dict(nobody=[])
+        else: got = {r.user: list(r.items_) for r in pd.read_parquet(out).rename(columns=dict(items='items_')).itertuples()}
+        assert got == {u: [x.id for x in rec.recommend([str(i) for i in h], 4)] if u != 'nobody' else [] for u, h in past.items()}
+    with pytest.raises(FileError, match='exists'): recommend_file(rec, tmp_path/'rows.csv', out, 4, form)
+    with pytest.raises(SettingError, match='one of json, csv, parquet'): recommend_file(rec, tmp_path/'rows.csv', tmp_path/'x', 4, 'xml')
+    (tmp_path/'bad.csv').write_text('a,b\n1,2\n')
+    with pytest.raises(GenrecError, match='no column'): recommend_file(rec, tmp_path/'bad.csv', tmp_path/'y.json')
+    assert not (tmp_path/'y.json').exists()

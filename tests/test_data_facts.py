@@ -1,0 +1,57 @@
+"What data allow, counted before training: against counts by hand and by brute force"
+import numpy as np
+import pandas as pd
+import pytest
+from dataclasses import asdict
+from oracles import small_data
+from genrec_nb.core import SettingError
+from genrec_nb.data import Catalog, Dataset
+from genrec_nb.data_facts import cut_texts, describe_data, plot_data
+from genrec_nb.loaders import load_dataset
+from genrec_nb.metrics import evaluate_ranking
+from genrec_nb.run import _check_beams, load_config
+from genrec_nb.splits import leave_one_out
+
+def random_data(seed, n=300):
+    rng = np.random.default_rng(seed)
+    df = pd.DataFrame(dict(user=rng.integers(0, 40, n), item=rng.integers(0, 60, n), time=rng.integers(0, 30, n)))
+    catalog = Catalog.from_texts([str(i) for i in range(60)], [f'T{i % 50}' for i in range(60)], [[f'x{i % 55}'] for i in range(60)])
+    return Dataset.from_frame(df, catalog.sort(), time='time')
+
+@pytest.mark.parametrize('seed', range(4))
+def test_counts_by_brute_force(seed):
+    d = random_data(seed)
+    x, s = d.interactions, leave_one_out(d.interactions)
+    f = describe_data(d)
+    assert f.repeats == sum(len(x.user(u)) - len(set(x.user(u).tolist())) for u in range(x.n_users))
+    assert f.seen_targets == sum(t in s.test.history(m) for m, t in enumerate(s.test.targets))
+    trained = set(s.train.items.tolist())
+    assert f.cold_targets == sum(t not in trained for t in s.test.targets.tolist()) and f.unused_items == 60 - len(trained)
+    assert f.same_title == sum(d.catalog.titles.count(t) > 1 for t in d.catalog.titles) and f.same_text == sum(d.catalog.texts.count(t) > 1 for t in d.catalog.texts)
+    best = np.full((len(s.test), 20), -1)
+    for m, t in enumerate(s.test.targets):
+        if t not in s.test.history(m): best[m, 0] = t                  # a method that knows the answer, seen items excluded
+    assert evaluate_ranking(best, s.test, s.train).to_dict()['metrics']['recall@1'] == pytest.approx(1 - f.seen_targets/f.targets)
+    assert f'{1 - f.seen_targets/f.targets:.3f}' in ' '.join(f.lines())
+
+def test_clean_data_say_little(tmp_path):
+    df = pd.DataFrame([(u, i, t) for u in 'abc' for t, i in enumerate('vwxyz')], columns=['user', 'item', 'time'])
+    f = describe_data(Dataset.from_frame(df, time='time'))
+    assert f.lines() == ['3 users, 5 items, 15 interactions, 3 test cases', '3 test targets (100.0%) were never chosen in training', '2 of 5 items were never chosen in training']
+    assert type(f)(**asdict(f)) == f and f.cut is None
+
+def test_texts_that_are_cut():
+    class Encoder:
+        class model:
+            max_seq_length = 130
+            def tokenizer(text, truncation): return type('T', (), dict(input_ids=text.split('.')))
+    assert cut_texts(['a.'*200, 'b'*400, 'c'], Encoder) == 1 and cut_texts(['a.'*200], object()) is None and cut_texts(['short'], None) == 0
+
+def test_plots_end_at_one():
+    a, b = plot_data(random_data(0)).axes
+    assert a.lines[0].get_ydata().max() == 1 and all(line.get_ydata()[-1] == pytest.approx(1) for line in b.lines)
+
+def test_too_few_beams_are_refused():
+    with pytest.raises(SettingError, match='beams is 4.*20 or more'): _check_beams(load_config(None, {'backbone': 't5', 'decode.beams': 4}))
+    _check_beams(load_config(None, {'backbone': 't5', 'decode.beams': 20}))
+    _check_beams(load_config(None, {'decode.beams': 4}))              # an item decoder ranks all items
