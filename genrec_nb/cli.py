@@ -70,9 +70,9 @@ def _newest_run() -> Path:
 # %% ../nbs/95_cli.ipynb #c47b4738
 _Source = Annotated[str | None, typer.Argument(
     metavar='DATA|CONFIG.toml',
-    help="'ml-100k' (the default); a folder with NAME.inter.json and NAME.item.json, with RecBole "
-         'files, or with interactions.csv and items.csv (or .parquet); such a table; or settings, '
-         'as a run writes them to config.toml.')]
+    help="'ml-100k' (the default); a folder, or a file of interactions: Amazon, MovieLens, Yelp, "
+         'Steam, RecBole, MiniOneRec, NAME.inter.json, CSV, JSON or Parquet of your own; or '
+         'settings, as a run writes them to config.toml.')]
 _Out = _may(Path, 'Folder for the results, runs/NAME if none is given.')
 _Quick = _flag('--quick', 'A quick run: few epochs, nothing downloaded but the data.')
 _Preset = _may(str, 'Settings of a paper: tiger-letter, letter-tiger, multi-target, lc-rec, igd-paper; '
@@ -134,6 +134,29 @@ def _show_run(m: dict) -> None: # m: as in metrics.json
     _print(_table(_method_rows(m), title),
            f'★ saved: best NDCG@10 on the validation users. {m["zero_gain_share"]:.1%} of the '
            'target tokens are zero-gain.', _ties(m))
+
+# %% ../nbs/95_cli.ipynb #6f01608d
+_Page = _may(Path, 'Page with two plots, runs/NAME-data.html if none is given.')
+
+@app.command('describe')
+def _describe(
+    data: Annotated[str, typer.Argument(help='Data set, as in `genrec run`.')],
+    column: _Column = None,
+    out: _Page = None,
+):
+    "Say what is in a data set, what was read as what, and what decides its figures."
+    _set_up_logging()
+    from genrec_nb.data_facts import describe_data, plot_data
+    from genrec_nb.embed import SentenceEncoder
+    from genrec_nb.loaders import load_dataset
+    from genrec_nb.report import Page, _preformatted
+    found = load_dataset(data, text=None, **_columns(column))
+    lines = [*found.notes, *describe_data(found, encoder=SentenceEncoder()).lines()]
+    _print(*map(escape, lines))
+    page = Page(f'Data: {found.name}').add('What was read', _preformatted('\n'.join(lines)))
+    path = out or Path('runs')/f'{found.name}-data.html'
+    page.add('Histories and popularity', plot_data(found)).save(path)
+    _LOG.info('written to %s', path)
 
 # %% ../nbs/95_cli.ipynb #2a6f7ca1
 _NOTES = dict(unlinked='items that were chosen together with no other',
@@ -219,14 +242,21 @@ def _assign(
 
 # %% ../nbs/95_cli.ipynb #c2c6d073
 _Alpha = _may(float, 'Strength of IGD decoding, 0 to 1; as saved if not given.')
+_Histories = _may(Path, 'File of histories: a row an interaction, or a list a user, in any format.')
+_NewItems = _may(Path, 'New items, which the model has not been trained with, in any format.')
+_Lists = _may(Path, 'File for the lists of --histories; must not exist.')
+_Form = Annotated[str | None, typer.Option('--format', help='Of --out: json, csv or parquet.')]
 _Why = _flag('--explain', 'Show the tokens of the first recommendation.')
 
 @app.command('recommend')
 def _recommend(
     folder: Annotated[Path, typer.Argument(
         metavar='RUN', help='Folder of a run, or of a saved recommender.')],
-    history: Annotated[list[str], typer.Option(
-        help='Title or id of an item, oldest first; once for each.')],
+    history: _some('Title or id of an item, oldest first; once for each.', metavar='ITEM') = None,
+    histories: _Histories = None,
+    items: _NewItems = None,
+    out: _Lists = None,
+    form: _Form = None,
     k: Annotated[int, typer.Option('-k', min=1, help='How many items.')] = 10,
     alpha: _Alpha = None,
     why: _Why = False,
@@ -235,17 +265,32 @@ def _recommend(
     "Recommend the next items for a history of titles."
     _set_up_logging()
     from dataclasses import replace
+    from genrec_nb.core import SettingError, require
     from genrec_nb.recommender import GenerativeRecommender
+    require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
+            SettingError)
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
     decode = rec.config.decode
     if alpha is not None: rec.config = replace(rec.config, decode=replace(decode, alpha=alpha))
+    if items: rec.add_items(items)
+    if histories: return _recommend_file(rec, histories, out, form, k)
     found, console = rec.recommend(history, k), Console(highlight=False)
-    if not found: return _LOG.warning('nothing is left to recommend')
+    if not found: return _LOG.warning('nothing to recommend: %s', rec.why_none(history))
     rows = [{'': n, 'title': x.title, 'id': x.id, 'score': f'{x.score:.3f}'}
             for n, x in enumerate(found, 1)]
     console.print(_table(rows))
     if not why: return
     _show_explanation(rec.explain(history, found[0].id), console)
+
+def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k: int) -> None:
+    "Lists for all users of a file"
+    from genrec_nb.many_users import recommend_file
+    out = out or histories.with_name(f'{histories.name.split(".")[0]}-lists.{form or "json"}')
+    with _interruptible('nothing was written') as bars:
+        n = recommend_file(rec, histories, out, k, form, progress=bars)
+    _print(f'{n["users"]:,} users, {n["without"]:,} of them without a recommendation; '
+           f'{n["unknown"]:,} items of histories are unknown and were skipped')
+    _LOG.info('written to %s', out)
 
 def _show_explanation(e, console) -> None: # of one identifier, or of several
     "The tokens of each identifier; of several, which one decided"

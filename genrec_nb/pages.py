@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from dataclasses import replace
 from .splits import Cases, TieCounts
+from .data_facts import DataFacts
 from .metrics import metrics_table
 from .kmeans import codebook_report
 from .diagnostics import plot_codebook_use, plot_first_tokens
@@ -37,7 +38,8 @@ def _cases(m: dict) -> str: # m: as in metrics.json
     "Who was evaluated, and who was not"
     by_time, sampled = m['config']['split'] == 'time', bool(m['config']['users'])
     if by_time: who = f'test cases, {"sampled from "*sampled}the last tenth by time'
-    elif m.get('split') == 'files': who = f'test cases{", sampled once"*sampled}, split as in the files'
+    elif m.get('split') == 'files':
+        who = f'test cases{", sampled once"*sampled}, split as in the files'
     else: who = f'{"test users, sampled once" if sampled else "users"}, leave-one-out'
     skipped = 'left out' if by_time else 'kept for training and not evaluated'
     return (f'{m["users"]:,} {who}; {m["items"]:,} items, full catalog, {_seen(m)}; '
@@ -161,6 +163,8 @@ def _run_page(
     fitted = '; '.join(f'{name}: {what}' for name, what in m['fitted_on'].items())
     page = Page(f'genrec run: {m["data"]}', f'{_cases(m)} {_ties(m)} {_model(m, rec)} '
                 f'Identifiers: {fitted}.')
+    said = DataFacts(**m['data_facts']).lines() if m.get('data_facts') else []
+    page.add('Data', _preformatted('\n'.join([*said, *m.get('notes', [])])))
     _results(page, m, evaluations, curves)
     _tokens(page, m, rec, made)
     cards = [_user_card(rec, test, int(u)) for u in np.sort(_sample(len(test), 5, m['seed']))]

@@ -6,15 +6,15 @@
 __all__ = ['GenerativeRecommender']
 
 # %% ../nbs/81_recommender.ipynb #f55463d0
-import inspect, tempfile
+import inspect, tempfile, warnings
 import numpy as np
 import torch
 from dataclasses import asdict, replace
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
 from safetensors.torch import load_file
-from .core import (GenrecError, SettingError, _check_items, check_keys, patch, read_json,
-                            read_settings, require, versions, whole_folder, write_json,
+from .core import (GenrecError, GenrecWarning, SettingError, _check_items, check_keys,
+                            patch, read_json, read_settings, require, versions, whole_folder, write_json,
                             _write_tensors)
 from .data import Catalog, Dataset
 from .splits import Cases, Split, leave_one_out
@@ -30,6 +30,7 @@ from .search import chosen_search, search_each, search_facts as facts_of_search
 from .rank import rank_each as rank_each_user
 from .train import fit as train_model
 from .tokenizer import Tokenized, _given_identifiers, tokenize_items
+from .added_items import _longer_counts, _longer_ids, _new_catalog
 from .explanations import Explanation, JointExplanation, Recommendation, Recommendations
 from .path_scores import (_compare_items, _path_words, _token_parts,
                                     _token_probabilities)
@@ -218,6 +219,17 @@ def _fit_weights(self: GenerativeRecommender, valid: Cases) -> None:
     self.weights = {how: list(fit_weights(self.model, valid, ExactConfig(how)).weights)
                     for how in ('product', 'mixture')}
 
+# %% ../nbs/81_recommender.ipynb #9a13c6ec
+@patch
+def _say_shared_titles(self: GenerativeRecommender, title: str, item: int) -> None:
+    "Warn if other items have the title, too"
+    low = title.strip().lower()
+    same = [i for i, t in zip(self.catalog.ids, self.catalog.titles) if t.strip().lower() == low]
+    if len(same) > 1:
+        warnings.warn(f'{len(same)} items are called {title!r}: ids {", ".join(same[:4])}; '
+                      f'{self.catalog.ids[item]!r} is taken, give an id to name another',
+                      GenrecWarning, stacklevel=4)
+
 # %% ../nbs/81_recommender.ipynb #401e3bac
 @patch
 def find_items(self: GenerativeRecommender, history: list) -> list[int]: # item numbers
@@ -227,7 +239,9 @@ def find_items(self: GenerativeRecommender, history: list) -> list[int]: # item 
             SettingError)
     def item(x):
         try: return self.catalog.index(x.id if isinstance(x, Recommendation) else x)
-        except GenrecError: return self.catalog.find(str(x))
+        except GenrecError: found = self.catalog.find(str(x))
+        self._say_shared_titles(str(x), found)
+        return found
     return [item(x) for x in history]
 
 # %% ../nbs/81_recommender.ipynb #db32d5b2
@@ -255,6 +269,32 @@ def _one_case(items: list[int]) -> Cases:
     "A history of which nobody knows what came next"
     past = np.asarray(items, np.int32)
     return Cases(np.zeros(1, np.int64), past, np.array([0, len(past)]), np.full(1, -1))
+
+# %% ../nbs/81_recommender.ipynb #b30666a4
+@patch
+def why_none(self: GenerativeRecommender, history: list) -> str: # as for `recommend`
+    "Why there are no recommendations for a history"
+    seen, n, d = len(set(self.find_items(history))), len(self.catalog), self.config.decode
+    if d.exclude_seen and seen >= n:
+        return f'all {n:,} items stand in the history; decode.exclude_seen=false keeps them'
+    return f'the {d.beams} beams of the search found items of the history only: take more beams'
+
+@patch
+def add_items(self: GenerativeRecommender,
+    items, # new ones: a `Catalog`, a data frame, or a file
+    policy: str | None = None, # for equal codes, see `Tokenized.assign`
+) -> GenerativeRecommender: # itself, with the new items behind the old ones
+    "Make new items known without training; raises `GenrecError` if they cannot be placed"
+    new, old = _new_catalog(items, self.catalog), self.catalog
+    ids, n = _longer_ids(self, new, policy), len(new)
+    both = Catalog(old.ids + new.ids, old.titles + new.titles, old.texts + new.texts)
+    _longer_counts(self.model, n)
+    kept = self.weights, self.result, self.figures
+    counts = np.concatenate([self.counts, np.zeros(n, self.counts.dtype)])
+    GenerativeRecommender.__init__(self, both, ids, counts, self.model.set_items(ids), self.config,
+                                   self.quantizer)
+    self.weights, self.result, self.figures = kept
+    return self
 
 # %% ../nbs/81_recommender.ipynb #20c2ad35
 @patch

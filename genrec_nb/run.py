@@ -16,6 +16,8 @@ from .core import (Count, FileError, GenrecError, Natural, SettingError, Share, 
                             patch, plain, read_json, read_settings, _read_spec, require, settings,
                             versions, write_json, _write_spec)
 from .data import Dataset
+from .data_facts import DataFacts, describe_data
+from .embed import make_encoder
 from .splits import Split, _fitted_on
 from .loaders import load_dataset
 from .metrics import evaluate_ranking, metric_values, popularity_ranking, _rank_of
@@ -198,6 +200,7 @@ class _Run:
     trials: dict # label -> `Trial`
     folder: Path | None = None
     device: str = 'cpu'
+    about: DataFacts | None = None
 
     @property
     def own(self) -> Trial: return [*self.trials.values()][-1] # it has all identifiers
@@ -213,6 +216,7 @@ def _with_base(config: RunConfig) -> RunConfig:
 def _prepare(config: RunConfig) -> _Run:
     "Find what is wrong before a folder is made and long work starts"
     config = _with_base(config)
+    _check_beams(config)
     data, split = config.data_config.load()
     trials = config.trials(data)
     for t in trials.values(): t.check(data, split)
@@ -290,6 +294,13 @@ def save(self: _Run, trial: Trial, alpha: float) -> GenerativeRecommender:
     return rec
 
 @patch
+def about_data(self: _Run) -> DataFacts:
+    "What the data allow; with the texts that the tokenizer's encoder cuts"
+    c = self.config.tokenizer
+    reads = not self.config.ids and 'text' in c.needs and c.encoder
+    return describe_data(self.data, self.split, make_encoder(c.encoder) if reads else None)
+
+@patch
 def facts(self: _Run, made: list, rows: dict) -> dict: # made: `Tokenized`s
     "Data, identifiers and trainings, as metrics.json has them"
     d, ids, c, out = self.data, made[0].ids, self.config, self.config.decode.exclude_seen
@@ -301,7 +312,8 @@ def facts(self: _Run, made: list, rows: dict) -> dict: # made: `Tokenized`s
                 split='files' if self.data.split and c.split == 'auto' else c.split,
                 fingerprint=self.split.fingerprint,
                 fitted_on={n: _fitted_on(m.ids.notes) for n, m in zip(names, made)},
-                notes=self.data.notes, seed=c.seed, collisions=collisions,
+                data_facts=asdict(self.about), notes=self.data.notes, seed=c.seed,
+                collisions=collisions,
                 collisions_before=(ids.notes or {}).get('before') or collisions,
                 parameters={w: r['parameters'] for w, r in rows.items()},
                 epochs={w: r['epochs'] for w, r in rows.items()})
@@ -334,6 +346,22 @@ def finish(self: _Run, found: dict, made: list, rows: dict, seconds: dict) -> di
     return metrics
 
 # %% ../nbs/86_run.ipynb #49e3892a
+def _misleading(r: _Run) -> list[str]:
+    "Sentences about figures that say less than they seem to"
+    n, users = len(r.data.catalog), len(r.split.test)
+    said = []
+    if n <= _K: said.append(f'lists of {_K} items hold the whole catalog of {n}: recall@{_K} is 1')
+    if users < 30: said.append(f'only {users} test cases: intervals are wide')
+    return said
+
+def _check_beams(config: RunConfig) -> None:
+    "Refuse fewer beams than items of a list: the rest of it would be empty"
+    d, exact = config.decode, config.backbone == 'packed' and config.decode.search != 'beam'
+    require(exact or d.beams >= _K, f'decode.beams is {d.beams}, but lists of {_K} items are '
+            f'evaluated, and a beam search finds no more items than beams: take {_K} or more',
+            SettingError)
+
+# %% ../nbs/86_run.ipynb #c11e10ba
 def run(
     config: RunConfig | None = None, # None: the defaults
     folder: str | Path = 'runs/ml-100k', # where everything goes
@@ -344,7 +372,8 @@ def run(
 ) -> dict: # what metrics.json holds
     "Train and compare; leaves config.toml, metrics.json, report.html, tokenizer/ and model/"
     r, progress = _prepare(config or RunConfig()), _Timed(progress or _Silent())
-    for note in r.data.notes: _LOG.info('%s', note)
+    r.about = r.about_data()
+    for line in [*r.data.notes, *r.about.lines(), *_misleading(r)]: _LOG.info('%s', line)
     fresh, r.device = not resume and not Path(folder).exists(), device or _default_device()
     r.folder = _open_run(folder, r.config, resume)
     try: made = _make_identifiers(r.own, r.data, r.split, r.folder, r.device, progress)
