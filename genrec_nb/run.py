@@ -65,8 +65,11 @@ class RunConfig(RecommenderConfig):
                     f'a setting of its own, {name}', SettingError)
 
 # %% ../nbs/86_run.ipynb #5d190425
-_QUICK = dict(tokenizer=dict(method='rqkmeans', encoder='tfidf'),
-              model=dict(d_model=32, num_layers=1), train=dict(epochs=2, eval_every=2))
+_QUICK_TOKENIZER = dict(method='rqkmeans', encoder='tfidf')
+_QUICK = dict(model=dict(d_model=32, num_layers=1), train=dict(epochs=2, eval_every=2))
+_QUICK_T5 = dict(
+    model=dict(d_model=32, d_ff=64, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=16),
+    train=dict(epochs=2, eval_every=2, samples_per_epoch=8192))
 _QUICK_LLM = dict(train=dict(epochs=1, samples_per_epoch=256, eval_users=32))
 
 def _merge(a: dict, b: dict) -> dict:
@@ -77,11 +80,10 @@ def _merge(a: dict, b: dict) -> dict:
 def _quick_settings(given: dict) -> dict:
     "Those of a quick run; a tokenizer of other things than texts has no encoder"
     if given.get('backbone') == 'llm': return _QUICK_LLM
-    own = given.get('tokenizer')
-    if not isinstance(own, dict): return _QUICK
-    how = TOKENIZERS.get(own.get('method', 'rqkmeans'))
-    if how is None or 'encoder' in how.uses and not (how.either and own.get('cf')): return _QUICK
-    return _QUICK | dict(tokenizer=dict(method='rqkmeans'))
+    quick, own = _QUICK_T5 if given.get('backbone') == 't5' else _QUICK, given.get('tokenizer')
+    how = TOKENIZERS.get(own.get('method', 'rqkmeans')) if isinstance(own, dict) else None
+    texts = how is None or 'encoder' in how.uses and not (how.either and own.get('cf'))
+    return quick | dict(tokenizer=_QUICK_TOKENIZER if texts else dict(method='rqkmeans'))
 
 def _with_quick(preset: dict, given: dict) -> dict:
     "The settings of a preset, cut down to a quick run"
