@@ -246,11 +246,16 @@ def save_ranker(model: ItemRanker, folder: str | Path) -> None:
         write_json(part/'ranker.json', meta | {n: getattr(model, n) for n in model.sizes})
 
 # %% ../nbs/73_sequential_baselines.ipynb #aa62d7fa
-def load_ranker(folder: str | Path) -> ItemRanker: # SASRec or LightGCN, ready to rank
+def _all_rankers() -> dict: # kind -> (class, its settings, function that trains it)
+    "The models of this lesson and of the later ones"
+    import genrec_nb.linear_baselines, genrec_nb.more_sequential_baselines
+    return _RANKERS
+
+def load_ranker(folder: str | Path) -> ItemRanker: # of any kind, ready to rank
     "Read a model back; raises `GenrecError` if the folder does not hold one"
     file, tensors = Path(folder)/'ranker.json', Path(folder)/'ranker.safetensors'
     meta = read_json(file)
-    check_choice(meta.get('kind'), _RANKERS, f'{file}: kind')
+    check_choice(meta.get('kind'), _all_rankers(), f'{file}: kind')
     cls, config, _ = _RANKERS[meta['kind']]
     missing = [n for n in ('config', 'history', *cls.sizes) if n not in meta]
     if missing: raise FileError(f'{file}: {", ".join(missing)} of a {meta["kind"]} is missing')
