@@ -253,7 +253,7 @@ def beam_search(
     return finished
 
 # %% ../nbs/50_beam_search.ipynb #94e76a5f
-def _expand_items(trie: ItemTrie, beams: Beams, k: int, seen: Tensor | None = None) -> tuple:
+def _expand_items(trie: ItemTrie, beams: Beams, k: int, seen=None, share=None) -> tuple:
     "Ranked items int64 [B, k] of each user without the `seen`, then -1, and their scores"
     B, real = len(beams.nodes), beams.nodes >= 0
     item, owner = trie.items_below(beams.nodes[real])
@@ -261,6 +261,11 @@ def _expand_items(trie: ItemTrie, beams: Beams, k: int, seen: Tensor | None = No
     if seen is not None:
         _, gone = _find_keys(_unique_pairs(trie, seen), user*trie.n_items + item)
         item, user, score = item[~gone], user[~gone], score[~gone]
+    if share is not None: # float [N], what an item has of its path
+        score = score + share[item]
+        order = torch.argsort(score, descending=True, stable=True)
+        order = order[torch.argsort(user[order], stable=True)]
+        item, user, score = item[order], user[order], score[order]
     _, place = runs(torch.bincount(user, minlength=B))
     first = place < k
     at = user[first], place[first]
@@ -282,6 +287,13 @@ def _prefill_again(model, state, history: Tensor) -> tuple:
     "Logits and state at the root: by `restart` if the model has it, else by reading the histories"
     if state is not None and hasattr(model, 'restart'): return model.restart(state)
     return model.prefill(history)
+
+def _item_share(model, trie: ItemTrie, config: DecodeConfig) -> Tensor | None: # float [N]
+    "What each item adds to the score of its path, if a prior divides paths among items"
+    soft = (getattr(model, 'trees', None) or [None])[0]
+    if soft is None or not (soft.share < 0).any(): return None
+    length = trie.node_depth[trie.leaf]**config.length_penalty
+    return (1 - config.assistant_weight)*soft.share.to(trie.device)/length
 
 # %% ../nbs/50_beam_search.ipynb #a8693cf5
 def recommend_each(
@@ -313,7 +325,8 @@ def recommend_each(
                 state = prefilled[1]
                 beams = beam_search(model, trie, history[rows], config, gain, seen[rows], w, scores,
                                     prefilled)
-            lists.append(_expand_items(trie, beams, k, seen[rows] if config.exclude_seen else None))
+            gone = seen[rows] if config.exclude_seen else None
+            lists.append(_expand_items(trie, beams, k, gone, _item_share(model, trie, config)))
     back = torch.argsort(by_length)
     return [tuple(torch.cat(x)[back] for x in zip(*lists)) for lists in found]
 

@@ -13,7 +13,7 @@ from .core import _check_k
 from .semantic_ids import PAD
 from .trie import ItemTrie
 from .beam_search import (Beams, DecodeConfig, beam_search, _check_histories, decoding_weights,
-                                   _evaluating, _expand_items, _merge_finished, _prefill_again,
+                                   _evaluating, _expand_items, _item_share, _merge_finished, _prefill_again,
                                    _Search, _stable_topk)
 
 # %% ../nbs/52_branch_and_bound.ipynb #c443d6ee
@@ -130,7 +130,10 @@ def proved_items(
         with _evaluating(model):
             found = proved_search(model, trie, history[rows], k, config, gain, seen[rows], weights,
                                   scores)
-        ranked = _expand_items(trie, found.beams, k, seen[rows] if config.exclude_seen else None)
-        parts.append((*ranked, found.proved, found.prefixes))
+        share, gone = _item_share(model, trie, config), seen[rows] if config.exclude_seen else None
+        ranked = _expand_items(trie, found.beams, k, gone, share)
+        # an item of another path has at most the score of the worst of these paths
+        proved = found.proved & (ranked[1][:, -1] >= found.beams.scores[:, -1])
+        parts.append((*ranked, proved, found.prefixes))
     back = torch.argsort(by_length)
     return ProvedItems(*(torch.cat(x)[back] for x in zip(*parts)))

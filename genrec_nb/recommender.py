@@ -24,7 +24,7 @@ from .semantic_ids import Identifiers
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
 from .likelihood import _as_trained, _by_count
-from .beam_search import DecodeConfig
+from .beam_search import DecodeConfig, _item_share
 from .exact import ExactConfig, fit_weights, _histories
 from .search import chosen_search, search_each, search_facts as facts_of_search
 from .rank import rank_each as rank_each_user
@@ -319,7 +319,9 @@ def explain(self: GenerativeRecommender,
         path = torch.as_tensor(self.ids.path(target).astype(np.int64), device=self.model.device)
         parts = _token_parts(self.path_words(path.cpu().numpy()), path, self.trie, self.gain,
                              _token_probabilities(self.model, read, path), decode.alpha)
-        return Explanation(titles[target], parts, decode.alpha, decode.length_penalty)
+        share = _item_share(self.model, self.trie, replace(decode, length_penalty=0.))
+        part = 0. if share is None else float(share[target])
+        return Explanation(titles[target], parts, decode.alpha, decode.length_penalty, part)
     found = _compare_items(self.model, self.identifiers, read, target, items, titles, self.gains,
                            decode, self.exact(decode))
     return JointExplanation.compare(self.names, **found)

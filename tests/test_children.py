@@ -1,10 +1,12 @@
 """T5 and language models over children: brute force on dictionaries, gradients against all logits, beams, priors, saving, resume."""
+from dataclasses import replace
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.beam_search import DecodeConfig, beam_search, recommend
+from genrec_nb.branch_and_bound import proved_items
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.splits import Cases
 from genrec_nb.infogain import information_gain, item_prior
@@ -61,10 +63,31 @@ def test_t5_over_children_is_brute_force(case):
             logits = all_logp(model, h, paths)
             want = by_hand(plain, c, logits.__getitem__)
             np.testing.assert_allclose(-row.sum(1), want, atol=1e-4)
+            want = want + model.soft.share.numpy()                                   # of colliding items
             np.testing.assert_allclose(score, want[found], atol=1e-4)
+            np.testing.assert_allclose(score, -np.sort(-want), atol=1e-4)
             assert sorted(found.tolist()) == list(range(N))
         np.testing.assert_allclose((-nll.sum(2)[:, [plain.paths.index(p) for p in set(plain.paths)]]).exp().sum(1), 1, atol=1e-4)
         assert (nll[:, ~model.soft.deciding] == 0).all()
+
+def test_colliding_items_have_parts_of_their_path():
+    "Ten items on one path, one alone on a less probable one: the single item is first, for a beam and with a proof; what is called proved is"
+    paths = [[3, 4, EOS]]*10 + [[5, EOS], [3, 6, EOS], [3, 6, EOS]]
+    ids, counts = identifiers(paths), np.arange(13)
+    trie, history = ItemTrie.build(ids), torch.tensor([[-1, 0], [2, 11], [7, 1]])
+    for seed in range(3):
+        model = t5(ids, counts, 1. + seed, seed=seed)
+        with torch.no_grad(): want = model.soft.share - torch.stack([model(history=h.expand(13, -1), targets=torch.arange(13)).nll.sum(1) for h in history])
+        torch.testing.assert_close(want.exp().sum(1), torch.ones(3))
+        for k in (1, 2, 13):
+            config = DecodeConfig(beams=5, exclude_seen=False)
+            items, scores = recommend(model, model.soft.trie, history, k, config)
+            found = proved_items(model, model.soft.trie, history, k, replace(config, beams=1))
+            best = want.topk(k).values
+            torch.testing.assert_close(scores, best, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(scores, want.gather(1, items), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found.scores[found.proved], best[found.proved], atol=1e-4, rtol=1e-4)
+            if k == 13: assert found.proved.all()
 
 def test_segments_are_rows():
     z, row = torch.randn(7, dtype=torch.double, requires_grad=True), torch.tensor([0, 0, 0, 1, 2, 2, 2])
@@ -232,6 +255,7 @@ def test_every_item_has_a_probability_and_the_beam_finds_it(make):
             torch.testing.assert_close(total[:, first].exp().sum(1), torch.ones(3))
             if prior == 'trie': torch.testing.assert_close((total + model.soft.share).exp().sum(1), torch.ones(3))
             items, scores = recommend(model, model.trie, history, N, DecodeConfig(beams=N, exclude_seen=False))
+            if prior == 'trie': total = total + model.soft.share
             np.testing.assert_allclose(scores, total.gather(1, items), atol=1e-3)
             np.testing.assert_allclose(scores, total.sort(descending=True).values, atol=1e-3)
             logits, state = model.prefill(history)
@@ -255,7 +279,7 @@ def test_seen_items_and_igd_decoding():
     items, scores = recommend(model, model.trie, history, N, DecodeConfig(beams=N, alpha=.3), gain)
     from genrec_nb.beam_search import decoding_weights
     weights = torch.where(model.soft.after >= 0, decoding_weights(model.trie, gain, .3)[model.soft.after], 0.)
-    with torch.no_grad(): want = torch.stack([-(model(h.expand(N, -1), torch.arange(N)).nll*weights).sum(1) for h in history])
+    with torch.no_grad(): want = model.soft.share - torch.stack([(model(h.expand(N, -1), torch.arange(N)).nll*weights).sum(1) for h in history])
     for h, found, row, w in zip(history, items, scores, want):
         left = [i for i in range(N) if i not in h.tolist()]
         assert sorted(found[:len(left)].tolist()) == left and (found[len(left):] == -1).all()

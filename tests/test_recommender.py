@@ -306,8 +306,7 @@ def test_a_recommender_over_children(base, backbone, tmp_path):
     rec = GenerativeRecommender.fit(DATA, config, SPLIT, folder=tmp_path/'run')
     assert (np.asarray(rec.model.counts) == hidden.train.target_counts()).all() and rec.model.soft is not None
     found = rec.recommend(HISTORY, 30, DecodeConfig(beams=40, exclude_seen=False))
-    one = {rec.trie.leaf[x.item].item(): x.score for x in found}
-    assert sum(np.exp(list(one.values()))) == pytest.approx(1, abs=1e-4) and len(one) == len(rec.trie.leaves)
+    assert sum(np.exp(x.score) for x in found) == pytest.approx(1, abs=1e-4) and len(found) == 30            # colliding items have parts of their path
     for x in found[:3]:
         why = rec.explain(HISTORY, x.id)
         assert why.score == pytest.approx(x.score, abs=1e-3) and [p.probability for p in why.parts if p.choices == 1] == [1.]*sum(p.choices == 1 for p in why.parts)
