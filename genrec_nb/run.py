@@ -225,6 +225,22 @@ def _prepare(config: RunConfig) -> _Run:
     if config.assistant_weight: _check_split(split, SASRecConfig().patience)
     return _Run(config, data, split, trials)
 
+# %% ../nbs/86_run.ipynb #49e3892a
+def _misleading(r: _Run) -> list[str]:
+    "Sentences about figures that say less than they seem to"
+    n, users = len(r.data.catalog), len(r.split.test)
+    said = []
+    if n <= _K: said.append(f'lists of {_K} items hold the whole catalog of {n}: recall@{_K} is 1')
+    if users < 30: said.append(f'only {users} test cases: intervals are wide')
+    return said
+
+def _check_beams(config: RunConfig) -> None:
+    "Refuse fewer beams than items of a list: the rest of it would be empty"
+    d, exact = config.decode, config.backbone == 'packed' and config.decode.search != 'beam'
+    require(exact or d.beams >= _K, f'decode.beams is {d.beams}, but lists of {_K} items are '
+            f'evaluated, and a beam search finds no more items than beams: take {_K} or more',
+            SettingError)
+
 # %% ../nbs/86_run.ipynb #8192f3d5
 @patch
 def baselines(self: _Run) -> dict: # name -> (test, valid) int64 [M, K]
@@ -346,22 +362,6 @@ def finish(self: _Run, found: dict, made: list, rows: dict, seconds: dict) -> di
     page.save(self.folder/'report.html')
     write_json(self.folder/'metrics.json', metrics)
     return metrics
-
-# %% ../nbs/86_run.ipynb #49e3892a
-def _misleading(r: _Run) -> list[str]:
-    "Sentences about figures that say less than they seem to"
-    n, users = len(r.data.catalog), len(r.split.test)
-    said = []
-    if n <= _K: said.append(f'lists of {_K} items hold the whole catalog of {n}: recall@{_K} is 1')
-    if users < 30: said.append(f'only {users} test cases: intervals are wide')
-    return said
-
-def _check_beams(config: RunConfig) -> None:
-    "Refuse fewer beams than items of a list: the rest of it would be empty"
-    d, exact = config.decode, config.backbone == 'packed' and config.decode.search != 'beam'
-    require(exact or d.beams >= _K, f'decode.beams is {d.beams}, but lists of {_K} items are '
-            f'evaluated, and a beam search finds no more items than beams: take {_K} or more',
-            SettingError)
 
 # %% ../nbs/86_run.ipynb #c11e10ba
 def run(
