@@ -153,8 +153,8 @@ def _describe(
     found = load_dataset(data, text=None, **_columns(column))
     lines = [*found.notes, *describe_data(found, encoder=SentenceEncoder()).lines()]
     _print(*map(escape, lines))
-    page = Page(f'Data: {found.name}').add('What was read', _preformatted('\n'.join(lines)))
-    path = out or Path('runs')/f'{found.name}-data.html'
+    path, page = out or Path('runs')/f'{found.name}-data.html', Page(f'Data: {found.name}')
+    page.add('What was read', _preformatted('\n'.join(lines)))
     page.add('Histories and popularity', plot_data(found)).save(path)
     _LOG.info('written to %s', path)
 
@@ -241,13 +241,43 @@ def _assign(
     _LOG.info('written to %s', out)
 
 # %% ../nbs/95_cli.ipynb #c2c6d073
-_Alpha = _may(float, 'Strength of IGD decoding, 0 to 1; as saved if not given.')
+def _show_explanation(e, console) -> None: # of one identifier, or of several
+    "The tokens of each identifier; of several, which one decided"
+    several = isinstance(e.parts, dict)
+    for name, x in (e.parts if several else {'': e}).items():
+        rows = _explanation_rows(x.parts)
+        console.print(_table(rows, f'Explanation: {e.title}' + f', {name}'*several))
+    if several: return console.print(e.summary())
+    console.print(f'score {e.score:.3f}: {sum(p.part for p in e.parts):.3f} in all, {e.settings}')
+
+def _show_list(rec, history: list[str], k: int, why: bool) -> None:
+    "A ranked list as a table, or why there is none; with the tokens of the first"
+    found, console = rec.recommend(history, k), Console(highlight=False)
+    if not found: return _LOG.warning('nothing to recommend: %s', rec.why_none(history))
+    cells = ({'': n, 'title': x.title, 'id': x.id, 'score': f'{x.score:.3f}'}
+             for n, x in enumerate(found, 1))
+    console.print(_table(list(cells)))
+    if why: _show_explanation(rec.explain(history, found[0].id), console)
+
+# %% ../nbs/95_cli.ipynb #9f8dc97b
+def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k: int) -> None:
+    "Lists for all users of a file"
+    from genrec_nb.many_users import recommend_file
+    out = out or histories.with_name(f'{histories.name.split(".")[0]}-lists.{form or "json"}')
+    with _interruptible('nothing was written') as bars:
+        n = recommend_file(rec, histories, out, k, form, progress=bars)
+    _print(f'{n["users"]:,} users, {n["without"]:,} of them without a recommendation; '
+           f'{n["unknown"]:,} items of histories are unknown and were skipped')
+    _LOG.info('written to %s', out)
+
 _Histories = _may(Path, 'File of histories: a row an interaction, or a list a user, in any format.')
 _NewItems = _may(Path, 'New items, which the model has not been trained with, in any format.')
 _Lists = _may(Path, 'File for the lists of --histories; must not exist.')
 _Form = Annotated[str | None, typer.Option('--format', help='Of --out: json, csv or parquet.')]
+_Alpha = _may(float, 'Strength of IGD decoding, 0 to 1; as saved if not given.')
 _Why = _flag('--explain', 'Show the tokens of the first recommendation.')
 
+# %% ../nbs/95_cli.ipynb #f0dc6d4a
 @app.command('recommend')
 def _recommend(
     folder: Annotated[Path, typer.Argument(
@@ -262,7 +292,7 @@ def _recommend(
     why: _Why = False,
     device: _Device = None,
 ):
-    "Recommend the next items for a history of titles."
+    "Recommend the next items for a history of titles, or for all users of a file."
     _set_up_logging()
     from dataclasses import replace
     from genrec_nb.core import SettingError, require
@@ -270,36 +300,11 @@ def _recommend(
     require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
             SettingError)
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
-    decode = rec.config.decode
-    if alpha is not None: rec.config = replace(rec.config, decode=replace(decode, alpha=alpha))
+    change = {} if alpha is None else dict(decode=replace(rec.config.decode, alpha=alpha))
+    rec.config = replace(rec.config, **change)
     if items: rec.add_items(items)
     if histories: return _recommend_file(rec, histories, out, form, k)
-    found, console = rec.recommend(history, k), Console(highlight=False)
-    if not found: return _LOG.warning('nothing to recommend: %s', rec.why_none(history))
-    rows = [{'': n, 'title': x.title, 'id': x.id, 'score': f'{x.score:.3f}'}
-            for n, x in enumerate(found, 1)]
-    console.print(_table(rows))
-    if not why: return
-    _show_explanation(rec.explain(history, found[0].id), console)
-
-def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k: int) -> None:
-    "Lists for all users of a file"
-    from genrec_nb.many_users import recommend_file
-    out = out or histories.with_name(f'{histories.name.split(".")[0]}-lists.{form or "json"}')
-    with _interruptible('nothing was written') as bars:
-        n = recommend_file(rec, histories, out, k, form, progress=bars)
-    _print(f'{n["users"]:,} users, {n["without"]:,} of them without a recommendation; '
-           f'{n["unknown"]:,} items of histories are unknown and were skipped')
-    _LOG.info('written to %s', out)
-
-def _show_explanation(e, console) -> None: # of one identifier, or of several
-    "The tokens of each identifier; of several, which one decided"
-    several = isinstance(e.parts, dict)
-    for name, x in (e.parts if several else {'': e}).items():
-        rows = _explanation_rows(x.parts)
-        console.print(_table(rows, f'Explanation: {e.title}' + f', {name}'*several))
-    if several: return console.print(e.summary())
-    console.print(f'score {e.score:.3f}: {sum(p.part for p in e.parts):.3f} in all, {e.settings}')
+    _show_list(rec, history, k, why)
 
 # %% ../nbs/95_cli.ipynb #526e656a
 def _open_identifiers(path: Path, items) -> tuple: # (Identifiers, counts or None)

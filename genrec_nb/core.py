@@ -300,6 +300,14 @@ def _read_spec(path: str | Path) -> dict:
     require(known, f'{path}: expected a file that ends in .toml or .json', FileError)
     with explain(path, tomllib.TOMLDecodeError): return tomllib.loads(_text(path))
 
+# %% ../nbs/00_core.ipynb #b81ad1f8
+def _flat(d: dict, prefix: str = '') -> dict: # 'train.lr' -> value
+    "Nested settings by their full names"
+    out = {}
+    for k, v in d.items():
+        out |= _flat(v, f'{prefix}{k}.') if isinstance(v, dict) and v else {prefix + k: v}
+    return out
+
 # %% ../nbs/00_core.ipynb #329f335a
 def _known(x: object) -> object:
     "Settings without those that are None: a missing name has its default"

@@ -58,6 +58,17 @@ def find(self: Catalog, title: str) -> int: # the item; the first one where seve
     hint = f'did you mean {names}?' if names else 'and none is near it'
     raise GenrecError(f'no title is {str(title)!r}; {hint}')
 
+# %% ../nbs/10_data.ipynb #33bd92fd
+@patch
+def _say_shared(self: Catalog, title: str, item: int) -> None: # item: what `find` gave
+    "Warn if other items have the title, too"
+    low = title.strip().lower()
+    same = [i for i, t in zip(self.ids, self.titles) if t.strip().lower() == low]
+    if len(same) > 1:
+        warnings.warn(f'{len(same)} items are called {title!r}: ids {", ".join(same[:4])}; '
+                      f'{self.ids[item]!r} is taken, give an id to name another',
+                      GenrecWarning, stacklevel=4)
+
 # %% ../nbs/10_data.ipynb #bf79404a
 @patch
 def take(self: Catalog, items: np.ndarray) -> Catalog:

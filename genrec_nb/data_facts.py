@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
-from .core import GenrecError, patch
+from .core import GenrecError, SettingError, patch, require
 from .data import Dataset, Interactions
+from .embed import make_encoder
 from .splits import Split, leave_one_out
 
 # %% ../nbs/13_data_facts.ipynb #ded1e55a
@@ -99,6 +100,25 @@ def lines(self: DataFacts) -> list[str]:
     head = (f'{f.users:,} users, {f.items:,} items, {f.interactions:,} interactions, '
             f'{f.targets:,} test cases')
     return [head] + [text for text, there in told.items() if there]
+
+# %% ../nbs/13_data_facts.ipynb #0f2fe376
+def _misleading(f: DataFacts, k: int) -> list[str]: # k: items of a list
+    "Sentences about figures that say less than they seem to"
+    said = []
+    if f.items <= k: said.append(f'lists of {k} items hold the whole catalog of {f.items}')
+    if f.targets < 30: said.append(f'only {f.targets} test cases: intervals are wide')
+    return said
+
+def _check_beams(decode, k: int, packed: bool) -> None: # decode: a `DecodeConfig`
+    "Refuse fewer beams than items of a list; an item decoder ranks without, unless told to"
+    exact, beams = packed and decode.search != 'beam', decode.beams
+    require(exact or beams >= k, f'decode.beams is {beams}, but lists of {k} items are evaluated, '
+            f'and a beam search finds no more items than beams: take {k} or more', SettingError)
+
+def _text_encoder(source): # source: a `TokenizerConfig`, or where identifiers lie
+    "The encoder that a tokenizer reads texts with, None if it reads none"
+    reads = 'text' in getattr(source, 'needs', ()) and source.encoder
+    return make_encoder(source.encoder) if reads else None
 
 # %% ../nbs/13_data_facts.ipynb #bf049cc9
 def plot_data(data: Dataset, split: Split | None = None) -> plt.Figure:

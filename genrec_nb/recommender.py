@@ -221,17 +221,6 @@ def _fit_weights(self: GenerativeRecommender, valid: Cases) -> None:
 
 # %% ../nbs/81_recommender.ipynb #9a13c6ec
 @patch
-def _say_shared_titles(self: GenerativeRecommender, title: str, item: int) -> None:
-    "Warn if other items have the title, too"
-    low = title.strip().lower()
-    same = [i for i, t in zip(self.catalog.ids, self.catalog.titles) if t.strip().lower() == low]
-    if len(same) > 1:
-        warnings.warn(f'{len(same)} items are called {title!r}: ids {", ".join(same[:4])}; '
-                      f'{self.catalog.ids[item]!r} is taken, give an id to name another',
-                      GenrecWarning, stacklevel=4)
-
-# %% ../nbs/81_recommender.ipynb #401e3bac
-@patch
 def find_items(self: GenerativeRecommender, history: list) -> list[int]: # item numbers
     "Find item ids, titles or `Recommendation`s; an id is tried first, then a title"
     require(history is not None and not isinstance(history, str) and len(history) > 0,
@@ -240,7 +229,7 @@ def find_items(self: GenerativeRecommender, history: list) -> list[int]: # item 
     def item(x):
         try: return self.catalog.index(x.id if isinstance(x, Recommendation) else x)
         except GenrecError: found = self.catalog.find(str(x))
-        self._say_shared_titles(str(x), found)
+        self.catalog._say_shared(str(x), found)
         return found
     return [item(x) for x in history]
 

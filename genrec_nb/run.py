@@ -13,11 +13,11 @@ from pathlib import Path
 from pydantic import BeforeValidator
 from typing import Annotated, Literal
 from .core import (Count, FileError, GenrecError, Natural, SettingError, Share, _Silent,
-                            patch, plain, read_json, read_settings, _read_spec, require, settings,
-                            versions, write_json, _write_spec)
+                            patch, plain, read_json, read_settings, _flat, _read_spec, require,
+                            settings, versions, write_json, _write_spec)
 from .data import Dataset
-from .data_facts import DataFacts, describe_data
-from .embed import make_encoder
+from .data_facts import (DataFacts, describe_data, _check_beams, _misleading,
+                                  _text_encoder)
 from .splits import Split, _fitted_on
 from .loaders import load_dataset
 from .metrics import evaluate_ranking, metric_values, popularity_ranking, _rank_of
@@ -104,14 +104,6 @@ def load_config(
     base = preset_settings(preset) if preset else {}
     given = _merge(_with_quick(base, given) if quick else base, given)
     return read_settings(RunConfig, given, str(path or ''))
-
-# %% ../nbs/86_run.ipynb #7443242b
-def _flat(d: dict, prefix: str = '') -> dict: # 'train.lr' -> value
-    "Nested settings by their full names"
-    out = {}
-    for k, v in d.items():
-        out |= _flat(v, f'{prefix}{k}.') if isinstance(v, dict) and v else {prefix + k: v}
-    return out
 
 # %% ../nbs/86_run.ipynb #f7cd9786
 def _open_run(folder: str | Path, config: RunConfig, resume: bool) -> Path: # the folder
@@ -218,28 +210,12 @@ def _with_base(config: RunConfig) -> RunConfig:
 def _prepare(config: RunConfig) -> _Run:
     "Find what is wrong before a folder is made and long work starts"
     config = _with_base(config)
-    _check_beams(config)
+    _check_beams(config.decode, _K, config.backbone == 'packed')
     data, split = config.data_config.load()
     trials = config.trials(data)
     for t in trials.values(): t.check(data, split)
     if config.assistant_weight: _check_split(split, SASRecConfig().patience)
     return _Run(config, data, split, trials)
-
-# %% ../nbs/86_run.ipynb #49e3892a
-def _misleading(r: _Run) -> list[str]:
-    "Sentences about figures that say less than they seem to"
-    n, users = len(r.data.catalog), len(r.split.test)
-    said = []
-    if n <= _K: said.append(f'lists of {_K} items hold the whole catalog of {n}: recall@{_K} is 1')
-    if users < 30: said.append(f'only {users} test cases: intervals are wide')
-    return said
-
-def _check_beams(config: RunConfig) -> None:
-    "Refuse fewer beams than items of a list: the rest of it would be empty"
-    d, exact = config.decode, config.backbone == 'packed' and config.decode.search != 'beam'
-    require(exact or d.beams >= _K, f'decode.beams is {d.beams}, but lists of {_K} items are '
-            f'evaluated, and a beam search finds no more items than beams: take {_K} or more',
-            SettingError)
 
 # %% ../nbs/86_run.ipynb #8192f3d5
 @patch
@@ -312,13 +288,6 @@ def save(self: _Run, trial: Trial, alpha: float) -> GenerativeRecommender:
     return rec
 
 @patch
-def about_data(self: _Run) -> DataFacts:
-    "What the data allow; with the texts that the tokenizer's encoder cuts"
-    c = self.config.tokenizer
-    reads = not self.config.ids and 'text' in c.needs and c.encoder
-    return describe_data(self.data, self.split, make_encoder(c.encoder) if reads else None)
-
-@patch
 def facts(self: _Run, made: list, rows: dict) -> dict: # made: `Tokenized`s
     "Data, identifiers and trainings, as metrics.json has them"
     d, ids, c, out = self.data, made[0].ids, self.config, self.config.decode.exclude_seen
@@ -374,8 +343,8 @@ def run(
 ) -> dict: # what metrics.json holds
     "Train and compare; leaves config.toml, metrics.json, report.html, tokenizer/ and model/"
     r, progress = _prepare(config or RunConfig()), _Timed(progress or _Silent())
-    r.about = r.about_data()
-    for line in [*r.data.notes, *r.about.lines(), *_misleading(r)]: _LOG.info('%s', line)
+    r.about = describe_data(r.data, r.split, _text_encoder(r.own.sources[0]))
+    for line in [*r.data.notes, *r.about.lines(), *_misleading(r.about, _K)]: _LOG.info('%s', line)
     fresh, r.device = not resume and not Path(folder).exists(), device or _default_device()
     r.folder = _open_run(folder, r.config, resume)
     try: made = _make_identifiers(r.own, r.data, r.split, r.folder, r.device, progress)

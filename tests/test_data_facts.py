@@ -2,14 +2,14 @@
 import numpy as np
 import pandas as pd
 import pytest
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from oracles import small_data
+from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import SettingError
 from genrec_nb.data import Catalog, Dataset
-from genrec_nb.data_facts import cut_texts, describe_data, plot_data
+from genrec_nb.data_facts import cut_texts, describe_data, plot_data, _check_beams, _misleading
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import evaluate_ranking
-from genrec_nb.run import _check_beams, load_config
 from genrec_nb.splits import leave_one_out
 
 def random_data(seed, n=300):
@@ -52,6 +52,10 @@ def test_plots_end_at_one():
     assert a.lines[0].get_ydata().max() == 1 and all(line.get_ydata()[-1] == pytest.approx(1) for line in b.lines)
 
 def test_too_few_beams_are_refused():
-    with pytest.raises(SettingError, match='beams is 4.*20 or more'): _check_beams(load_config(None, {'backbone': 't5', 'decode.beams': 4}))
-    _check_beams(load_config(None, {'backbone': 't5', 'decode.beams': 20}))
-    _check_beams(load_config(None, {'decode.beams': 4}))              # an item decoder ranks all items
+    with pytest.raises(SettingError, match='beams is 4.*20 or more'): _check_beams(DecodeConfig(beams=4), 20, False)
+    _check_beams(DecodeConfig(beams=20), 20, False)
+    _check_beams(DecodeConfig(beams=4), 20, True)                                         # an item decoder ranks all items
+
+def test_figures_that_mislead():
+    f = describe_data(random_data(0))
+    assert _misleading(f, 20) == [] and 'whole catalog of 60' in _misleading(f, 60)[0] and 'only 9 test' in _misleading(replace(f, targets=9), 20)[0]
