@@ -157,9 +157,19 @@ def test_all_decodings_as_a_data_frame(simple):
 
 # ---- version 0.1 -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('name, methods, seeds', [('weightings-ml-100k', 9, 5), ('weightings-scientific', 9, 5), ('ids-scientific.jsonl', 1, 3)])
+@pytest.mark.parametrize('name, methods, seeds', [('weightings-scientific', 9, 5), ('ids-scientific.jsonl', 1, 3)])
 def test_rows_of_version_0_1_can_be_read(name, methods, seeds):
     results = read_results(STORED/name)
     b = blocks(results)[0]
     assert len(b.methods) == methods and len(b.seeds) == seeds and not b.missing
     assert all(r['versions']['genrec_nb'] == '0.1.0' and r['versions']['commit'] for t in b.trials.values() for r in t.values())
+
+@pytest.mark.parametrize('softmax, methods', [('children', 8), ('vocabulary', 5)])
+def test_stored_weightings_are_whole_and_of_one_protocol(softmax, methods):
+    "Every trial of the grid is there, of one commit, each seed with its own order of ties, tuned on a seed that is not reported"
+    b = blocks(read_results(STORED/f'weightings-{softmax}-ml-100k.jsonl'))[0]
+    rows = [r for t in b.trials.values() for r in t.values()]
+    assert not b.missing and (len(b.methods), len(b.seeds)) == (methods, 5)
+    assert len({r['versions']['commit'] for r in rows}) == 1
+    assert not set(b.record['tune']['seeds']) & set(b.seeds)
+    for r in rows: assert r['config']['model']['softmax'] == softmax
