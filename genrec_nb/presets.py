@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['PRESETS', 'preset_settings', 'preset_table']
 
-# %% ../nbs/85_presets.ipynb #64260cd0
+# %% ../nbs/85_presets.ipynb #10c7f182
 import re
 import pandas as pd
-from .core import check_choice
-try: import tomllib
-except ImportError: import tomli as tomllib # Python 3.10
+from .core import check_choice, tomllib
 
-# %% ../nbs/85_presets.ipynb #d6face65
+# %% ../nbs/85_presets.ipynb #06ab925f
 PRESETS: dict[str, str] = {} # name -> commented settings of a run, as TOML
 
 def preset_settings(name: str) -> dict: # nested, as `load_config` takes them
@@ -20,17 +18,19 @@ def preset_settings(name: str) -> dict: # nested, as `load_config` takes them
     check_choice(name, PRESETS, 'preset')
     return tomllib.loads(PRESETS[name])
 
-# %% ../nbs/85_presets.ipynb #49edce3f
+# %% ../nbs/85_presets.ipynb #5e04b43e
 def preset_table(name: str) -> pd.DataFrame: # columns setting, value, source
     "Every setting of a preset, and where it comes from"
     check_choice(name, PRESETS, 'preset')
     rows, section = [], ''
     for line in PRESETS[name].splitlines():
         if m := re.fullmatch(r'\[(.*)\]', line): section = m[1] + '.'
-        if m := re.fullmatch(r'(\S+) = (.*?)\s+# (.*)', line): rows.append((section + m[1], *m.groups()[1:]))
+        if m := re.fullmatch(r'(\S+) = (.*?)\s+# (.*)', line):
+            name, value, source = m.groups()
+            rows.append((section + name, value, source))
     return pd.DataFrame(rows, columns=['setting', 'value', 'source']).set_index('setting')
 
-# %% ../nbs/85_presets.ipynb #3d8a8518
+# %% ../nbs/85_presets.ipynb #c4640c85
 PRESETS['tiger-letter'] = '''
 backbone = "t5"                       # paper: an encoder-decoder from scratch
 weighting = "ce"                      # paper: plain cross-entropy
@@ -76,7 +76,7 @@ adam_beta2 = 0.999                    # code: the default of AdamW
 '''
 preset_table('tiger-letter')
 
-# %% ../nbs/85_presets.ipynb #b1b2fe35
+# %% ../nbs/85_presets.ipynb #2cf528a5
 _LETTER = '''
 [tokenizer]
 method = "letter"                     # paper
@@ -108,7 +108,7 @@ _MEANS = 'code: means over elements and levels'
 PRESETS['letter-paper'] = _LETTER.format(variant='paper', why=_SUMS)
 PRESETS['letter-release'] = _LETTER.format(variant='code', why=_MEANS)
 
-# %% ../nbs/85_presets.ipynb #ec4fc5bd
+# %% ../nbs/85_presets.ipynb #74cbe3d7
 _TIGER = PRESETS['tiger-letter'].partition('[tokenizer]')
 _TRAINING = '[model]' + _TIGER[2].partition('[model]')[2]
 PRESETS['letter-tiger'] = f'''
@@ -120,7 +120,7 @@ split = "leave-one-out"               # paper
 {PRESETS['letter-release']}
 {_TRAINING}'''
 
-# %% ../nbs/85_presets.ipynb #93d07cbb
+# %% ../nbs/85_presets.ipynb #bdf803bd
 PRESETS['multi-target'] = PRESETS['tiger-letter'].replace(
 'weighting = "ce"                      # paper: plain cross-entropy', '''\
 weighting = "multi"                   # paper: uniform, Front-Greater and frequency
@@ -131,7 +131,7 @@ weighting_options.targets.frequency.beta = 0.9    # code''').replace(
 'batch_size = 1024                     # code: 256 on each of 4 devices',
 'batch_size = 512                      # code')
 
-# %% ../nbs/85_presets.ipynb #3cc7b171
+# %% ../nbs/85_presets.ipynb #f633ae21
 _ALPACA = r"""
 [model]
 base = "smollm2-135m"                 # ours: the paper took another, see --model base=FOLDER
@@ -176,7 +176,7 @@ beams = 20                            # paper
 exclude_seen = false                  # code
 '''
 
-# %% ../nbs/85_presets.ipynb #4498f41b
+# %% ../nbs/85_presets.ipynb #95fa9a88
 _LISTED = 'Given a list of items that a user chose, oldest first: {history}. Name the next one.'
 PRESETS['igd-paper'] = '''
 backbone = "llm"                      # paper
