@@ -227,7 +227,8 @@ def _tie_order(
 # %% ../nbs/00_core.ipynb #3c6e5d9d
 def _finite(x) -> bool: # tensor or array
     "Is no number NaN or infinite?"
-    return bool(np.isfinite(float(x.sum()))) or bool((abs(x) < np.inf).all()) # a sum may overflow
+    with np.errstate(over='ignore'): total = float(x.sum())                   # it may overflow
+    return bool(np.isfinite(total)) or bool((abs(x) < np.inf).all())
 
 def _check_items(items, n: int, least: int = 0, where: str = 'in a history') -> None:
     "Raise `GenrecError` for items that a catalog of n has not; with `least` -1 one may be none"

@@ -14,7 +14,6 @@ from .core import Count, Natural, NonNegative, Positive, settings
 from .splits import Cases, Split
 from .baselines import (ItemRanker, LightGCN, LightGCNConfig, _check_split,
                                  _interaction_matrix, train_lightgcn)
-from .sequential_baselines import _RANKERS
 
 # %% ../nbs/74_linear_baselines.ipynb #3aaa2bfa
 class ItemMatrix(ItemRanker, nn.Module):
@@ -115,5 +114,5 @@ def train_mf(
     return model.eval()
 
 # %% ../nbs/74_linear_baselines.ipynb #a3442b57
-_RANKERS.update({'item-knn': (ItemKNN, ItemKNNConfig, train_item_knn),
-                 'ease': (EASE, EASEConfig, train_ease), 'mf': (MF, MFConfig, train_mf)})
+_LINEAR = {'item-knn': (ItemKNN, ItemKNNConfig, train_item_knn),
+           'ease': (EASE, EASEConfig, train_ease), 'mf': (MF, MFConfig, train_mf)}

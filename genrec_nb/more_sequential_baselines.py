@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .core import Count, Share, SettingError, patch, require, settings
 from .splits import Cases, Split
 from .batches import Windows
-from .sequential_baselines import (_RANKERS, SequenceConfig, SequenceRanker, _catalog_ce,
+from .sequential_baselines import (SequenceConfig, SequenceRanker, _catalog_ce,
                                             _left_aligned, _train_sequence)
 
 # %% ../nbs/74_more_sequential_baselines.ipynb #bdcab085
@@ -217,6 +217,6 @@ def train_bert4rec(
     return _train_sequence(BERT4Rec, split, config, seed, exclude_seen)
 
 # %% ../nbs/74_more_sequential_baselines.ipynb #a6f92836
-_RANKERS.update(gru4rec=(GRU4Rec, GRU4RecConfig, train_gru4rec),
-                caser=(Caser, CaserConfig, train_caser), hgn=(HGN, WindowConfig, train_hgn),
-                bert4rec=(BERT4Rec, BERT4RecConfig, train_bert4rec))
+_SEQUENTIAL = dict(
+    gru4rec=(GRU4Rec, GRU4RecConfig, train_gru4rec), caser=(Caser, CaserConfig, train_caser),
+    hgn=(HGN, WindowConfig, train_hgn), bert4rec=(BERT4Rec, BERT4RecConfig, train_bert4rec))

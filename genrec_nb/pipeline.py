@@ -24,7 +24,8 @@ from .data import Dataset
 from .splits import Cases, Split
 from .metrics import average_popularity, coverage, gini, metric_values, _rank_of
 from .baselines import _load_vectors, save_vectors
-from .sequential_baselines import SASRec, _load_or_train_sasrec
+from .sequential_baselines import SASRec
+from .rankers import _load_or_train_sasrec
 from .tokenizer_config import _CF_METHODS
 from .tokenizer import (Tokenized, _collaborative_embeddings, _given_identifiers,
                                  load_tokenized, tokenize_items)

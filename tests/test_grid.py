@@ -18,7 +18,7 @@ from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import ranking_metrics
 from genrec_nb.pipeline import _unpack
 from genrec_nb.recommender import GenerativeRecommender
-from genrec_nb.sequential_baselines import load_ranker
+from genrec_nb.rankers import load_ranker
 
 SMALL = dict(ids={'km': dict(method='rqkmeans', encoder='tfidf', levels=2, size=6)}, model=dict(d_model=16, num_heads=2, num_layers=1),
              train=dict(epochs=2, batch_size=16, eval_every=1))

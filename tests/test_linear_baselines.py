@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 from genrec_nb.core import GenrecError
 from genrec_nb.linear_baselines import EASEConfig, ItemKNNConfig, MFConfig, train_ease, train_item_knn, train_mf
 from genrec_nb.metrics import popularity_ranking, ranking_metrics
-from genrec_nb.sequential_baselines import load_ranker, save_ranker
+from genrec_nb.rankers import load_ranker, save_ranker
 from genrec_nb.splits import Cases, leave_one_out
 from oracles import few
 from test_baselines import ring

@@ -7,7 +7,7 @@ from genrec_nb.core import GenrecError
 from genrec_nb.data import Interactions
 from genrec_nb.more_sequential_baselines import (BERT4Rec, BERT4RecConfig, Caser, CaserConfig, GRU4Rec, GRU4RecConfig, HGN, WindowConfig, _last_items, _UserWindows,
                                                  train_bert4rec, train_caser, train_gru4rec, train_hgn)
-from genrec_nb.sequential_baselines import load_ranker, save_ranker
+from genrec_nb.rankers import load_ranker, save_ranker
 from genrec_nb.splits import Cases, leave_one_out
 
 N, U = 12, 24

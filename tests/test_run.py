@@ -10,7 +10,7 @@ from oracles import change_held_out, kill_when, quick, slowly, small_data
 from genrec_nb.core import GenrecError, MissingTextError, SettingError, read_json, read_settings, whole_file, write_json
 from genrec_nb.metrics import evaluate_ranking, ranking_metrics
 from genrec_nb.recommender import GenerativeRecommender
-from genrec_nb.sequential_baselines import load_ranker
+from genrec_nb.rankers import load_ranker
 from genrec_nb.splits import leave_one_out
 from genrec_nb.tokenizer import load_tokenized
 from genrec_nb.tokenizer_config import TokenizerConfig

@@ -13,7 +13,8 @@ from genrec_nb.core import GenrecError
 from genrec_nb.data import Interactions
 from genrec_nb.splits import Cases, Split, leave_one_out
 from genrec_nb.metrics import evaluate_ranking, popularity_ranking, ranking_metrics
-from genrec_nb.sequential_baselines import SASRec, SASRecConfig, _own_random_state, _catalog_ce, _left_aligned, load_ranker, save_ranker, train_collaborative_embeddings, train_sasrec
+from genrec_nb.sequential_baselines import SASRec, SASRecConfig, _own_random_state, _catalog_ce, _left_aligned, train_collaborative_embeddings, train_sasrec
+from genrec_nb.rankers import load_ranker, save_ranker
 from oracles import few
 from test_baselines import ring
 

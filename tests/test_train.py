@@ -356,7 +356,10 @@ def test_few_samples_and_few_evaluation_users(make, tmp_path, monkeypatch):
     assert {len(u) for u in seen} == {7} and len({tuple(u) for u in seen}) == 1
     assert next(l['step'] for l in a.logs if 'loss' in l) == 2                  # 20 samples in batches of 16
     same_end(a, run(make, tmp_path/'b', samples_per_epoch=20, eval_users=7))
-    with pytest.raises(GenrecError, match='eval_users is 0'): TrainConfig(eval_users=0)
+    seen.clear()
+    run(make, tmp_path/'c', samples_per_epoch=20, eval_users=0)                 # 0: all of them
+    assert {len(u) for u in seen} == {len(SPLIT.valid)}
+    with pytest.raises(GenrecError, match='eval_users is -1'): TrainConfig(eval_users=-1)
 
 def test_resumed_subsets_are_those_of_the_unbroken_run(tmp_path):
     whole = run(packed, tmp_path/'a', samples_per_epoch=20)
