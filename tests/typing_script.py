@@ -43,7 +43,13 @@ from genrec_nb.report import Page
 from genrec_nb.rqvae import RQOutput, RQVAE, RQVAEConfig
 from genrec_nb.run import RunConfig
 from genrec_nb.semantic_ids import Identifiers
-from genrec_nb.sequential_baselines import SASRec, SASRecConfig
+from genrec_nb.sequential_baselines import SASRec, SASRecConfig, SequenceConfig, SequenceRanker
+from genrec_nb.linear_baselines import (EASE, EASEConfig, ItemKNN, ItemKNNConfig, ItemMatrix, MF, MFConfig, train_ease, train_item_knn, train_mf)
+from genrec_nb.more_sequential_baselines import (BERT4Rec, BERT4RecConfig, Caser, CaserConfig, GRU4Rec, GRU4RecConfig, HGN, WindowConfig, WindowRanker,
+                                                 train_bert4rec, train_caser, train_gru4rec, train_hgn)
+from genrec_nb.rankers import load_ranker, save_ranker
+from genrec_nb.data_facts import DataFacts, describe_data
+from genrec_nb.formats import FileTable, Format, read_file, recognize
 from genrec_nb.significance import MeanDifference, RankTable, SignFlip, VarianceComponents
 from genrec_nb.terminal import Bars
 from genrec_nb.tiger import TigerT5, TokenLoss
@@ -161,6 +167,24 @@ def language_models(titles: list[str], catalog: Catalog, train: Interactions, hi
 def baselines(split: Split, ranker: ItemRanker, model: SASRec, graph: LightGCN) -> np.ndarray:
     SASRecConfig(), LightGCNConfig()
     return ranker.rank(split.test, 10)
+
+
+def more_baselines(split: Split, folder: str) -> ItemRanker:
+    closed: list[ItemMatrix] = [train_item_knn(split, ItemKNNConfig()), train_ease(split, EASEConfig())]
+    factors: MF = train_mf(split, MFConfig())
+    learned: list[SequenceRanker] = [train_gru4rec(split, GRU4RecConfig()), train_caser(split, CaserConfig()), train_hgn(split, WindowConfig()),
+                                     train_bert4rec(split, BERT4RecConfig())]
+    kinds = [ItemKNN, EASE, GRU4Rec, Caser, HGN, BERT4Rec, WindowRanker, SequenceConfig]
+    save_ranker(factors, folder)
+    assert closed and learned and kinds
+    return load_ranker(folder)
+
+
+def files(path: str, data: Dataset) -> list[str]:
+    table: FileTable = read_file(path)
+    known: Format = recognize(list(table.frame.columns))
+    facts: DataFacts = describe_data(data)
+    return [known.name, *facts.lines()]
 
 
 def numbers(e: Evaluation, scores: Scores, rows: Comparisons, flip: SignFlip, test: MeanDifference) -> float:
