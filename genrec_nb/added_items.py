@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../nbs/81_added_items.ipynb #98f71801
-import numpy as np
 import pandas as pd
 import torch
 from pathlib import Path

@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'FileTable', 'read_file', 'Format', 'recognize', 'explode'
 
 # %% ../nbs/11_formats.ipynb #81d1b7bf
 import ast, csv, gzip, io, json, re, warnings, zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 import numpy as np

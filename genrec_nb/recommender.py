@@ -6,14 +6,14 @@
 __all__ = ['GenerativeRecommender']
 
 # %% ../nbs/81_recommender.ipynb #f55463d0
-import inspect, tempfile, warnings
+import inspect, tempfile
 import numpy as np
 import torch
 from dataclasses import asdict, replace
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
 from safetensors.torch import load_file
-from .core import (GenrecError, GenrecWarning, SettingError, _check_items, check_keys,
+from .core import (GenrecError, SettingError, _check_items, check_keys,
                             patch, read_json, read_settings, require, versions, whole_folder, write_json,
                             _write_tensors)
 from .data import Catalog, Dataset
