@@ -45,6 +45,21 @@ def _rank_of(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray: # int [M, K
     hit = ranked == targets[:, None]
     return np.where(hit.any(1), hit.argmax(1), ranked.shape[1])
 
+# %% ../nbs/13_metrics.ipynb #9489b362
+def _title_rank_of(
+    ranked: np.ndarray, # int [M, K]: items, best first; -1 = padding
+    targets: np.ndarray, # int [M]
+    titles: list[str], # [N]
+) -> np.ndarray: # int64 [M]
+    "0-based rank of each target's title among the different titles of its list, K if absent"
+    _, same = np.unique([t.strip() for t in titles], return_inverse=True)
+    lists = np.where(ranked >= 0, same[ranked], -1)
+    before = np.tril(lists[:, :, None] == lists[:, None], -1).any(2)     # stands further up, too
+    hit = lists == same[targets][:, None]
+    first = hit.argmax(1)
+    rank = first - np.take_along_axis(before.cumsum(1), first[:, None], 1)[:, 0]
+    return np.where(hit.any(1), rank, ranked.shape[1])
+
 # %% ../nbs/13_metrics.ipynb #5b36a729
 _METRICS = 'recall', 'ndcg', 'mrr', 'hit'
 

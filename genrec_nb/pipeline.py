@@ -22,7 +22,8 @@ from .core import (GenrecError, _Silent, digest, plain, read_json, versions, who
                             write_json)
 from .data import Dataset
 from .splits import Cases, Split
-from .metrics import average_popularity, coverage, gini, metric_values, _rank_of
+from .metrics import (average_popularity, coverage, gini, metric_values, _rank_of,
+                               _title_rank_of)
 from .baselines import _load_vectors, save_vectors
 from .sequential_baselines import SASRec
 from .rankers import _load_or_train_sasrec
@@ -169,12 +170,15 @@ def _unpack(text: str) -> np.ndarray: # int64 [n]
 # %% ../nbs/84_pipeline.ipynb #5dea04fe
 _STORED = [f'{m}@{k}' for m in ('recall', 'ndcg') for k in (1, 5, 10, 20)] + ['mrr@10']
 
-def _measure(ranked: np.ndarray, cases: Cases, counts: np.ndarray) -> dict: # ranked: int64 [M, K]
-    "What is kept of ranked lists: ranks as text, and metrics"
+def _measure(ranked: np.ndarray, cases: Cases, counts: np.ndarray, titles=()) -> dict:
+    "What is kept of ranked lists, int64 [M, K]: ranks as text, and metrics; hits by title, too"
     ranks, top, n = _rank_of(ranked, cases.targets), ranked[:, :10], len(counts)
     found = {m: metric_values(ranks, m).mean() for m in _STORED}
     found |= {'coverage@10': coverage(top, n), 'gini@10': gini(top, n),
               'avg_popularity@10': average_popularity(top, counts)}
+    if len(set(titles)) < len(titles):              # IGD's paper counts every item of the title
+        same = _title_rank_of(ranked, cases.targets, titles)
+        found |= {f'title/{m}': metric_values(same, m).mean() for m in ('recall@10', 'ndcg@10')}
     metrics = {k: None if math.isnan(v) else float(v) for k, v in found.items()}
     return dict(ranks=_pack(ranks), metrics=metrics)
 
@@ -206,17 +210,19 @@ def _run_trial(
     _rank_trial(trial, split, rec, decodings, folder)
     done = read_json(_work(trial, folder)/'trained.json')
     took = dict(train=done.pop('seconds'), decode=round(time.perf_counter() - start, 1))
-    measured = {name: _measured(trial, split, folder, name) for name in decodings}
+    titles = data.catalog.titles
+    measured = {name: _measured(trial, split, folder, name, titles) for name in decodings}
     return dict(kind='trial', trial=trial.key, label=trial.label, config=trial.config,
                 versions=versions(), device=device, seconds=took,
                 search=rec.search_facts(split.valid),
                 collisions=float(rec.ids.collisions()['rate']), curve=_curves(done.pop('logs')),
                 **done, decodings=measured)
 
-def _measured(trial: Trial, split: Split, folder, name: str) -> dict: # valid, test
+def _measured(trial: Trial, split: Split, folder, name: str, titles=()) -> dict: # valid, test
     "One decoding's metrics from its lists"
     counts, lists = split.train.item_counts(), _ranked_lists(trial, folder, name)
-    return {part: _measure(lists[part], getattr(split, part), counts) for part in ('valid', 'test')}
+    return {part: _measure(lists[part], getattr(split, part), counts, titles)
+            for part in ('valid', 'test')}
 
 # %% ../nbs/84_pipeline.ipynb #98207154
 def _attempt(work, trial: Trial, how, folder, device: str | None, progress=None) -> dict: # the row
