@@ -44,6 +44,7 @@ class ItemRanker:
     "A vector per item; a subclass has `scores(cases)`, `item_table()`, `settings` and `history`"
     split = None # fingerprint of the one that it was trained on
     exclude_seen = True # how its validation users were ranked
+    deterministic = False # is there nothing random in its training?
     @property
     def n_items(self) -> int: return len(self.item_table())
     def item_vectors(self) -> np.ndarray: # float32 [N, dim]

@@ -6,19 +6,20 @@
 __all__ = ['app', 'main']
 
 # %% ../nbs/95_cli.ipynb #6a592a31
-import contextlib, sys
+import sys
 import typer
 from . import __version__
 from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from typing import Annotated, Literal
+from .grid_commands import _compare
 from .options import (_COLUMN_NAMES, _Column, _Command, _Device, _Tokenizer, _columns,
                                _device, _flag, _may, _pairs, _some, _tokenizer_pairs)
-from .terminal import (Bars, _LOG, _errors, _explanation_rows, _level_rows, _method_rows,
+from .terminal import (_interruptible, _LOG, _errors, _explanation_rows, _level_rows, _method_rows,
                                 _position_rows, _print, _set_up_logging, _table, _explain_error)
 
-# %% ../nbs/95_cli.ipynb #d1e65723
+# %% ../nbs/95_cli.ipynb #7b3f0dbc
 def main() -> None:
     "Entry point of the `genrec` command"
     try: app()
@@ -27,15 +28,6 @@ def main() -> None:
         if found is None: raise
         _errors().print(f'[bold red]genrec:[/] {escape(found[0])}')
         sys.exit(found[1])
-
-@contextlib.contextmanager
-def _interruptible(hint: str):
-    "Yield bars; Ctrl-C is one line with a hint, and exit code 130"
-    try:
-        with Bars(_errors()) as bars: yield bars
-    except KeyboardInterrupt:                           # typer would end with a code of its own
-        _LOG.error('stopped; %s', hint)
-        raise typer.Exit(130) from None
 
 # %% ../nbs/95_cli.ipynb #53786d73
 app = typer.Typer(name='genrec', no_args_is_help=True, rich_markup_mode='rich',
@@ -84,6 +76,8 @@ _Set = _some('Any setting of config.toml by its dotted name: train.lr=1e-3, weig
 _More = _may(str, "Identifiers of an item beside the tokenizer's: methods and tables with commas "
                   "between them, such as item,hkmeans or FILE.index.json; '' for none. With "
                   "settings of their own: in a configuration file.")
+_Baselines = _may(str, 'Further rows of the table, with commas between them: itemknn, ease, mf, '
+                  'lightgcn, gru4rec, caser, hgn, sasrec, bert4rec.')
 _Model = _some('Setting of the backbone: d_model, num_layers, ..; of a language model base, '
                'tuning, r, max_items, tasks, ..')
 _Trainer = _some("Any of transformers' TrainingArguments: report_to=tensorboard, bf16=true.")
@@ -101,6 +95,7 @@ def _run(
     change: _Set = None,
     tokenizer: _Tokenizer = None,
     identifiers: _More = None,
+    baselines: _Baselines = None,
     model: _Model = None,
     trainer: _Trainer = None,
     device: _Device = None,
@@ -112,6 +107,7 @@ def _run(
     from genrec_nb.run import load_config, run
     changes = _pairs(change, '--set') | _tokenizer_pairs(tokenizer)
     if identifiers is not None: changes['identifiers'] = identifiers
+    if baselines is not None: changes['baselines'] = baselines
     changes |= _pairs(model, '--model', 'model.') | _pairs(trainer, '--trainer', 'trainer.')
     file = source if source and Path(source).suffix in ('.toml', '.json') else None
     if source and not file: changes['data'] = source
@@ -355,46 +351,4 @@ def _inspect(
            f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens are zero-gain')
 
 # %% ../nbs/95_cli.ipynb #9ff80dbc
-def _report(results, path: Path) -> None:
-    "Print the tables of a grid, write its page"
-    from genrec_nb.experiments.grid_report import results_page, summary
-    typer.echo(summary(results))
-    _LOG.info('written to %s', results_page(results).save(path))
-
-_GridOut = _may(Path, 'Folder for results, cache and report, runs/compare-GRID if none is given; '
-                      'with --report the page.')
-_Report = _may(list[Path], 'Only report on the results of a folder or .jsonl file; once for each, '
-                           'they are merged.')
-_Jobs = Annotated[int, typer.Option(
-    min=1, help='Processes on this machine; with several each has one thread.')]
-_Cluster = _may(str, 'Address of a dask scheduler, tcp://HOST:PORT; its workers share the folder.')
-_DryRun = _flag('--dry-run', 'List the trials, what is done, and an estimate.')
-
-# %% ../nbs/95_cli.ipynb #0141cb80
-@app.command('compare')
-def _compare(
-    grid: Annotated[Path | None, typer.Argument(help='File of the grid, .toml or .json.')] = None,
-    out: _GridOut = None,
-    report: _Report = None,
-    jobs: _Jobs = 1,
-    cluster: _Cluster = None,
-    dry_run: _DryRun = False,
-    device: _Device = None,
-):
-    "Run a grid of data x identifiers x weighting x decoding x seed, and compare."
-    _set_up_logging()
-    from genrec_nb.core import SettingError, require
-    from genrec_nb.experiments import execution
-    from genrec_nb.experiments.grid import read_grid
-    from genrec_nb.experiments.results import read_results
-    one = bool(report) != (grid is not None)
-    require(one, 'name either the file of a grid, or --report FOLDER', SettingError)
-    if report:
-        first = report[0] if report[0].is_dir() else report[0].parent
-        return _report(read_results(*report), out or first/'report.html')
-    plan, out = read_grid(grid), out or Path('runs')/f'compare-{grid.stem}'
-    if dry_run: return typer.echo(execution.dry_run(plan, out, jobs))
-    with _interruptible('the same command continues') as bars:
-        where = _device(device) if device else None
-        results = execution.run_grid(plan, out, jobs, cluster, where, bars)
-    _report(results, out/'report.html')
+app.command('compare')(_compare)

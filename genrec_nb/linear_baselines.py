@@ -18,7 +18,7 @@ from .baselines import (ItemRanker, LightGCN, LightGCNConfig, _check_split,
 # %% ../nbs/74_linear_baselines.ipynb #3aaa2bfa
 class ItemMatrix(ItemRanker, nn.Module):
     "Scores by one matrix from the items of a history to all items"
-    sizes = ('n_items',)
+    sizes, deterministic = ('n_items',), True
     def __init__(self, n_items: int, config):
         super().__init__()
         self.settings, self.history = config, []
@@ -41,7 +41,7 @@ class ItemKNNConfig:
 
 class ItemKNN(ItemMatrix):
     "Cosine similarity of items, the nearest neighbors of each (Sarwar et al., 2001)"
-    kind = 'item-knn'
+    kind = 'itemknn'
 
 def train_item_knn(
     split: Split, # only `train` is used
@@ -114,5 +114,5 @@ def train_mf(
     return model.eval()
 
 # %% ../nbs/74_linear_baselines.ipynb #a3442b57
-_LINEAR = {'item-knn': (ItemKNN, ItemKNNConfig, train_item_knn),
+_LINEAR = {'itemknn': (ItemKNN, ItemKNNConfig, train_item_knn),
            'ease': (EASE, EASEConfig, train_ease), 'mf': (MF, MFConfig, train_mf)}

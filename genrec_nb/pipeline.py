@@ -84,6 +84,20 @@ def _item_vectors(name: str, trial: Trial, split: Split, folder) -> np.ndarray: 
     "The vectors themselves"
     return _load_vectors(_vectors_file(name, trial, split, folder), split.train.n_items, split=split)
 
+# %% ../nbs/84_pipeline.ipynb #35741e9e
+class _Timed:
+    "Passes stages on to a progress, and remembers how long each took"
+    def __init__(self, progress): self.progress, self.seconds, self.last = progress, {}, None
+    def advance(self, done: int) -> None: self.progress.advance(done)
+    def stage(self, name: str, total: int = 0) -> None:
+        "A stage begins, the one before is over"
+        now = time.perf_counter()
+        if self.last:
+            before, began = self.last
+            self.seconds[before] = round(self.seconds.get(before, 0) + now - began, 2)
+        self.last = name, now
+        self.progress.stage(name, total)
+
 # %% ../nbs/84_pipeline.ipynb #c35b8a98
 class _Steps(TrainerCallback):
     "Report training steps to the progress"

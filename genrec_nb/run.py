@@ -6,7 +6,7 @@
 __all__ = ['RunConfig', 'load_config', 'run', 'tokenize']
 
 # %% ../nbs/86_run.ipynb #bb7d1d28
-import logging, os, shutil, time
+import logging, os, shutil
 import numpy as np
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -20,10 +20,10 @@ from .data_facts import (DataFacts, describe_data, _check_beams, _misleading,
                                   _text_encoder)
 from .splits import Split, _fitted_on
 from .loaders import load_dataset
-from .metrics import evaluate_ranking, metric_values, popularity_ranking, _rank_of
+from .metrics import evaluate_ranking, metric_values, _rank_of
 from .infogain import zero_gain_share
 from .train import FitResult
-from .baselines import _check_split, transition_ranking
+from .baselines import _check_split
 from .sequential_baselines import SASRecConfig
 from .tokenizer import Tokenized, tokenize_items
 from .tokenizer_config import TokenizerConfig, TOKENIZERS
@@ -31,7 +31,8 @@ from .rec_config import RecommenderConfig, _source_names, _sources
 from .recommender import GenerativeRecommender
 from .trial import DataConfig, _SPLITS, Trial, _needs_text
 from .pipeline import (_K, _default_device, _make_identifiers, _ranked_lists, run_trials,
-                                _train_assistant)
+                                _Timed, _train_assistant)
+from .baseline_trials import BaselineTrial, read_baselines, _trained_baseline
 from .presets import preset_settings
 from .pages import _run_page, _tokenizer_page
 
@@ -51,6 +52,7 @@ class RunConfig(RecommenderConfig):
     title_words: Count | None = None # items with longer titles are left out; None: none is
     ids: str | None = None # an index.json, or a folder of `genrec tokenize`; None: made here
     compare: tuple[Literal[_COMPARED], ...] = _COMPARED # trainings beside that of the settings
+    baselines: dict | list | str = '' # beside popularity and transitions: names, perhaps with settings
     alpha: Share = .2 # strength of IGD-decoding
     assistant_weight: Share = 0. # of a SASRec, in further decodings (D3); 0: none
     trainer: dict = field(default_factory=dict) # further `TrainingArguments`: bf16 = true
@@ -60,6 +62,7 @@ class RunConfig(RecommenderConfig):
         packed = self.backbone == 'packed' and self.tokenizer.method != 'item'
         if self.identifiers is None: self.identifiers = _sources('item' if packed else '')
         super().__post_init__()
+        self.baselines = read_baselines(self.baselines)
         for name in ('alpha', 'assistant_weight'):
             require(not getattr(self.decode, name), f'decode.{name}: the {name} of a run is '
                     f'a setting of its own, {name}', SettingError)
@@ -161,6 +164,14 @@ def trials(self: RunConfig, data: Dataset) -> dict: # label -> `Trial`
             for label, r in self.recommenders.items()}
 
 @patch
+def baseline_trials(self: RunConfig, data: Dataset) -> dict: # name -> `BaselineTrial`
+    "Popularity, transitions, and what else is asked for"
+    c, key, out = self.data_config, self.data_config.key(data), self.decode.exclude_seen
+    every = read_baselines('popularity, transitions') | self.baselines
+    return {name: BaselineTrial(c, key, s['kind'], {k: v for k, v in s.items() if k != 'kind'},
+                                self.seed, out, name) for name, s in every.items()}
+
+@patch
 def decodings(self: RunConfig, label: str) -> dict: # name -> changes to a `DecodeConfig`
     "How the model of a training is read"
     if label in ('SASRec', 'vocabulary'): return {'plain': {}}
@@ -213,21 +224,20 @@ def _prepare(config: RunConfig) -> _Run:
     _check_beams(config.decode, _K, config.backbone == 'packed')
     data, split = config.data_config.load()
     trials = config.trials(data)
-    for t in trials.values(): t.check(data, split)
+    for t in [*trials.values(), *config.baseline_trials(data).values()]: t.check(data, split)
     if config.assistant_weight: _check_split(split, SASRecConfig().patience)
     return _Run(config, data, split, trials)
 
 # %% ../nbs/86_run.ipynb #8192f3d5
 @patch
-def baselines(self: _Run) -> dict: # name -> (test, valid) int64 [M, K]
-    "Lists of popularity, of transitions, and of the assistant alone"
-    train, cases = self.split.train, (self.split.test, self.split.valid)
-    counts, out = train.item_counts(), self.config.decode.exclude_seen
-    found = {'popularity': [popularity_ranking(counts, c, _K, out) for c in cases],
-             'transitions': [transition_ranking(train, c, _K, out) for c in cases]}
-    if not self.config.assistant_weight: return found
-    model = _train_assistant(self.own, self.split, self.folder)
-    return found | {'assistant': [model.rank(c, _K, out) for c in cases]}
+def baselines(self: _Run, progress=None) -> dict: # name -> (test, valid) int64 [M, K]
+    "Lists of popularity, transitions, further baselines, and of the assistant alone"
+    cases, out = (self.split.test, self.split.valid), self.config.decode.exclude_seen
+    models = {name: _trained_baseline(t, self.split, self.folder, progress)[0]
+              for name, t in self.config.baseline_trials(self.data).items()}
+    if self.config.assistant_weight:
+        models['assistant'] = _train_assistant(self.own, self.split, self.folder)
+    return {name: [m.rank(c, _K, out) for c in cases] for name, m in models.items()}
 
 @patch
 def evaluated(self: _Run, name: str, test: np.ndarray, valid: np.ndarray, **decoding) -> tuple:
@@ -246,20 +256,6 @@ def figures(self: _Run, baselines: dict) -> dict: # method -> what `evaluated` g
         changes = self.config.decodings(training)[decoding]
         found[name] = self.evaluated(name, lists['test'], lists['valid'], **changes)
     return found
-
-# %% ../nbs/86_run.ipynb #5015e79c
-class _Timed:
-    "Passes stages on to a progress, and remembers how long each took"
-    def __init__(self, progress): self.progress, self.seconds, self.last = progress, {}, None
-    def advance(self, done: int) -> None: self.progress.advance(done)
-    def stage(self, name: str, total: int = 0) -> None:
-        "A stage begins, the one before is over"
-        now = time.perf_counter()
-        if self.last:
-            before, began = self.last
-            self.seconds[before] = round(self.seconds.get(before, 0) + now - began, 2)
-        self.last = name, now
-        self.progress.stage(name, total)
 
 # %% ../nbs/86_run.ipynb #8d9e51c0
 @patch
@@ -352,7 +348,7 @@ def run(
         if fresh: shutil.rmtree(folder)                    # the corrected command may have its name
         raise
     progress.stage('baselines')
-    baselines, rows = r.baselines(), r.train(jobs, progress)
+    baselines, rows = r.baselines(progress), r.train(jobs, progress)
     progress.stage('report')
     return r.finish(r.figures(baselines), made, rows, progress.seconds)
 

@@ -6,7 +6,8 @@
 __all__ = ['Bars']
 
 # %% ../nbs/94_terminal.ipynb #2b25d492
-import errno, logging, os
+import contextlib, errno, logging, os
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -64,6 +65,16 @@ class Bars:
     def __exit__(self, *error):
         if error[0] is None: self.finish()
         self.bars.stop()
+
+# %% ../nbs/94_terminal.ipynb #33220879
+@contextlib.contextmanager
+def _interruptible(hint: str):
+    "Yield bars; Ctrl-C is one line with a hint, and exit code 130"
+    try:
+        with Bars(_errors()) as bars: yield bars
+    except KeyboardInterrupt:                           # typer would end with a code of its own
+        _LOG.error('stopped; %s', hint)
+        raise typer.Exit(130) from None
 
 # %% ../nbs/94_terminal.ipynb #4d8c752c
 _STOPPED = 'stopped; the same command with --resume continues'

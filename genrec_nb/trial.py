@@ -11,7 +11,7 @@ import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from .core import (Count, MissingTextError, Natural, check_keys, digest, patch,
+from .core import (Count, FileError, MissingTextError, Natural, check_keys, digest, patch,
                             plain, require, settings)
 from .data import Dataset, Interactions, _offsets_of
 from .splits import Split, global_time, leave_one_out
@@ -19,7 +19,7 @@ from .loaders import load_dataset, _COLUMNS
 from .semantic_ids import Identifiers
 from .baselines import _check_split, _load_vectors
 from .sequential_baselines import SASRecConfig
-from .tokenizer import _given_cf, _given_identifiers
+from .tokenizer import _category_paths, _given_cf, _given_identifiers
 from .tokenizer_config import TOKENIZERS, TokenizerConfig
 from .generators import _check_backbone, _check_base
 from .rec_config import RecommenderConfig, _check_sources
@@ -181,6 +181,13 @@ def item_vectors(self: DataConfig, split: Split) -> np.ndarray: # float32 [N, d]
     return _load_vectors(self.vectors, split.train.n_items, split=split)
 
 # %% ../nbs/83_trial.ipynb #dd3aab79
+def _check_categories(path: str, data: Dataset, source: TokenizerConfig) -> None:
+    "Raise `MissingTextError` if there are no categories for category identifiers"
+    where = None if data.name == 'ml-100k' else path
+    try: _category_paths(where, data, source.own())
+    except FileError as e: raise MissingTextError(f'{e}; category identifiers need it') from None
+
+# %% ../nbs/83_trial.ipynb #0c5d3c38
 def _check_source(trial: Trial, source, data: Dataset, split: Split) -> Identifiers | None: # if they are there
     "Raise `GenrecError` if one of the identifiers cannot be had, or not be generated"
     if isinstance(source, str):
@@ -190,6 +197,7 @@ def _check_source(trial: Trial, source, data: Dataset, split: Split) -> Identifi
     source.sizes_for(len(data.catalog))
     if 'cf' in source.needs: _given_cf(source.cf, split, source.cf_dim)
     if _needs_text(source): trial.data.require_text(f'the tokenizer {source.method}')
+    if 'categories' in source.needs: _check_categories(trial.data.path, data, source)
 
 @patch
 def check(self: Trial, data: Dataset, split: Split) -> None:

@@ -20,7 +20,7 @@ def dense(train):
     for u in range(train.n_users): X[u, train.user(u)] = 1
     return X
 
-HOW = {'item-knn': lambda s: train_item_knn(s, ItemKNNConfig(neighbors=4, shrink=1.)), 'ease': lambda s: train_ease(s, EASEConfig(l2=2.)),
+HOW = {'itemknn': lambda s: train_item_knn(s, ItemKNNConfig(neighbors=4, shrink=1.)), 'ease': lambda s: train_ease(s, EASEConfig(l2=2.)),
        'mf': lambda s: train_mf(s, MFConfig(dim=8, epochs=10, batch_size=256))}
 every = pytest.mark.parametrize('kind', list(HOW))
 

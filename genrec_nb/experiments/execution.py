@@ -12,18 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from ..core import (FileError, GenrecError, SettingError, digest, patch, plain, read_json,
-                            require, versions)
+from ..core import (FileError, GenrecError, MissingTextError, SettingError, digest, patch, plain,
+                            read_json, require, versions)
 from ..data import Dataset
 from ..splits import Cases, Split
 from ..metrics import popularity_ranking, _rank_of
 from ..letter import code_overlap
 from ..trial import DataConfig, Trial, _content_digest
 from ..pipeline import (_K, _default_device, _item_vectors, _make_identifiers, _pack, run_trials)
-from .results import Results, read_results, _results_writer
+from ..baseline_trials import BaselineTrial, _run_any
+from .results import (Results, read_results, _decoding, _is_baseline,
+                                           _results_writer)
 from .grid import Grid
 
 # %% ../../nbs/92_execution.ipynb #7fb651f7
+_log = logging.getLogger('genrec_nb')
+
 @dataclass
 class Plan:
     "All trials that a grid may need, and what is written into its results"
@@ -32,6 +36,7 @@ class Plan:
     trials: list = field(default_factory=list) # of ([data, ids, method, seed, values], `Trial`)
     tokens: list = field(default_factory=list) # of ([data, ids, seed], `Trial` with identifiers)
     record: dict = field(default_factory=dict) # the grid in full, by contents
+    missing: dict = field(default_factory=dict) # (data, ids, method) -> what the data lack for it
 
 # %% ../../nbs/92_execution.ipynb #50c1f5e5
 def _data_row(
@@ -49,12 +54,16 @@ def _data_row(
 
 # %% ../../nbs/92_execution.ipynb #8e737c41
 def _make_plan(grid: Grid) -> Plan:
-    "Look at the data; raises `GenrecError` for what cannot work with them"
+    """Look at the data; raises `GenrecError` for what cannot work with them. What only lacks texts
+    or categories is left out, unless nothing else is left"""
     plan = Plan(grid)
     for name in grid.data:
         for tie_seed in grid.tie_seeds(name): plan.add_data(name, tie_seed)
-    bases = {t.recommender.model.get('base') for _, t in plan.trials}
+    generative = [t for _, t in plan.trials if isinstance(t, Trial)]
+    bases = {t.recommender.model.get('base') for t in generative}
     require(len(bases) < 2, 'model.base: a grid has one language model', SettingError)
+    if not plan.trials and not plan.tokens: raise MissingTextError(next(iter(plan.missing.values())))
+    for (*_, m), why in plan.missing.items(): _log.warning('%s is left out: %s', m, why)
     plan.record = _record(plan)
     return plan
 
@@ -65,7 +74,9 @@ def add_data(self: Plan, name: str, tie_seed: int | None) -> None:
     with _named(f'data.{name}'): data, split = config.load()
     row = _data_row(name, data, split, config.key(data), self.grid.exclude_seen)
     self.data.setdefault(name, {})[tie_seed] = row
-    for ids in self.grid.ids: self.add_block(name, ids, config, row['digest'], data, split)
+    for ids in self.grid.ids:
+        self.add_baselines(name, ids, config, row['digest'], data, split)
+        self.add_block(name, ids, config, row['digest'], data, split)
 
 @contextmanager
 def _named(where: str):
@@ -82,26 +93,70 @@ def _wanted(grid: Grid, method: str) -> list: # of (seed, values)
 
 # %% ../../nbs/92_execution.ipynb #28986e8f
 @patch
+def wanted(self: Plan, name: str, method: str, c: DataConfig) -> list: # of (seed, values)
+    "What may be needed of a method in one order of ties"
+    return [x for x in _wanted(self.grid, method) if self.grid.tie_seed(name, x[0]) == c.tie_seed]
+
+@patch
+def label(self: Plan, name: str, method: str, seed: int, values: dict, c: DataConfig,
+          ids: str = '') -> str: # '': the identifiers do not count
+    "What a trial is called"
+    changed = [f'{k}={v}' for k, v in values.items()]
+    order = [f'tie seed {c.tie_seed}']*('tie_seeds' in self.grid.data[name])
+    return ' '.join([name, *[ids]*bool(ids), method, *changed, f'seed {seed}', *order])
+
+# %% ../../nbs/92_execution.ipynb #bc9a256c
+@patch
+def fits(self: Plan, found: list, data: Dataset, split: Split) -> bool: # found: trials of a method
+    "Check the last trial of a method; False, and noted, if the data lack its texts or categories"
+    for (name, ids, method, *_), t in found[-1:]:
+        with _named(f'data.{name}, ids.{ids}, {method}'):
+            try: t.check(data, split)
+            except MissingTextError as e:                # rows name no folders
+                self.missing[name, ids, method] = str(e).replace(str(t.data.path), name)
+    return bool(found) and tuple(found[0][0][:3]) not in self.missing
+
+@patch
+def add_tokens(self: Plan, found: list) -> None: # found: trials of a method
+    "Identifiers of the reported seeds, once a block"
+    for (name, ids, _, seed, _), t in found:
+        known = [name, ids, seed] in [about for about, _ in self.tokens]
+        if seed in self.grid.seeds and not known: self.tokens.append(([name, ids, seed], t))
+
+# %% ../../nbs/92_execution.ipynb #efeb4933
+@patch
+def add_baselines(self: Plan, name: str, ids: str, c: DataConfig, key: str, data: Dataset,
+                  split: Split) -> None:
+    "Trials of the baselines; a block of other identifiers has the same ones"
+    for method in self.grid.baselines:
+        found = []
+        for seed, values in self.wanted(name, method, c):
+            t = self.grid.baseline(name, method, seed, values, c, key)
+            t.label = self.label(name, method, seed, values, c)
+            found.append(([name, ids, method, seed, values], t))
+        if self.fits(found, data, split): self.trials += found
+
+# %% ../../nbs/92_execution.ipynb #da637688
+@patch
 def add_block(self: Plan, name: str, ids: str, c: DataConfig, key: str, data: Dataset,
               split: Split) -> None:
     "Trials of one data set and one kind of identifiers, each method checked once"
     grid = self.grid
     trainer = {**grid.trainer, **grid.data[name].get('trainer', {})}
     def own(m): return 'tokenizer' in grid.weightings.get(m, {})
-    for method in sorted(grid.weightings or ['ce'], key=own):    # its identifiers are not the block's
-        for seed, values in _wanted(grid, method):
-            if grid.tie_seed(name, seed) != c.tie_seed: continue
-            changed = [f'{k}={v}' for k, v in values.items()]
-            order = [f'tie seed {c.tie_seed}']*('tie_seeds' in grid.data[name])
-            label = ' '.join([name, ids, method, *changed, f'seed {seed}', *order])
+    measured = [] if grid.baselines else ['ce']                  # what is there without weightings
+    for method in sorted(grid.weightings or measured, key=own):  # its identifiers are not the block's
+        found = []
+        for seed, values in self.wanted(name, method, c):
             r = grid.recommender(name, ids, method, seed, values)
+            label = self.label(name, method, seed, values, c, ids)
             t = Trial(c, key, r, grid.table(name, ids, method), trainer, label)
-            if grid.weightings: self.trials.append(([name, ids, method, seed, values], t))
-            known = [name, ids, seed] in [about for about, _ in self.tokens]
-            if seed in grid.seeds and not known: self.tokens.append(([name, ids, seed], t))
-        with _named(f'data.{name}, ids.{ids}, {method}'): t.check(data, split)
+            found.append(([name, ids, method, seed, values], t))
+        if not self.fits(found, data, split): continue
+        if grid.weightings: self.trials += found
+        self.add_tokens(found)
 
-# %% ../../nbs/92_execution.ipynb #896b1d1f
+# %% ../../nbs/92_execution.ipynb #a17e277b
 _KEPT = ('weightings', 'alphas', 'seeds', 'reference', 'metric', 'title', 'backbone', 'train',
          'decode', 'gain', 'trainer')
 
@@ -116,9 +171,12 @@ def _record(plan: Plan) -> dict:
         d, keys = grid.data[n], [row['digest'] for row in rows.values()]
         return dict(digest=keys[0], split=grid.data_config(n).split, users=d.get('users'),
                     ties=d.get('ties', 'random'), tie_seeds=list(rows))
-    return plain({k: getattr(grid, k) for k in _KEPT} | dict(
+    missing = [[*about, why] for about, why in plan.missing.items()]
+    more = dict(baselines=grid.baselines, missing=missing)
+    return plain({k: getattr(grid, k) for k in _KEPT} | {k: v for k, v in more.items() if v} | dict(
         data={n: part(n, rows) for n, rows in plan.data.items()},
-        ids=made if grid.weightings else {}, tune=grid.tune and asdict(grid.tune),
+        ids={n: made.get(n) for n in grid.ids} if grid.methods else {},
+        tune=grid.tune and asdict(grid.tune),
         sweep={n: s['point'] for n, s in grid.ids.items() if 'point' in s},
         tokens=[[*about, _tokens_key(t, grid.overlap)] for about, t in plan.tokens],
         trials=[[*about, t.key] for about, t in plan.trials]))
@@ -143,13 +201,12 @@ def _measure_identifiers(
                 measures=plain(measures), versions=versions())
 
 # %% ../../nbs/92_execution.ipynb #08736962
-_log = logging.getLogger('genrec_nb')
-
 @patch
 def tasks(self: Plan, results: Results, search: bool) -> list: # of (about, `Trial`, decodings)
     "What is missing in a round: the search, or the reported seeds at what it chose"
     grid, wanted, out = self.grid, [], []
-    for about in itertools.product(grid.data, grid.ids, grid.weightings):
+    for about in itertools.product(grid.data, grid.ids, grid.methods):
+        if about in self.missing: continue
         if search and grid.tune:
             wanted += [[*about, s, v] for v in grid.search(about[-1]) for s in grid.tune.seeds]
         elif not search and (chosen := results.choose(self.record, *about)):
@@ -157,8 +214,10 @@ def tasks(self: Plan, results: Results, search: bool) -> list: # of (about, `Tri
     if not search: wanted.sort(key=lambda about: grid.seeds.index(about[3]))
     for about in wanted:
         t = next(t for a, t in self.trials if a == about)
-        have = results.trials.get(t.key, {}).get('decodings', {})
-        left = {f'{a:g}': dict(alpha=a) for a in grid.alphas if f'{a:g}' not in have}
+        if t.key in {other.key for _, other, _ in out}: continue     # one training for several seeds
+        have = results.trials.get(t.key)
+        alphas = [0] if isinstance(t, BaselineTrial) else grid.alphas
+        left = {f'{a:g}': dict(alpha=a) for a in alphas if not _decoding(have, a)}
         if left: out.append((about, t, left))
     return out
 
@@ -166,7 +225,7 @@ def tasks(self: Plan, results: Results, search: bool) -> list: # of (about, `Tri
 @patch
 def tokens_left(self: Plan, results: Results) -> list: # of (about, `Trial`)
     "Identifiers that are not measured yet; beside trainings only those of a sweep are"
-    if self.grid.weightings and not self.record['sweep']: return []
+    if self.grid.methods and not self.record['sweep']: return []
     keys = {_tokens_key(t, self.grid.overlap): (about, t) for about, t in self.tokens}
     return [found for key, found in keys.items() if key not in results.tokens]
 
@@ -227,9 +286,10 @@ def run_round(self: Plan, results: Results, search: bool, folder: Path, append, 
     "Run trials; each row gets the grid's names. The errors"
     tasks, failed, metric = self.tasks(results, search), [], self.grid.metric
     names, about = ('data', 'ids', 'method', 'seed', 'values'), {t.key: a for a, t, _ in tasks}
-    rows = run_trials([(t, d) for _, t, d in tasks], folder, **how)
+    rows = run_trials([(t, d) for _, t, d in tasks], folder, **how, work=_run_any)
     for n, row in enumerate(_good(rows, failed), 1):
-        append(row | dict(zip(names, about[row['trial']])))
+        no_ids = dict(ids='') if _is_baseline(row) else {}
+        append(row | dict(zip(names, about[row['trial']])) | no_ids)
         best = max(d['valid']['metrics'][metric] for d in row['decodings'].values())
         _log.info('%d of %d: %s, validation %s %.4f', n, len(tasks), row['label'], metric, best)
         if not self.grid.keep_models: shutil.rmtree(folder/'work'/row['trial'], ignore_errors=True)
@@ -252,10 +312,11 @@ def run_tokens(self: Plan, results: Results, folder: Path, append, how: dict) ->
 @patch
 def size(self: Plan) -> int:
     "Trials of the grid, those of a search too, and identifiers to measure"
-    g, measured = self.grid, self.record['sweep'] or not self.grid.weightings
-    tuned = len(g.tune.seeds) if g.tune else 0
-    budget = sum(tuned*len(g.search(m)) + len(g.seeds) for m in g.weightings)
-    return len(g.data)*len(g.ids)*budget + (len(self.tokens) if measured else 0)
+    g, measured = self.grid, self.record['sweep'] or not self.grid.methods
+    search = [t.key for (*_, s, _), t in self.trials if g.tune and s in g.tune.seeds]
+    first = {m: g.search(m)[0] for m in g.methods}              # any of them stands for the chosen
+    reported = [t.key for (*_, m, s, v), t in self.trials if s in g.seeds and v == first[m]]
+    return len({*search, *reported}) + (len(self.tokens) if measured else 0)
 
 def dry_run(grid: Grid, folder: str | Path, jobs: int = 1) -> str: # text
     "What would be run, what is done, and how long the rest may take, by the trials that are done"
@@ -263,7 +324,8 @@ def dry_run(grid: Grid, folder: str | Path, jobs: int = 1) -> str: # text
     left = {t.key: t.label for search in (True, False) for _, t, _ in plan.tasks(results, search)}
     for about, t in plan.tokens_left(results):
         left[_tokens_key(t, grid.overlap)] = '{} {} seed {}'.format(*about)
-    done = [f'done   {t.key}  {t.label}' for _, t in plan.trials if t.key in results.trials]
+    labels = {t.key: t.label for _, t in reversed(plan.trials) if t.key in results.trials}
+    done = [f'done   {key}  {label}' for key, label in reversed(labels.items())]
     took = [sum(r['seconds'].values()) for r in results.trials.values()]
     rest = 'nothing is left' if not left else 'no estimate before one trial is done'
     if left and took:

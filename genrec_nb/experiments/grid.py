@@ -18,6 +18,7 @@ from ..train import TrainConfig
 from ..tokenizer_config import TOKENIZERS, TokenizerConfig, _read_tokenizer
 from ..recommender import RecommenderConfig
 from ..trial import DataConfig
+from ..baseline_trials import BaselineTrial, read_baselines
 from .results import _search_values
 
 # %% ../../nbs/91_grid.ipynb #83da143a
@@ -47,6 +48,7 @@ class Grid:
     ids: dict | list | str = 'rqvae' # name -> a tokenizer, perhaps `vary`; or file = 'index.json';
                                      # and perhaps `identifiers`, further ones
     weightings: dict | list | str = ('ce', 'igd') # name -> kind and hyperparameters, see `_METHOD`
+    baselines: dict | list | str = () # name -> kind in `_RANKERS`, and settings
     alphas: list[Share] = (0, .2) # strengths of IGD-decoding
     seeds: list[Natural] = (0, 1, 2) # of the reported trainings
     tune: dict | Tune | None = None # the search; None: hyperparameters are as given
@@ -66,6 +68,7 @@ class Grid:
         self.data = _named(self.data, 'data', 'path')
         self.ids = _expand(_named(self.ids, 'ids', 'method'))
         self.weightings = _named(self.weightings, 'weightings')
+        self.baselines = read_baselines(self.baselines)
         self.alphas, self.seeds = plain(self.alphas), plain(self.seeds)
         if isinstance(self.tune, dict): self.tune = read_settings(Tune, self.tune, 'tune')
         _check(self)
@@ -149,7 +152,10 @@ def _check(grid: Grid) -> None:
         require(own not in getattr(grid, part), f'{part}: {own!r} is set by {by}', SettingError)
     for name, s in grid.ids.items():
         if 'file' not in s: _tokenizer(s, f'ids.{name}')
-    if grid.reference: check_choice(grid.reference, grid.weightings, 'reference')
+    twice = ', '.join(grid.baselines.keys() & grid.weightings.keys())
+    require(not twice, f'baselines: {twice} is the name of a weighting, too; give it another, with '
+            'its kind', SettingError)
+    if grid.reference: check_choice(grid.reference, grid.methods, 'reference')
     metric_values(np.zeros(1, int), grid.metric)
     if grid.tune: _check_tune(grid)
     _check_methods(grid)
@@ -159,14 +165,15 @@ _ONE_BASE = 'a grid has one language model'
 
 def _check_tune(grid: Grid) -> None:
     "Equal budgets, known methods"
-    t, methods = grid.tune, tuple(grid.weightings)
+    t, methods = grid.tune, tuple(grid.methods)
     check_keys(t.values, methods, 'tune.values')
     check_keys(dict.fromkeys(t.untuned), methods, 'tune.untuned')
     for m, v in t.values.items():
         for k, x in v.items(): _check_list(x, f'tune.values.{m}.{k}')
         require('model.base' not in v, f"tune: 'model.base' cannot be searched: {_ONE_BASE}",
                 SettingError)
-    n = {m: len(grid.search(m)) for m in methods if m not in t.untuned}
+    bare = [m for m, b in grid.baselines.items() if set(b) == {'kind'}]  # there is nothing to set
+    n = {m: len(grid.search(m)) for m in methods if m not in (*t.untuned, *bare)}
     found = ', '.join(f'{m} has {k}' for m, k in n.items())
     require(len(set(n.values())) < 2, f'tune: {found} trials: give every method equally many, '
             'or name those without a hyperparameter in tune.untuned', SettingError)
@@ -177,6 +184,8 @@ def _check_methods(grid: Grid) -> None:
     own = [m for m, how in grid.weightings.items() if 'exclude_seen' in how.get('decode', {})]
     require(not own, f'weightings.{"".join(own[:1])}.decode: seen items are treated alike in all '
             'rows: exclude_seen stands in the decode of the grid', SettingError)
+    for m in grid.baselines:
+        for v in grid.search(m): read_baselines({m: {**grid.baselines[m], **v}}, 'tune.values')
     seen = {}
     for data, ids, m in itertools.product(grid.data, grid.ids, grid.weightings):
         for v in [{}, *grid.search(m)]: r = grid.recommender(data, ids, m, grid.seeds[0], v)
@@ -200,6 +209,11 @@ def data_config(self: Grid, data: str, tie_seed: int | None = None) -> DataConfi
 def exclude_seen(self: Grid) -> bool: # of all rows
     "Are the items of a history left out of its list?"
     return self.decode.get('exclude_seen', True)
+
+@patch(as_prop=True)
+def methods(self: Grid) -> list: # of names
+    "The rows of a table: baselines, then weightings"
+    return [*self.baselines, *self.weightings]
 
 @patch
 def search(self: Grid, method: str) -> list: # of dicts hyperparameter -> value
@@ -272,6 +286,17 @@ def recommender(
              weighting_options=given, train=train, decode=self.decode | m.get('decode', {}), **beta)
     r |= _of_data(self.tokenizer(ids, method), self.data_config(data), data)
     return read_settings(RecommenderConfig, r, f'data.{data}, ids.{ids}, weightings.{method}')
+
+# %% ../../nbs/91_grid.ipynb #b644669f
+@patch
+def baseline(
+    self: Grid, data: str, method: str, seed: int, values: dict, # of the search
+    config: DataConfig, key: str # of the data, in one order of ties
+) -> BaselineTrial:
+    "One trial of a baseline; raises `SettingError` for what does not fit"
+    own = {**self.baselines[method], **values}
+    s = read_baselines({method: own})[method]
+    return BaselineTrial(config, key, s.pop('kind'), s, seed, self.exclude_seen)
 
 # %% ../../nbs/91_grid.ipynb #80a8ad0f
 _RENAMED = dict(encoder='set in each tokenizer: [ids.NAME] encoder = ..',

@@ -16,7 +16,7 @@ from ..splits import TieCounts
 from ..comparisons import Scores, compare_methods, plot_comparisons
 from ..target_popularity import decile_curve, plot_deciles
 from ..report import Page, _preformatted
-from .results import Block, Results, blocks, _search_values
+from .results import Block, Results, blocks, _methods, _search_values
 from .tables import (compare_table, decoding_table, plot_alphas, plot_curves,
                                           plot_mixtures, plot_ranks, show_comparison,
                                           show_head_tail, trial_table, two_by_two)
@@ -118,7 +118,7 @@ def _rules(record: dict) -> str:
     text = _ASSISTED.format(w) if w else ''
     if not t: return text + _NO_SEARCH.format(**record)
     untuned, both = t.get('untuned') or [], sorted(set(t['seeds']) & set(record['seeds']))
-    n = len(_search_values(record, next(m for m in record['weightings'] if m not in untuned)))
+    n = max(len(_search_values(record, m)) for m in _methods(record))
     text += _SEARCH.format(n=n, tuning=', '.join(map(str, t['seeds'])), metric=record['metric'],
                            alphas=len(record['alphas']))
     text += _BOTH.format(both) if both else 'No tuning seed is reported. '
@@ -129,7 +129,8 @@ _ORIGIN = ('genrec_nb', 'commit', 'torch', 'transformers', 'python', 'threads', 
 
 def _provenance(found: list) -> pd.DataFrame: # found: `Block`s
     "Which versions made the rows"
-    rows = [r for b in found for by_seed in b.trials.values() for r in by_seed.values()]
+    every = [r for b in found for by_seed in b.trials.values() for r in by_seed.values()]
+    rows = [*{r['trial']: r for r in every}.values()]    # a baseline serves several seeds
     used = pd.DataFrame([r['versions'] | dict(device=r['device']) for r in rows])
     used = used.reindex(columns=[c for c in _ORIGIN if c in used]).fillna('unknown')
     hours = pd.Series([sum(r['seconds'].values())/3600 for r in rows], name='hours')
@@ -232,7 +233,7 @@ def results_page(results: Results, record: dict | None = None) -> Page: # None: 
     what = ', '.join(f'{b.data} with {b.ids} identifiers' for b in found)
     seeds = ', '.join(map(str, record['seeds']))
     page = Page(record['title'] or 'genrec grid',
-                f'{what}; {len(record["weightings"])} methods, seeds {seeds}. {_rules(record)}')
+                f'{what}; {len(_methods(record))} methods, seeds {seeds}. {_rules(record)}')
     missing, ranks = _missing(found, results, record), plot_ranks(found)
     if missing: page.add('Not complete', *missing)
     if ranks is not None: page.add('All blocks', ranks, note=_BLOCKS)

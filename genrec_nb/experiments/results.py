@@ -174,6 +174,21 @@ def find(
     raise FileError(f'{b["where"]}: two rows for {a["label"]} with different settings '
                     f'(the other: {a["where"]}): one folder for each')
 
+# %% ../../nbs/90_results.ipynb #7044aee0
+def _methods(record: dict) -> list[str]: # of a grid
+    "The rows of its table: baselines, then weightings"
+    return [*record.get('baselines', {}), *record['weightings']]
+
+def _is_baseline(row: dict) -> bool: # of a trial
+    "Is it no generative model?"
+    return 'baseline' in row['config']
+
+def _decoding(row: dict | None, alpha: float) -> dict | None: # valid, test
+    "What a trial reached at an α, if it is there; a baseline is the same at any"
+    if not row: return None
+    found = row['decodings']
+    return next(iter(found.values())) if _is_baseline(row) else found.get(f'{alpha:g}')
+
 # %% ../../nbs/90_results.ipynb #ca635442
 def _search_values(record: dict, method: str) -> list: # of dicts, one a trial of the search
     "Every combination of a method's values; [{}] without a search"
@@ -184,10 +199,9 @@ def _search_values(record: dict, method: str) -> list: # of dicts, one a trial o
 @patch
 def valid(self: Results, record: dict, about: tuple, seeds: list, values: dict, alpha: float):
     "Mean validation metric over seeds; None if one is missing. About: data, ids, method"
-    rows, name = [self.find(record, *about, s, values) for s in seeds], f'{alpha:g}'
-    if not all(r and name in r['decodings'] for r in rows): return None
-    found = [r['decodings'][name]['valid']['metrics'][record['metric']] for r in rows]
-    return float(np.mean(found))
+    found = [_decoding(self.find(record, *about, s, values), alpha) for s in seeds]
+    if None in found: return None
+    return float(np.mean([d['valid']['metrics'][record['metric']] for d in found]))
 
 @patch
 def choose(self: Results, record: dict, *about) -> tuple | None: # about: data, ids, method
@@ -232,12 +246,14 @@ class Block:
 def _collect(self: Block) -> None:
     "The rows of each method at its chosen values: those of all seeds that every method has"
     r, found = self.record, {}
-    self.missing, self.values, self.alpha, names = [], {}, {}, {f'{a:g}' for a in r['alphas']}
-    for m in r['weightings']:
+    self.missing, self.values, self.alpha = [], {}, {}
+    lacking = {m: why for *about, m, why in r.get('missing', ()) if about == [self.data, self.ids]}
+    for m in _methods(r):
+        if m in lacking: self.missing.append(f'{m}: {lacking[m]}'); continue
         chosen = self.results.choose(r, self.data, self.ids, m)
         if chosen is None: self.missing.append(f'{m}: its search is not done'); continue
         rows = {s: self.results.find(r, self.data, self.ids, m, s, chosen[0]) for s in r['seeds']}
-        here = {s: row for s, row in rows.items() if row and names <= row['decodings'].keys()}
+        here = {s: row for s, row in rows.items() if all(_decoding(row, a) for a in r['alphas'])}
         if len(here) < len(rows):
             self.missing.append(f'{m}: {len(rows) - len(here)} of {len(rows)} seeds are not done')
         if here: found[m], (self.values[m], self.alpha[m]) = here, chosen
@@ -251,6 +267,11 @@ def _choose_alphas(self: Block) -> None:
         if self.alpha[m] is not None: continue
         fixed = self.record, (self.data, self.ids, m), self.seeds, self.values[m]
         self.alpha[m] = max(self.record['alphas'], key=lambda a: self.results.valid(*fixed, a))
+
+@patch(as_prop=True)
+def generative(self: Block) -> list: # of names
+    "The methods that are no baselines"
+    return [m for m, rows in self.trials.items() if not any(map(_is_baseline, rows.values()))]
 
 @patch(as_prop=True)
 def orders(self: Block) -> list: # of rows of kind 'data'
@@ -283,8 +304,8 @@ def evaluations(
     require(alpha in ('chosen', *alphas), f'alpha {alpha!r} was not run, expected one of {alphas} '
             "or 'chosen'", SettingError)
     def one(m, s, row):
-        name = f'{self.alpha[m] if alpha == "chosen" else alpha:g}'
-        return _evaluation(m, row['decodings'][name][split], self.abouts[s][split])
+        found = _decoding(row, self.alpha[m] if alpha == 'chosen' else alpha)
+        return _evaluation(m, found[split], self.abouts[s][split])
     return {m: {s: one(m, s, row) for s, row in rows.items()} for m, rows in self.trials.items()}
 
 # %% ../../nbs/90_results.ipynb #e4a70d4e
@@ -296,9 +317,10 @@ def scores(self: Block, metric: str | None = None, alpha='chosen', split: str = 
 @patch
 def setting(self: Block, method: str, alpha: float | None = None) -> str:
     "What validation chose, in words; another α if one is given"
-    values = self.values[method] | {'α': self.alpha[method] if alpha is None else alpha}
+    own = {'α': self.alpha[method] if alpha is None else alpha}
+    values = self.values[method] | (own if method in self.generative else {})
     def show(v): return f'{v:g}' if isinstance(v, (int, float)) else str(v)
-    return ', '.join(f'{k} {show(v)}' for k, v in values.items())
+    return ', '.join(f'{k} {show(v)}' for k, v in values.items()) or '–'
 
 # %% ../../nbs/90_results.ipynb #aa8d647b
 def blocks(results: Results, record: dict | None = None) -> list: # of `Block`s

@@ -96,7 +96,7 @@ def decoding_table(block: Block, metric: str | None = None) -> pd.DataFrame: # i
     on the test, difference, p, holm, chosen"""
     metric, (first, *others) = metric or block.record['metric'], block.record['alphas']
     by, rows = {a: block.evaluations(a) for a in (first, *others)}, []
-    for m in block.methods:
+    for m in block.generative:
         s = Scores.from_evaluations({f'{a:g}': e[m] for a, e in by.items()}, metric)
         tests = compare_methods(s, f'{first:g}').rows if others else []
         rows.append(dict(method=m, alpha=first, mean=s.values[0].mean()))
@@ -154,7 +154,9 @@ def _curve(block: Block, method: str, name: str) -> pd.DataFrame: # columns mean
 def plot_curves(block: Block, methods: list | None = None) -> plt.Figure: # None: all methods
     "Training loss and validation NDCG of each method, mean over seeds"
     fig, (loss, ndcg) = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
-    for j, m in enumerate(methods or block.methods):
+    shown = [m for m in methods or block.methods
+             if all({'loss', 'ndcg@10'} <= row['curve'].keys() for row in block.trials[m].values())]
+    for j, m in enumerate(shown):
         loss.plot(_curve(block, m, 'loss')['mean'], **_style(j, m))
         ndcg.plot(_curve(block, m, 'ndcg@10')['mean'], **_style(j, m), **_mark(j))
     popular = [_unpack(about['valid']['popularity']) for about in block.abouts.values()]
