@@ -197,8 +197,9 @@ def summary(self: JointExplanation) -> str:
 
 @patch
 def strip(self: JointExplanation) -> Strip:
-    "The identifiers as running text, token by token"
-    return Strip(Markup('').join(e.strip() for e in self.parts.values()))
+    "The identifiers as running text, each behind its name, token by token"
+    named = (Markup('<b>{}</b>').format(n) + e.strip() for n, e in self.parts.items())
+    return Strip(Markup('').join(named))
 
 @patch
 def __repr__(self: JointExplanation) -> str:
