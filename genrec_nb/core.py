@@ -8,8 +8,8 @@ __all__ = ['Count', 'Natural', 'Share', 'Positive', 'NonNegative', 'GenrecError'
            'whole_file', 'whole_folder', 'plain', 'digest', 'read_json', 'write_json', 'versions']
 
 # %% ../nbs/00_core.ipynb #c93d2d79
-import contextlib, difflib, functools, gzip, hashlib, importlib.metadata, json, os, platform
-import shutil, subprocess, tempfile, zlib
+import contextlib, difflib, errno, functools, gzip, hashlib, importlib.metadata, json, os, platform
+import re, shutil, subprocess, tempfile, zlib
 from collections import Counter
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
@@ -47,9 +47,12 @@ def require(ok, message, kind: type = GenrecError) -> None:
 # %% ../nbs/00_core.ipynb #da10f735
 @contextlib.contextmanager
 def explain(where: str | Path, *errors: type, kind: type = FileError, hint: str = ''):
-    "`errors` of the block become one of `kind`: `where`, what was wrong, `hint`"
+    """`errors` of the block become one of `kind`: `where`, what was wrong, `hint`; ours stay as
+    they are, unless they are named"""
     try: yield
     except errors as e:
+        ours = isinstance(e, GenrecError)
+        if ours and not any(issubclass(k, GenrecError) for k in errors): raise
         what = str(getattr(e, 'strerror', None) or e) or type(e).__name__
         if isinstance(e, FileNotFoundError): what = 'no such file'
         raise kind(f'{where}: '*bool(where) + ' '.join(what.split())[:300] + hint) from None
@@ -185,18 +188,47 @@ def _check_option(name: str, value: object, default: object, where: str) -> None
         raise SettingError(f'{where}: {name} is {value!r}, expected {expected}') from None
 
 # %% ../nbs/00_core.ipynb #2a6e5f6b
+_NO_ROOM, _NO_RIGHT = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
+
+def _system_error(e: Exception) -> OSError | None: # None: none is known
+    "What the system said; libraries in Rust write its number into their message"
+    if isinstance(e, OSError) and e.errno is not None: return e
+    number = re.search(r'\(os error (\d+)\)', str(e))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+def _try_to_write(folder: Path) -> OSError | None: # None: it can be done
+    "Why nothing can be written into a folder, by writing a megabyte"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as f: f.write(bytes(2**20)); f.flush()
+    except OSError as e: return e
+
+# %% ../nbs/00_core.ipynb #e556ce31
+@contextlib.contextmanager
+def _writing(path: Path | str):
+    """Where a place cannot be written, whatever a library raises is an `OSError` (it is full) or a
+    `FileError` (it is not ours) that names the place"""
+    try: yield
+    except GenrecError: raise
+    except Exception as e:
+        why = _system_error(e) or _try_to_write(Path(path).parent)
+        if why is not None and why.errno in _NO_ROOM:
+            raise OSError(why.errno, why.strerror, str(path)) from None
+        if why is None or why.errno not in _NO_RIGHT: raise
+        raise FileError(f'{path}: cannot be written ({why.strerror}); name another place') from None
+
+# %% ../nbs/00_core.ipynb #d7c902a8
 @contextlib.contextmanager
 def whole_file(path: Path | str):
     "Yield a temporary path, which becomes `path` if the block ends well, and is removed if not"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
-    os.close(fd)
-    try:
-        yield Path(tmp)
+    with _writing(path), contextlib.ExitStack() as at_end:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, tmp = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)
+        at_end.callback(Path(tmp).unlink, missing_ok=True)
+        os.close(fd)
+        with _writing(path): yield Path(tmp)              # looked at before it is removed
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
-    finally: Path(tmp).unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #2b3f19aa
 @contextlib.contextmanager
@@ -206,14 +238,15 @@ def whole_folder(folder: Path | str, mark: str):
     free = not folder.exists() or folder.is_dir() and not any(folder.iterdir())
     require(free or (folder/mark).is_file(),
             f'{folder}: exists and holds no {mark}, so it is not replaced; name another', FileError)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
-        yield part
+    with _writing(folder), contextlib.ExitStack() as at_end:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+        old = Path(f'{part}.old')
+        for path in (part, old): at_end.callback(shutil.rmtree, path, ignore_errors=True)
+        with _writing(folder): yield part                 # looked at before it is removed
         os.chmod(part, 0o755)
-        if folder.exists(): shutil.rmtree(folder)
+        if folder.exists(): os.replace(folder, old)
         os.replace(part, folder)
-    finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #1cbb1dc9
 def _tie_order(
@@ -291,6 +324,14 @@ def _write_tensors(path: str | Path, tensors: dict, about: dict | None = None) -
     from safetensors.torch import save_file            # brings torch
     with whole_file(path) as part:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part, about)
+
+# %% ../nbs/00_core.ipynb #60f54795
+def _read_tensors(path: str | Path, device: str = 'cpu') -> dict: # name -> tensor
+    "Read tensors; raises `FileError` if the file is missing or damaged"
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    with explain(f'{path}: not a readable safetensors file', OSError, SafetensorError):
+        return load_file(path, str(device))
 
 # %% ../nbs/00_core.ipynb #cd9a9e6e
 def _read_spec(path: str | Path) -> dict:

@@ -6,7 +6,7 @@
 __all__ = ['check_vectors', 'TfidfEncoder', 'SentenceEncoder', 'load_encoder', 'make_encoder', 'embed_texts', 'nearest_items']
 
 # %% ../nbs/12_embed.ipynb #6a1b825a
-import hashlib, importlib.metadata, json, re, warnings
+import functools, hashlib, importlib.metadata, json, re, warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from filelock import FileLock
 from pooch import file_hash
-from safetensors.numpy import load_file
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
-from .core import (FileError, GenrecError, MissingTextError, explain, patch, read_json,
-                            require, whole_file, whole_folder, write_json, _write_tensors)
+from .core import (FileError, GenrecError, GenrecWarning, MissingTextError, explain, patch,
+                            read_json, require, whole_file, whole_folder, write_json, _read_tensors,
+                            _write_tensors, _writing)
+from .faults import _drop
 from .loaders import cache_dir, fetch
 
 # %% ../nbs/12_embed.ipynb #6ef38561
@@ -173,7 +174,8 @@ def save(self: SentenceEncoder, folder: str | Path) -> None:
 # %% ../nbs/12_embed.ipynb #b904ac1a
 def _load_tfidf(folder: Path, known: dict) -> TfidfEncoder:
     "A fitted encoder from its folder"
-    arrays = load_file(folder/'encoder.safetensors')
+    tensors = _read_tensors(folder/'encoder.safetensors')
+    arrays = {name: t.numpy() for name, t in tensors.items()}
     enc = TfidfEncoder(known['dim'], known['seed'])
     enc.texts, enc.tfidf.idf_ = known['texts'], arrays['idf']
     enc.tfidf.vocabulary_ = {term: i for i, term in enumerate(known['terms'])}
@@ -185,8 +187,9 @@ def _load_tfidf(folder: Path, known: dict) -> TfidfEncoder:
 def load_encoder(folder: str | Path, device: str | None = None) -> TfidfEncoder | SentenceEncoder:
     "Load a saved encoder; raises `FileError` if a sentence encoder has other weights now"
     known = read_json(Path(folder)/'encoder.json')
-    if known['kind'] == 'tfidf': return _load_tfidf(Path(folder), known)
-    enc = SentenceEncoder(known['name'], known['max_length'], device)
+    with explain(f'{folder}: damaged', KeyError, TypeError, ValueError):
+        if known['kind'] == 'tfidf': return _load_tfidf(Path(folder), known)
+        enc = SentenceEncoder(known['name'], known['max_length'], device)
     require(enc.key == known['key'], f'{folder}: the encoder {enc.name!r} has other weights now; '
                                      'get that version', FileError)
     return enc
@@ -205,9 +208,10 @@ def _cache_key(texts: list[str], encoder: object) -> str: # 64 hexadecimal digit
 
 # %% ../nbs/12_embed.ipynb #6045e189
 def _remembered(path: Path, n: int) -> np.ndarray | None:
-    "Vectors from the cache; a damaged file is as good as none"
-    try: return _checked(np.load(path, allow_pickle=False), n, path)
-    except (OSError, ValueError, EOFError): return None
+    "Vectors from the cache; a damaged file is dropped with a warning"
+    if not path.is_file(): return None
+    try: return _checked(np.array(np.load(path, 'r', allow_pickle=False)), n, path)
+    except (OSError, ValueError, EOFError) as e: return _drop(path, f'{path}: {e}')
 
 # %% ../nbs/12_embed.ipynb #9bc538ae
 def _embed(enc: object, texts: list[str], batch_size: int) -> np.ndarray:
@@ -217,6 +221,16 @@ def _embed(enc: object, texts: list[str], batch_size: int) -> np.ndarray:
     return normalize(_checked(x, len(texts), f'the vectors of {enc}'))
 
 # %% ../nbs/12_embed.ipynb #b57d24e4
+def _cached(path: Path, n: int, make) -> np.ndarray: # make: function () -> float32 [n, d]
+    "Vectors of the cache, made by one process if they are not there"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f'.{path.stem}.lock')):
+        if (x := _remembered(path, n)) is None:              # no other process was quicker
+            x = make()
+            with whole_file(path) as part: np.save(part, x, allow_pickle=False)
+    return x
+
+# %% ../nbs/12_embed.ipynb #a004fec8
 def embed_texts(
     texts: list[str], # [N] none empty
     encoder: object = 'minilm', # as for `make_encoder`
@@ -233,12 +247,13 @@ def embed_texts(
     if cache is False: return _embed(enc, texts, batch_size)
     path = Path(cache or cache_dir()/'vectors')/f'{_cache_key(texts, enc)}.npy'
     if (x := _remembered(path, len(texts))) is not None: return x
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f'.{path.stem}.lock')):
-        if (x := _remembered(path, len(texts))) is None:     # no other process was quicker
-            x = _embed(enc, texts, batch_size)
-            with whole_file(path) as part: np.save(part, x, allow_pickle=False)
-    return x
+    make = functools.cache(lambda: _embed(enc, texts, batch_size))
+    try:
+        with _writing(path): return _cached(path, len(texts), make)
+    except (OSError, FileError) as e:                        # full, or not ours to write
+        warnings.warn(f'{e}; the vectors are not kept, GENREC_CACHE names another folder',
+                      GenrecWarning, stacklevel=2)
+        return make()
 
 # %% ../nbs/12_embed.ipynb #01613d6d
 def nearest_items(x: np.ndarray, i: int, k: int = 5) -> tuple[np.ndarray, np.ndarray]: # [k] each

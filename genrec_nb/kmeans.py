@@ -15,15 +15,13 @@ import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, field
 from pathlib import Path
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from scipy.stats import entropy
 from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from .core import (FileError, SettingError, explain, patch, read_json, require, write_json,
-                            _write_tensors)
+                            _read_tensors, _write_tensors)
 from .embed import check_vectors
 
 # %% ../nbs/20_kmeans.ipynb #2028ed52
@@ -265,7 +263,7 @@ def load_quantizer(folder: str | Path, device='cpu') -> Quantizer: # equal to wh
     kind = meta.pop('kind', None) if isinstance(meta, dict) else None
     require(kind in _KINDS, f'{folder}/quantizer.json: kind is {kind!r}, expected one of '
             f'{", ".join(_KINDS)} (other kinds: import the module that makes them first)', FileError)
-    with explain(weights, OSError, SafetensorError): tensors = load_file(weights, device=str(device))
+    tensors = _read_tensors(weights, device)
     unlike = f'{folder}: its two files do not belong together'
     with explain(unlike, KeyError, TypeError, RuntimeError, SettingError):
         return _KINDS[kind].from_files(meta, tensors)

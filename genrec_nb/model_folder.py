@@ -6,9 +6,11 @@
 __all__ = []
 
 # %% ../nbs/81_model_folder.ipynb #6f173548
+from contextlib import contextmanager
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pathlib import Path
+from safetensors import SafetensorError
 from .core import FileError, explain, read_json, require
 from .metrics import _popularity_order
 
@@ -24,18 +26,25 @@ def _fetched(name: str | Path, **hub) -> Path: # hub: of `snapshot_download`
     return folder/'model' if inside else folder
 
 # %% ../nbs/81_model_folder.ipynb #f0f6096a
+@contextmanager
+def _reading(folder: Path):
+    "Whatever a damaged part raises, in whichever library, is a `FileError`"
+    with explain(f'{folder}: damaged or incomplete', SafetensorError, OSError, LookupError,
+                 TypeError, ValueError, AttributeError, RuntimeError): yield
+
+# %% ../nbs/81_model_folder.ipynb #8af72be2
 _FORMAT = 2 # of saved folders
 _FILES = ('genrec.json',), ('config.json',), ('catalog.json',), ('index.json',), \
     ('counts.safetensors',), ('model/config.json', 'model/llm.json') # one of each
 
 def _check_folder(folder: Path) -> None:
-    "Raise `FileError` if a part is missing, or another version wrote the folder"
+    "Raise `FileError` if a part is missing, `GenrecError` if another version wrote the folder"
     there = [any((folder/name).is_file() for name in names) for names in _FILES]
     about = read_json(folder/'genrec.json') if there[0] else dict(format=_FORMAT)
     by = (about.get('versions') or {}).get('genrec_nb', 'unknown')
     require(about.get('format') == _FORMAT,
             f'{folder}: saved by version {by} in another format than this version '
-            f'reads (format {_FORMAT}): train it again, or read it with that version', FileError)
+            f'reads (format {_FORMAT}): train it again, or read it with that version')
     missing = lambda i: f'{folder}: no saved recommender here ({_FILES[i][0]} is missing)'
     require(there, missing, FileError)
 

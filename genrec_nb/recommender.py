@@ -12,10 +12,9 @@ import torch
 from dataclasses import asdict, replace
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
-from safetensors.torch import load_file
 from .core import (GenrecError, SettingError, _check_items, check_keys,
                             patch, read_json, read_settings, require, versions, whole_folder, write_json,
-                            _write_tensors)
+                            _read_tensors, _write_tensors)
 from .data import Catalog, Dataset
 from .splits import Cases, Split, leave_one_out
 from .embed import embed_texts
@@ -35,7 +34,7 @@ from .explanations import Explanation, JointExplanation, Recommendation, Recomme
 from .path_scores import (_compare_items, _path_words, _token_parts,
                                     _token_probabilities)
 from .generators import BACKBONES, _check_base, _make_model
-from .model_folder import _FORMAT, _check_folder, _fetched, _model_card
+from .model_folder import _FORMAT, _check_folder, _fetched, _model_card, _reading
 from .rec_config import RecommenderConfig, _check_sources, _source_names
 
 # %% ../nbs/81_recommender.ipynb #c9a4fd6f
@@ -359,7 +358,7 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     catalog = Catalog(**read_json(folder/'catalog.json'))
     about = read_json(folder/'genrec.json')
     ids = [Identifiers.load(folder/name, catalog) for name in about.get('tables', ['index.json'])]
-    counts = load_file(folder/'counts.safetensors')['counts'].numpy()
+    counts = _read_tensors(folder/'counts.safetensors')['counts'].numpy()
     quantizer = load_quantizer(folder/'quantizer') if (folder/'quantizer').is_dir() else None
     given = ids if len(ids) > 1 else ids[0]
     model = BACKBONES[config.backbone].load(folder/'model', given, device)
@@ -383,7 +382,8 @@ def from_pretrained(cls: GenerativeRecommender,
     check_keys(hub, inspect.signature(snapshot_download).parameters, 'from_pretrained')
     folder = _fetched(name, **hub)
     _check_folder(folder)
-    return cls._from_pretrained(model_id=str(folder), device=device, softmax=softmax, prior=prior)
+    with _reading(folder):
+        return cls._from_pretrained(model_id=str(folder), device=device, softmax=softmax, prior=prior)
 
 # %% ../nbs/81_recommender.ipynb #12e03ee2
 @patch

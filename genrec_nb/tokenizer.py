@@ -10,8 +10,8 @@ import hashlib
 import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from .core import (FileError, GenrecError, MissingTextError, SettingError, patch,
-                            read_json, read_settings, require, versions, whole_folder, write_json)
+from .core import (FileError, GenrecError, MissingTextError, SettingError, explain,
+                            patch, read_json, read_settings, require, versions, whole_folder, write_json)
 from .data import Catalog, Dataset
 from .splits import Split, leave_one_out
 from .loaders import _read_items
@@ -277,7 +277,12 @@ def load_tokenized(
 ) -> Tokenized: # equal to what was saved, without the vectors
     "Read a saved tokenizer; raises `FileError` if a part is missing, and for another catalog"
     folder = Path(folder)
-    own, meta = _check_table(folder, items), read_json(folder/'tokenizer.json')
+    with explain(f'{folder}: damaged', KeyError, TypeError, AttributeError):
+        return _load_parts(folder, _check_table(folder, items))
+
+def _load_parts(folder: Path, own: list) -> Tokenized:
+    "Everything that `save` wrote"
+    meta = read_json(folder/'tokenizer.json')
     def part(name, load): return load(folder/name) if (folder/name).exists() else None
     config = meta.get('config')
     if config: config = read_settings(TokenizerConfig, config, f'{folder}/tokenizer.json')

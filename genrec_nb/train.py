@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'RankingTrainer', 'GenrecTrainer', 'FitResult', 'fit']
 
 # %% ../nbs/55_train.ipynb #91deced5
-import math, os
+import math, os, shutil
 import numpy as np
 import torch
 from contextlib import contextmanager
@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from transformers import TrainerCallback, TrainingArguments
 from typing import Literal
-from .core import (Count, FileError, GenrecError, Natural, Positive, digest, patch,
-                            read_json, require, settings, write_json)
+from .core import (Count, GenrecError, Natural, Positive, digest, patch, read_json,
+                            require, settings, write_json, _writing)
+from .faults import _last_checkpoint, _moved_here
 from .data import Interactions
 from .splits import Cases
 from .metrics import ranking_metrics
@@ -100,6 +101,17 @@ class RankingTrainer(Trainer):
         handler = self.callback_handler
         self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+# %% ../nbs/55_train.ipynb #d3049084
+@patch
+def _save_checkpoint(self: RankingTrainer, model, trial):
+    "Raises `OSError` where the disk is full, and leaves no half checkpoint"
+    folder = Path(self.args.output_dir)/f'checkpoint-{self.state.global_step}'
+    try:
+        with _writing(folder): super(RankingTrainer, self)._save_checkpoint(model, trial)
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 # %% ../nbs/55_train.ipynb #826c473f
 def _as_loss(weights, trie: ItemTrie | list): # `WeightedLoss`, `CFTLoss` or `MultiTargetLoss`
@@ -231,15 +243,6 @@ def _training_arguments(
         disable_tqdm=True, report_to='none', remove_unused_columns=False, dataloader_pin_memory=False,
         ) | more)
 
-# %% ../nbs/55_train.ipynb #e35b971e
-def _last_checkpoint(folder: str | Path) -> Path | None:
-    "The newest checkpoint of a training that was written to its end"
-    steps = {}
-    for state in Path(folder).glob('checkpoint-*/trainer_state.json'):
-        try: steps[state.parent] = read_json(state)['global_step']
-        except (FileError, KeyError): pass
-    return max(steps, key=steps.get, default=None)
-
 # %% ../nbs/55_train.ipynb #e4973272
 def _check_loss(checkpoint: Path, loss) -> None:
     "Refuse the checkpoint of another loss"
@@ -353,6 +356,7 @@ def fit(
     if isinstance(loss, MultiTargetLoss): loss.reset()  # begins anew, or as the checkpoint says
     last = _last_checkpoint(folder) if resume else None
     if last:
+        _moved_here(last)
         _check_loss(last, loss)
         _check_model(last, model)
     stop = [EarlyStoppingCallback(config.patience)] if config.patience else []

@@ -17,7 +17,8 @@ from genrec_nb.experiments.grid import Grid
 from genrec_nb.pages import _seen
 from genrec_nb.rec_config import RecommenderConfig
 from genrec_nb.recommender import _tokenize
-from genrec_nb.run import RunConfig, _Run, tokenize
+from genrec_nb.run import RunConfig, _Run
+from genrec_nb.tokenize import tokenize
 from genrec_nb.tokenizer import _given_identifiers, load_tokenized, tokenize_items
 from genrec_nb.tokenizer_config import TokenizerConfig
 from genrec_nb.trial import DataConfig, Trial

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
 from oracles import change_held_out, kill_when, quick, slowly, small_data
-from genrec_nb.core import GenrecError, MissingTextError, SettingError, read_json, read_settings, whole_file, write_json
+from genrec_nb.core import GenrecError, GenrecWarning, MissingTextError, SettingError, read_json, read_settings, whole_file, write_json
 from genrec_nb.metrics import evaluate_ranking, ranking_metrics
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.rankers import load_ranker
@@ -17,7 +17,9 @@ from genrec_nb.tokenizer_config import TokenizerConfig
 import genrec_nb.pipeline as pipeline
 import genrec_nb.run as run_module
 from genrec_nb.pipeline import _pack, _ranked_lists, run_trials, _unpack
-from genrec_nb.run import RunConfig, _open_run, load_config, run, tokenize
+from genrec_nb.run import RunConfig, _open_run, load_config, run
+import genrec_nb.tokenize as tokenize_module
+from genrec_nb.tokenize import tokenize
 from genrec_nb.trial import _content_digest
 
 METHODS = ['children softmax', 'children softmax + IGD decoding', 'several identifiers', 'several identifiers + IGD decoding']
@@ -56,8 +58,8 @@ def no_pages(request):
     "Plots take most of a small run's time: the other tests write none"
     class Nothing: save = staticmethod(lambda path: path.touch())
     with pytest.MonkeyPatch.context() as m:
-        for page in ('_run_page', '_tokenizer_page'):
-            if 'pages' not in request.fixturenames: m.setattr(run_module, page, lambda *a: Nothing)
+        for module, page in ((run_module, '_run_page'), (tokenize_module, '_tokenizer_page')):
+            if 'pages' not in request.fixturenames: m.setattr(module, page, lambda *a: Nothing)
         yield
 
 
@@ -128,7 +130,7 @@ def test_side_by_side_gives_the_same_figures(finished, tmp_path):
     assert run(small_config(data), tmp_path/'out', jobs=2)['methods'] == metrics['methods']
 
 
-@pytest.mark.parametrize('stage', ['facts', 'trained', 'plain', 'metrics'])
+@pytest.mark.parametrize('stage', ['facts', 'metrics'])   # at any moment: test_faults
 def test_a_full_disk_and_then_resumed(finished, tmp_path, monkeypatch, stage):
     data, _, metrics = finished
     def full(path, *more, real):
@@ -140,6 +142,44 @@ def test_a_full_disk_and_then_resumed(finished, tmp_path, monkeypatch, stage):
     assert not (tmp_path/'out'/'metrics.json').exists()
     monkeypatch.undo()
     plain_run(metrics, data, tmp_path/'out', resume=True)
+
+
+def test_damaged_stages_are_made_again(finished, tmp_path):
+    "Codes, a trained model, ranked lists: dropped with a warning each, and the figures are the same"
+    data, folder, metrics = finished
+    out = tmp_path/'out'
+    shutil.copytree(folder, out)
+    keys = [t.key for t in trials_of(small_config(data))[0].values()]
+    broken = [next(out.glob('identifiers/*/codes.npy')), out/'work'/keys[0]/'model'/'counts.safetensors', out/'work'/keys[1]/'ranked'/'plain.npz']
+    for path in broken: path.write_bytes(path.read_bytes()[:40])
+    with pytest.warns(GenrecWarning, match='made again') as said: again = run(small_config(data), out, resume=True, jobs=1)
+    told = [str(w.message) for w in said if w.category is GenrecWarning]
+    assert len(told) == 3 and all(any(str(p) in t for t in told) for p in broken) and again['methods'] == metrics['methods']
+
+
+@pytest.mark.parametrize('how', ['half', 'noise'])
+def test_every_damaged_file_of_a_model_is_one_line(finished, tmp_path, how):
+    _, folder, _ = finished
+    shutil.copytree(folder/'model', tmp_path/'model')
+    for path in sorted(p for p in (tmp_path/'model').rglob('*') if p.is_file() and p.suffix != '.md'):
+        raw = path.read_bytes()
+        path.write_bytes(raw[:len(raw)//2] if how == 'half' else bytes(range(256))*4)
+        with pytest.raises(GenrecError) as e: GenerativeRecommender.from_pretrained(tmp_path/'model')
+        assert 'model' in str(e.value) and '\n' not in str(e.value), path
+        path.write_bytes(raw)
+    assert len(GenerativeRecommender.from_pretrained(tmp_path/'model').catalog)
+
+
+def test_data_that_have_moved_or_changed(finished, tmp_path):
+    data, folder, metrics = finished
+    shutil.copytree(folder, tmp_path/'out')
+    shutil.copytree(data, tmp_path/'else'/'toy')
+    gone = replace(small_config(data), data=str(tmp_path/'gone'))
+    with pytest.raises(GenrecError, match='if the data have moved: `genrec run DATA --resume --out'): run(gone, tmp_path/'out', resume=True)
+    moved = run(small_config(tmp_path/'else'/'toy'), tmp_path/'out', resume=True, jobs=1)
+    assert moved['methods'] == metrics['methods'] and load_config(tmp_path/'out'/'config.toml').data == str(tmp_path/'else'/'toy')
+    change_held_out(tmp_path/'else'/'toy')
+    with pytest.raises(GenrecError, match='started with other data and identifiers than'): run(small_config(tmp_path/'else'/'toy'), tmp_path/'out', resume=True)
 
 
 def test_killed_in_training_resumed_same_figures(finished, tmp_path):

@@ -16,7 +16,7 @@ from genrec_nb.backbones import tiny_llama
 from genrec_nb.prompts import title_identifiers
 from genrec_nb.kmeans import residual_kmeans
 from genrec_nb.recommender import RecommenderConfig
-import genrec_nb.run as run_module
+import genrec_nb.tokenize as tokenize_module
 from genrec_nb.tokenizer import _collaborative_embeddings, load_tokenized, tokenize_items
 from genrec_nb.tokenizer_config import _default_size, TokenizerConfig, TOKENIZERS
 from genrec_nb.tokenizer_report import compare_reports
@@ -363,7 +363,7 @@ def bare(shop, tmp_path_factory):
 def no_page(monkeypatch):
     "Plots take most of the time of the commands: `test_genrec_tokenize` looks at them"
     class Nothing: save = staticmethod(lambda path: path.touch())
-    monkeypatch.setattr(run_module, '_tokenizer_page', lambda *a: Nothing)
+    monkeypatch.setattr(tokenize_module, '_tokenizer_page', lambda *a: Nothing)
 
 
 def genrec(*args, ok=True):
@@ -509,7 +509,7 @@ def test_inspect_reads_tables_of_any_item_ids(no_page, tmp_path):
 
 
 def test_a_real_catalogue(data_dir, no_page, tmp_path):
-    figures = run_module.tokenize(str(data_dir/'Scientific'), TokenizerConfig('category'), tmp_path/'c')
+    figures = tokenize_module.tokenize(str(data_dir/'Scientific'), TokenizerConfig('category'), tmp_path/'c')
     assert figures['items'] == 4344 and figures['after']['rate'] == 0 and figures['notes']['missing'] == 131
 
 def test_letter_with_collaboration_as_input_behaves_as_any_other(tmp_path):

@@ -7,7 +7,8 @@ from accelerate.state import AcceleratorState
 from hypothesis import given, strategies as st
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from genrec_nb.core import GenrecError
+from safetensors.torch import save_file
+from genrec_nb.core import GenrecError, GenrecWarning
 from genrec_nb.data import Interactions
 from genrec_nb.splits import leave_one_out
 from genrec_nb.beam_search import DecodeConfig
@@ -221,8 +222,9 @@ def test_torn_checkpoints_are_skipped(tmp_path):
     for step, text in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (90, '{"global_st'), (95, ''), (96, '{}'), (97, '\x00\x00')):
         (tmp_path/f'checkpoint-{step}').mkdir()
         (tmp_path/f'checkpoint-{step}'/'trainer_state.json').write_text(text)
+        save_file(dict(w=torch.ones(2)), tmp_path/f'checkpoint-{step}'/'model.safetensors')
     (tmp_path/'checkpoint-99').mkdir()
-    assert _last_checkpoint(tmp_path) == tmp_path/'checkpoint-10'
+    with pytest.warns(GenrecWarning, match='made again'): assert _last_checkpoint(tmp_path) == tmp_path/'checkpoint-10'
 
 
 # ---- the best checkpoint ------------------------------------------------------------------------------------------
