@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from .core import (SettingError, _Silent, check_choice, digest, patch, plain, read_json,
                             read_settings, require, versions, write_json)
+from .faults import _kept
 from .data import Dataset
 from .splits import Split
 from .baselines import ItemRanker, _check_split
@@ -78,16 +79,17 @@ def _trained_baseline(
     trial: BaselineTrial, split: Split, folder: str | Path, progress=None
 ) -> tuple[ItemRanker, float]: # and the seconds that the training took
     "Train a baseline, or read what was trained"
-    home, start = _work(trial, folder)/'ranker', time.perf_counter()
-    if (home/'ranker.json').is_file():
-        return load_ranker(home), read_json(home.parent/'seconds.json')['train']
-    (progress or _Silent()).stage(f'train {trial.label}')
-    _, config, train = _RANKERS[trial.kind]
-    model = train(split, config(**trial.settings), trial.seed, trial.exclude_seen)
-    took = round(time.perf_counter() - start, 1)
-    write_json(home.parent/'seconds.json', dict(train=took))
-    save_ranker(model, home)
-    return model, took
+    home = _work(trial, folder)/'ranker'
+    def load(): return load_ranker(home), read_json(home.parent/'seconds.json')['train']
+    def make():
+        (progress or _Silent()).stage(f'train {trial.label}')
+        (_, config, train), start = _RANKERS[trial.kind], time.perf_counter()
+        model = train(split, config(**trial.settings), trial.seed, trial.exclude_seen)
+        took = round(time.perf_counter() - start, 1)
+        write_json(home.parent/'seconds.json', dict(train=took))
+        save_ranker(model, home)
+        return model, took
+    return _kept(home, make, load, 'ranker.json')
 
 # %% ../nbs/85_baseline_trials.ipynb #557ebba5
 def _numbers(model: ItemRanker) -> int:

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pathlib import Path
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from scipy import sparse
 from torch import Tensor, nn
 from .core import (Count, FileError, GenrecError, Natural, NonNegative, Positive,
-                            _check_items, _check_k, _finite, _tie_order, patch, require, settings,
-                            _write_tensors)
+                            _check_items, _check_k, explain, _finite, _tie_order, patch,
+                            _read_tensors, require, settings, _write_tensors)
 from .embed import check_vectors
 from .data import Interactions
 from .splits import Cases, Split
@@ -343,19 +342,12 @@ def _check_item_vectors(x, n_items: int, where: str, dim: int | None = None) -> 
     return np.ascontiguousarray(x, np.float32)
 
 # %% ../nbs/72_baselines.ipynb #24b4dfbb
-def _read_tensors(path: str | Path) -> dict: # name -> tensor
-    "Read tensors; raises `FileError` if the file is missing or damaged"
-    try: return load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise FileError(f'{path}: not a readable safetensors file ({e})') from None
-
-# %% ../nbs/72_baselines.ipynb #0a09e231
 def _read_array(path: Path):
     "The one array of a file"
     require(path.suffix in ('.npy', '.safetensors'),
             f'{path}: expected a file that ends in .npy or .safetensors', FileError)
     if path.suffix == '.npy':
-        try: return np.load(path, allow_pickle=False)
+        try: return np.array(np.load(path, 'r', allow_pickle=False)) # no more than the file holds
         except (ValueError, OSError, EOFError):
             raise FileError(f'{path}: not a readable .npy file of numbers') from None
     tensors = _read_tensors(path)
@@ -364,7 +356,7 @@ def _read_array(path: Path):
             FileError)
     return next(iter(tensors.values()))
 
-# %% ../nbs/72_baselines.ipynb #0895df1f
+# %% ../nbs/72_baselines.ipynb #0a09e231
 def save_vectors(
     path: str | Path, # *.safetensors
     x: np.ndarray, # float [N, d], row i of item i
@@ -379,7 +371,8 @@ def save_vectors(
 def _vectors_split(path: str | Path) -> dict | None: # a fingerprint; None: nobody said
     "The split that the vectors of a file were fitted on"
     if Path(path).suffix != '.safetensors': return None
-    with safe_open(path, 'np') as f: return json.loads((f.metadata() or {}).get('split', 'null'))
+    with safe_open(path, 'np') as f: about = (f.metadata() or {}).get('split', 'null')
+    with explain(f'{path}: metadata: split', ValueError): return json.loads(about)
 
 # %% ../nbs/72_baselines.ipynb #c1cb0072
 def _load_vectors(path, n_items: int, dim: int | None = None, split: Split | None = None) -> np.ndarray:

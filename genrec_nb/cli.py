@@ -112,7 +112,7 @@ def _run(
     file = source if source and Path(source).suffix in ('.toml', '.json') else None
     if source and not file: changes['data'] = source
     folder = out or (_newest_run() if resume else None)
-    same = resume and not (source or changes or preset) and (folder/'config.toml').is_file()
+    same = resume and not (file or preset) and (folder/'config.toml').is_file()
     config = load_config(folder/'config.toml' if same else file, changes, quick, preset)
     check_keys(config.columns, _COLUMN_NAMES, 'columns')
     folder = folder or _free_folder(Path(config.data).resolve().name + '-quick'*quick)
@@ -178,7 +178,7 @@ def _tokenize(
     _set_up_logging()
     from genrec_nb.core import SettingError, read_settings, require
     from genrec_nb.presets import preset_settings
-    from genrec_nb.run import tokenize
+    from genrec_nb.tokenize import tokenize
     from genrec_nb.tokenizer_config import TokenizerConfig
     given = preset_settings(preset).get('tokenizer', {}) if preset else {}
     require(method or 'method' in given, '--method or a --preset with a tokenizer is needed',

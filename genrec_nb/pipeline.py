@@ -13,18 +13,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from filelock import FileLock
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from pathlib import Path
+from zipfile import BadZipFile
 from transformers import TrainerCallback
-from .core import (GenrecError, _Silent, digest, plain, read_json, versions, whole_file,
-                            write_json)
+from .core import (FileError, GenrecError, GenrecWarning, SettingError, _Silent, digest,
+                            explain, plain, read_json, require, versions, whole_file, write_json)
+from .faults import _drop, _kept
 from .data import Dataset
 from .splits import Cases, Split
 from .metrics import (average_popularity, coverage, gini, metric_values, _rank_of,
                                _title_rank_of)
-from .baselines import _load_vectors, save_vectors
+from .baselines import _load_vectors, _read_array, save_vectors
 from .sequential_baselines import SASRec
 from .rankers import _load_or_train_sasrec
 from .tokenizer_config import _CF_METHODS
@@ -34,28 +35,22 @@ import genrec_nb.tokenizer_report # gives `Tokenized.report`
 from .recommender import GenerativeRecommender
 from .trial import Trial
 
-# %% ../nbs/84_pipeline.ipynb #07c24a35
-@contextmanager
-def _made_once(path: Path, mark: str = ''): # mark: the file of a folder that is written last
-    "Several processes ask, one makes: yields True for it"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{path}.lock'): yield not (path/mark).exists()
-
-# %% ../nbs/84_pipeline.ipynb #52c3c27c
+# %% ../nbs/84_pipeline.ipynb #3e840545
 def _make_identifiers(
     trial: Trial, data: Dataset, split: Split, folder, device: str = 'cpu', progress=None
 ) -> list[Tokenized]: # the tokenizer's first, then further ones
     "The identifiers of a trial: read from the folder of the run, or made and kept there"
     out = []
     for source, key in zip(trial.sources, trial.identifier_keys):
-        made = Path(folder)/'identifiers'/key
-        with _made_once(made, 'facts.json') as mine:
-            if mine:
-                found = _make(source, trial, data, split, folder, device, progress)
-                found.save(made)
-                report = found.report(split.train.target_counts())
-                write_json(made/'facts.json', report.to_dict())
-        out.append(load_tokenized(made, data.catalog))
+        kept = Path(folder)/'identifiers'/key
+        def make():
+            found = _make(source, trial, data, split, folder, device, progress)
+            found.save(kept)
+            write_json(kept/'facts.json', found.report(split.train.target_counts()).to_dict())
+        def load():
+            read_json(kept/'facts.json')
+            with explain('', GenrecError): return load_tokenized(kept, data.catalog)
+        out.append(_kept(kept, make, load, 'facts.json'))
     return out
 
 # %% ../nbs/84_pipeline.ipynb #43c1f3cb
@@ -74,10 +69,10 @@ def _vectors_file(name: str, trial: Trial, split: Split, folder, dim: int | None
     if name not in _CF_METHODS: return Path(name)
     key = digest([trial.digest, name, trial.recommender.seed, dim or 32])
     path = Path(folder)/'identifiers'/f'vectors-{key}.safetensors'
-    with _made_once(path) as mine:
-        if mine:
-            x = _collaborative_embeddings(name, split, trial.recommender.seed, dim)
-            save_vectors(path, x, split)
+    def make():
+        x = _collaborative_embeddings(name, split, trial.recommender.seed, dim)
+        save_vectors(path, x, split)
+    _kept(path, make, lambda: _read_array(path))
     return path
 
 def _item_vectors(name: str, trial: Trial, split: Split, folder) -> np.ndarray: # float32 [N, d]
@@ -116,14 +111,26 @@ def _train_trial(
     trial: Trial, data: Dataset, split: Split, folder, device: str = 'cpu', progress=None
 ) -> GenerativeRecommender: # trained
     "Train, go on with a training, or read what was trained"
-    work, start, Rec = _work(trial, folder), time.perf_counter(), GenerativeRecommender
-    if (work/'trained.json').is_file(): return Rec.from_pretrained(work/'model', device)
+    work = _work(trial, folder)
+    def load():
+        read_json(work/'trained.json')
+        with explain('', SettingError):
+            return GenerativeRecommender.from_pretrained(work/'model', device)
+    def make(): return _train_anew(trial, data, split, folder, device, progress)
+    return _kept(work, make, load, 'trained.json')
+
+def _train_anew(
+    trial: Trial, data: Dataset, split: Split, folder, device: str, progress
+) -> GenerativeRecommender: # trained
+    "Train, from the last checkpoint if there is one"
+    work, start = _work(trial, folder), time.perf_counter()
     made = _make_identifiers(trial, data, split, folder, device, progress)
     if trial.data.vectors:
         made[0] = replace(made[0], vectors=trial.data.item_vectors(split))
     steps = _Steps(f'train {trial.label}', progress or _Silent())
-    rec = Rec.fit(data, trial.recommender, split, made, work/'checkpoints', resume=True,
-                  callbacks=[steps], **dict(use_cpu=device == 'cpu') | trial.trainer)
+    fit = GenerativeRecommender.fit
+    rec = fit(data, trial.recommender, split, made, work/'checkpoints', resume=True,
+              callbacks=[steps], **dict(use_cpu=device == 'cpu') | trial.trainer)
     rec.save_pretrained(work/'model')
     found = {k: getattr(rec.result, k) for k in ('logs', 'best', 'best_epoch', 'epochs')}
     write_json(work/'trained.json', found | dict(parameters=rec.model.num_parameters(),
@@ -146,7 +153,7 @@ def _rank_trial(
 ) -> None:
     "Rank validation and test users in every way that is missing; leaves NAME.npz for each"
     path, before = _work(trial, folder)/'ranked', _prompts(rec)
-    todo = {name: d for name, d in decodings.items() if not (path/f'{name}.npz').is_file()}
+    todo = {name: d for name, d in decodings.items() if not _is_ranked(path/f'{name}.npz')}
     if not todo: return
     configs = [replace(trial.recommender.decode, **changes) for changes in todo.values()]
     assisted = any(c.assistant_weight for c in configs)
@@ -162,12 +169,24 @@ def _train_assistant(trial: Trial, split: Split, folder) -> SASRec:
     "The assistant of D3: a SASRec of the same seed, trained once and kept"
     seed, out = trial.recommender.seed, trial.recommender.decode.exclude_seen
     path = Path(folder)/'work'/f'sasrec-{digest([trial.digest, seed, out])}'
-    with _made_once(path): return _load_or_train_sasrec(split, path, seed, out)
+    def train_or_load(): return _load_or_train_sasrec(split, path, seed, out)
+    return _kept(path, train_or_load, train_or_load, 'ranker.json')
 
 def _ranked_lists(trial: Trial, folder, name: str) -> dict: # valid, test: int64 [M, K]
     "What `_rank_trial` left; of a language model also how many prompts were cut"
-    path = _work(trial, folder)/'ranked'/f'{name}.npz'
-    with np.load(path, allow_pickle=False) as f: return dict(f)
+    return _read_lists(_work(trial, folder)/'ranked'/f'{name}.npz')
+
+def _read_lists(path: Path) -> dict:
+    "Lists from their file; raises `FileError` if it is damaged"
+    with explain(path, OSError, EOFError, ValueError, BadZipFile, zlib.error, NotImplementedError):
+        with np.load(path, allow_pickle=False) as f: found = dict(f)
+    require({'valid', 'test'} <= found.keys(), f'{path}: holds no ranked lists', FileError)
+    return found
+
+def _is_ranked(path: Path) -> bool:
+    "Are lists there? Damaged ones are dropped"
+    try: return path.is_file() and bool(_read_lists(path))
+    except FileError as e: return bool(_drop(path, e))
 
 # %% ../nbs/84_pipeline.ipynb #942df5bf
 def _pack(x) -> str: # x: int [n], not negative
@@ -245,13 +264,16 @@ def _attempt(work, trial: Trial, how, folder, device: str | None, progress=None)
     except (GenrecError, RuntimeError, FloatingPointError) as e:
         return dict(kind='failure', trial=trial.key, label=trial.label, error=f'{trial.label}: {e}')
 
-def _in_worker(n: int, *args) -> tuple[int, dict]: # number of the task, its row
+def _in_worker(n: int, *args) -> tuple[int, dict, list]: # number of the task, its row, warnings
     "A trial in another process, without chatter"
     from transformers.utils import logging as hf
     hf.set_verbosity_error()
     hf.disable_progress_bar()
-    warnings.filterwarnings('ignore')
-    return n, _attempt(*args)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('ignore')
+        warnings.simplefilter('always', GenrecWarning)
+        row = _attempt(*args)
+    return n, row, [str(w.message) for w in said]
 
 # %% ../nbs/84_pipeline.ipynb #50245044
 @contextmanager
@@ -287,7 +309,8 @@ def run_trials(
         calls = [delayed(_in_worker)(n, work, *task, folder, device) for n, task in left.items()]
         try:
             with _workers(jobs, cluster):
-                for n, row in Parallel(return_as='generator_unordered')(calls):
+                for n, row, said in Parallel(return_as='generator_unordered')(calls):
+                    for text in said: warnings.warn(text, GenrecWarning, stacklevel=2)
                     del left[n]
                     yield row
             return

@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from torch import Tensor, nn
 from .core import (FileError, check_choice, read_json, read_settings, settings, whole_folder,
-                            write_json, _write_tensors)
+                            write_json, _read_tensors, _write_tensors)
 from .data import Interactions
 from .splits import Cases, Split
 from .metrics import popularity_ranking
-from .baselines import ItemRanker, _check_split, _read_tensors, transition_ranking
+from .baselines import ItemRanker, _check_split, transition_ranking
 from .sequential_baselines import _RANKERS, SASRec, train_sasrec
 from .linear_baselines import _LINEAR
 from .more_sequential_baselines import _SEQUENTIAL

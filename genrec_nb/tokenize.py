@@ -6,7 +6,7 @@
 __all__ = ['tokenize']
 
 # %% ../nbs/85_tokenize.ipynb #7828229d
-import logging, time
+import logging
 import numpy as np
 from dataclasses import asdict
 from pathlib import Path
@@ -17,22 +17,8 @@ from .loaders import load_dataset
 from .tokenizer import Tokenized, tokenize_items
 from .tokenizer_config import TokenizerConfig
 from .trial import DataConfig, _SPLITS, _needs_text
-from .pipeline import _default_device
+from .pipeline import _default_device, _Timed
 from .pages import _tokenizer_page
-
-# %% ../nbs/85_tokenize.ipynb #4d98db4c
-class _Timed:
-    "Passes stages on to a progress, and remembers how long each took"
-    def __init__(self, progress): self.progress, self.seconds, self.last = progress, {}, None
-    def advance(self, done: int) -> None: self.progress.advance(done)
-    def stage(self, name: str, total: int = 0) -> None:
-        "A stage begins, the one before is over"
-        now = time.perf_counter()
-        if self.last:
-            before, began = self.last
-            self.seconds[before] = round(self.seconds.get(before, 0) + now - began, 2)
-        self.last = name, now
-        self.progress.stage(name, total)
 
 # %% ../nbs/85_tokenize.ipynb #be01d9e8
 _LOG = logging.getLogger('genrec_nb')

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from filelock import FileLock, Timeout
 from itertools import product
 from pathlib import Path
-from ..core import FileError, SettingError, check_choice, patch, require
+from ..core import FileError, SettingError, check_choice, patch, require, _writing
+from ..faults import _alone
 from ..metrics import Evaluation
 from ..comparisons import Scores
 from ..pipeline import _unpack
@@ -38,15 +38,13 @@ def _results_writer(folder: str | Path): # of a grid
     folder.mkdir(parents=True, exist_ok=True)
     def append(row: dict) -> None:
         line = json.dumps(row, ensure_ascii=False, separators=(',', ':')).encode() + b'\n'
-        with open(path, 'ab') as f:
+        with _writing(path), open(path, 'ab') as f:
             f.write(line)
             f.flush()
             os.fsync(f.fileno())
-    try:
-        with FileLock(folder/'results.lock', timeout=0):
-            _mend(path)
-            yield append
-    except Timeout: raise FileError(f'{folder}: another process is writing results there') from None
+    with _alone(folder, 'results'):
+        _mend(path)
+        yield append
 
 # %% ../../nbs/90_results.ipynb #6b120f14
 @dataclass(repr=False)
