@@ -38,9 +38,9 @@ def split(toy): return leave_one_out(load_dataset(toy).interactions)
 
 @pytest.fixture(scope='module')
 def finished(toy, tmp_path_factory):
-    "A grid of every baseline and one generative model, two kinds of identifiers, two seeds"
+    "A grid of every baseline and one generative model, two kinds of identifiers"
     folder = tmp_path_factory.mktemp('grid')/'out'
-    run_grid(Grid(**settings(toy, baselines=FAST, reference='ease')), folder)
+    run_grid(Grid(**settings(toy, baselines=FAST, reference='ease', seeds=[1])), folder)
     return folder
 
 
@@ -48,7 +48,7 @@ def finished(toy, tmp_path_factory):
 def test_a_row_is_what_the_ranker_says_by_hand(finished, split, name):
     _, config, train = _RANKERS[name]
     rows = [r for r in trials(finished) if r['method'] == name]
-    assert len(rows) == (1 if _RANKERS[name][0].deterministic else 2), 'once an order of ties if nothing is random, else once a seed'
+    assert len(rows) == 1, 'not once for each kind of identifiers'
     for r in rows:
         model = train(split, config(**FAST[name]), r['seed'])
         assert list(r['decodings']) == ['0'] and r['ids'] == '' and r['config']['settings'] == asdict(config(**FAST[name]))
@@ -66,7 +66,6 @@ def test_baselines_stand_in_every_block_with_intervals_and_tests(finished):
         assert block.methods == [*_RANKERS, 'ce'] and block.generative == ['ce'] and block.reference == 'ease' and block.setting('ease') == '–'
         e = block.evaluations(.2)
         np.testing.assert_array_equal(e['mf'][1].ranks, block.evaluations(0)['mf'][1].ranks)
-        np.testing.assert_array_equal(e['ease'][0].ranks, e['ease'][1].ranks)
 
 
 def test_a_finished_grid_is_not_run_again_and_a_killed_one_keeps_what_was_trained(finished, toy, tmp_path, monkeypatch):

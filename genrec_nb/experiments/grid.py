@@ -245,7 +245,8 @@ def _parts(values: dict) -> dict: # 'weighting', 'train', 'model' -> settings
     return out
 
 # %% ../../nbs/91_grid.ipynb #5df8a4e1
-_METHOD = ('kind', 'tokenizer', 'identifiers', 'model', 'train', 'decode') # beside hyperparameters
+_METHOD = ('kind', 'tokenizer', 'identifiers', 'backbone', 'model', 'train', 'decode')
+# beside hyperparameters
 
 def _of_data(x, c: DataConfig, name: str): # settings, or a list of them
     "File names with the data set's {path} and {name} filled in"
@@ -254,12 +255,17 @@ def _of_data(x, c: DataConfig, name: str): # settings, or a list of them
     return {k: _of_data(v, c, name) for k, v in x.items()} if isinstance(x, dict) else x
 
 @patch
+def kind(self: Grid, method: str) -> str:
+    "The backbone of a method: its own, or the grid's"
+    return self.weightings.get(method, {}).get('backbone', self.backbone)
+
+@patch
 def tokenizer(self: Grid, ids: str, method: str) -> dict: # fields of a `RecommenderConfig`
     "The tokenizer and further identifiers of a method; a table stands in a trial, not here"
     s, own = self.ids[ids], self.weightings.get(method, {})
     given = own.get('tokenizer', s)
     where = f'weightings.{method}.tokenizer' if 'tokenizer' in own else f'ids.{ids}'
-    random = TokenizerConfig('random' if self.backbone == 'packed' else 'rqvae')
+    random = TokenizerConfig('random' if self.kind(method) == 'packed' else 'rqvae')
     made = random if 'file' in given else _tokenizer(given, where)
     more = [] if 'tokenizer' in own else s.get('identifiers', [])
     return dict(tokenizer=made, identifiers=own.get('identifiers', more))
@@ -280,9 +286,10 @@ def recommender(
     given = {k: v for k, v in m.items() if k not in _METHOD} | part['weighting']
     kind = m.get('kind', method)
     beta = dict(beta=given.pop('beta')) if kind == 'igd' and 'beta' in given else {}
-    model, train = ({**getattr(self, k), **d.get(k, {}), **m.get(k, {}), **part[k]}
-                    for k in ('model', 'train'))
-    r = dict(backbone=self.backbone, gain=self.gain, weighting=kind, seed=seed, model=model,
+    of_model = {**self.model, **d.get('model', {})} if self.kind(method) == self.backbone else {}
+    shared = dict(model=of_model, train={**self.train, **d.get('train', {})})
+    model, train = ({**x, **m.get(k, {}), **part[k]} for k, x in shared.items())
+    r = dict(backbone=self.kind(method), gain=self.gain, weighting=kind, seed=seed, model=model,
              weighting_options=given, train=train, decode=self.decode | m.get('decode', {}), **beta)
     r |= _of_data(self.tokenizer(ids, method), self.data_config(data), data)
     return read_settings(RecommenderConfig, r, f'data.{data}, ids.{ids}, weightings.{method}')
