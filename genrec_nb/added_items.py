@@ -6,16 +6,19 @@
 __all__ = []
 
 # %% ../nbs/81_added_items.ipynb #98f71801
+import numpy as np
 import pandas as pd
 import torch
 from pathlib import Path
-from .core import GenrecError, SettingError, require
+from .core import SettingError, require
 from .data import Catalog
 from .formats import FileTable
 from .item_texts import _items_of
 from .loaders import _read_items
 from .embed import make_encoder
+from .collisions import _path_groups
 from .semantic_ids import Identifiers
+from .new_items import _continued
 from .tokenizer import Tokenized
 
 # %% ../nbs/81_added_items.ipynb #8729c3b9
@@ -34,11 +37,38 @@ def _new_catalog(items, old: Catalog) -> Catalog: # items: a `Catalog`, a data f
     return items
 
 # %% ../nbs/81_added_items.ipynb #e11839c5
-def _longer_ids(rec, new: Catalog, policy: str | None) -> Identifiers:
+def _siblings(codes: np.ndarray, n_old: int): # int [N + M, L], old items first
+    "Yield new items (their numbers among the new) with prefix groups [N + M]: their longest old prefix"
+    left = np.arange(len(codes) - n_old)
+    for depth in range(codes.shape[1], -1, -1):
+        group = _path_groups(codes[:, :depth]) if depth else np.zeros(len(codes), np.int64)
+        here = np.isin(group[n_old + left], group[:n_old])
+        yield left[here], group
+        left = left[~here]
+
+# %% ../nbs/81_added_items.ipynb #f4839634
+def _prior_counts(codes: np.ndarray, counts: np.ndarray) -> np.ndarray: # int64 [M]
+    "Mean count of each new item's siblings; counts [N] of the old ones"
+    n, out = len(counts), np.zeros(len(codes) - len(counts), np.int64)
+    for new, group in _siblings(codes, n):
+        total, size = np.bincount(group[:n], counts), np.bincount(group[:n])
+        at = group[n + new]
+        out[new] = np.round(total[at]/size[at])
+    return out
+
+def _stand_ins(codes: np.ndarray, counts: np.ndarray) -> np.ndarray: # int64 [M] old items
+    "The most popular sibling of each new item"
+    n, out = len(counts), np.zeros(len(codes) - len(counts), np.int64)
+    popular = np.argsort(-counts, kind='stable')
+    for new, group in _siblings(codes, n):
+        found, first = np.unique(group[popular], return_index=True)
+        out[new] = popular[first[np.searchsorted(found, group[n + new])]]
+    return out
+
+# %% ../nbs/81_added_items.ipynb #e3f9cbba
+def _longer_ids(rec, new: Catalog, policy: str | None) -> list[Identifiers]:
     "The identifiers of old and new items; raises `SettingError` if new ones cannot be placed"
-    c, kinds = rec.config, [i.kind for i in rec.identifiers]
-    require(len(kinds) == 1, f'the model combines identifiers ({", ".join(rec.names)}), and has '
-            "no token for a new item: train with --identifiers ''", SettingError)
+    c = rec.config
     require(c.backbone != 'llm' and rec.quantizer is not None and 'text' in c.tokenizer.needs,
             f'new items need a tokenizer of texts with a quantizer, and a model other than llm; '
             f'this is {c.tokenizer.method}, {c.backbone}', SettingError)
@@ -46,10 +76,23 @@ def _longer_ids(rec, new: Catalog, policy: str | None) -> Identifiers:
     if not getattr(encoder, 'fitted', True): encoder.fit(rec.catalog.texts)
     made = Tokenized(rec.ids, None, rec.quantizer, config=c.tokenizer, items=rec.catalog.ids,
                      source=dict(encoder=encoder.key), encoder=encoder)
-    return made.assign(new, policy)
+    placed = made.assign(new, policy)
+    if not rec.several: return [placed]
+    near = _stand_ins(placed.codes(), rec.counts)
+    return [placed, *(_absent(i, near) for i in rec.identifiers[1:])]
 
-def _longer_counts(model, n: int) -> None:
-    "A model that keeps the counts of its items has zeros for `n` new ones"
+def _absent(ids: Identifiers, near: np.ndarray) -> Identifiers: # near: [M] old items
+    "New items at the paths of old ones, marked as absent"
+    longer = _continued(ids, ids.codes()[near], dict(items=len(near), policy='absent'))
+    longer.notes['absent'] = [*ids.notes.get('absent', []), *range(len(ids), len(longer))]
+    return longer
+
+# %% ../nbs/81_added_items.ipynb #55f28a49
+def _longer_counts(model, ids: Identifiers, counts: np.ndarray, count: float | None = None) -> None:
+    "A model with a prior has a count for each new item: `count`, or the mean of its siblings"
     if getattr(model, 'counts', None) is None: return
-    model.counts = torch.cat([model.counts, model.counts.new_zeros(n)])
+    require(count is None or count >= 0, f'count is {count}, expected 0 or more', SettingError)
+    new = _prior_counts(ids.padded(), counts)
+    if count is not None: new[:] = count
+    model.counts = torch.cat([model.counts, torch.from_numpy(new).to(model.counts)])
     model.config.n_items = len(model.counts)

@@ -33,7 +33,6 @@ class _Level:
     item: Tensor # int64 [m] an item below each prefix
     done: Tensor # bool [N] items whose tokens are forced from here on
 
-# %% ../nbs/51_exact.ipynb #708d7a50
 def _levels(model, k: int, forced: bool) -> list[_Level]:
     "The levels of identifier k; with `forced` tokens or without"
     trie, out = model.trees[k].trie, []
@@ -112,7 +111,6 @@ def log_probabilities(self: _Scorer, level: _Level, at, hidden: Tensor, user) ->
         logp = logp.masked_fill(self.exhausted[user, child.clamp(min=0)], -torch.inf)
     return logp.log_softmax(-1).nan_to_num(nan=-torch.inf)
 
-# %% ../nbs/51_exact.ipynb #4d9af41f
 @patch
 def step_scores(self: _Scorer, level: _Level, at, hidden: Tensor, user) -> Tensor:
     "Log-probabilities with the assistant's share and the weights of IGD-decoding"
@@ -189,15 +187,26 @@ class ExactConfig:
     weights: tuple[NonNegative, ...] | None = None # of the identifiers; None: 1/K each
 
 # %% ../nbs/51_exact.ipynb #717fb397
-def combine(logp: Tensor, config: ExactConfig = ExactConfig()) -> Tensor: # [K, ..., N] -> [..., N]
-    "Product or mixture of K identifiers' log-probabilities; a single one's as they are"
+def combine(
+    logp: Tensor, # float [K, ..., N] log-probabilities by K identifiers
+    config: ExactConfig = ExactConfig(),
+    reached: Tensor | None = None, # bool [K, N] items that an identifier has; None: all
+) -> Tensor: # float [..., N]
+    "Product or mixture of log-probabilities; those that reach an item have the weight of all"
     K, w = len(logp), config.weights
     require(w is None or (len(w) == K and sum(w)), f'weights are {list(w or ())}, expected {K} '
             'numbers, one an identifier, not all 0', SettingError)
     if K == 1: return logp[0]
     w = logp.new_tensor(w or [1/K]*K).view(-1, *[1]*(logp.ndim - 1))
-    if config.combine == 'mixture': return (logp + (w/w.sum()).log()).logsumexp(0)
+    if reached is not None: w = _weights_here(w, reached.view(K, *[1]*(logp.ndim - 2), -1))
+    if config.combine == 'mixture': return (logp + (w/w.sum(0)).log()).logsumexp(0)
     return torch.where(w > 0, w*logp, 0.).sum(0).log_softmax(-1)
+
+def _weights_here(w: Tensor, reached: Tensor) -> Tensor: # [K, 1..], bool [K, 1.., N] -> [K, 1.., N]
+    "Weights of the identifiers that reach an item, equal if these are 0; the sum stays"
+    here = w*reached
+    here = torch.where(here.sum(0) > 0, here, reached.to(w))
+    return w.sum()*here/here.sum(0)
 
 # %% ../nbs/51_exact.ipynb #e28e542f
 def _scorers(model, config: DecodeConfig, gain=None) -> list[_Scorer]: # gain: one, or a list
@@ -244,7 +253,6 @@ class ExactScores:
     rows: Tensor # int64 [b] which of the users
     logp: Tensor # float [K, b, N]
 
-# %% ../nbs/51_exact.ipynb #d05a6fba
 def _is_seen(seen: Tensor, n: int) -> Tensor: # int64 [b, S], -1: none -> bool [b, n]
     "Which items a user has seen"
     return seen.new_zeros(len(seen), n + 1).scatter_(1, seen % (n + 1), 1)[:, :n].bool()
@@ -306,8 +314,9 @@ def exact_search(
     seen = history if seen is None else seen
     items = history.new_full((len(history), k), -1)
     scores = torch.full(items.shape, -torch.inf, device=items.device)
+    reached = model.reached
     for part in exact_scores(model, history, config, gain, seen, assistant, k):
-        total = combine(part.logp, exact)
+        total = combine(part.logp, exact, reached)
         if config.exclude_seen:
             total.masked_fill_(_is_seen(seen[part.rows], total.shape[1]), -torch.inf)
         order = model.tries[0].tie_order
@@ -353,7 +362,7 @@ def item_nats(
     history, _ = _histories(model, cases)
     targets, total = torch.from_numpy(cases.targets).long().to(history.device), 0.
     for part in exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)):
-        logp = combine(part.logp, exact).gather(1, targets[part.rows][:, None])
+        logp = combine(part.logp, exact, model.reached).gather(1, targets[part.rows][:, None])
         total -= float(logp.double().sum())
     return total/len(cases)
 

@@ -150,7 +150,7 @@ def set_items(self: ItemDecoder, ids: Identifiers | list) -> ItemDecoder: # itse
     self.register_buffer('paths', torch.from_numpy(paths).to(self.device), persistent=False)
     self.register_buffer('first', torch.tensor(c.first, device=self.device), persistent=False)
     counts = self.counts.cpu().numpy() if c.prior == 'trie' else None
-    self._trees = [ChildSoftmax.build(ItemTrie.build(i), counts) for i in ids]
+    self._trees = [ChildSoftmax.build(ItemTrie.build(i), counts, i.notes.get('absent')) for i in ids]
     return self
 
 # %% ../nbs/42_item_decoder.ipynb #88516f9a
@@ -162,6 +162,12 @@ def trees(self: ItemDecoder) -> list[ChildSoftmax]: # one an identifier
 
 @patch(as_prop=True)
 def tries(self: ItemDecoder) -> list[ItemTrie]: return [t.trie for t in self.trees]
+
+@patch(as_prop=True)
+def reached(self: ItemDecoder) -> Tensor | None: # bool [K, N]; None: each identifier reaches all
+    "Which items have a path of their own in each identifier"
+    here = torch.stack([t.share > -torch.inf for t in self.trees])
+    return None if here.all() else here
 
 # %% ../nbs/42_item_decoder.ipynb #778974ca
 def item_decoder(

@@ -32,21 +32,25 @@ def item_log_probabilities(trie: ItemTrie, logp: Tensor) -> Tensor: # of tokens 
     return torch.where(nodes >= 0, logp[..., nodes.clamp(min=0)], 0.).sum(-1)
 
 # %% ../nbs/35_likelihood.ipynb #1ebc2997
-def _log_prior(trie: ItemTrie, counts: np.ndarray) -> Tensor: # training targets [N] -> float32 [M]
-    "ln of each node's share of its parent's targets, one added to each item; 0 at an only child"
+def _log_prior(trie: ItemTrie, counts: np.ndarray, absent: list | None = None) -> Tensor: # [N] -> [M]
+    """ln of each node's share of its parent's targets (float32), one added to each item but the
+    absent ones; 0 at an only child"""
     counts = torch.as_tensor(counts, dtype=torch.float64).to(trie.device)
     if counts.shape != (trie.n_items,) or not (torch.isfinite(counts) & (counts >= 0)).all():
         raise GenrecError(f'the prior has counts of shape {list(counts.shape)}, expected '
                           f'{trie.n_items} finite numbers, one an item, none negative')
-    total = F.pad((counts[trie.order.long()] + 1).cumsum(0), (1, 0)) # in the order of the leaves
+    n = (counts + 1).index_fill(0, torch.tensor(absent or [], device=trie.device).long(), 0)
+    total = F.pad(n[trie.order.long()].cumsum(0), (1, 0))            # in the order of the leaves
     below = total[trie.row.long() + trie.count] - total[trie.row.long()]
     share = below/below[trie.parent.clamp(min=0)]
     return share.log().float()
 
 # %% ../nbs/35_likelihood.ipynb #59eaa624
-def _log_share(trie: ItemTrie, counts: np.ndarray) -> Tensor: # training targets [N] -> float32 [N]
-    "ln of each item's part of its path's targets, one added to each item; 0 without a collision"
+def _log_share(trie: ItemTrie, counts: np.ndarray, absent: list | None = None) -> Tensor: # [N] -> [N]
+    """ln of each item's part of its path's targets (float32), one added to each item; 0 without a
+    collision, minus infinity for absent items"""
     n = torch.as_tensor(counts, dtype=torch.float64).to(trie.device) + 1
+    n = n.index_fill(0, torch.tensor(absent or [], device=trie.device).long(), 0)
     return (n/n.new_zeros(trie.n_nodes).scatter_add(0, trie.leaf, n)[trie.leaf]).log().float()
 
 # %% ../nbs/35_likelihood.ipynb #7ae27ae0
@@ -97,13 +101,20 @@ class ChildSoftmax:
 
 # %% ../nbs/35_likelihood.ipynb #2aac6fbe
 @patch(cls_method=True)
-def build(cls: ChildSoftmax, trie: ItemTrie, counts: np.ndarray | None = None) -> ChildSoftmax:
-    "From a trie and how often its items are training targets; None: no prior"
-    none = torch.zeros(trie.n_nodes, device=trie.device)
-    if counts is None: return cls(_by_count(trie, np.zeros(trie.n_items)), none,
-                                  torch.zeros(trie.n_items, device=trie.device))
-    prior, share = _log_prior(trie, counts), _log_share(trie, counts)
-    return cls(_by_count(trie, counts), prior, share)
+def build(cls: ChildSoftmax,
+    trie: ItemTrie,
+    counts: np.ndarray | None = None, # int [N] how often the items are training targets; None: no prior
+    absent: list | None = None, # items without a path of their own: they get no probability
+) -> ChildSoftmax:
+    "From a trie and how often its items are training targets"
+    known = np.zeros(trie.n_items) if counts is None else np.array(counts, float)
+    known[absent or []] = -1                                       # behind those they stand beside
+    if counts is not None: prior, share = (f(trie, counts, absent) for f in (_log_prior, _log_share))
+    else:
+        prior = torch.zeros(trie.n_nodes, device=trie.device)
+        share = torch.zeros(trie.n_items, device=trie.device)
+        share[absent or []] = -torch.inf
+    return cls(_by_count(trie, known), prior, share)
 
 # %% ../nbs/35_likelihood.ipynb #9beadf23
 @patch

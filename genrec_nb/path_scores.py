@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/81_path_scores.ipynb #f5b1cbfd
 import numpy as np
 import torch
+from dataclasses import replace
 from torch import Tensor
 from .beam_search import DecodeConfig, decoding_weights
 from .exact import ExactConfig, combine, exact_scores
@@ -74,10 +75,19 @@ def _compare_items(model, ids: list, read: list, target: int, seen: list, titles
     "The identifiers of an item, beside those of the best other item that was not seen"
     history = torch.tensor([read], device=model.paths.device)
     (found,) = exact_scores(model.eval(), history, decode, gains)
-    total, hidden = combine(found.logp, exact)[0], model.last_hidden(history)[0]
-    taken = torch.tensor([*seen, target], device=total.device)
+    score = float(combine(found.logp, exact, model.reached)[0, target])
+    which, weights = _reaching(model, target, exact)
+    total = combine(found.logp[which], replace(exact, weights=tuple(weights)))[0]
+    hidden, taken = model.last_hidden(history)[0], torch.tensor([*seen, target], device=total.device)
     pair = target, int(total.index_fill(0, taken, -torch.inf).argmax())
     pairs = [[_explained(model, ids, hidden, n, i, titles[i], gains[n], decode) for i in pair]
-             for n in range(len(ids))]
-    weights = exact.weights or [1/len(ids)]*len(ids)
-    return dict(pairs=pairs, weights=weights, combine=exact.combine, score=float(total[target]))
+             for n in which]
+    return dict(which=which, pairs=pairs, weights=weights, combine=exact.combine, score=score)
+
+def _reaching(model, item: int, exact: ExactConfig) -> tuple[list, list]: # (numbers, weights)
+    "The identifiers that reach an item; they share the weight of the others"
+    K = len(model.trees)
+    which, w = list(range(K)), list(exact.weights or [1/K]*K)
+    if model.reached is not None: which = model.reached[:, item].nonzero().flatten().tolist()
+    own = [w[n] for n in which] if any(w[n] for n in which) else [1.]*len(which)
+    return which, [x*sum(w)/sum(own) for x in own]

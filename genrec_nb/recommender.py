@@ -271,15 +271,17 @@ def why_none(self: GenerativeRecommender, history: list) -> str: # as for `recom
 def add_items(self: GenerativeRecommender,
     items, # new ones: a `Catalog`, a data frame, or a file
     policy: str | None = None, # for equal codes, see `Tokenized.assign`
+    count: float | None = None, # training targets in the prior; None: mean of those nearest by codes
 ) -> GenerativeRecommender: # itself, with the new items behind the old ones
     "Make new items known without training; raises `GenrecError` if they cannot be placed"
     new, old = _new_catalog(items, self.catalog), self.catalog
     ids, n = _longer_ids(self, new, policy), len(new)
+    given = ids if self.several else ids[0]
     both = Catalog(old.ids + new.ids, old.titles + new.titles, old.texts + new.texts)
-    _longer_counts(self.model, n)
+    _longer_counts(self.model, ids[0], self.counts, count)
     kept = self.weights, self.result, self.figures
     counts = np.concatenate([self.counts, np.zeros(n, self.counts.dtype)])
-    GenerativeRecommender.__init__(self, both, ids, counts, self.model.set_items(ids), self.config,
+    GenerativeRecommender.__init__(self, both, ids, counts, self.model.set_items(given), self.config,
                                    self.quantizer)
     self.weights, self.result, self.figures = kept
     return self
@@ -312,7 +314,7 @@ def explain(self: GenerativeRecommender,
         return Explanation(titles[target], parts, decode.alpha, decode.length_penalty, part)
     found = _compare_items(self.model, self.identifiers, read, target, items, titles, self.gains,
                            decode, self.exact(decode))
-    return JointExplanation.compare(self.names, **found)
+    return JointExplanation.compare([self.names[n] for n in found.pop('which')], **found)
 
 # %% ../nbs/81_recommender.ipynb #30672fba
 @patch

@@ -1,10 +1,14 @@
 "New items, many users, shared titles and empty lists, with a model that is trained already"
 import json
+from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from oracles import small_data
 from genrec_nb.core import FileError, GenrecError, GenrecWarning, MissingTextError, SettingError
+from genrec_nb.beam_search import DecodeConfig
+from genrec_nb.exact import exact_scores
 from genrec_nb.loaders import load_dataset
 from genrec_nb.many_users import recommend_file
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
@@ -46,10 +50,68 @@ def test_items_that_cannot_be_added(rec, items, kind, words):
     with pytest.raises(kind, match=words): rec.add_items(items)
     assert len(rec.catalog) == 40 and rec.recommend(['3'], 3)
 
-def test_one_token_an_item_has_none_for_new_ones(rec):
-    two = rec
-    two.identifiers = [rec.ids, rec.ids]
-    with pytest.raises(SettingError, match="--identifiers ''"): two.add_items(NEW)
+@pytest.fixture(scope='module')
+def saved_both(tmp_path_factory):
+    "As `genrec run` trains it: codes of texts and one token an item, with a prior"
+    folder = tmp_path_factory.mktemp('both')
+    config = RecommenderConfig(tokenizer=dict(method='rqkmeans', encoder='tfidf', size=6, levels=2), identifiers=['item'], train=dict(epochs=1, batch_size=16, eval_every=1),
+                               model=dict(d_model=16, num_heads=2, num_layers=1, softmax='children', prior='trie'))
+    rec = GenerativeRecommender.fit(load_dataset(small_data(folder/'toy')), config, use_cpu=True)
+    rec.save_pretrained(folder/'model')
+    return folder/'model'
+
+def each(rec, history):
+    "Log-probabilities [K, N] by each identifier"
+    part, = exact_scores(rec.model, torch.tensor([rec.find_items(history)]), DecodeConfig(exclude_seen=False))
+    return part.logp[:, 0]
+
+@pytest.mark.parametrize('how', ['product', 'mixture'])
+def test_items_are_added_beside_an_identifier_that_has_no_token_for_them(saved_both, tmp_path, how):
+    rec, history = GenerativeRecommender.from_pretrained(saved_both), ['3', '5']
+    rec.config = replace(rec.config, decode=replace(rec.config.decode, combine=how, weights=(.7, .5)))
+    before, old = each(rec, history), [[i.path(n).tolist() for n in range(40)] for i in rec.identifiers]
+    rec.add_items(NEW)
+    assert [[i.path(n).tolist() for n in range(40)] for i in rec.identifiers] == old
+    after = each(rec, history)
+    assert torch.equal(after[1, :40], before[1]) and (after[1, 40:] == -torch.inf).all() # own tokens: bit by bit, none for new items
+    np.testing.assert_allclose(after[0].exp().sum(), 1, rtol=1e-5)                       # codes: a distribution over all 43
+    p, w = after.double().exp().numpy(), np.array([.7, .5])
+    if how == 'product': raw = np.r_[p[0, :40]**.7*p[1, :40]**.5, p[0, 40:]**1.2]
+    else: raw = np.r_[w@p[:, :40], 1.2*p[0, 40:]]/1.2
+    wanted = np.log(raw/raw.sum() if how == 'product' else raw)
+    found = {x.id: x.score for x in rec.recommend(history, 41)}
+    assert {'n1', 'n2', 'n3'} < set(found) and len(found) == 41
+    np.testing.assert_allclose([found[i] for i in rec.catalog.ids if i in found], [x for i, x in zip(rec.catalog.ids, wanted) if i in found], atol=1e-4)
+    e = rec.explain(history, 'n2')
+    assert list(e.parts) == ['rqkmeans'] and e.score == pytest.approx(found['n2'], abs=1e-4) and 'n2' not in rec.explain(history, '7').other
+    assert set(rec.explain(history, '7').parts) == {'rqkmeans', 'item'}
+    assert rec.recommend(['n1', '5'], 5) and 'n1' not in {x.id for x in rec.recommend(['n1', '5'], 43)}
+    rec.save_pretrained(tmp_path/'longer')
+    again = GenerativeRecommender.from_pretrained(tmp_path/'longer')
+    assert {x.id: pytest.approx(x.score, abs=1e-5) for x in again.recommend(history, 41)} == found
+    again.add_items(pd.DataFrame(dict(item=['m'], title=['Item m'], description=['color 2 shape 2 size 1'])))
+    assert again.identifiers[1].notes['absent'] == [40, 41, 42, 43] and 'm' in {x.id for x in again.recommend(history, 44)}
+
+def test_the_prior_of_new_items(saved_both):
+    "Mean count of the nearest by codes, by brute force; or the one that is given"
+    rec = GenerativeRecommender.from_pretrained(saved_both).add_items(NEW)
+    path, counts = [tuple(rec.ids.path(i).tolist()) for i in range(43)], rec.counts[:40]
+    for n in range(40, 43):
+        near = next(near for d in (2, 1, 0) if (near := [i for i in range(40) if path[i][:d] == path[n][:d]]))
+        assert rec.model.counts[n] == round(np.mean(counts[near]))
+        assert rec.identifiers[1].path(n)[0] == rec.identifiers[1].path(max(near, key=lambda i: counts[i]))[0]
+    assert (rec.counts[40:] == 0).all()
+    many, none = (GenerativeRecommender.from_pretrained(saved_both).add_items(NEW, count=c) for c in (10**6, 0))
+    assert many.recommend(['3'], 1)[0].id in NEW.item.values and each(none, ['3'])[0, 40:].max() < each(rec, ['3'])[0, 40:].max()
+    with pytest.raises(SettingError, match='expected 0 or more'): GenerativeRecommender.from_pretrained(saved_both).add_items(NEW, count=-1)
+
+def test_new_items_for_many_users_of_several_identifiers(saved_both, tmp_path):
+    rec = GenerativeRecommender.from_pretrained(saved_both).add_items(NEW)
+    rows = pd.DataFrame(dict(user=['a', 'a', 'b', 'c'], item=['n1', '5', '7', 'n3'], time=[1, 2, 1, 1]))
+    rows.to_csv(tmp_path/'rows.csv', index=False)
+    recommend_file(rec, tmp_path/'rows.csv', tmp_path/'out.json', 6)
+    got = {r['user']: r['items'] for r in map(json.loads, (tmp_path/'out.json').read_text().splitlines())}
+    assert got == {u: [x.id for x in rec.recommend(h, 6)] for u, h in dict(a=['n1', '5'], b=['7'], c=['n3']).items()}
 
 def test_a_shared_title_is_said(rec):
     rec.add_items(NEW)
