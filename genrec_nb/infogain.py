@@ -15,7 +15,7 @@ from matplotlib.colors import PowerNorm
 from torch import Tensor
 from .core import check_choice, require
 from .semantic_ids import Identifiers
-from .trie import ItemTrie
+from .trie import ItemTrie, _blocks, _check_targets
 
 # %% ../nbs/31_infogain.ipynb #e08ab240
 def item_prior(counts, smoothing: float = 0.) -> Tensor: # int [N] -> float64 [N], sums to 1
@@ -26,9 +26,15 @@ def item_prior(counts, smoothing: float = 0.) -> Tensor: # int [N] -> float64 [N
     return counts/counts.sum()
 
 # %% ../nbs/31_infogain.ipynb #e68eaa12
-def _subtree_sum(trie: ItemTrie, x: Tensor) -> Tensor: # float [M], 0 at inner nodes -> [M]
+def _leaf_places(trie: ItemTrie) -> slice | Tensor:
+    "Where the leaves stand among the nodes: all at the end if the paths have one length"
+    n, M = len(trie.leaves), trie.n_nodes
+    return slice(M - n, M) if n == M - int(trie.level[-2]) else trie.leaves
+
+def _subtree_sum(trie: ItemTrie, x: Tensor) -> Tensor: # float [leaves], by row -> [M]
     "For each node the sum over the leaves below it, from the deepest level up"
-    out = x.clone()
+    out = x.new_zeros(trie.n_nodes)
+    out[_leaf_places(trie)] = x
     for depth in reversed(range(trie.max_depth)):
         a, b, c = trie.level[depth:depth+3].tolist()
         lengths = trie.n_children[a:b].long()
@@ -36,13 +42,14 @@ def _subtree_sum(trie: ItemTrie, x: Tensor) -> Tensor: # float [M], 0 at inner n
     return out
 
 # %% ../nbs/31_infogain.ipynb #fc91142e
-def _path_mass(trie: ItemTrie, prior: Tensor) -> Tensor: # float64 [N] -> [M]
-    "Prior mass at each leaf, that of colliding items added up; 0 at inner nodes"
+def _path_mass(trie: ItemTrie, prior: Tensor) -> Tensor: # float64 [N] -> [leaves]
+    "Prior mass at each leaf, that of colliding items added up"
     n = len(prior)
     require(n == trie.n_items, f'the prior has {n} items, the trie {trie.n_items}')
-    out, lengths = prior.new_zeros(trie.n_nodes), trie.count[trie.leaves].long()
-    out[trie.leaves] = torch.segment_reduce(prior[trie.order], 'sum', lengths=lengths, unsafe=True)
-    return out
+    _check_targets(trie, prior)
+    mass = prior.index_select(0, trie.order)
+    lengths = trie.count[_leaf_places(trie)].long()
+    return torch.segment_reduce(mass, 'sum', lengths=lengths, unsafe=True)
 
 # %% ../nbs/31_infogain.ipynb #b9deb3be
 def _xlogx(x: Tensor) -> Tensor: return torch.special.xlogy(x, x)        # 0 at 0
@@ -63,10 +70,15 @@ def information_gain(
     kind: str = 'global', # 'global' (IGD) or 'conditional'
 ) -> Tensor: # float64 [M] gain in nats of the token on the edge into each node; 0 at the root
     "What each token takes away from the uncertainty about the item"
-    H = node_entropy(trie, prior, kind)
-    gain = H[trie.parent] - H
-    gain[0] = 0.
-    return gain
+    H, level = node_entropy(trie, prior, kind), trie.level.tolist()
+    for begin, end in reversed([*zip(level, level[1:-1])]):              # in place, so upwards
+        for a, b in _blocks(end - begin):
+            nodes = slice(begin + a, begin + b)
+            above = torch.repeat_interleave(H[nodes], trie.n_children[nodes].long())
+            child = int(trie.first[nodes][0])
+            H[child:child + len(above)].neg_().add_(above)
+    H[0] = 0.
+    return H
 
 # %% ../nbs/31_infogain.ipynb #baab391e
 def item_table(trie: ItemTrie, values: Tensor) -> Tensor: # of each node [M] -> of each token [N, T]

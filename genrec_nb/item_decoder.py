@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 from .batches import Windows
-from .core import GenrecError, patch
+from .core import GenrecError, patch, require
 from .likelihood import ChildSoftmax, _Trained, _check_softmax
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD, _levels_apart
@@ -138,19 +138,32 @@ def _one_or_more(ids) -> list[Identifiers]:
     return ids
 
 # %% ../nbs/42_item_decoder.ipynb #53dedb59
+def _live_counts(counts, trie: ItemTrie) -> np.ndarray | None: # int64 [N]
+    "Training targets without those of items that were left out of the trie"
+    return None if counts is None else np.where(trie.leaf.cpu() > 0, counts, 0)
+
 @patch
-def set_items(self: ItemDecoder, ids: Identifiers | list) -> ItemDecoder: # itself
-    "Keep the paths of the items; `GenrecError` for identifiers with other levels"
+def set_items(
+    self: ItemDecoder,
+    ids: Identifiers | list, # paths of all items
+    tries: list | None = None, # of the identifiers, if built already: items they lack are not recommended
+) -> ItemDecoder: # itself
+    "Keep the paths of the items, without training; `GenrecError` for identifiers with other levels"
     ids, c = _one_or_more(ids), self.config
     ranges, vocab_size = [_level_ranges(i)[0] for i in ids], sum(i.vocab_size for i in ids)
     if (sum(ranges, []), [*map(len, ranges)], vocab_size) != (c.first, c.levels, c.vocab_size):
         raise GenrecError('the identifiers have other levels than the model was made for: '
                           'they belong to different runs')
+    tries = [ItemTrie.build(i) for i in ids] if tries is None else tries
+    sizes = [t.n_items for t in tries]
+    require(len(tries) == len(ids) and set(sizes) == {ids[0].n_items}, f'tries of {sizes} items for '
+            f'{len(ids)} identifiers of {ids[0].n_items} items: give one for each')
     paths = np.concatenate([i.codes() for i in ids], 1)
     self.register_buffer('paths', torch.from_numpy(paths).to(self.device), persistent=False)
     self.register_buffer('first', torch.tensor(c.first, device=self.device), persistent=False)
     counts = self.counts.cpu().numpy() if c.prior == 'trie' else None
-    self._trees = [ChildSoftmax.build(ItemTrie.build(i), counts, i.notes.get('absent')) for i in ids]
+    self._trees = [ChildSoftmax.build(t, _live_counts(counts, t), i.notes.get('absent'))
+                   for i, t in zip(ids, tries)]
     return self
 
 # %% ../nbs/42_item_decoder.ipynb #88516f9a

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
 from .core import GenrecError, GenrecWarning, _tie_order, check_choice, patch
-from .trie import ItemTrie, runs
+from .trie import ItemTrie, _check_targets, runs
 
 # %% ../nbs/35_likelihood.ipynb #dd0b7529
 def sibling_log_softmax(trie: ItemTrie, z: Tensor) -> Tensor: # logits [..., M] -> [..., M]
@@ -39,6 +39,7 @@ def _log_prior(trie: ItemTrie, counts: np.ndarray, absent: list | None = None) -
     if counts.shape != (trie.n_items,) or not (torch.isfinite(counts) & (counts >= 0)).all():
         raise GenrecError(f'the prior has counts of shape {list(counts.shape)}, expected '
                           f'{trie.n_items} finite numbers, one an item, none negative')
+    _check_targets(trie, counts)
     n = (counts + 1).index_fill(0, torch.tensor(absent or [], device=trie.device).long(), 0)
     total = F.pad(n[trie.order.long()].cumsum(0), (1, 0))            # in the order of the leaves
     below = total[trie.row.long() + trie.count] - total[trie.row.long()]
@@ -51,14 +52,21 @@ def _log_share(trie: ItemTrie, counts: np.ndarray, absent: list | None = None) -
     collision, minus infinity for absent items"""
     n = torch.as_tensor(counts, dtype=torch.float64).to(trie.device) + 1
     n = n.index_fill(0, torch.tensor(absent or [], device=trie.device).long(), 0)
-    return (n/n.new_zeros(trie.n_nodes).scatter_add(0, trie.leaf, n)[trie.leaf]).log().float()
+    share = (n/n.new_zeros(trie.n_nodes).scatter_add(0, trie.leaf, n)[trie.leaf]).log().float()
+    return _without_removed(trie, share)
+
+def _without_removed(trie: ItemTrie, x: Tensor) -> Tensor: # float [N]
+    "Minus infinity for items that were left out of the trie: they have no part of any path"
+    if len(trie.order) == trie.n_items: return x
+    return x.masked_fill(trie.leaf == 0, -torch.inf)
 
 # %% ../nbs/35_likelihood.ipynb #7ae27ae0
 def _by_count(trie: ItemTrie, counts: np.ndarray, seed: int = 0) -> ItemTrie:
     "The same trie; colliding items by descending count, equal counts by a permutation"
     tie = np.argsort(_tie_order(trie.n_items, seed))
-    order = np.lexsort((tie, -np.asarray(counts), trie.row[trie.leaf].cpu().numpy()))
-    return replace(trie, order=torch.from_numpy(order.astype(np.int32)).to(trie.device))
+    items, row = trie.order.cpu().numpy(), trie.row[trie.leaf].cpu().numpy()
+    items = items[np.lexsort((tie[items], -np.asarray(counts)[items], row[items]))]
+    return replace(trie, order=torch.from_numpy(items).to(trie.device))
 
 # %% ../nbs/35_likelihood.ipynb #58f7eb16
 def _check_softmax(softmax: str, prior: str, counts=None) -> None:
@@ -114,7 +122,7 @@ def build(cls: ChildSoftmax,
         prior = torch.zeros(trie.n_nodes, device=trie.device)
         share = torch.zeros(trie.n_items, device=trie.device)
         share[absent or []] = -torch.inf
-    return cls(_by_count(trie, known), prior, share)
+    return cls(_by_count(trie, known), prior, _without_removed(trie, share))
 
 # %% ../nbs/35_likelihood.ipynb #9beadf23
 @patch

@@ -24,7 +24,7 @@ from .faults import _last_checkpoint, _moved_here
 from .data import Interactions
 from .splits import Cases
 from .metrics import ranking_metrics
-from .trie import ItemTrie
+from .trie import ItemTrie, _check_targets
 from .likelihood import _IN_TRAINING
 from .token_weights import uniform_weights
 from .objectives import MultiTargetLoss, WeightedLoss
@@ -323,10 +323,12 @@ def _precision(model) -> dict:
 
 # %% ../nbs/55_train.ipynb #de8712a4
 def _check_catalog(train: Interactions, trie) -> None: # a trie, or a list of them
-    "Raise a `GenrecError` unless the histories are over the items of the tries"
+    "Raise a `GenrecError` unless the targets are items of the tries"
     sizes = {t.n_items for t in (trie if isinstance(trie, (list, tuple)) else [trie])}
     require(sizes == {train.n_items}, f'the histories are over {train.n_items:,} items, the trie has '
             f'paths for {", ".join(map(str, sizes))}: they belong to different catalogs')
+    for t in trie if isinstance(trie, (list, tuple)) else [trie]:
+        if len(t.order) < t.n_items: _check_targets(t, train.target_counts())
 
 # %% ../nbs/55_train.ipynb #28e5c2c7
 def fit(

@@ -6,23 +6,17 @@
 __all__ = ['ItemTrie', 'runs']
 
 # %% ../nbs/30_trie.ipynb #03dd8e0d
+import hashlib, json, zlib
 import numpy as np
 import pandas as pd
 import torch
 from dataclasses import dataclass, fields
 from pathlib import Path
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from .core import FileError, _tie_order, patch, _write_tensors
-from .semantic_ids import Identifiers, _sort_rows
-
-# %% ../nbs/30_trie.ipynb #546d1519
-def _new_nodes(rows: np.ndarray) -> np.ndarray: # int [N, D] sorted paths, PAD (0) behind short ones
-    "Where a node begins: bool [D, N]"
-    new = np.ones(rows.shape[::-1], bool)
-    new[:, 1:] = np.logical_or.accumulate((rows[1:] != rows[:-1]).T) # differs from the row above
-    return new & (rows.T > 0)
+from .core import FileError, _tie_order, patch, require, _write_tensors
+from .collisions import _pack
+from .semantic_ids import Identifiers
 
 # %% ../nbs/30_trie.ipynb #4c2a15e0
 @dataclass(eq=False, repr=False)
@@ -35,37 +29,164 @@ class ItemTrie:
     order: Tensor # int32 [N] item numbers, sorted by path; below n: order[row[n] : row[n]+count[n]]
     level: Tensor # int64 [D+2] the nodes of depth d are level[d] .. level[d+1]-1
     vocab_size: int # V, size of the vocabulary that the tokens are from
+    n_items: int | None = None # N, more than `order` has if items were left out; None: as many
 
-    def __post_init__(self): self.vocab_size = int(self.vocab_size)
+    def __post_init__(self):
+        self.vocab_size = int(self.vocab_size)
+        self.n_items = len(self.order) if self.n_items is None else int(self.n_items)
     @property
     def n_nodes(self) -> int: return len(self.token)          # M
-    @property
-    def n_items(self) -> int: return len(self.order)          # N
     @property
     def max_depth(self) -> int: return len(self.level) - 2    # D, tokens of the longest path
     @property
     def device(self) -> torch.device: return self.token.device
     def __repr__(self):
-        sizes = f'{self.n_items:,} items, {self.n_nodes:,} nodes, depth {self.max_depth}'
+        sizes = f'{len(self.order):,} items, {self.n_nodes:,} nodes, depth {self.max_depth}'
         return f'ItemTrie({sizes}, {self.vocab_size:,} tokens)'
 
 # %% ../nbs/30_trie.ipynb #9fec937a
+@dataclass
+class _Packing:
+    "How a path and its item's number lie side by side in one whole number"
+    low: np.ndarray # int64 [L] least token of each level
+    high: np.ndarray # int64 [L] the largest
+    bits: list[int] # of each level, and of the item's number
+
+    @property
+    def behind(self) -> list[int]: # bits that stand behind each level
+        return [sum(self.bits[l:]) for l in range(1, len(self.bits))]
+    @property
+    def fits(self) -> bool: return sum(self.bits) <= 63
+    def words(self, rows, items) -> np.ndarray: # int [n, L] paths of items int64 [n] -> int64 [n]
+        columns = rows.T.astype(np.int64) - self.low[:, None]
+        return _pack([*columns, items], self.bits)
+
+# %% ../nbs/30_trie.ipynb #7ee89b5d
+def _blocks(n: int, size: int = 2**16) -> list[tuple[int, int]]: # rows a .. b-1 of each
+    "Runs of rows that are worked on together"
+    return [(a, min(a + size, n)) for a in range(0, n, size)]
+
+def _find_packing(rows, n_items: int, size: int = 2**16) -> _Packing: # int [n, L]
+    "The bits that paths and the numbers of `n_items` items need"
+    ends = []
+    for a, b in _blocks(len(rows), size):
+        part = np.ascontiguousarray(rows[a:b].T)
+        ends += [part.min(1), part.max(1)]
+    low, high = np.min(ends, 0).astype(np.int64), np.max(ends, 0).astype(np.int64)
+    return _Packing(low, high, [int(x).bit_length() for x in (*(high - low), n_items - 1)])
+
+# %% ../nbs/30_trie.ipynb #096796fb
+class _Words:
+    "Sorted numbers of paths and items, read block by block"
+    def __init__(self, words, packing: _Packing): self.words, self.packing = words, packing
+    def __len__(self): return len(self.words)
+    def block(self, a: int, b: int) -> tuple: # (items [n], tokens [D, n], begins [D, n])
+        "Rows a .. b-1: their items, tokens, and whether a prefix is another than in the row above"
+        low, bits, behind = self.packing.low, self.packing.bits, self.packing.behind
+        word = self.words[max(a - 1, 0):b]
+        above, word = (word[:-1], word[1:]) if a else (np.r_[~word[:1], word[:-1]], word)
+        change, mask = word ^ above, [(1 << n) - 1 for n in bits]
+        tokens = [(word >> n & m) + t for n, m, t in zip(behind, mask, low)]
+        return word & mask[-1], tokens, [change >> n != 0 for n in behind]
+
+# %% ../nbs/30_trie.ipynb #b8613698
+class _Rows:
+    "The same of paths that are too wide for one number"
+    def __init__(self, rows, items):
+        self.rows, self.items, self.order = rows, items, np.lexsort([items, *rows.T[::-1]])
+    def __len__(self): return len(self.rows)
+    def block(self, a: int, b: int) -> tuple: # as in `_Words`
+        "Rows a .. b-1"
+        rows = self.rows[self.order[max(a - 1, 0):b]].T
+        changed = rows[:, 1:] != rows[:, :-1]
+        if a: rows = rows[:, 1:]
+        else: changed = np.c_[np.ones(len(rows), bool), changed]
+        return self.items[self.order[a:b]], rows, np.logical_or.accumulate(changed)
+
+def _sorted_paths(rows, items, n_items: int) -> _Words | _Rows: # int [n, L], PAD behind short paths
+    "Paths of some items int64 [n] in the order of a dictionary, equal ones by item"
+    packing = _find_packing(rows, n_items)
+    if not packing.fits: return _Rows(rows, items)
+    words = np.empty(len(rows), np.int64)
+    for a, b in _blocks(len(rows)): words[a:b] = packing.words(rows[a:b], items[a:b])
+    words.sort()
+    return _Words(words, packing)
+
+# %% ../nbs/30_trie.ipynb #b7c1acbc
+class _Depth:
+    "The nodes of one depth while they are written by `put(name, place, values)`"
+    def __init__(self, put, begin: int):
+        self.put, self.next, self.closed, self.open, self.real = put, begin, begin, 0, False
+
+    def add(self, a: int, tokens, begins, child) -> np.ndarray: # int64 [n]
+        "Write the nodes that begin in rows a, a+1, ..; the next node at or behind each row"
+        at, new = np.flatnonzero(begins), begins
+        real = tokens[at] > 0
+        if not real.all(): new = begins & (tokens > 0)         # PAD: shorter paths
+        rows = at[real]
+        arrays = dict(token=tokens[rows], row=a + rows, first=child[rows])
+        for name, values in arrays.items(): self.put(name, self.next, values)
+        before = new.cumsum() - new + self.next
+        self.next += len(rows)
+        self._close(np.diff(np.r_[-self.open, at, len(tokens)]), np.r_[self.real, real])
+        return before
+
+    def _close(self, items, real) -> None: # int64 [m], bool [m]
+        "Write how many items are below nodes that have ended; the last one stays open"
+        done = items[:-1][real[:-1]]
+        self.put('count', self.closed, done)
+        self.closed, self.open, self.real = self.closed + len(done), items[-1], real[-1]
+    def end(self) -> None: self._close(np.array([self.open, 0]), np.array([self.real, False]))
+
+# %% ../nbs/30_trie.ipynb #30682b74
+def _levels(paths: _Words | _Rows, size: int = 2**16) -> np.ndarray: # int64 [D+2]
+    "First node of each depth, and the number of nodes"
+    nodes = sum(np.array([(new & (t > 0)).sum() for t, new in zip(*paths.block(a, b)[1:])])
+                for a, b in _blocks(len(paths), size))
+    level = np.cumsum(np.r_[0, 1, nodes])
+    require(level[-1] < 2**31, lambda _: f'{level[-1]:,} nodes: a trie holds 2^31 at most')
+    return level
+
+def _fill(paths: _Words | _Rows, level: np.ndarray, put, size: int = 2**16) -> None:
+    "Write the arrays of a trie, block by block, the deepest nodes first"
+    M = level[-1]
+    for name, x in dict(token=-1, first=1, row=0, count=len(paths)).items(): put(name, 0, np.array([x]))
+    put('first', M, np.array([M]))
+    depths = [_Depth(put, begin) for begin in level[1:-1]]
+    for a, b in _blocks(len(paths), size):
+        items, tokens, begins = paths.block(a, b)
+        put('order', a, items)
+        child = np.broadcast_to(M, b - a)
+        for d, t, new in zip(depths[::-1], tokens[::-1], begins[::-1]): child = d.add(a, t, new, child)
+    for d in depths: d.end()
+
+# %% ../nbs/30_trie.ipynb #5f75ccc5
+def _shapes(level: np.ndarray, n: int) -> dict: # name -> length of each 32-bit array
+    "How long the arrays of a trie of n rows are"
+    M = int(level[-1])
+    return dict(token=M, first=M + 1, row=M, count=M, order=n)
+
+def _assemble(paths: _Words | _Rows, vocab_size: int, n_items: int) -> ItemTrie: # on the CPU
+    "The trie of sorted paths"
+    level = _levels(paths)
+    arrays = {name: np.empty(n, np.int32) for name, n in _shapes(level, len(paths)).items()}
+    def put(name, at, values): arrays[name][at:at + len(values)] = values
+    _fill(paths, level, put)
+    arrays = {name: torch.from_numpy(x) for name, x in arrays.items()}
+    return ItemTrie(**arrays, level=torch.from_numpy(level), vocab_size=vocab_size, n_items=n_items)
+
 @patch(cls_method=True)
-def build(cls: ItemTrie, ids: Identifiers) -> ItemTrie: # on the CPU
-    "Build the trie of all identifiers; `GenrecError` if one path is a proper prefix of another"
+def build(
+    cls: ItemTrie,
+    ids: Identifiers,
+    items: np.ndarray | None = None, # int64 [n] the items it shall have, ascending; None: all
+) -> ItemTrie: # on the CPU
+    "Build the trie of identifiers; `GenrecError` if one path is a proper prefix of another"
     if ids.is_ragged: ids.check()
-    paths = ids.padded() if ids.is_ragged else np.reshape(ids.flat, (ids.n_items, -1))
-    order, rows = _sort_rows(paths)
-    new = _new_nodes(rows)
-    node = new.cumsum(dtype=np.int32).reshape(new.shape)      # [D, N] in which node each row lies
-    at, N = np.flatnonzero(new), len(rows)
-    parent = np.where(at < N, 0, node.ravel()[at - N])        # its row, one depth above
-    children = np.bincount(parent, minlength=len(at) + 1)
-    count = np.bincount(node[rows.T > 0])
-    count[0] = N
-    arrays = np.r_[-1, rows.T[new]], np.cumsum(np.r_[1, children]), np.r_[0, at % N], count, order
-    level = torch.from_numpy(np.cumsum(np.r_[0, 1, new.sum(1)]))
-    return cls(*(torch.from_numpy(a.astype(np.int32)) for a in arrays), level, ids.vocab_size)
+    rows = ids.padded() if ids.is_ragged else np.reshape(ids.flat, (ids.n_items, -1))
+    rows, items = (rows, np.arange(ids.n_items)) if items is None else (rows[items], items)
+    require(len(rows) > 0, 'a trie needs at least one item')
+    return _assemble(_sorted_paths(rows, items, ids.n_items), ids.vocab_size, ids.n_items)
 
 # %% ../nbs/30_trie.ipynb #c15ef2de
 @patch(cached=True)
@@ -135,15 +256,31 @@ def node_depth(self: ItemTrie) -> Tensor: # int64 [M]
 @patch(cached=True)
 def leaves(self: ItemTrie) -> Tensor: # int64 [distinct paths]
     "Nodes without children, by row (paths of different lengths end at different depths)"
+    deepest = torch.arange(*self.level[-2:].tolist(), device=self.device)
+    if int(self.count[deepest].sum()) == len(self.order): return deepest  # all of one length
     ends = (self.n_children == 0).nonzero().squeeze(1)
     return ends[torch.argsort(self.row[ends])]
 
 # %% ../nbs/30_trie.ipynb #f207b104
 @patch(cached=True)
 def leaf(self: ItemTrie) -> Tensor: # int64 [N]
-    "The node at which each item's path ends"
+    "The node at which each item's path ends; the root for an item that was left out"
     leaf_of_row = torch.repeat_interleave(self.leaves, self.count[self.leaves].long())
-    return torch.empty_like(leaf_of_row).scatter_(0, self.order.long(), leaf_of_row)
+    return leaf_of_row.new_zeros(self.n_items).scatter_(0, self.order.long(), leaf_of_row)
+
+@patch
+def has_items(self: ItemTrie, items) -> Tensor: # int64 [...] -> bool [...]
+    "Whether each item is in the trie, and was not left out"
+    return self.leaf[torch.as_tensor(items, device=self.device)] > 0
+
+# %% ../nbs/30_trie.ipynb #e49c29d7
+def _check_targets(trie: ItemTrie, counts) -> None: # [N] how often each item is a target, or shares
+    "Raise `GenrecError` if an item that was left out of the trie is a target"
+    if len(trie.order) == trie.n_items: return
+    counts = torch.as_tensor(counts, device=trie.device)
+    bad = ((counts > 0) & (trie.leaf == 0)).nonzero().flatten().tolist()
+    require(not bad, lambda _: f'item {bad[0]} was removed from the trie, and is still a target '
+            f'({len(bad)} such items): give it count 0, or leave it in')
 
 # %% ../nbs/30_trie.ipynb #bc89bee8
 @patch
@@ -191,20 +328,68 @@ def describe(self: ItemTrie) -> pd.DataFrame: # a row for each depth
 
 # %% ../nbs/30_trie.ipynb #affb12f2
 @patch
+def tensors(self: ItemTrie) -> dict[str, Tensor]:
+    "The arrays by name"
+    return {f.name: getattr(self, f.name) for f in fields(self)[:6]}
+
+@patch
 def to(self: ItemTrie, device) -> ItemTrie:
     "The same trie with its arrays on another device"
-    arrays = [getattr(self, f.name) for f in fields(self)[:-1]]
-    return ItemTrie(*(a.to(device) for a in arrays), self.vocab_size)
+    arrays = {name: a.to(device) for name, a in self.tensors().items()}
+    return ItemTrie(**arrays, vocab_size=self.vocab_size, n_items=self.n_items)
 
 # %% ../nbs/30_trie.ipynb #7c953324
-@patch
-def save(self: ItemTrie, path: str | Path) -> None:
-    "Write the arrays as safetensors"
-    _write_tensors(path, {f.name: torch.as_tensor(getattr(self, f.name)) for f in fields(self)})
+def _fingerprint(flat, lengths, vocab_size: int) -> str: # 16 hexadecimal digits
+    "A name for identifiers: equal exactly for the same paths; `flat` may be blocks of them"
+    name = hashlib.sha256()
+    for part in flat: name.update(np.ascontiguousarray(part, '<i4'))
+    name.update(np.ascontiguousarray(lengths, '<i4'))
+    return hashlib.sha256(name.digest() + str(vocab_size).encode()).hexdigest()[:16]
 
+def _table_fingerprint(ids: Identifiers) -> str:
+    "The fingerprint of identifiers; those of one length have that one number behind them"
+    return _fingerprint([ids.flat], ids.lengths if ids.is_ragged else ids.lengths[:1], ids.vocab_size)
+
+def _checksum(x: Tensor) -> str: return f'{zlib.crc32(x.numpy()):08x}'
+
+# %% ../nbs/30_trie.ipynb #e706ba9c
+@patch
+def save(
+    self: ItemTrie,
+    path: str | Path,
+    ids: Identifiers | None = None, # what it was built from, to be recognized by
+) -> None:
+    "Write the arrays as safetensors, with checksums and the fingerprint of the identifiers"
+    arrays = {name: x.cpu().contiguous() for name, x in self.tensors().items()}
+    about = dict(checksums=json.dumps({name: _checksum(x) for name, x in arrays.items()}))
+    if ids is not None: about['identifiers'] = _table_fingerprint(ids)
+    sizes = {name: torch.tensor(getattr(self, name)) for name in ('vocab_size', 'n_items')}
+    _write_tensors(path, arrays | sizes, about)
+
+def _check_file(path: str | Path, arrays: dict, about: dict, ids: Identifiers | None) -> None:
+    "Raise `FileError` for a damaged array, and for a trie of other identifiers"
+    for name, sum_ in json.loads(about.get('checksums', '{}')).items():
+        require(_checksum(arrays[name]) == sum_, f'{path}: the array {name!r} is damaged '
+                '(its checksum differs): write the file again', FileError)
+    if ids is None: return
+    found, expected = about.get('identifiers', 'none'), _table_fingerprint(ids)
+    require(found == expected, f'{path}: the trie of another table, its fingerprint is {found}, '
+            f'that of these identifiers {expected}: build it again', FileError)
+
+# %% ../nbs/30_trie.ipynb #1eec6dd0
 @patch(cls_method=True)
-def load(cls: ItemTrie, path: str | Path) -> ItemTrie: # on the CPU
-    "Read a saved trie; raises `FileError` for a file that is missing or holds something else"
-    try: return cls(**load_file(path))
+def load(
+    cls: ItemTrie,
+    path: str | Path,
+    ids: Identifiers | None = None, # raise `FileError` if the trie is not that of these
+    check: bool = True, # compare the checksums, which reads the whole file once
+) -> ItemTrie: # on the CPU, mapped: nothing is copied, processes share its pages
+    "Map a saved trie; raises `FileError` for a file that is missing or holds something else"
+    try:
+        with safe_open(path, 'pt') as f:
+            arrays, about = {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
+        trie = cls(**arrays)
     except (OSError, SafetensorError, TypeError) as e:
         raise FileError(f'{path}: not a saved trie ({type(e).__name__}: {e})') from None
+    _check_file(path, arrays, about if check else about | dict(checksums='{}'), ids)
+    return trie

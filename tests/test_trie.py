@@ -11,8 +11,8 @@ from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.trie import ItemTrie
 from oracles import DictTrie, few, identifiers, quick, tables
 
-ARRAYS = [f.name for f in fields(ItemTrie) if f.name != 'vocab_size']
-same = lambda a, b: a.vocab_size == b.vocab_size and all(torch.equal(getattr(a, n), getattr(b, n)) for n in ARRAYS)
+ARRAYS = [f.name for f in fields(ItemTrie)][:6]
+same = lambda a, b: (a.vocab_size, a.n_items) == (b.vocab_size, b.n_items) and all(torch.equal(getattr(a, n), getattr(b, n)) for n in ARRAYS)
 
 
 # ---- structure ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,187 @@
+"""A trie that items join, leave and change weight in, against a rebuild after every operation; and models that serve it."""
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from genrec_nb.core import GenrecError
+from genrec_nb.beam_search import DecodeConfig, recommend
+from genrec_nb.dynamic_trie import DynamicTrie
+from genrec_nb.exact import exact_search
+from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.likelihood import ChildSoftmax
+from genrec_nb.search import search_each
+from genrec_nb.semantic_ids import Identifiers
+from genrec_nb.trie import ItemTrie
+import oracles
+from oracles import identifiers
+
+V, L = 8, 3                                                                  # tokens 3 .. 7
+path = st.lists(st.integers(3, V - 1), min_size=L, max_size=L)
+count = st.integers(0, 4) | st.just(10**5)
+many = settings(max_examples=60, deadline=None)
+
+def same(live, paths):
+    "Children, counts, gains and items at every prefix of a rebuild, and the merged arrays"
+    here = np.flatnonzero(live._item['here'][:live.n_items])
+    assert live.n_items == len(paths) and not live.counts[np.setdiff1d(np.arange(len(paths)), here)].any()
+    if not len(here): return
+    trie = ItemTrie.build(identifiers(paths, V), here)
+    merged = live.merged()
+    assert (merged.vocab_size, merged.n_items) == (trie.vocab_size, trie.n_items)
+    assert all(torch.equal(x, merged.tensors()[k]) for k, x in trie.tensors().items())
+    nodes = trie.item_nodes(torch.from_numpy(here))
+    rows = [[t for t in trie.token[r[r >= 0]].tolist()] for r in nodes]
+    padded = torch.tensor([r + [0]*(trie.max_depth - len(r)) for r in rows])
+    mine = live.item_nodes(torch.from_numpy(here))
+    assert torch.equal(live.walk(padded)[padded > 0], mine[padded > 0]) and ((mine >= 0) == (padded > 0)).all()
+    for a, b in zip(torch.cat([torch.zeros(1), nodes[nodes >= 0]]).long().tolist(), torch.cat([torch.zeros(1), mine[mine >= 0]]).long().tolist()):
+        assert live.count[b] == trie.count[a] and live.n_children[b] == trie.n_children[a]
+        kids = live.children(torch.tensor([b]))[0]
+        want = trie.children(torch.tensor([a]))[0]
+        assert live.token[kids].tolist() == trie.token[want].tolist()
+        assert sorted(live.items_below(torch.tensor([b]))[0].tolist()) == sorted(trie.items_below(torch.tensor([a]))[0].tolist())
+    if not live.counts.sum(): return
+    real = nodes >= 0
+    want, got = information_gain(trie, item_prior(live.counts))[nodes[real]], live.gain(mine[real])
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+    assert torch.equal(got == 0, want == 0)
+
+@st.composite
+def sequences(draw):
+    "Paths and counts to begin with, then operations"
+    paths = draw(st.lists(path, min_size=1, max_size=8))
+    counts = draw(st.lists(count, min_size=len(paths), max_size=len(paths)))
+    pick = st.lists(st.integers(0, 99), min_size=1, max_size=3)
+    steps = st.tuples(st.just('add'), st.lists(st.tuples(path, count), min_size=1, max_size=4)) | st.tuples(st.just('remove'), pick) \
+        | st.tuples(st.just('reweigh'), st.lists(st.tuples(st.integers(0, 99), count), min_size=1, max_size=3)) | st.tuples(st.just('compact'), st.none())
+    return paths, counts, draw(st.lists(steps, min_size=1, max_size=8))
+
+@many
+@given(sequences())
+def test_any_sequence_equals_a_rebuild(case):
+    paths, counts, steps = case
+    live = DynamicTrie(ItemTrie.build(identifiers(paths, V)), counts)
+    for what, arg in steps:
+        here = np.flatnonzero(live._item['here'][:live.n_items])
+        if what == 'add':
+            assert live.add([p for p, _ in arg], [c for _, c in arg]).tolist() == list(range(len(paths), len(paths) + len(arg)))
+            paths = paths + [p for p, _ in arg]
+        elif len(here) and what == 'remove': live.remove(np.unique(here[np.array(arg) % len(here)]))
+        elif len(here) and what == 'reweigh':
+            new = {int(here[i % len(here)]): c for i, c in arg}
+            live.reweigh(list(new), list(new.values()))
+        elif len(here) and what == 'compact': live.compact()
+    same(live, paths)
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(st.integers(3, 6), min_size=1, max_size=3), min_size=2, max_size=10), st.data())
+def test_paths_of_different_lengths(paths, data):
+    paths = [p + [2] for p in paths]
+    n = data.draw(st.integers(1, len(paths) - 1))
+    longest = max(map(len, paths[:n]))
+    paths = paths[:n] + [p for p in paths[n:] if len(p) <= longest]
+    if len(paths) == n: return
+    live = DynamicTrie(ItemTrie.build(identifiers(paths[:n], V)), np.ones(n))
+    live.add([p + [0]*(longest - len(p)) for p in paths[n:]], np.ones(len(paths) - n))
+    live.remove([0])
+    same(live, paths)
+
+def test_a_large_addition():
+    "Thousands of items, and the sums of nodes that are not on a changed path stay as they were"
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 32, (30_000, 3)) + np.array([3, 35, 67])
+    names = ['<pad>', '<s>', '</s>', *map(str, range(96))]
+    table = lambda n: Identifiers(tokens[:n].ravel(), np.arange(n + 1)*3, names)
+    counts = rng.integers(0, 5, 30_000)
+    live = DynamicTrie(ItemTrie.build(table(20_000)), counts[:20_000])
+    for a in (20_000, 25_000): live.add(tokens[a:a + 5_000], counts[a:a + 5_000])
+    gone = rng.choice(30_000, 3000, replace=False)
+    live.remove(gone)
+    counts[gone] = 0
+    here = np.setdiff1d(np.arange(30_000), gone)
+    trie = ItemTrie.build(table(30_000), here)
+    assert all(torch.equal(x, live.merged().tensors()[k]) for k, x in trie.tensors().items())
+    np.testing.assert_allclose(live.gain(live.item_nodes(torch.from_numpy(here))), information_gain(trie, item_prior(counts))[trie.item_nodes(torch.from_numpy(here))], rtol=0, atol=1e-12)
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------
+
+def test_what_cannot_be_changed():
+    live = DynamicTrie(ItemTrie.build(identifiers([[3, 4], [3, 5], [4, 4]], 8)), [1, 2, 3])
+    live.remove([1])
+    before = [x.copy() for x in live._node.values()]
+    for f, words in ((lambda: live.remove([1]), 'item 1 was removed'), (lambda: live.reweigh([0, 1], [1, 2]), 'item 1 was removed: it cannot be a target'),
+                     (lambda: live.remove([7]), 'found item 7'), (lambda: live.remove([0, 0]), 'named twice'), (lambda: live.reweigh([0], [-1]), 'count -1'),
+                     (lambda: live.add([[3, 9]]), 'expected tokens 1 to 7'), (lambda: live.add([[3, -4]]), 'expected tokens'), (lambda: live.add([[3, 4, 5]]), 'at most 2 tokens'),
+                     (lambda: live.add([[0, 4]]), 'expected tokens'), (lambda: live.add([[3, 4]], [1, 2]), 'a count each'), (lambda: live.add([[3, 0]]), 'beginning of another'),
+                     (lambda: DynamicTrie(live.base, [1]), '1 counts, the trie has 3 items')):
+        with pytest.raises(GenrecError, match=words) as e: f()
+        assert '\n' not in str(e.value)
+    assert all((a == b).all() for a, b in zip(before, live._node.values())) and live.counts.tolist() == [1, 0, 3]
+
+def test_a_removed_item_that_is_still_a_target():
+    ids = identifiers([[3, 4], [3, 5], [4, 4]], 8)
+    live = DynamicTrie(ItemTrie.build(ids), [1, 2, 3])
+    live.remove([1])
+    trie = live.merged()
+    words = 'item 1 was removed from the trie, and is still a target'
+    with pytest.raises(GenrecError, match=words): information_gain(trie, item_prior([1, 2, 3]))
+    with pytest.raises(GenrecError, match=words): ChildSoftmax.build(trie, np.array([1, 2, 3]))
+    with pytest.raises(GenrecError, match=words): DynamicTrie(trie, [1, 2, 3])
+    from genrec_nb.data import Interactions
+    from genrec_nb.train import _check_catalog
+    with pytest.raises(GenrecError, match=words): _check_catalog(Interactions(np.array([0, 1, 2]), np.array([0, 3]), ['u'], 3), trie)
+    assert ChildSoftmax.build(trie, live.counts).share.isneginf().tolist() == [False, True, False]
+
+
+# ---- served -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def changed():
+    "40 items, five of them removed and ten added; two of the new ones share a path"
+    codes = np.random.default_rng(1).integers(0, 5, (50, 3)) + np.array([0, 5, 10]) + 3
+    codes[:5], codes[48] = np.arange(5)[:, None] + np.array([3, 8, 13]), codes[47]
+    names = ['<pad>', '<s>', '</s>', *map(str, range(15))]
+    old, both = (Identifiers(codes[:n].ravel(), np.arange(n + 1)*3, names) for n in (40, 50))
+    live = DynamicTrie(ItemTrie.build(old), np.arange(40))
+    gone = np.array([7, 11, 20, 21, 33])
+    live.remove(gone)
+    live.add(codes[40:], np.arange(10))
+    history = torch.tensor([[5, 7, 41], [1, 2, 3], [48, 8, -1]])
+    return both, live, gone, history
+
+@pytest.mark.parametrize('make', [oracles.t5, oracles.packed])
+def test_beam_search_on_the_changed_trie_is_that_on_a_rebuild(changed, make):
+    both, live, gone, history = changed
+    model = make(both)
+    with torch.inference_mode():
+        new, scores = recommend(model, live, history, 60, DecodeConfig(60))
+        want, other = recommend(model, ItemTrie.build(both, np.setdiff1d(np.arange(50), gone)), history, 60, DecodeConfig(60))
+    assert torch.equal(new, want) and torch.allclose(scores, other) and not np.isin(new, gone).any()
+    assert {*range(40, 50)} & set(new[1].tolist()) and (new >= 0).sum(1).tolist() == [43, 42, 43]
+
+@pytest.mark.parametrize('search', ['exact', 'beam'])
+@pytest.mark.parametrize('prior', ['none', 'trie'])
+def test_a_served_model_takes_the_new_trie(changed, prior, search):
+    "As the model of a catalog that never had the removed items, with the same weights and counts"
+    both, live, gone, history = changed
+    counts = np.r_[np.arange(40), np.arange(10)]
+    model = oracles.packed(both, softmax='children', prior=prior, counts=counts)
+    model.set_items(both, [live.merged()])
+    here = np.setdiff1d(np.arange(50), gone)
+    fewer = Identifiers(both.codes()[here].ravel(), np.arange(46)*3, both.tokens)
+    other = oracles.packed(both, softmax='children', prior=prior, counts=counts).set_items(fewer, None) if prior == 'none' else None
+    found, = search_each(model, model.tries[0], history, 60, [DecodeConfig(60, search=search)])
+    assert not np.isin(found.items, gone).any() and len(set(found.items[1].tolist()) - {-1}) == 42
+    p = found.scores[1][found.items[1] >= 0].double().exp().sum()
+    if other is None: return
+    inner = torch.from_numpy(np.searchsorted(here, np.array([[1, 2, 3]])))
+    want, = search_each(other, other.tries[0], inner, 60, [DecodeConfig(60, search=search)])
+    n = int((want.items[0] >= 0).sum())
+    assert torch.allclose(want.scores[0][:n], found.scores[1][:n], atol=1e-5)
+
+def test_tries_that_do_not_fit_are_refused(changed):
+    both, live, *_ = changed
+    model = oracles.packed(both)
+    for tries in ([], [live.base], [live.merged()]*2):
+        with pytest.raises(GenrecError, match='give one for each'): model.set_items(both, tries)
