@@ -19,6 +19,7 @@ from .embed import make_encoder
 from .collisions import _path_groups
 from .semantic_ids import Identifiers
 from .new_items import _continued
+from .own_vectors import _own_vectors
 from .tokenizer import Tokenized
 
 # %% ../nbs/81_added_items.ipynb #8729c3b9
@@ -66,20 +67,29 @@ def _stand_ins(codes: np.ndarray, counts: np.ndarray) -> np.ndarray: # int64 [M]
     return out
 
 # %% ../nbs/81_added_items.ipynb #e3f9cbba
-def _longer_ids(rec, new: Catalog, policy: str | None) -> list[Identifiers]:
+def _longer_ids(rec, new: Catalog, policy: str | None, vectors=None) -> list[Identifiers]:
     "The identifiers of old and new items; raises `SettingError` if new ones cannot be placed"
     c = rec.config
     require(c.backbone != 'llm' and rec.quantizer is not None and 'text' in c.tokenizer.needs,
             f'new items need a tokenizer of texts with a quantizer, and a model other than llm; '
             f'this is {c.tokenizer.method}, {c.backbone}', SettingError)
-    encoder = make_encoder(c.tokenizer.encoder)
-    if not getattr(encoder, 'fitted', True): encoder.fit(rec.catalog.texts)
-    made = Tokenized(rec.ids, None, rec.quantizer, config=c.tokenizer, items=rec.catalog.ids,
-                     source=dict(encoder=encoder.key), encoder=encoder)
+    own = bool(rec.ids.notes.get('own_vectors'))
+    require(own == (vectors is not None), 'the identifiers were made of '
+            + ("own vectors: new items need theirs, vectors=FILE" if own else
+               'the texts: vectors= of new items lie in another space'), SettingError)
+    made = Tokenized(rec.ids, None, rec.quantizer, config=c.tokenizer, items=rec.catalog.ids)
+    if own: new = _own_vectors(vectors, new.ids)
+    else: _with_encoder(made, rec.catalog.texts)
     placed = made.assign(new, policy)
     if not rec.several: return [placed]
     near = _stand_ins(placed.codes(), rec.counts)
     return [placed, *(_absent(i, near) for i in rec.identifiers[1:])]
+
+def _with_encoder(made: Tokenized, texts: list[str]) -> None:
+    "The encoder of the old items, with what it had learned from their texts"
+    made.encoder = make_encoder(made.config.encoder)
+    if not getattr(made.encoder, 'fitted', True): made.encoder.fit(texts)
+    made.source = dict(encoder=made.encoder.key)
 
 def _absent(ids: Identifiers, near: np.ndarray) -> Identifiers: # near: [M] old items
     "New items at the paths of old ones, marked as absent"

@@ -81,6 +81,8 @@ _Baselines = _may(str, 'Further rows of the table, with commas between them: ite
 _Model = _some('Setting of the backbone: d_model, num_layers, ..; of a language model base, '
                'tuning, r, max_items, tasks, ..')
 _Trainer = _some("Any of transformers' TrainingArguments: report_to=tensorboard, bf16=true.")
+_Vectors = _may(Path, 'Own item vectors instead of an encoder\'s: .npy or .safetensors in the order of '
+                      'the items, .parquet with a column of ids.')
 _TieSeed = _may(int, 'Seed of the order of interactions at the same time, for tokenizers that read '
                      'histories; 0 if none is given. That of a run is --set tie_seed=N.')
 
@@ -95,6 +97,7 @@ def _run(
     change: _Set = None,
     tokenizer: _Tokenizer = None,
     identifiers: _More = None,
+    vectors: _Vectors = None,
     baselines: _Baselines = None,
     model: _Model = None,
     trainer: _Trainer = None,
@@ -107,6 +110,7 @@ def _run(
     from genrec_nb.run import load_config, run
     changes = _pairs(change, '--set') | _tokenizer_pairs(tokenizer)
     if identifiers is not None: changes['identifiers'] = identifiers
+    if vectors is not None: changes['vectors'] = str(vectors)
     if baselines is not None: changes['baselines'] = baselines
     changes |= _pairs(model, '--model', 'model.') | _pairs(trainer, '--trainer', 'trainer.')
     file = source if source and Path(source).suffix in ('.toml', '.json') else None
@@ -169,6 +173,7 @@ def _tokenize(
     preset: _Preset = None,
     tokenizer: _Tokenizer = None,
     column: _Column = None,
+    vectors: _Vectors = None,
     split: Annotated[Literal['auto', 'leave-one-out', 'time'], typer.Option(
         help='Whose training part is used, as in the run to come.')] = 'auto',
     tie_seed: _TieSeed = None,
@@ -190,7 +195,7 @@ def _tokenize(
     config = read_settings(TokenizerConfig, given)
     with _interruptible('nothing was written') as bars:
         found = tokenize(data, config, out, _columns(column), bars, _device(device), tie_seed,
-                         split)
+                         split, vectors and str(vectors))
     _show_tokenizer(found)
     _LOG.info('done in %.0f s; see %s, report.json and index.json', sum(found['seconds'].values()),
               out/'report.html')
@@ -220,6 +225,7 @@ def _assign(
     index: _Index = None,
     policy: _Policy = None,
     column: _Column = None,
+    vectors: _Vectors = None,
 ):
     "Give identifiers to new items without changing old ones."
     _set_up_logging()
@@ -227,7 +233,7 @@ def _assign(
     columns = {k: v for k, v in _columns(column).items() if k in ('item', 'title')}
     with _interruptible('nothing was written') as bars:
         bars.stage('assign')
-        ids, new, first = assign_file(folder, items, out, index, policy, columns)
+        ids, new, first = assign_file(folder, items, out, index, policy, columns, vectors)
     note = ids.notes['appended'][-1]
     rows = [{'id': item, 'title': title[:48], 'identifier': ' '.join(ids.names(first + i))}
             for i, (item, title) in enumerate(zip(new.ids[:8], new.titles))]

@@ -60,8 +60,8 @@ def _make(source, trial: Trial, data: Dataset, split: Split, folder, device, pro
     dim = source.cf_dim
     cf = _vectors_file(source.cf, trial, split, folder, dim) if source.cf else None
     where = None if data.name == 'ml-100k' else trial.data.path
-    return tokenize_items(data, split, source, cf=cf, categories=where, device=device,
-                          progress=progress)
+    own = trial.data.item_vectors(data, split) if trial.data.serves(source) else None
+    return tokenize_items(data, split, source, own, cf, where, device, progress)
 
 # %% ../nbs/84_pipeline.ipynb #8a14694f
 def _vectors_file(name: str, trial: Trial, split: Split, folder, dim: int | None = None) -> Path:
@@ -126,7 +126,7 @@ def _train_anew(
     work, start = _work(trial, folder), time.perf_counter()
     made = _make_identifiers(trial, data, split, folder, device, progress)
     if trial.data.vectors:
-        made[0] = replace(made[0], vectors=trial.data.item_vectors(split))
+        made[0] = replace(made[0], vectors=trial.data.item_vectors(data, split))
     steps = _Steps(f'train {trial.label}', progress or _Silent())
     fit = GenerativeRecommender.fit
     rec = fit(data, trial.recommender, split, made, work/'checkpoints', resume=True,

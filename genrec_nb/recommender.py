@@ -271,18 +271,18 @@ def why_none(self: GenerativeRecommender, history: list) -> str: # as for `recom
 def add_items(self: GenerativeRecommender,
     items, # new ones: a `Catalog`, a data frame, or a file
     policy: str | None = None, # for equal codes, see `Tokenized.assign`
-    count: float | None = None, # training targets in the prior; None: mean of those nearest by codes
+    count: float | None = None, # training targets in the prior; None: as of the nearest by codes
+    vectors: str | Path | None = None, # file of their vectors, if the old ones had such
 ) -> GenerativeRecommender: # itself, with the new items behind the old ones
     "Make new items known without training; raises `GenrecError` if they cannot be placed"
     new, old = _new_catalog(items, self.catalog), self.catalog
-    ids, n = _longer_ids(self, new, policy), len(new)
-    given = ids if self.several else ids[0]
+    ids, n = _longer_ids(self, new, policy, vectors), len(new)
     both = Catalog(old.ids + new.ids, old.titles + new.titles, old.texts + new.texts)
     _longer_counts(self.model, ids[0], self.counts, count)
     kept = self.weights, self.result, self.figures
     counts = np.concatenate([self.counts, np.zeros(n, self.counts.dtype)])
-    GenerativeRecommender.__init__(self, both, ids, counts, self.model.set_items(given), self.config,
-                                   self.quantizer)
+    model = self.model.set_items(ids if self.several else ids[0])
+    GenerativeRecommender.__init__(self, both, ids, counts, model, self.config, self.quantizer)
     self.weights, self.result, self.figures = kept
     return self
 

@@ -45,6 +45,7 @@ class RunConfig(RecommenderConfig):
     data: str = 'ml-100k' # 'ml-100k', a folder, or a table (see `load_dataset`)
     columns: dict = field(default_factory=dict) # what columns are called, see `load_dataset`
     split: Literal['auto', 'leave-one-out', 'time'] = 'auto' # see `DataConfig`
+    vectors: str | None = None # file of item vectors instead of an encoder's, see `DataConfig`
     users: Count | None = None # test users sampled once, and as many for validation; None: all
     ties: Literal['random', 'given', 'item'] = 'random' # order of equal times, see `load_dataset`
     tie_seed: Natural | None = None # of the random order, whatever the training seed; None: 0
@@ -108,7 +109,7 @@ def load_config(
     return read_settings(RunConfig, given, str(path or ''))
 
 # %% ../nbs/86_run.ipynb #f7cd9786
-_MOVABLE = 'data', 'ids' # places: what lies there counts, see `_same_contents`
+_MOVABLE = 'data', 'ids', 'vectors' # places: what lies there counts, see `_same_contents`
 
 def _open_run(folder: str | Path, config: RunConfig, resume: bool) -> Path: # the folder
     "Make the folder of a run, or open it again; raises `GenrecError` if it belongs to another run"
@@ -144,7 +145,7 @@ def _same_contents(folder: Path, own: Trial, config: RunConfig) -> None:
 @patch(as_prop=True)
 def data_config(self: RunConfig) -> DataConfig:
     "The data and their split"
-    return DataConfig(self.data, self.columns, self.split, self.users, ties=self.ties,
+    return DataConfig(self.data, self.columns, self.split, self.users, self.vectors, self.ties,
                       tie_seed=self.tie_seed, title_words=self.title_words)
 
 @patch(as_prop=True)

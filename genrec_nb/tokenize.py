@@ -33,21 +33,23 @@ def tokenize(
     device: str | None = None, # where neural tokenizers are trained; None: the best there is
     tie_seed: int | None = None, # order of equal times in the histories, see `load_dataset`
     split: str = 'auto', # whose training part is used, see `DataConfig`
+    vectors: str | None = None, # file of item vectors instead of an encoder's, see `DataConfig`
 ) -> dict: # what report.json holds
     "Tokenize a catalog; leaves tokenizer, report.json and report.html in the folder, or nothing"
     folder, progress, columns = Path(folder), _Timed(progress or _Silent()), columns or {}
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     require(not taken, f'{folder}: exists and is not empty; name another --out', FileError)
     progress.stage('data')
-    about = DataConfig(data, columns, split, tie_seed=tie_seed)
-    if _needs_text(config): about.require_text(f'the tokenizer {config.method}')
+    about = DataConfig(data, columns, split, None, vectors, tie_seed=tie_seed)
+    if _needs_text(config) and not about.serves(config): about.require_text(f'the tokenizer {config.method}')
     found = load_dataset(data, text=None, tie_seed=tie_seed, **columns)
     for note in found.notes: _LOG.info('%s', note)
     given = found.split if split == 'auto' else None
     split = given or _SPLITS[split](found.interactions)
     where = None if found.name == 'ml-100k' else data
     device = device or _default_device()
-    made = tokenize_items(found, split, config, categories=where, device=device, progress=progress)
+    own = about.item_vectors(found, split) if about.serves(config) else None
+    made = tokenize_items(found, split, config, own, None, where, device, progress)
     progress.stage('report')
     facts = dict(tie_seed=tie_seed or 0) if found.interactions.times is not None else {}
     return _save_tokenized(made, found, split.train.target_counts(), folder, progress.seconds, facts)

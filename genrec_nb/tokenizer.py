@@ -24,6 +24,7 @@ from .other_tokenizers import _popular_first, _split_names, read_categories
 from .hkmeans import cooccurrence_vectors
 from .baselines import (_read_array, _check_item_vectors, _load_vectors, save_vectors,
                                  _vectors_split)
+from .own_vectors import _merge_equal, _own_vectors
 from .tokenizer_config import _CF_METHODS, Sources, TOKENIZERS, TokenizerConfig
 
 # %% ../nbs/80_tokenizer.ipynb #808a8eab
@@ -88,7 +89,7 @@ def _add_vectors(s: Sources, texts: list[str], encoder: str, vectors) -> None: #
         learns = not getattr(s.encoder, 'fitted', True)
         if learns and all(map(str.strip, texts)): s.encoder.fit(texts)
         vectors = embed_texts(texts, s.encoder)
-    s.vectors = _check_item_vectors(vectors, len(texts), 'the text vectors')
+    s.vectors = _merge_equal(_check_item_vectors(vectors, len(texts), 'the text vectors'))
 
 # %% ../nbs/80_tokenizer.ipynb #e6a2d3b6
 def _sources(data: Dataset, split: Split, c: TokenizerConfig, vectors, cf, categories,
@@ -163,6 +164,7 @@ def tokenize_items(
     stage(f'tokenizer, {c.method}')
     made = _tokenize(s, c, list(data.catalog.ids))
     made.ids.notes |= _seen_of(split, c, vectors, cf)
+    if vectors is not None and 'text' in c.needs: made.ids.notes['own_vectors'] = True
     return made
 
 def _seen_of(split: Split, c: TokenizerConfig, vectors, cf) -> dict: # {} where nobody knows
@@ -341,6 +343,7 @@ def assign_file(
     index: str | Path | None = None, # table to go on from; None: the tokenizer's own
     policy: str | None = None, # see `assign`
     columns: dict | None = None, # item and title columns of a table
+    vectors: str | Path | None = None, # file of the new items' vectors, see `_own_vectors`
 ) -> tuple[Identifiers, Catalog, int]: # (all items, the new ones, number of old ones)
     "Give new items paths and write the longer table"
     out, made, new = Path(out), load_tokenized(folder), _read_items(items, **(columns or {}))
@@ -351,6 +354,6 @@ def assign_file(
     twice = [i for i in new.ids if i in known]
     require(not twice, f'{items}: {len(twice)} of {len(new)} items have an identifier already, '
             f'the first is {"".join(twice[:1])!r}; leave them out', FileError)
-    ids = made.assign(new, policy)
+    ids = made.assign(new if vectors is None else _own_vectors(vectors, new.ids), policy)
     ids.save(out, made.items + new.ids)
     return ids, new, len(made.ids)

@@ -17,8 +17,9 @@ from .data import Dataset, Interactions, _offsets_of
 from .splits import Split, global_time, leave_one_out
 from .loaders import load_dataset, _COLUMNS
 from .semantic_ids import Identifiers
-from .baselines import _check_split, _load_vectors
+from .baselines import _check_split
 from .sequential_baselines import SASRecConfig
+from .own_vectors import _own_vectors
 from .tokenizer import _category_paths, _given_cf, _given_identifiers
 from .tokenizer_config import TOKENIZERS, TokenizerConfig
 from .generators import _check_backbone, _check_base
@@ -32,7 +33,7 @@ class DataConfig:
     columns: dict = field(default_factory=dict) # what columns are called, see `load_dataset`
     split: Literal['auto', 'leave-one-out', 'time'] = 'auto' # auto: that of the files, if there is one
     users: Count | None = None # test users sampled once, and as many for validation; None: all
-    vectors: str | None = None # item vectors FILE.npy for weightings; None: made from the texts
+    vectors: str | None = None # file of item vectors, see `_own_vectors`; None: made from the texts
     ties: Literal['random', 'given', 'item'] = 'random' # order of equal times, see `load_dataset`
     tie_seed: Natural | None = None # of the random order, whatever the training seed; None: 0
     title_words: Count | None = None # items with longer titles are left out; None: none is
@@ -82,6 +83,12 @@ def key(self: DataConfig, data: Dataset) -> str:
     texts = json.dumps([c.ids, c.texts], ensure_ascii=False).encode()
     name = digest(items + offsets + times + texts)
     return name + '-time'*(self.split == 'time') + (f'-{self.users}' if self.users else '')
+
+# %% ../nbs/83_trial.ipynb #aad469b9
+@patch
+def serves(self: DataConfig, source) -> bool: # source: a `TokenizerConfig`, or a path
+    "Does a tokenizer read the own vectors instead of texts?"
+    return bool(self.vectors) and not isinstance(source, str) and 'text' in source.needs
 
 # %% ../nbs/83_trial.ipynb #1bb1f868
 @dataclass
@@ -140,7 +147,9 @@ def tokenizer(self: Trial) -> dict | str | list:
 @patch(as_prop=True)
 def identifier_keys(self: Trial) -> list[str]:
     "A name for each identifier, which other trials may share"
-    return [digest([self.digest, t]) for t in self.tokenizers]
+    own = [_content_digest(self.data.vectors)] if self.data.vectors else []
+    return [digest([self.digest, t, *own*self.data.serves(s)])
+            for s, t in zip(self.sources, self.tokenizers)]
 
 # %% ../nbs/83_trial.ipynb #5d3846d3
 @patch(cached=True)
@@ -176,9 +185,9 @@ def require_text(self: DataConfig, who: str) -> None:
 
 # %% ../nbs/83_trial.ipynb #c0fdbfd7
 @patch
-def item_vectors(self: DataConfig, split: Split) -> np.ndarray: # float32 [N, d]
+def item_vectors(self: DataConfig, data: Dataset, split: Split) -> np.ndarray: # float32 [N, d]
     "Item vectors from their file; raises `GenrecError` for other items, or another split"
-    return _load_vectors(self.vectors, split.train.n_items, split=split)
+    return _own_vectors(self.vectors, data.catalog.ids, split)
 
 # %% ../nbs/83_trial.ipynb #dd3aab79
 def _check_categories(path: str, data: Dataset, source: TokenizerConfig) -> None:
@@ -196,6 +205,7 @@ def _check_source(trial: Trial, source, data: Dataset, split: Split) -> Identifi
         return ids
     source.sizes_for(len(data.catalog))
     if 'cf' in source.needs: _given_cf(source.cf, split, source.cf_dim)
+    if trial.data.serves(source): return
     if _needs_text(source): trial.data.require_text(f'the tokenizer {source.method}')
     if 'categories' in source.needs: _check_categories(trial.data.path, data, source)
 
@@ -205,7 +215,7 @@ def check(self: Trial, data: Dataset, split: Split) -> None:
     r = self.recommender
     _check_sources(self.sources)
     ids = [_check_source(self, s, data, split) for s in self.sources][0]
-    if self.data.vectors: self.data.item_vectors(split)
+    if self.data.vectors: self.data.item_vectors(data, split)
     elif r.rule.needs_vectors: self.data.require_text(f'weighting {r.weighting}')
     if r.backbone == 'llm': _check_base(r.model, data.catalog, ids, None if ids else r.tokenizer_config)
     if r.decode.assistant_weight: _check_split(split, SASRecConfig().patience)
