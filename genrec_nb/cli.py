@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from typing import Annotated, Literal
-from .grid_commands import _compare, _reproduce
+from .experiments.terminal_grids import _compare, _reproduce
 from .options import (_COLUMN_NAMES, _Column, _Command, _Device, _Tokenizer, _columns,
                                _device, _flag, _may, _pairs, _some, _tokenizer_pairs)
 from .terminal import (_interruptible, _LOG, _errors, _explanation_rows, _level_rows, _method_rows,
@@ -357,7 +357,7 @@ def _inspect(
            f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens are zero-gain')
 
 # %% ../nbs/95_cli.ipynb #9ff80dbc
-app.command('compare')(_compare)
+_compare = app.command('compare')(_compare)
 
 # %% ../nbs/95_cli.ipynb #fe5f1ce8
-app.command('reproduce')(_reproduce)
+_reproduce = app.command('reproduce')(_reproduce)

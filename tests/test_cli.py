@@ -8,7 +8,8 @@ import pytest
 from oracles import small_data
 from rich.console import Console
 from typer.testing import CliRunner
-from genrec_nb.cli import Bars, app, _explain_error, main
+from genrec_nb.cli import app, _explain_error, main
+from genrec_nb.terminal import Bars
 from genrec_nb.options import _pairs, _value
 from genrec_nb.core import GenrecError, SettingError, plain
 from genrec_nb.recommender import GenerativeRecommender
@@ -180,7 +181,7 @@ def test_stages_are_lines_where_there_is_no_terminal():
 def test_help_imports_nothing_large():
     code = "import sys, genrec_nb.cli; print(sorted({'torch', 'numpy', 'pandas', 'transformers', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == '[]\n'
-    for name in ('run', 'tokenize', 'assign', 'recommend', 'inspect', 'compare'): assert invoke(name, '--help').output.count('--') <= 14
+    for name in ('run', 'tokenize', 'assign', 'recommend', 'inspect', 'compare', 'reproduce'): assert invoke(name, '--help').output.count('--') <= 14
 
 
 # ---- grids --------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ CF = train_collaborative_embeddings(SPLIT, 'lightgcn', config=LightGCNConfig(epo
 LM = tempfile.mkdtemp()                                                           # a language model's tokenizer, without the model
 atexit.register(shutil.rmtree, LM, ignore_errors=True)
 tiny_llama(DATA.catalog.titles)[1].save_pretrained(LM)
-OWN = dict(title=dict(lm=LM), letter=NET, rqvae=NET, tree=dict(clusters=3, leaf=6), hkmeans=dict(clusters=8, leaf=8, share=True), opq=dict(n_iter=5))
+OWN = dict(title=dict(lm=LM), words=dict(words=1), letter=NET, rqvae=NET, tree=dict(clusters=3, leaf=6), hkmeans=dict(clusters=8, leaf=8, share=True), opq=dict(n_iter=5))
 
 
 def config(method, **changes):

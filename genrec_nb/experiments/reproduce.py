@@ -67,12 +67,18 @@ def list_tables() -> pd.DataFrame: # one row a table
     return pd.DataFrame([row(n) for n in TABLES]).set_index('table')
 
 # %% ../../nbs/94_reproduce.ipynb #f2f057d5
+def _alpha(table: Table, block: Block) -> float | str: # for `Block.evaluations`
+    "The only α of the table; if it has several, what validation chose"
+    first, *others = table.grid.alphas
+    return 'chosen' if others or first not in block.record['alphas'] else first
+
+# %% ../../nbs/94_reproduce.ipynb #bc5b5599
 _METRICS = ('recall@10', 'ndcg@10') # of the published pairs
 
 def _scores(table: Table, block: Block, metric: str) -> Scores:
     "Rows of a table x seeds x users"
     rows = {row: how for row, how in table.rows.items() if how[0] in block.trials}
-    if not table.rows: return block.scores(metric)
+    if not table.rows: return block.scores(metric, _alpha(table, block))
     found = {a: block.evaluations(a) for a in {a for _, a in rows.values()}}
     more = {m: block.evaluations()[m] for m in block.methods if m not in block.generative}
     return Scores.from_evaluations(more | {row: found[a][m] for row, (m, a) in rows.items()}, metric)
