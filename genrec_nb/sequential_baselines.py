@@ -17,7 +17,7 @@ from .core import (Count, GenrecError, Natural, Positive, SettingError, check_ch
                             settings)
 from .splits import Cases, Split
 from .batches import Windows
-from .item_decoder import CausalBlock
+from .causal_blocks import CausalBlock, PackedRows
 from .train import RankingTrainer, TrainConfig, _steps_per_epoch, _training_arguments
 from .baselines import (ItemRanker, LightGCN, LightGCNConfig, _check_item_vectors,
                                  _check_split, _fill_cold, train_lightgcn, _validation_metrics)
@@ -123,10 +123,11 @@ class SASRec(SequenceRanker):
 @patch
 def read(self: SASRec, items: Tensor, users: Tensor | None = None) -> Tensor: # -> [B, T, d]
     "Hidden state after each of the items int64 [B, T], -1 on the right; users do not count"
-    x = self.item(items.clamp(min=0))*self.settings.dim**.5
-    x = self.drop(x + self.place.weight[:items.shape[1]])
-    for block in self.blocks: x = block(x)
-    return self.norm(x)
+    rows = PackedRows(items >= 0)
+    x = self.item(items[rows.here])*self.settings.dim**.5
+    x = self.drop(x + self.place.weight[rows.place])
+    for block in self.blocks: x = block(x, rows)
+    return rows.pad(self.norm(x))
 
 # %% ../nbs/73_sequential_baselines.ipynb #15b1ec54
 @patch

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from genrec_nb.causal_blocks import PackedRows
 from genrec_nb.core import GenrecError
 from genrec_nb.objectives import (CFTLoss, Mixture, MultiTargetLoss, PUBLISHED, RankingGuided, WEIGHTINGS, WeightedLoss,
                                   make_weighting, token_nll, weighted_mean)
@@ -115,9 +116,9 @@ def test_effect_of_the_history_by_hand(tau):
     model, items = oracles.packed(ids), torch.tensor([[1, 5, 3, 2], [7, 0, 4, -1]])
     with torch.no_grad():
         out = model(items=items, tau=tau, null_history=True)
-        x = model.place.weight[None, :3]
-        for block in model.blocks: x = block(x)
-        null_history, row = model.norm(x)[0], 0
+        x, rows = model.place.weight[:3], PackedRows(torch.ones(1, 3, dtype=torch.bool))
+        for block in model.blocks: x = block(x, rows)
+        null_history, row = model.norm(x), 0
         for b, t in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]:
             history, target = items[b, :t + 1], items[b, t + 1]
             codes, u = model.paths[target] - model.first, [model.read((model.paths[history] - model.first)[None])[0, -1], null_history[t]]

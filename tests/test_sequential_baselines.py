@@ -215,7 +215,7 @@ def test_damaged_models(models, tmp_path):
     with pytest.raises(GenrecError): load_ranker(tmp_path/'none')
     save_ranker(models['sasrec'], tmp_path)
     meta = json.loads((tmp_path/'ranker.json').read_text())
-    for change, words in ((dict(kind='gru'), 'expected one of sasrec, lightgcn'), (dict(config=dict(size=3)), "'size' is unknown"), (dict(n_items=5), 'do not fit'),
+    for change, words in ((dict(kind='gru'), 'expected one of .*sasrec, lightgcn'), (dict(config=dict(size=3)), "'size' is unknown"), (dict(n_items=5), 'do not fit'),
                           (dict(config=meta['config'] | dict(heads=3)), 'heads')):
         (tmp_path/'ranker.json').write_text(json.dumps(meta | change))
         with pytest.raises(GenrecError, match=words): load_ranker(tmp_path)

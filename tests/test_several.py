@@ -107,6 +107,11 @@ def test_recommend_gives_the_ranks_and_probabilities(rec):
         assert all(-20 < x.score < 0 for x in found)
 
 
+def assert_same(found, expected):
+    "The same items with the same scores, but for the last digit: where weights lie in memory moves it"
+    assert [x.id for x in found] == [x.id for x in expected]
+    np.testing.assert_allclose([x.score for x in found], [x.score for x in expected], rtol=1e-5)
+
 def test_saved_and_loaded_ranks_the_same(rec, tmp_path):
     folder = rec.save_pretrained(tmp_path/'saved')
     assert {'index.json', 'index-1.json', 'counts.safetensors'} <= {p.name for p in folder.iterdir()}
@@ -114,7 +119,7 @@ def test_saved_and_loaded_ranks_the_same(rec, tmp_path):
     assert again.weights == rec.weights and again.identifiers == rec.identifiers and again.names == ['random', 'item']
     assert (again.rank(SPLIT.test, 10) == rec.rank(SPLIT.test, 10)).all() and again.config == rec.config
     assert 'random, item' in (folder/'README.md').read_text()
-    assert again.recommend(HISTORY, 5) == rec.recommend(HISTORY, 5)
+    assert_same(again.recommend(HISTORY, 5), rec.recommend(HISTORY, 5))
     with pytest.warns(GenrecWarning, match="saved: softmax='vocabulary' is asked of a model that was trained with 'children'"): asked = GenerativeRecommender.from_pretrained(folder, softmax='vocabulary')
     assert (asked.rank(SPLIT.test, 10) == rec.rank(SPLIT.test, 10)).all() and asked.config == rec.config
     with pytest.raises(SettingError, match="'revison' is unknown, did you mean 'revision'"): GenerativeRecommender.from_pretrained(folder, revison='main')
