@@ -34,8 +34,9 @@ class DynamicTrie:
         _check_targets(b, counts)
         self.first, self.order = b.first.numpy(), b.order.numpy()
         self.n_nodes, self.n_items = b.n_nodes, b.n_items
-        self._item = dict(counts=counts, leaf=b.leaf.numpy(), here=b.leaf.numpy() > 0)
-        self._node = _node_arrays(b, counts)
+        item = dict(counts=counts, leaf=b.leaf.numpy(), here=b.leaf.numpy() > 0)
+        self._item = {name: _with_room(x, len(x) + 1) for name, x in item.items()}
+        self._node = {name: _with_room(x, len(x) + 1) for name, x in _node_arrays(b, counts).items()}
         self.new_paths = np.zeros((0, b.max_depth), np.int64)    # [D, L] of added items, PAD behind
         self.new_keys = np.zeros(0, np.int64)                    # of new nodes: parent*V + token, ascending
 

@@ -47,12 +47,22 @@ class _NumberFile:
         return a + np.memmap(self.path, np.int64, 'r', 8*a, b - a).searchsorted(wanted)
 
 # %% ../nbs/30_trie_files.ipynb #fb26e7a9
-def _give_back(x) -> None:
-    "Let the system forget the pages of a memory-mapped array that have been read"
-    base = x
-    while base is not None and not isinstance(base, mmap.mmap): base = getattr(base, 'base', None)
-    if base is not None and hasattr(mmap, 'MADV_DONTNEED'): base.madvise(mmap.MADV_DONTNEED)
+class _Reader:
+    "Rows of an array that may be mapped from a file; the pages that were read are given back"
+    def __init__(self, rows):
+        self.rows, self.map, self.read = rows, rows, 0
+        while self.map is not None and not isinstance(self.map, mmap.mmap):
+            self.map = getattr(self.map, 'base', None)
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, part: slice) -> np.ndarray: # int [n, L]
+        out = np.array(self.rows[part])
+        self.read += out.nbytes
+        if self.read > 2**24 and self.map is not None and hasattr(mmap, 'MADV_DONTNEED'):
+            self.map.madvise(mmap.MADV_DONTNEED)
+            self.read = 0
+        return out
 
+# %% ../nbs/30_trie_files.ipynb #c39577a1
 def _write_runs(tokens, packing, block: int, piece: int, out: _NumberFile) -> list[np.ndarray]:
     "Write sorted runs of `piece` numbers; returns the notes of each"
     notes, n = [], len(tokens)
@@ -60,8 +70,7 @@ def _write_runs(tokens, packing, block: int, piece: int, out: _NumberFile) -> li
     for begin, end in _blocks(n, piece):
         words = np.empty(end - begin, np.int64)
         for a, b in _blocks(end - begin, block):
-            words[a:b] = packing.words(np.asarray(tokens[begin + a:begin + b]), np.arange(a, b) + begin)
-        _give_back(tokens)
+            words[a:b] = packing.words(tokens[begin + a:begin + b], np.arange(a, b) + begin)
         words.sort()
         out.append(words)
         notes.append(words[::every].copy())
@@ -134,7 +143,6 @@ class _TrieFile:
 def _check_tokens(tokens, vocab_size: int, block: int) -> _Packing: # int [N, L]
     "How the paths are packed; raises `GenrecError` for tokens or widths that cannot be"
     packing = _find_packing(tokens, len(tokens), block)
-    _give_back(tokens)
     low, high = int(packing.low.min()), int(packing.high.max())
     require(0 < low and high < vocab_size, f'tokens {low} to {high}, expected 1 to {vocab_size - 1}: '
             'paths of one length, without PAD (0)')
@@ -150,10 +158,10 @@ def build_trie_file(
     memory: int = 2**28, # bytes that this may take, beside the finished trie's mapped pages
 ) -> ItemTrie: # mapped from the file
     "Build a trie on disk; raises `GenrecError` for a limit that is too small, before any work"
-    (n, L), path = tokens.shape, Path(path)
+    (n, L), path, tokens = tokens.shape, Path(path), _Reader(tokens)
     block, piece = _plan(n, L, memory)
     packing = _check_tokens(tokens, vocab_size, block)
-    parts = (np.asarray(tokens[a:b]) for a, b in _blocks(n, block))
+    parts = (tokens[a:b] for a, b in _blocks(n, block))
     name = _fingerprint(parts, [L], vocab_size)
     with whole_file(path) as part, tempfile.TemporaryDirectory(dir=part.parent) as folder:
         runs, words = (_NumberFile(Path(folder)/x) for x in ('runs', 'sorted'))

@@ -80,6 +80,15 @@ def test_the_trie_is_measured_twice():
     assert out['items'] == 2000 and out['wall']['rounds'] == 2 and 0 <= out['before_gb'] <= out['peak_gb']
 
 
+def test_a_catalog_is_measured_and_shown(monkeypatch):
+    "Small sizes, in this process; both ways of building must agree, or it fails"
+    monkeypatch.setattr(bench, 'in_fresh_process', lambda f, n: bench.measure_catalog(n//50, 1))
+    result = run_bench(['catalog'], quick=True)
+    sizes = result['results']['catalog']['sizes']
+    assert [x['items'] for x in sizes] == [20, 2000] and sizes[1]['bytes'] > 16*sizes[1]['nodes'] and sizes[1]['updates']['items'] == 500
+    assert '2,000 items' in format_bench(json.loads(json.dumps(result, allow_nan=False)))
+
+
 def test_fresh_process_reports_a_failure_in_one_line(tmp_path, monkeypatch):
     (tmp_path/'bench.py').touch()                                            # an empty module: without the seconds that imports take
     monkeypatch.setattr(bench, '__file__', str(tmp_path/'bench.py'))

@@ -1,6 +1,6 @@
 """Speed, measured as ratios of two things in one run.
 
-    OMP_NUM_THREADS=1 python .github/scripts/bench.py [trie decode exact tokenizers backbones weightings llm] [--quick] [--out FILE.json]
+    OMP_NUM_THREADS=1 python .github/scripts/bench.py [trie catalog decode exact tokenizers backbones weightings llm] [--quick] [--out FILE.json]
 
 Both sides of a race take turns and must give the same results. The figures in nbs/results/bench.json were made so.
 """
@@ -26,6 +26,9 @@ from genrec_nb.rqvae import RQVAE, _batches
 from genrec_nb.letter import LETTER, LETTERConfig, diversity_loss, _group_mates
 from genrec_nb.semantic_ids import EOS, Identifiers, PAD, _code_tokens
 from genrec_nb.trie import ItemTrie
+from genrec_nb.trie_files import build_trie_file
+from genrec_nb.dynamic_trie import DynamicTrie
+from genrec_nb.collisions import _sort_rows
 from genrec_nb.infogain import information_gain, item_prior, item_table
 from genrec_nb.objectives import MultiTargetLoss, make_weighting
 from genrec_nb.batches import history_tokens
@@ -210,6 +213,76 @@ def bench_trie(
     small, large = out['sizes']
     out['per_item_growth'] = (large['cpu']['min']/large['items'])/(small['cpu']['min']/small['items'])
     return out
+
+def trie_by_gathering(ids: Identifiers) -> tuple: # (token, first, row, count, order)
+    "How version 0.1 built the arrays: rows are sorted and gathered, whole columns compared"
+    order, rows = _sort_rows(np.reshape(ids.flat, (ids.n_items, -1)))
+    new = np.ones(rows.shape[::-1], bool)
+    new[:, 1:] = np.logical_or.accumulate((rows[1:] != rows[:-1]).T)
+    node = new.cumsum(dtype=np.int32).reshape(new.shape)
+    at, N = np.flatnonzero(new), len(rows)
+    parent = np.where(at < N, 0, node.ravel()[at - N])
+    children = np.bincount(parent, minlength=len(at) + 1)
+    count = np.bincount(node[rows.T > 0])
+    count[0] = N
+    arrays = np.r_[-1, rows.T[new]], np.cumsum(np.r_[1, children]), np.r_[0, at % N], count, order
+    return tuple(a.astype(np.int32) for a in arrays)
+
+def measure_updates(
+    trie: ItemTrie,
+    more: np.ndarray, # int [3*k, L] paths of items that join, k at a time
+    rounds: int = 3,
+) -> dict: # seconds by both clocks
+    "Items join, are re-weighed and leave; then everything is merged"
+    k, n, live, rng = len(more)//3, trie.n_items, DynamicTrie(trie, np.ones(trie.n_items)), np.random.default_rng(1)
+    times = {name: dict(wall=[], cpu=[]) for name in ('add', 'remove', 'reweigh', 'merge')}
+    def clock(name, f):
+        wall, cpu = time.perf_counter(), time.process_time()
+        f()
+        times[name]['wall'].append(time.perf_counter() - wall); times[name]['cpu'].append(time.process_time() - cpu)
+    for r in range(rounds):
+        some = rng.choice(n, min(k, n//8), replace=False)
+        clock('reweigh', lambda: live.reweigh(some, rng.integers(0, 9, len(some))))
+        clock('add', lambda: live.add(more[r*k:(r + 1)*k]))
+    clock('remove', lambda: live.remove(some))
+    clock('merge', live.merged)
+    return dict(items=k, **{name: {c: spread_of(t) for c, t in x.items()} for name, x in times.items()})
+
+def measure_catalog(
+    n: int, # items
+    rounds: int = 2, # builds
+    memory: int = 2**28, # limit of the one on disk
+    seed: int = 0, # of the catalog
+) -> dict: # seconds, bytes and memory
+    "Trie, gains, trie on disk and updates of one catalog, in this process, which should be a fresh one"
+    k = min(10_000, n//4)
+    every, prior = random_catalog(n + 3*k, seed=seed)
+    paths, prior = every.flat.reshape(-1, 4), item_prior(prior[:n])
+    ids, before = Identifiers(paths[:n].reshape(-1), np.arange(n + 1)*4, every.tokens), peak_memory()
+    def trie_and_gain():
+        trie = ItemTrie.build(ids)
+        information_gain(trie, prior)
+        return trie
+    mine, results = race(dict(trie_and_gain=trie_and_gain), rounds, warm_up=False)
+    peak, trie = peak_memory(), results['trie_and_gain']
+    with tempfile.TemporaryDirectory() as folder:
+        disk, _ = race(dict(on_disk=lambda: build_trie_file(Path(folder)/'trie.safetensors', paths[:n], ids.vocab_size, memory)), rounds, warm_up=False)
+    updates = measure_updates(trie, paths[n:])
+    both, results = race(dict(build=lambda: ItemTrie.build(ids), gathering=lambda: trie_by_gathering(ids)), rounds, warm_up=False)
+    assert all(np.array_equal(x, getattr(trie, name).numpy()) for name, x in zip(('token', 'first', 'row', 'count', 'order'), results['gathering']))
+    return dict(items=n, nodes=trie.n_nodes, bytes=sum(x.nbytes for x in trie.tensors().values()), seed=seed, memory=memory, before_gb=before, peak_gb=peak,
+                seconds=seconds(mine | disk | both), ratio=ratio(both, 'gathering', 'build', 'cpu'), updates=updates)
+
+def bench_catalog(
+    quick: bool = False, # up to 10^5 items
+    progress=None, # something with `stage(name)`
+) -> dict:
+    "catalogs of 10^3 to 10^7 items: seconds, bytes, additions; against gathering sorted rows"
+    stage, sizes = progress.stage if progress else lambda name: None, []
+    for n in (10**3, 10**5) if quick else (10**3, 10**4, 10**5, 10**6, 10**7):
+        stage(f'catalog: {n:,} items, fresh process')
+        sizes.append(in_fresh_process('measure_catalog', n))
+    return dict(sizes=sizes)
 
 def data_folder(
     name: str, # such as 'Beauty'
@@ -764,7 +837,7 @@ def bench_llm(
         out['checkpointed' if on else 'plain'] = in_fresh_process('measure_lm_step', batch, 512, on)
     return out
 
-BENCHES = dict(trie=bench_trie, decode=bench_decode, exact=bench_exact, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm) # the first line of each docstring describes it
+BENCHES = dict(trie=bench_trie, catalog=bench_catalog, decode=bench_decode, exact=bench_exact, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm) # the first line of each docstring describes it
 
 def run_bench(
     names: list[str] | None = None, # which of `BENCHES`; None: trie and decode, which need no training
@@ -787,6 +860,15 @@ def trie_lines(r: dict) -> list[str]:
     lines += [f'{x["items"]:>12,} items, fresh process: {x["wall"]["median"]:.2f} s [{x["wall"]["min"]:.2f}, {x["wall"]["max"]:.2f}], processor time {x["cpu"]["median"]:.2f} s, first build {x["first"]:.2f} s, '
               f'peak {x["peak_gb"]:.2f} GB ({x["before_gb"]:.2f} GB before)' for x in r['sizes']]
     return lines + [f'{"":>4}processor time per item in the largest catalog, relative to the one a tenth as large: {r["per_item_growth"]:.2f}']
+
+def catalog_lines(r: dict) -> list[str]:
+    "Text of `bench_catalog`"
+    cpu, lines = lambda x: f'{x["cpu"]["median"]:.3f} s', []
+    for x in r['sizes']:
+        t, u = x['seconds'], x['updates']
+        lines += [f'{x["items"]:>12,} items, {x["nodes"]:,} nodes, {x["bytes"]/1e6:,.1f} MB: trie and gain {cpu(t["trie_and_gain"])} of processor time, peak {x["peak_gb"]:.2f} GB ({x["before_gb"]:.2f} GB before); on disk within {x["memory"]/1e6:,.0f} MB {cpu(t["on_disk"])}; build {format_ratio(x["ratio"])} faster than by gathering rows',
+                  f'{"":>12} {u["items"]:,} items join in {1000*u["add"]["cpu"]["min"]:.1f} ms, are re-weighed in {1000*u["reweigh"]["cpu"]["min"]:.1f}, leave in {1000*u["remove"]["cpu"]["min"]:.1f}; merged in {cpu(u["merge"])}']
+    return lines
 
 def decode_lines(r: dict) -> list[str]:
     "Text of `bench_decode`"
@@ -843,7 +925,7 @@ def format_bench(
     result: dict, # from `run_bench`
 ) -> str: # lines of text
     "Readable table of all measurements"
-    m, text = result['machine'], dict(trie=trie_lines, decode=decode_lines, exact=exact_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines)
+    m, text = result['machine'], dict(trie=trie_lines, catalog=catalog_lines, decode=decode_lines, exact=exact_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines)
     lines = [f'{m["processor"]}, {m["cores"]} cores, {m["threads"]} threads; python {m["python"]}, torch {m["torch"]}, transformers {m["transformers"]}, numpy {m["numpy"]}']
     for name, r in result['results'].items(): lines += ['', f'{name}: {BENCHES[name].__doc__.splitlines()[0]}', *text[name](r)]
     return '\n'.join(lines)
