@@ -238,9 +238,9 @@ def test_tokenize_by_time(tmp_path):
 # ---- one treatment of seen items ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('out', [True, False])
-def test_baselines_treat_seen_items_as_the_models_do(out):
+def test_baselines_treat_seen_items_as_the_models_do(out, tmp_path):
     config = RunConfig(decode=dict(exclude_seen=out), tokenizer=TREE)
-    lists = _Run(config, DATA, LOO, {}).baselines()
+    lists = _Run(config, DATA, LOO, {}, tmp_path).baselines()
     for test, valid in lists.values():
         for ranked, cases in ((test, LOO.test), (valid, LOO.valid)):
             seen = [bool(set(row.tolist()) & set(cases.history(m).tolist())) for m, row in enumerate(ranked)]

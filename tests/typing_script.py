@@ -18,8 +18,10 @@ from genrec_nb.embed import SentenceEncoder, TfidfEncoder
 from genrec_nb.exact import ExactConfig, ExactScores
 from genrec_nb.branch_and_bound import ProvedBeams, ProvedItems, proved_items, proved_search
 from genrec_nb.search import Found, chosen_search, search_each
+from genrec_nb.baseline_trials import BaselineTrial
 from genrec_nb.experiments.execution import Plan
 from genrec_nb.experiments.grid import Grid, Tune
+from genrec_nb.experiments.reproduce import Table, read_table
 from genrec_nb.experiments.results import Block, Results
 from genrec_nb.explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
                                     Strip, TokenPart)
@@ -48,7 +50,7 @@ from genrec_nb.sequential_baselines import SASRec, SASRecConfig, SequenceConfig,
 from genrec_nb.linear_baselines import (EASE, EASEConfig, ItemKNN, ItemKNNConfig, ItemMatrix, MF, MFConfig, train_ease, train_item_knn, train_mf)
 from genrec_nb.more_sequential_baselines import (BERT4Rec, BERT4RecConfig, Caser, CaserConfig, GRU4Rec, GRU4RecConfig, HGN, WindowConfig, WindowRanker,
                                                  train_bert4rec, train_caser, train_gru4rec, train_hgn)
-from genrec_nb.rankers import load_ranker, save_ranker
+from genrec_nb.rankers import Popularity, Transitions, load_ranker, save_ranker
 from genrec_nb.data_facts import DataFacts, describe_data
 from genrec_nb.formats import FileTable, Format, read_file, recognize
 from genrec_nb.significance import MeanDifference, RankTable, SignFlip, VarianceComponents
@@ -175,10 +177,16 @@ def more_baselines(split: Split, folder: str) -> ItemRanker:
     factors: MF = train_mf(split, MFConfig())
     learned: list[SequenceRanker] = [train_gru4rec(split, GRU4RecConfig()), train_caser(split, CaserConfig()), train_hgn(split, WindowConfig()),
                                      train_bert4rec(split, BERT4RecConfig())]
-    kinds = [ItemKNN, EASE, GRU4Rec, Caser, HGN, BERT4Rec, WindowRanker, SequenceConfig]
+    kinds = [ItemKNN, EASE, GRU4Rec, Caser, HGN, BERT4Rec, WindowRanker, SequenceConfig, Popularity, Transitions]
     save_ranker(factors, folder)
     assert closed and learned and kinds
     return load_ranker(folder)
+
+
+def named(data: DataConfig) -> str:
+    trial, table = BaselineTrial(data, 'a1', 'ease', dict(l2=300.)), read_table('igd')
+    shown: Table = table
+    return trial.key + shown.name
 
 
 def files(path: str, data: Dataset) -> list[str]:
