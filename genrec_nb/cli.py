@@ -15,7 +15,8 @@ from rich.markup import escape
 from typing import Annotated, Literal
 from .experiments.terminal_grids import _compare, _reproduce
 from .options import (_COLUMN_NAMES, _Column, _Command, _Device, _Tokenizer, _columns,
-                               _device, _flag, _may, _pairs, _some, _tokenizer_pairs)
+                               _check_titles, _device, _flag, _may, _pairs, _some,
+                               _tokenizer_pairs)
 from .terminal import (_interruptible, _LOG, _errors, _explanation_rows, _level_rows, _method_rows,
                                 _position_rows, _print, _set_up_logging, _table, _explain_error)
 
@@ -106,14 +107,15 @@ def _run(
     """Train and compare: popularity, transitions, SASRec, softmax over vocabulary and children, IGD
     decoding, several identifiers."""
     _set_up_logging()
-    from genrec_nb.core import check_keys
+    from genrec_nb.core import _check_place, check_keys
+    file = source if source and Path(source).suffix in ('.toml', '.json') else None
+    if source and not file: _check_place(source)               # before anything large is imported
     from genrec_nb.run import load_config, run
     changes = _pairs(change, '--set') | _tokenizer_pairs(tokenizer)
     if identifiers is not None: changes['identifiers'] = identifiers
     if vectors is not None: changes['vectors'] = str(vectors)
     if baselines is not None: changes['baselines'] = baselines
     changes |= _pairs(model, '--model', 'model.') | _pairs(trainer, '--trainer', 'trainer.')
-    file = source if source and Path(source).suffix in ('.toml', '.json') else None
     if source and not file: changes['data'] = source
     folder = out or (_newest_run() if resume else None)
     same = resume and not (file or preset) and (folder/'config.toml').is_file()
@@ -298,9 +300,10 @@ def _recommend(
     _set_up_logging()
     from dataclasses import replace
     from genrec_nb.core import SettingError, require
-    from genrec_nb.recommender import GenerativeRecommender
     require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
             SettingError)
+    if not items: _check_titles(folder, history)
+    from genrec_nb.recommender import GenerativeRecommender
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
     change = {} if alpha is None else dict(decode=replace(rec.config.decode, alpha=alpha))
     rec.config = replace(rec.config, **change)

@@ -288,6 +288,12 @@ def digest(x: object) -> str: # 12 hexadecimal digits
         x = json.dumps(plain(x), **compact).encode()
     return hashlib.sha256(x).hexdigest()[:12]
 
+# %% ../nbs/00_core.ipynb #d81088dc
+def _check_place(name: str | Path) -> None:
+    "Raise `FileError` unless a data set is known or there"
+    there = str(name) == 'ml-100k' or Path(name).exists()
+    require(there, f'{name}: no known data set (ml-100k), no folder and no table', FileError)
+
 # %% ../nbs/00_core.ipynb #a2b28a7d
 def _text(path: Path | str) -> str:
     "What a text file holds; raises `FileError`"

@@ -204,16 +204,14 @@ def combine(
 
 def _weights_here(w: Tensor, reached: Tensor) -> Tensor: # [K, 1..], bool [K, 1.., N] -> [K, 1.., N]
     "Weights of the identifiers that reach an item, equal if these are 0; the sum stays"
-    here = w*reached
-    here = torch.where(here.sum(0) > 0, here, reached.to(w))
+    here = torch.where((w*reached).sum(0) > 0, w*reached, reached.to(w))
     return w.sum()*here/here.sum(0)
 
 # %% ../nbs/51_exact.ipynb #e28e542f
 def _scorers(model, config: DecodeConfig, gain=None) -> list[_Scorer]: # gain: one, or a list
     "One an identifier"
-    K = len(model.trees)
-    gain = [gain]*K if gain is None or torch.is_tensor(gain) else gain
-    return [_Scorer(model, k, config, gain[k]) for k in range(K)]
+    gain = [gain]*len(model.trees) if gain is None or torch.is_tensor(gain) else gain
+    return [_Scorer(model, k, config, g) for k, g in enumerate(gain)]
 
 # %% ../nbs/51_exact.ipynb #42b37d5f
 def _bytes_each(scorers: list) -> tuple[int, int]:
@@ -314,9 +312,8 @@ def exact_search(
     seen = history if seen is None else seen
     items = history.new_full((len(history), k), -1)
     scores = torch.full(items.shape, -torch.inf, device=items.device)
-    reached = model.reached
     for part in exact_scores(model, history, config, gain, seen, assistant, k):
-        total = combine(part.logp, exact, reached)
+        total = combine(part.logp, exact, model.reached)
         if config.exclude_seen:
             total.masked_fill_(_is_seen(seen[part.rows], total.shape[1]), -torch.inf)
         order = model.tries[0].tie_order

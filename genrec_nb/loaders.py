@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from .core import (FileError, MissingTextError, check_choice, explain, read_json,
-                            require)
+from .core import (FileError, MissingTextError, check_choice, _check_place, explain,
+                            read_json, require)
 from .data import Catalog, Dataset, _check_ties, _histories, _natural_order
 from .formats import read_file, _decode, _one_value
 from .item_texts import _items_of, _pair
@@ -310,7 +310,7 @@ def load_dataset(
             found = load_dataset(name, False, **how, **columns)
             return replace(found, notes=[*found.notes, f'without texts: {e}'])
     if str(name) == 'ml-100k': return load_movielens(ties, tie_seed)
-    require(d.exists(), f'{name}: no known data set (ml-100k), no folder and no table', FileError)
+    _check_place(name)
     if d.is_dir() and any(d.glob('*.inter.json')) and not columns:
         _check_ties(ties, tie_seed, False, d)
         return load_json(d, text=text)

@@ -51,6 +51,19 @@ def _columns(given: list[str] | None) -> dict:
         require(named, f'--column {k}=: expected the name of a column', SettingError)
     return {k: v or None for k, v in names.items()}
 
+# %% ../nbs/94_options.ipynb #70de3b2c
+def _check_titles(folder, history: list[str] | None) -> None: # folder: of a run, or of a model
+    "Raise `GenrecError` for an unknown item, if there is a catalog to look into"
+    from contextlib import suppress
+    from genrec_nb.core import FileError, GenrecError, read_json
+    from genrec_nb.data import Catalog
+    place = next((p for p in (folder, folder/'model') if (p/'catalog.json').is_file()), None)
+    if place is None or not history: return
+    with suppress(FileError, TypeError):                # a damaged one is told by the model's loader
+        catalog = Catalog(**read_json(place/'catalog.json'))
+        for x in history:
+            if x not in catalog.ids: catalog.find(x)
+
 # %% ../nbs/94_options.ipynb #711af960
 def _device(name: str | None) -> str:
     "The device asked for, if it is there; the best one if none is"

@@ -6,7 +6,7 @@
 __all__ = ['Bars']
 
 # %% ../nbs/94_terminal.ipynb #2b25d492
-import contextlib, errno, logging, os
+import contextlib, errno, logging, os, sys, warnings
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -29,15 +29,16 @@ class _Lines(logging.Handler):
 
 def _set_up_logging() -> None:
     "Our messages and warnings as lines; no progress bars or chatter from the libraries below"
-    import warnings
-    from transformers.utils import logging as hf
     from genrec_nb.core import GenrecWarning
     _LOG.handlers, _LOG.propagate = [_Lines()], False
     _LOG.setLevel(logging.INFO)
-    hf.set_verbosity_error()
-    hf.disable_progress_bar()
     logging.getLogger('torch').setLevel(logging.ERROR)
-    os.environ['TQDM_DISABLE'] = '1'
+    os.environ |= dict(TRANSFORMERS_VERBOSITY='error', HF_HUB_DISABLE_PROGRESS_BARS='1',
+                       TQDM_DISABLE='1')                # read when they are imported, seconds later
+    if 'transformers' in sys.modules:
+        from transformers.utils import logging as hf
+        hf.set_verbosity_error()
+        hf.disable_progress_bar()
     warnings.filterwarnings('ignore')
     warnings.filterwarnings('always', category=GenrecWarning)
     warnings.showwarning = lambda text, *where: _LOG.warning('%s', text)
