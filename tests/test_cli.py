@@ -71,7 +71,9 @@ def test_values_are_toml_or_words(text, value): assert _value(text) == value and
 def test_pairs_that_cannot_be(given, words):
     with pytest.raises(SettingError, match=words): _pairs(given, '--set')
 
-def test_options_are_settings(seen, tmp_path):
+def test_options_are_settings(seen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'shop').mkdir()                                                # a data set that is there: names are looked up before anything is imported
     line('run', 'shop', '--set', 'train.lr=1e-3', '--set', 'seed=3', '--tokenizer', 'method=letter', '--tokenizer', 'levels=4', '--tokenizer', 'clusters=8',
          '--model', 'd-model=32', '--trainer', 'report_to=tensorboard', '--device', 'cpu', '--out', tmp_path/'o')
     (config, folder, resume, how), = seen
@@ -87,6 +89,7 @@ def test_a_file_of_settings_and_changes(seen, tmp_path):
 def test_folders_of_runs(seen, tmp_path, monkeypatch):
     "A new name for a new run; the newest for --resume, with the settings that it wrote"
     monkeypatch.chdir(tmp_path)
+    (tmp_path/'shop').mkdir()
     for n in ('shop', 'shop-2', 'other'): (tmp_path/'runs'/n).mkdir(parents=True); (tmp_path/'runs'/n/'config.toml').write_text(f'data = "{n}"\nalpha = 0.5')
     os.utime(tmp_path/'runs'/'other'/'config.toml', (1, 1)); os.utime(tmp_path/'runs'/'shop'/'config.toml', (2, 2))
     line('run', 'shop'); line('run', 'shop', '--quick'); line('run', '--resume'); line('run', '--resume', '--out', 'runs/other')
@@ -117,7 +120,7 @@ def test_a_run_prints_its_table_and_writes_its_settings(finished, seen, tmp_path
 def test_recommend_and_inspect(finished, toy):
     out, _ = finished
     text = prints('recommend', out, '--history', 'Item 3', '--history', 'item 5', '-k', '4', '--explain', '--alpha', .1, '--device', 'cpu')
-    assert text.count('Item ') >= 4 and 'Explanation' in text and 'α = 0.1' in text
+    assert text.count('Item ') >= 4 and 'Explanation' in text and ('α = 0.1' in text or 'decided' in text) # of one identifier, or of several
     assert '40 items' in prints('inspect', out/'tokenizer'/'index.json', '--data', toy) and 'zero-gain' in prints('inspect', out)
     assert 'did you mean' in line('recommend', out, '--history', 'Itm 3') and prints('--version').startswith('genrec_nb ')
 
