@@ -244,6 +244,7 @@ def _check_new(self: DynamicTrie, paths, counts) -> tuple: # int [k, l], int [k]
     require(counts >= 0, lambda i: f'new item {i} has count {counts[i]}, expected 0 or more')
     return paths, counts
 
+# %% ../nbs/32_dynamic_trie.ipynb #4a558b40
 @patch
 def _check_prefix_free(self: DynamicTrie, keys, leaf, first: int) -> None: # int64 [m], int64 [D]
     "Raise `GenrecError` if a path goes on behind a leaf, or ends at an inner node"
@@ -254,6 +255,17 @@ def _check_prefix_free(self: DynamicTrie, keys, leaf, first: int) -> None: # int
     require(not len(ends) and not goes_on.any(), 'the path of a new item is the beginning of another, or '
             'goes on behind one: end the paths with EOS')
 
+@patch
+def _set_nodes(self: DynamicTrie, keys: np.ndarray) -> None: # int64 [m]
+    "Keep the new nodes, without items"
+    M, node = self.base.n_nodes, self._node
+    self.new_keys, self.n_nodes = keys, M + len(keys)
+    for name, x in node.items():
+        node[name] = _with_room(x, self.n_nodes)
+        node[name][M:self.n_nodes] = 0
+    node['parent'][M:self.n_nodes], node['token'][M:self.n_nodes] = np.divmod(keys, self.vocab_size)
+
+# %% ../nbs/32_dynamic_trie.ipynb #e03a0d61
 @patch
 def add(
     self: DynamicTrie,
@@ -277,15 +289,7 @@ def add(
     self._sum_again(leaf[item['counts'][now] > 0])
     return np.arange(n, self.n_items)
 
-@patch
-def _set_nodes(self: DynamicTrie, keys: np.ndarray) -> None: # int64 [m]
-    "Keep the new nodes, without items"
-    M, node = self.base.n_nodes, self._node
-    self.new_keys, self.n_nodes = keys, M + len(keys)
-    for name, x in node.items():
-        node[name] = _with_room(x, self.n_nodes)
-        node[name][M:self.n_nodes] = 0
-    node['parent'][M:self.n_nodes], node['token'][M:self.n_nodes] = np.divmod(keys, self.vocab_size)
+
 
 # %% ../nbs/32_dynamic_trie.ipynb #75a4fe8e
 @patch
