@@ -30,7 +30,7 @@ def _decode(path: Path, read) -> tuple: # (what `read` gives, the encoding)
     with explain(f'{path}: not a readable file', *_BROKEN):
         with _open(path, 'latin-1') as f: start = f.read(4096)
         wide = start[:2] in ('ÿþ', 'þÿ')
-        require(wide or '\0' not in start, _BINARY, FileError)
+        require(wide or '\0' not in start, f'{path}: {_BINARY}', FileError)
         for encoding in ['utf-16'] if wide else ['utf-8-sig', 'cp1252', 'latin-1']:
             try:
                 with _open(path, encoding) as f: return read(f), encoding

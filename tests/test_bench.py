@@ -311,7 +311,7 @@ def test_scientific_is_taken_where_it_is(tmp_path, monkeypatch):
     assert model.tokenizer.convert_ids_to_tokens(model.own[model.ids.path(7).tolist()].tolist()) == ['<a_1>', '<b_2>']
 
 def test_unknown_name_is_refused():
-    with pytest.raises(GenrecError, match="'speed', expected some of: trie, decode, exact, backbones, tokenizers"): run_bench(['speed'])
+    with pytest.raises(GenrecError, match="'speed', expected some of: trie, catalog, decode, exact, backbones, tokenizers"): run_bench(['speed'])
 
 
 def test_result_is_json_and_reads_well(monkeypatch):

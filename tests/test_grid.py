@@ -217,7 +217,7 @@ def test_a_failing_trial_does_not_stop_the_others(finished, toy, tmp_path, monke
 def test_one_process_writes(finished, toy, tmp_path):
     from genrec_nb.experiments.results import _results_writer
     with _results_writer(tmp_path/'o'):
-        with pytest.raises(GenrecError, match='another process is writing'): run_grid(Grid(**settings(toy)), tmp_path/'o')
+        with pytest.raises(GenrecError, match='is writing there; wait for it'): run_grid(Grid(**settings(toy)), tmp_path/'o')
 
 
 def test_dry_run_lists_and_leaves_nothing(finished, toy, tmp_path):

@@ -227,9 +227,9 @@ def three(tmp_path_factory):
     home, calls = tmp_path_factory.mktemp('three'), []
     (home/'run.toml').write_text(RUN.format(data=small_data(home/'toy')))
     tokenize = pipeline.tokenize_items
-    def count(data, split, config, **more):
+    def count(data, split, config, *more):
         calls.append(config.method)
-        return tokenize(data, split, config, **more)
+        return tokenize(data, split, config, *more)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(pipeline, 'tokenize_items', count)
         yield home, run(load_config(home/'run.toml'), home/'out', jobs=1, device='cpu'), calls
@@ -300,7 +300,7 @@ identifiers = ["item", { method = "random", levels = 2, size = 9 }]
     assert _source_names(r['several'].sources) == ['random', 'item', 'random 2'] and r['several'].decode.combine == 'mixture'
     assert r['sasrec'].tokenizer.method == 'item' and r['sasrec'].model['head_ff'] == 0 and r['ce'].identifiers == []
     calls, tokenize = [], pipeline.tokenize_items
-    monkeypatch.setattr(pipeline, 'tokenize_items', lambda data, split, config, **more: (calls.append(config.method), tokenize(data, split, config, **more))[1])
+    monkeypatch.setattr(pipeline, 'tokenize_items', lambda data, split, config, *more: (calls.append(config.method), tokenize(data, split, config, *more))[1])
     results = run_grid(grid, tmp_path/'out')
     assert sorted(calls) == ['item', 'random']                                # shared by three methods, and made once each
     ids = {t['method']: t['config']['ids'] for t in results.trials.values()}

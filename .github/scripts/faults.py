@@ -163,9 +163,16 @@ def kill(data, home, n, kind, rng, wanted, seconds):
     return f'{after:5.2f} of {seconds[kind]:.2f} s  {how}', finish(case, log, wanted[kind])
 
 
-def main(kills=20, disks=10, seed=0, folder=None, kinds=('run', 'compare'), mount=True, twice=True):
-    "Yields (line, what is wrong or None) for every case; twice: the unbroken run is made again, and timed, when all is warm"
-    run_module._run_page = lambda *a: type('Page', (), dict(save=lambda self, path: path.touch()))() # plots take longest
+def main(**how):
+    "Yields (line, what is wrong or None) for every case, see `cases`; reports, which take longest, are left out meanwhile"
+    page = run_module._run_page
+    run_module._run_page = lambda *a: type('Page', (), dict(save=lambda self, path: path.touch()))()
+    try: yield from cases(**how)
+    finally: run_module._run_page = page
+
+
+def cases(kills=20, disks=10, seed=0, folder=None, kinds=('run', 'compare'), mount=True, twice=True):
+    "All of it; twice: the unbroken run is made again, and timed, when all is warm"
     rng, scratch = random.Random(seed), tempfile.TemporaryDirectory()
     home = Path(folder or scratch.name)
     data, wanted, seconds, total = small_data(home/'toy'), {}, {}, {}
