@@ -102,8 +102,9 @@ def _with_past(rows: pd.DataFrame) -> pd.DataFrame: # with columns part (0, 1, 2
     "Before each user's first row, the history that it names"
     rows = rows.assign(before=False)
     if 'history' not in rows: return rows
-    keys = [rows.index] + [rows[c] for c in ('time', 'part') if c in rows]
-    order = np.lexsort([np.asarray(k) for k in keys])
+    keys = [rows[c] for c in ('time', 'part') if c in rows]
+    keys = [k.astype(str) if k.dtype == object else k for k in keys]   # one bad time among them
+    order = np.lexsort([np.asarray(k) for k in (rows.index, *keys)])
     first = rows.iloc[order].drop_duplicates('user')
     past = [_past(v) for v in first.history]
     n = [len(p) for p in past]
