@@ -28,6 +28,7 @@ from genrec_nb.explanations import (Explanation, JointExplanation, Recommendatio
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.grounding import ground
 from genrec_nb.causal_blocks import CausalBlock, PackedRows
+from genrec_nb.dynamic_trie import DynamicTrie
 from genrec_nb.item_decoder import ItemDecoder, ItemDecoderConfig
 from genrec_nb.kmeans import CodebookReport, Quantizer, ResidualQuantizer
 from genrec_nb.causal_lm import LanguageRecommender, LMConfig
@@ -134,7 +135,7 @@ def losses(ids: Identifiers, trie: ItemTrie, facts: ItemFacts) -> list[Weighting
 def models(ids: Identifiers, decoder: ItemDecoder, t5: TigerT5, history: Tensor) -> Beams:
     softmax = ChildSoftmax.build(ItemTrie.build(ids), np.ones(5))
     loss: TokenLoss = t5(history)
-    kinds = [CausalBlock, PackedRows, TrieProcessor, ItemDecoderConfig, ExactScores]
+    kinds = [CausalBlock, PackedRows, DynamicTrie, TrieProcessor, ItemDecoderConfig, ExactScores]
     exact = ExactConfig(combine='mixture', weights=(.5, .5))
     assert kinds and exact.weights and loss and decoder and softmax.to('cpu').deciding is not None
     return beam_search(t5, ItemTrie.build(ids), history, DecodeConfig(beams=5))
