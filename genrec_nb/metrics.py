@@ -52,7 +52,7 @@ def _title_rank_of(
     titles: list[str], # [N]
 ) -> np.ndarray: # int64 [M]
     "0-based rank of each target's title among the different titles of its list, K if absent"
-    _, same = np.unique([t.strip() for t in titles], return_inverse=True)
+    _, same = np.unique(titles, return_inverse=True)
     lists = np.where(ranked >= 0, same[ranked], -1)
     before = np.tril(lists[:, :, None] == lists[:, None], -1).any(2)     # stands further up, too
     hit = lists == same[targets][:, None]

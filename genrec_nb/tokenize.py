@@ -24,6 +24,21 @@ from .pages import _tokenizer_page
 _LOG = logging.getLogger('genrec_nb')
 
 # %% ../nbs/85_tokenize.ipynb #4a31f296
+def _save_tokenized(
+    made: Tokenized, data: Dataset, counts: np.ndarray, folder: Path, seconds: dict, facts: dict
+) -> dict: # what report.json holds
+    "Save the tokenizer with its figures and its page"
+    report = made.report(counts)
+    figures = dict(data=data.name, items=len(data.catalog), config=asdict(made.config),
+                   **report.to_dict(), source=made.source, versions=versions(), seconds=seconds,
+                   fitted_on=_fitted_on(made.ids.notes), **facts)
+    def pages(part):
+        write_json(part/'report.json', figures)
+        _tokenizer_page(made, report, figures, counts, data.catalog.titles).save(part/'report.html')
+    made.save(folder, pages)
+    return figures
+
+# %% ../nbs/85_tokenize.ipynb #4309f3e5
 def tokenize(
     data: str, # 'ml-100k', a folder, or a table (see `load_dataset`)
     config: TokenizerConfig,
@@ -53,17 +68,3 @@ def tokenize(
     progress.stage('report')
     facts = dict(tie_seed=tie_seed or 0) if found.interactions.times is not None else {}
     return _save_tokenized(made, found, split.train.target_counts(), folder, progress.seconds, facts)
-
-def _save_tokenized(
-    made: Tokenized, data: Dataset, counts: np.ndarray, folder: Path, seconds: dict, facts: dict
-) -> dict: # what report.json holds
-    "Save the tokenizer with its figures and its page"
-    report = made.report(counts)
-    figures = dict(data=data.name, items=len(data.catalog), config=asdict(made.config),
-                   **report.to_dict(), source=made.source, versions=versions(), seconds=seconds,
-                   fitted_on=_fitted_on(made.ids.notes), **facts)
-    def pages(part):
-        write_json(part/'report.json', figures)
-        _tokenizer_page(made, report, figures, counts, data.catalog.titles).save(part/'report.html')
-    made.save(folder, pages)
-    return figures

@@ -40,8 +40,8 @@ class Table:
 _MORE = ('asks', 'source', 'minutes', 'published', 'rows', 'differs') # beside a grid's settings
 
 def _find_data(data: str) -> str:
-    "Where a data set is: 'ml-100k', a path, or a folder in data/ or shared/data/"
-    places = [Path(data), Path('data')/data, Path('shared/data')/data]
+    "Where a data set is: 'ml-100k', a path, or a folder in data/"
+    places = [Path(data), Path('data')/data]
     return str(next((p for p in places if p.exists()), data))
 
 def read_table(
@@ -80,7 +80,8 @@ def _scores(table: Table, block: Block, metric: str) -> Scores:
     rows = {row: how for row, how in table.rows.items() if how[0] in block.trials}
     if not table.rows: return block.scores(metric, _alpha(table, block))
     found = {a: block.evaluations(a) for a in {a for _, a in rows.values()}}
-    more = {m: block.evaluations()[m] for m in block.methods if m not in block.generative}
+    chosen = block.evaluations()
+    more = {m: chosen[m] for m in block.methods if m not in block.generative}
     return Scores.from_evaluations(more | {row: found[a][m] for row, (m, a) in rows.items()}, metric)
 
 def _published(table: Table) -> tuple: # (data, row -> [recall@10, ndcg@10])
