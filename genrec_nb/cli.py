@@ -204,13 +204,16 @@ def _tokenize(
 
 # %% ../nbs/95_cli.ipynb #b8fbdb4e
 def _show_tokenizer(f: dict) -> None: # f: as in report.json
-    "Use per level, collisions, and what the method noted"
+    "Use per level, collisions, verdicts, and what the method noted"
+    from genrec_nb.tokenizer_report import Verdict
     before, after, length = f['before'], f['after'], map(str, sorted(set(f['tokens'])))
     notes = [f'{f["notes"][k]:,} {words}' for k, words in _NOTES.items() if f['notes'].get(k)]
+    said = [str(Verdict(**v)) for v in f.get('verdicts', ())]
     _print(_table(_level_rows(f), f'{f["data"]}: {f["items"]:,} items, {f["method"]}'),
            f'{" to ".join(length)} tokens an item, vocabulary {f["vocabulary"]:,}; collision rate '
            f'{before["rate"]:.2%} before the policy, {after["rate"]:.2%} after, '
-           f'largest group {before["largest"]} and {after["largest"]}', *notes, f['fitted_on'])
+           f'largest group {before["largest"]} and {after["largest"]}',
+           *said, *notes, f['fitted_on'])
 
 # %% ../nbs/95_cli.ipynb #d1c437f9
 _Index = _may(Path, 'Table of an earlier assign to continue; if not given, that of the folder.')

@@ -1,10 +1,11 @@
-"Results: merged, contradicted, torn; settings chosen on validation alone; rows of version 0.1."
+"Results: merged, contradicted, torn; settings chosen on validation alone; the stored grids."
 import json, math
 from itertools import product
 from pathlib import Path
 import numpy as np
 import pytest
 from genrec_nb.core import FileError, GenrecError
+from genrec_nb.experiments.grid import read_grid
 from genrec_nb.experiments.results import Block, blocks, read_results, _results_writer
 from genrec_nb.pipeline import _pack, _unpack
 
@@ -155,14 +156,18 @@ def test_all_decodings_as_a_data_frame(simple):
     assert frame[(frame.method == 'igd') & (frame.seed == 1) & (frame.alpha == .2)]['ndcg@10'].item() == row['decodings']['0.2']['valid']['metrics']['ndcg@10']
 
 
-# ---- version 0.1 -----------------------------------------------------------------------------------------------------
+# ---- stored grids ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('name, methods, seeds', [('weightings-scientific', 9, 5), ('ids-scientific.jsonl', 1, 3)])
-def test_rows_of_version_0_1_can_be_read(name, methods, seeds):
-    results = read_results(STORED/name)
-    b = blocks(results)[0]
-    assert len(b.methods) == methods and len(b.seeds) == seeds and not b.missing
-    assert all(r['versions']['genrec_nb'] == '0.1.0' and r['versions']['commit'] for t in b.trials.values() for r in t.values())
+@pytest.mark.parametrize('path', sorted(STORED.glob('*.toml')), ids=lambda p: p.stem)
+def test_a_stored_grid_is_what_its_file_asks_for_and_whole(path):
+    "No trial is missing, none was made by version 0.1, and seeds, methods and search are those of the .toml"
+    asked, results = read_grid(path), read_results(path.with_suffix('.jsonl'))
+    record = results.record()
+    assert record['title'] == asked.title and record['seeds'] == list(asked.seeds)
+    assert list(record['data']) == list(asked.data) and {*record['weightings']} == {*asked.weightings}
+    if record['ids']: assert all(not b.missing for b in blocks(results, record))
+    rows = [*results.trials.values(), *results.tokens.values()]
+    assert rows and not {r['versions']['genrec_nb'] for r in rows if 'versions' in r} & {'0.1.0'}
 
 @pytest.mark.parametrize('softmax, methods', [('children', 8), ('vocabulary', 5)])
 def test_stored_weightings_are_whole_and_of_one_protocol(softmax, methods):

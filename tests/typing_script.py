@@ -60,7 +60,7 @@ from genrec_nb.tiger import TigerT5, TokenLoss
 from genrec_nb.token_weights import IGD, FrontGreater, Frequency, ItemFacts, Position, Uniform, Weighting
 from genrec_nb.tokenizer import Tokenized
 from genrec_nb.tokenizer_config import Method, Sources, TokenizerConfig
-from genrec_nb.tokenizer_report import TokenizerReport
+from genrec_nb.tokenizer_report import TokenizerReport, Verdict
 from genrec_nb.train import FitResult, GenrecTrainer, RankingTrainer, TrainConfig
 from genrec_nb.tree_attention import LMState
 from genrec_nb.trial import DataConfig, Trial
@@ -106,6 +106,8 @@ def tokenized(t: Tokenized, method: Method, sources: Sources) -> TokenizerReport
     config: TokenizerConfig | None = t.config
     t.save('folder', more=None)
     assert config is None or TokenizerConfig(method='title')
+    verdicts: list[Verdict] = t.report().verdicts()
+    assert all(v.grade for v in verdicts)
     return t.report()
 
 

@@ -64,8 +64,6 @@ def sweep_table(results: Results) -> pd.DataFrame: # one row a point, means over
 def _vary(results: Results) -> dict: # setting -> value of the base
     "What a sweep varies"
     sweep = results.record().get('sweep', {}).values()
-    old = [s for s in sweep if 'vary' in s]                                    # of version 0.1
-    if old: return {k: v for k, v in old[0]['base'].items() if k != 'tau'}
     return {k: v for s in sweep if s['base'] for k, v in s['values'].items()}
 
 def _lines(table: pd.DataFrame, over: str, base: dict) -> dict: # name -> rows
@@ -165,7 +163,6 @@ def _seen_note(block: Block, lost: int) -> str: # lost: test targets in their ow
 def _tie_note(block: Block) -> str:
     "How much of the data hangs on the order of equal times, and over how many orders means are"
     found = [TieCounts(**about['ties']) for about in block.orders if 'ties' in about]
-    if not found: return _seen_note(block, 0)            # rows of version 0.1
     about, n = block.record['data'][block.data], len(block.orders)
     seen = np.mean([c.seen_targets for c in found])
     text = f'{_seen_note(block, round(seen))} {replace(found[0], seen_targets=round(seen))!r}.'

@@ -87,8 +87,7 @@ _KEYS = dict(data='digest', tokens='trial', trial='trial') # kind of row -> its 
 @patch
 def add(self: Results, row: dict, where: str) -> None: # where: file and line, for messages
     "Take in a row; raises `FileError` if it contradicts another"
-    row = _as_now(row) | dict(where=where)
-    kind = row.get('kind')
+    row, kind = row | dict(where=where), row.get('kind')
     if kind == 'grid': return self.grids.append(row)
     require(kind in _KEYS, f'{where}: a row of kind {kind!r}; expected grid, data, tokens or trial',
             FileError)
@@ -97,20 +96,6 @@ def add(self: Results, row: dict, where: str) -> None: # where: file and line, f
     what = _contradiction(kind, old, row)
     require(not what, f'{where}: {what} is there already with other figures ({old["where"]}); '
             'different threads, devices or versions? Keep one of the two rows', FileError)
-
-# %% ../../nbs/90_results.ipynb #d002abe0
-def _as_now(row: dict) -> dict:
-    "A row of version 0.1 in today's names"
-    row = dict(row)
-    if 'cell' in row: row['trial'] = row.pop('cell')
-    kind = row.get('kind')
-    if kind == 'cell': row['kind'] = 'trial'
-    if kind == 'sweep':
-        r = row['record']
-        lacking = dict(ids={}, weightings=dict(ce={}), alphas=[0], tune=None, reference='ce',
-                       metric='ndcg@10', title='', sweep={r['method']: r})
-        row |= dict(kind='grid', record=r | lacking)
-    return row
 
 # %% ../../nbs/90_results.ipynb #594c4a12
 def _read_file(results: Results, path: Path) -> None:
@@ -160,17 +145,9 @@ def find(
     data: str, ids: str, method: str, seed: int,
     values: dict, # hyperparameters of the search
 ) -> dict | None: # the trial's row
-    "The row of a trial; raises `FileError` if two of version 0.1 say the same"
+    "The row of a trial, if it was run"
     about = [data, ids, method, seed, values]
-    if 'trials' in record:
-        return self.trials.get(next((key for *t, key in record['trials'] if t == about), None))
-    key, names = record['data'][data]['digest'], ('data', 'ids', 'method', 'seed', 'values')
-    found = [r for r in self.trials.values()
-             if r['config']['data'] == key and [r[k] for k in names] == about]
-    if len(found) < 2: return found[0] if found else None
-    a, b = found[:2]
-    raise FileError(f'{b["where"]}: two rows for {a["label"]} with different settings '
-                    f'(the other: {a["where"]}): one folder for each')
+    return self.trials.get(next((key for *t, key in record['trials'] if t == about), None))
 
 # %% ../../nbs/90_results.ipynb #7044aee0
 def _methods(record: dict) -> list[str]: # of a grid
