@@ -17,7 +17,8 @@ from .experiments.terminal_grids import _compare, _reproduce
 from .options import (_COLUMN_NAMES, _Column, _Command, _Device, _Tokenizer, _columns,
                                _check_titles, _device, _flag, _may, _pairs, _some,
                                _tokenizer_pairs)
-from .terminal import (_interruptible, _LOG, _errors, _explanation_rows, _level_rows, _method_rows,
+from .terminal import (_decisive_rows, _interruptible, _LOG, _errors, _explanation_rows,
+                                _level_rows, _method_rows,
                                 _position_rows, _print, _set_up_logging, _table, _explain_error)
 
 # %% ../nbs/95_cli.ipynb #7b3f0dbc
@@ -315,22 +316,24 @@ def _recommend(
     _show_list(rec, history, k, why)
 
 # %% ../nbs/95_cli.ipynb #526e656a
-def _open_identifiers(path: Path, items) -> tuple: # (Identifiers, counts or None)
+def _open_identifiers(path: Path, items) -> tuple: # (Identifiers, counts and titles, or None)
     "The identifiers of a run, a tokenizer's folder or a table"
     from genrec_nb.core import require
     from genrec_nb.recommender import GenerativeRecommender
     from genrec_nb.tokenizer import _table_ids
     table = path/'index.json' if (path/'tokenizer.json').is_file() else path
-    if not table.is_dir(): return _table_ids(table, items, saved=True), None
+    if not table.is_dir(): return _table_ids(table, items, saved=True), None, items and items.titles
     rec = GenerativeRecommender.from_pretrained(path)
     ids, given = rec.catalog.ids, rec.catalog.ids if items is None else items.ids
     require(given == ids, f'--data: its {len(given)} items are not those of the run, '
             f'{len(ids)} from {ids[0]!r} to {ids[-1]!r}')
-    return rec.ids, rec.counts
+    return rec.ids, rec.counts, rec.catalog.titles
 
 # %% ../nbs/95_cli.ipynb #a7f0b2cb
 _Data = _may(str, 'Data set whose training targets give the items their mass.')
 _Gain = Annotated[str, typer.Option(help="Information gain: 'global' or 'conditional'.")]
+_Top = Annotated[int, typer.Option(min=0, help='Also list so many of the most decisive tokens at '
+                                               'each position, with what they stand for.')]
 
 @app.command('inspect')
 def _inspect(
@@ -339,6 +342,7 @@ def _inspect(
     data: _Data = None,
     column: _Column = None,
     kind: _Gain = 'global',
+    top: _Top = 0,
 ):
     "Show the trie of a table of identifiers and the information gain of its tokens."
     _set_up_logging()
@@ -348,7 +352,7 @@ def _inspect(
     from genrec_nb.loaders import load_dataset
     from genrec_nb.trie import ItemTrie
     found = load_dataset(data, text=None, **_columns(column)) if data else None
-    ids, counts = _open_identifiers(path, found and found.catalog)
+    ids, counts, titles = _open_identifiers(path, found and found.catalog)
     source = f'training targets of {data or "the run"}'
     if found:
         counts = (found.split or leave_one_out(found.interactions)).train.target_counts()
@@ -361,6 +365,9 @@ def _inspect(
            f'{c["rate"]:.2%}, {c["groups"]:,} groups, largest {c["largest"]}',
            _table(_position_rows(trie, gain, counts), f'{kind} information gain, {source}'),
            f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens are zero-gain')
+    if not top: return
+    rows = _decisive_rows(trie, gain, prior, ids, titles, top)
+    _print(_table(rows, 'the most decisive tokens at each position'))
 
 # %% ../nbs/95_cli.ipynb #9ff80dbc
 _compare = app.command('compare')(_compare)

@@ -140,6 +140,21 @@ def _position_rows(trie, gain, counts) -> list[dict]:
              'mean gain [nats]': f'{by["gain"][t]:.4f}', 'zero gain': f'{by["zero"][t]:.1%}'}
             for t, (above, here) in enumerate(zip(levels, levels[1:]))]
 
+# %% ../nbs/94_terminal.ipynb #9ae63a32
+def _decisive_rows(trie, gain, prior, ids, titles: list | None, top: int) -> list[dict]:
+    "The tokens with the largest gain at each position, and the items that they stand for"
+    ends, rows = trie.level.tolist(), []
+    for l, (a, b) in enumerate(zip(ends[1:], ends[2:])):
+        for n in (a + gain[a:b].argsort(descending=True, stable=True)[:top]).tolist():
+            below = trie.order[int(trie.row[n]):int(trie.row[n] + trie.count[n])].long()
+            first = below[prior[below].argsort(descending=True, stable=True)[:2]].tolist()
+            rows.append({'position': l + 1, 'prefix': ' '.join(ids.names(first[0])[:l + 1]),
+                         'gain [nats]': f'{float(gain[n]):.3f}', 'items': f'{len(below):,}',
+                         'of targets': f'{float(prior[below].sum()):.2%}',
+                         'stands for': '; '.join(titles[i][:30] if titles else f'item {i}'
+                                                 for i in first)})
+    return rows
+
 # %% ../nbs/94_terminal.ipynb #3338027a
 def _explanation_rows(parts: list) -> list[dict]:
     "One row a token; in long titles, neighbors without a choice are taken together"

@@ -71,7 +71,7 @@ def verdicts(self: TokenizerReport) -> list[Verdict]: # the use of codes apart w
     said = _use_verdicts(self.use) if self.of_codes else []
     if self.method != 'hkmeans': # the items of a leaf are numbered on purpose
         said.append(_judged(before['rate'], .1, .4, f'{before["rate"]:.1%} of the items would '
-                            f'have to go for all codes to be distinct, {before["largest"]} share one',
+                            f'have to go for all codes to differ, {before["largest"]} share one',
                             'more levels, or more codes a level; equal texts stay together'))
     said.append(_judged(after['rate'], 0, .05, f'{after["rate"]:.1%} of the items are more than '
                         'there are paths: those on one path are recommended together',

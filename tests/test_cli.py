@@ -122,6 +122,8 @@ def test_recommend_and_inspect(finished, toy):
     text = prints('recommend', out, '--history', 'Item 3', '--history', 'item 5', '-k', '4', '--explain', '--alpha', .1, '--device', 'cpu')
     assert text.count('Item ') >= 4 and 'Explanation' in text and ('α = 0.1' in text or 'decided' in text) # of one identifier, or of several
     assert '40 items' in prints('inspect', out/'tokenizer'/'index.json', '--data', toy) and 'zero-gain' in prints('inspect', out)
+    text = prints('inspect', out/'tokenizer'/'index.json', '--data', toy, '--top', 1)
+    assert 'most decisive' in text and 'most decisive' not in prints('inspect', out) and 'Item ' in text.split('most decisive')[1]
     assert 'did you mean' in line('recommend', out, '--history', 'Itm 3') and prints('--version').startswith('genrec_nb ')
 
 def test_mistakes_are_one_line_and_make_no_folder(finished, toy, tmp_path):
