@@ -17,7 +17,8 @@ def made_up(tune=None, weightings=('ce', 'igd', 'pos'), seeds=(0, 1), alphas=(0,
     rng = np.random.default_rng(0)
     targets, counts = rng.integers(items, size=users), rng.integers(1, 50, items)
     part = lambda: dict(users=_pack(np.arange(users)), targets=_pack(targets), popularity=_pack(rng.integers(0, 21, users)))
-    about = dict(kind='data', data='toy', digest='d0', items=items, interactions=500, skipped=0, counts=_pack(counts), valid=part(), test=part())
+    ties = dict(interactions=500, tied=None, targets=users, tied_targets=None, seen_targets=0)
+    about = dict(kind='data', data='toy', digest='d0', items=items, interactions=500, skipped=0, ties=ties, counts=_pack(counts), valid=part(), test=part())
     record = dict(data=dict(toy=dict(digest='d0')), ids=dict(km={}), weightings={m: {} for m in weightings}, alphas=list(alphas), seeds=list(seeds), tune=tune,
                   reference='ce', metric='ndcg@10', title='', sweep={}, trials=[], tokens=[])
     rows = []

@@ -162,7 +162,7 @@ def _seen_note(block: Block, lost: int) -> str: # lost: test targets in their ow
 
 def _tie_note(block: Block) -> str:
     "How much of the data hangs on the order of equal times, and over how many orders means are"
-    found = [TieCounts(**about['ties']) for about in block.orders if 'ties' in about]
+    found = [TieCounts(**about['ties']) for about in block.orders]
     about, n = block.record['data'][block.data], len(block.orders)
     seen = np.mean([c.seen_targets for c in found])
     text = f'{_seen_note(block, round(seen))} {replace(found[0], seen_targets=round(seen))!r}.'
