@@ -7,7 +7,10 @@ the weight of the assistant, which the validation users choose. Popularity and S
 with the time that their training took; a second call ranks by them.
 
 `--samples` says how many windows are trained on. `--minutes` says how long instead: a few steps are timed, and as many windows taken as fit, so that
-losses of different cost are compared at equal time (processor time by number of threads, validation not counted)."""
+losses of different cost are compared at equal time (processor time by number of threads, validation not counted).
+
+`--tune` trains only, and stores one line: the rate and the mean loss of the last third of the steps. A window is trained on once, so the loss is that of
+windows not seen before, and chooses the rate without a look at any validation or test target."""
 import argparse, json, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -59,10 +62,17 @@ def windows_in(minutes: float, model, loss, train, batch: int, steps: int = 6) -
     return max(batch, int(60*minutes/np.mean(seconds))*batch)
 
 
+def tuned(a, result, windows: int): # one line of OUT.jsonl
+    losses = [log['loss'] for log in result.logs if 'loss' in log]
+    row = dict(data=a.data, tuning=a.softmax, lr=a.lr, loss=round(float(np.mean(losses[-max(1, len(losses)//3):])), 4), windows=windows, minutes=a.minutes, seed=a.seed, versions=versions())
+    with open(a.out, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+    print(a.softmax, f'{a.lr:g}', row['loss'], windows)
+
+
 def main(a):
     key = lambda r: (r['method'], r['seed'], r['config']['lm'].get('softmax', 'vocabulary'))
-    same = [r for r in map(json.loads, a.out.read_text().splitlines()) if key(r) == (a.weighting, a.seed, a.softmax)] if a.out.is_file() else []
-    if same: raise GenrecError(f'{a.out}: holds a row of {a.weighting} over {a.softmax} with seed {a.seed} already; name another file')
+    same = [r for r in map(json.loads, a.out.read_text().splitlines()) if 'method' in r and key(r) == (a.weighting, a.seed, a.softmax)] if a.out.is_file() else []
+    if same and not a.tune: raise GenrecError(f'{a.out}: holds a row of {a.weighting} over {a.softmax} with seed {a.seed} already; name another file')
     data, start = load_dataset(a.data), time.perf_counter()
     split, seconds = SPLITS[a.split](data.interactions), {}
     def clock(name):
@@ -79,7 +89,7 @@ def main(a):
     gain = information_gain(model.trie, item_prior(counts))
     rule = make_weighting(a.weighting, **({'beta': a.beta} if a.weighting == 'igd' else {}))
     loss = rule.objective(model.trie, model.ids, counts=counts, gain=gain)
-    work = a.out.parent/('-'.join([a.out.stem, a.weighting, *['children']*(a.softmax == 'children'), str(a.seed)]))
+    work = a.out.parent/('-'.join([a.out.stem, a.weighting, *['children']*(a.softmax == 'children'), *[f'{a.lr:g}']*a.tune, str(a.seed)]))
     known = work/'windows.json' # a training that goes on must not be timed again
     if a.minutes and not known.is_file():
         known.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +97,7 @@ def main(a):
     windows, all_ = json.loads(known.read_text()) if a.minutes else a.samples, len(model.samples(split.train, a.max_items))
     epochs = max(1, round(windows/all_))
     train = TrainConfig(epochs=epochs, batch_size=a.batch, lr=a.lr, weight_decay=.01, warmup=.05, eval_every=epochs, patience=0, samples_per_epoch=min(windows//epochs, all_), eval_users=40, seed=a.seed)
+    if a.tune: return tuned(a, fit(model, split.train, split.valid, model.trie, loss, replace(train, eval_users=1), work/'checkpoints', logging_steps=10), windows)
     if (work/'model'/'llm.json').is_file(): model = LanguageRecommender.from_pretrained(work/'model')
     else:
         result = fit(model, split.train, split.valid, model.trie, loss, train, work/'checkpoints', DecodeConfig(**BEAMS, length_penalty=1.), resume=True, logging_steps=10)
@@ -120,7 +131,7 @@ if __name__ == '__main__':
     p.add_argument('data'); p.add_argument('out', type=Path)
     p.add_argument('--split', choices=SPLITS, default='leave-one-out'); p.add_argument('--weighting', default='ce'); p.add_argument('--softmax', choices=['vocabulary', 'children'], default='vocabulary'); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--beta', type=float, default=.1); p.add_argument('--alpha', type=float, default=.2)
-    p.add_argument('--minutes', type=float, help='of training, instead of --samples'); p.add_argument('--samples', type=int, default=2700); p.add_argument('--max-items', type=int, default=20); p.add_argument('--batch', type=int, default=2); p.add_argument('--lr', type=float, default=3e-3)
+    p.add_argument('--minutes', type=float, help='of training, instead of --samples'); p.add_argument('--tune', action='store_true', help='train only'); p.add_argument('--samples', type=int, default=2700); p.add_argument('--max-items', type=int, default=20); p.add_argument('--batch', type=int, default=2); p.add_argument('--lr', type=float, default=3e-3)
     p.add_argument('--users', type=int, default=None, help='test cases, drawn; all unless told'); p.add_argument('--eval-users', type=int, default=60); p.add_argument('--dtype', default='bfloat16')
     p.add_argument('--strip', default=r'\s*\(\d{4}\)$', help='what is left out of titles: the year of a film')
     warnings.simplefilter('ignore'); disable_progress_bar()
