@@ -6,6 +6,7 @@
 __all__ = ['LMConfig', 'LanguageRecommender']
 
 # %% ../nbs/62_causal_lm.ipynb #d6a08c1f
+import math
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from dataclasses import field
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from typing import Annotated, Literal
-from .core import Count, Natural, SettingError, patch, require, settings
+from .core import Count, Natural, Positive, SettingError, patch, require, settings
 from .data import Interactions
 from .semantic_ids import EOS, Identifiers, PAD
 from .trie import ItemTrie
@@ -46,6 +47,7 @@ class LMConfig:
     max_tokens: Count = 512 # of prompt and completion together
     softmax: Literal['vocabulary', 'children'] = 'vocabulary' # over all tokens, or the children of a prefix
     prior: Literal['none', 'trie'] = 'none' # with children: how often items are targets, added to their logits
+    logit_scale: Positive | None = None # with children: factor of their logits, learned from here on; None: .1 with a prior, else 1
     packed: bool = False # sequence packing: windows of `max_items + 1` items, all but the first targets
     checkpointing: bool = True # recompute activations in the backward pass: a third of the memory
     fill: Natural | None = None # tokens a pass is filled up to, reading ahead; None: 64 on a CPU, else 1,024
@@ -68,6 +70,8 @@ def _check_together(c: LMConfig) -> None:
             c.packed and c.tasks,
         "alignment tasks say words, which are no children of a prefix: softmax='vocabulary', or no tasks":
             c.softmax == 'children' and c.tasks,
+        "logit_scale is learned over the children of a prefix: softmax='children', or no logit_scale":
+            c.softmax == 'vocabulary' and c.logit_scale,
         f'packed training continues the list, so the template must end with {ending!r}; '
         f'found {c.template[-20:]!r}': c.packed and not c.template.endswith(ending),
         f'the template must hold {{history}} once, found {slots} times: {c.template[:60]!r}': slots != 1}
@@ -141,6 +145,8 @@ def _set_softmax(self: LanguageRecommender, counts) -> None:
     _check_softmax(c.softmax, c.prior, counts)
     self.counts = np.asarray(counts, np.int64) if c.prior == 'trie' else None
     self.soft = ChildSoftmax.build(self.trie, self.counts) if c.softmax == 'children' else None
+    scale = c.logit_scale or (.1 if c.prior == 'trie' else 1.)
+    self.log_scale = None if self.soft is None else nn.Parameter(torch.tensor(math.log(scale), device=self.lm.device))
 
 @patch(as_prop=True)
 def trees(self: LanguageRecommender) -> list[ChildSoftmax]: return [self.soft]
@@ -198,7 +204,7 @@ def _logits(self: LanguageRecommender, at: tuple, nodes: Tensor | None, **inputs
     def compute(head, hidden):
         return head(hidden[at]) if nodes is None else self._edge_logits(head, hidden[at], nodes)[None]
     out = output_of(self.lm, compute, **inputs).float()
-    return out if nodes is None else out[0]
+    return out if nodes is None else out[0]*self.log_scale.exp()
 
 @patch
 def _edge_logits(self: LanguageRecommender, head, hidden: Tensor, nodes: Tensor) -> Tensor: # [m, d], [m] -> [E]

@@ -6,6 +6,7 @@
 __all__ = ['language_recommender']
 
 # %% ../nbs/62_language_recommender.ipynb #f672c5aa
+import math
 import numpy as np
 import torch
 from dataclasses import asdict, replace
@@ -165,6 +166,11 @@ def _read_counts(folder: Path) -> np.ndarray | None:
     return load_file(folder/_COUNTS)['counts'].numpy() if (folder/_COUNTS).is_file() else None
 
 @patch
+def _logit_scale(self: LanguageRecommender) -> float | None:
+    "What was learned of it; its logarithm in float32 is that of the model"
+    return None if self.soft is None else math.exp(self.log_scale.item())
+
+@patch
 def save_pretrained(self: LanguageRecommender, folder: str | Path) -> Path: # the folder
     "Write what `from_pretrained` needs; a folder is replaced if it holds a saved recommender"
     adapters = dict(save_embedding_layers=False) if isinstance(self.lm, PeftModel) else {}
@@ -174,7 +180,7 @@ def save_pretrained(self: LanguageRecommender, folder: str | Path) -> Path: # th
         self.ids.save(part/'index.json')
         if self.counts is not None:
             _write_tensors(part/_COUNTS, dict(counts=torch.from_numpy(self.counts)))
-        write_json(part/'llm.json', asdict(self.config))
+        write_json(part/'llm.json', asdict(replace(self.config, logit_scale=self._logit_scale())))
     return Path(folder)
 
 # %% ../nbs/62_language_recommender.ipynb #dcc727a6

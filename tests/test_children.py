@@ -193,7 +193,7 @@ def dense(model, history, targets, tau=1., prior=True, null=None):
         nodes = [0, *[n for n in trie.item_nodes(torch.tensor(i)).tolist() if n >= 0]]
         for t, (a, c) in enumerate(zip(nodes, nodes[1:])):
             kids = range(int(trie.first[a]), int(trie.first[a + 1]))
-            row = torch.stack([z[b, t, model.own[int(trie.token[k])]] + (soft.prior[k] if prior else 0.) for k in kids])/tau
+            row = torch.stack([model.log_scale.exp()*z[b, t, model.own[int(trie.token[k])]] + (soft.prior[k] if prior else 0.) for k in kids])/tau
             out.append(-row.log_softmax(0)[list(kids).index(c)])
     return torch.stack(out)
 
@@ -240,6 +240,20 @@ def test_losses_and_gradients_are_those_of_all_logits(name):
     assert [g is None for g in ours] == [g is None for g in theirs] and any(g is not None for g in ours)
     for a, b in zip(ours, theirs):
         if b is not None: torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-3)
+
+def test_training_starts_at_the_prior_and_the_factor_is_saved(tmp_path):
+    "Logits times 0 leave the prior alone; what was learned of the factor is read again to the last bit"
+    model = titles(logit_scale=1e-9)
+    N = len(model.ids)
+    with torch.no_grad(): nll = model(users(N, n=1, seed=3).expand(N, -1), torch.arange(N)).nll.sum(1)
+    share = torch.from_numpy((COUNTS[:N] + 1)/(COUNTS[:N] + 1).sum()).float()
+    torch.testing.assert_close(nll, -torch.stack([share[model.trie.leaf == model.trie.leaf[i]].sum() for i in range(N)]).log())
+    assert {p: round(titles(prior=p).log_scale.exp().item(), 6) for p in ('none', 'trie')} == dict(none=1., trie=.1)
+    assert titles(logit_scale=.3).log_scale.requires_grad
+    model = coded()
+    again = LanguageRecommender.from_pretrained(model.save_pretrained(tmp_path/'m'), tiny_llama(['a b c'])).eval()
+    assert model.log_scale.item() == again.log_scale.item() != titles().log_scale.item()  # `coded` moved it
+    with pytest.raises(SettingError, match="softmax='children', or no logit_scale"): LMConfig(base=None, logit_scale=.1)
 
 @pytest.mark.parametrize('make', [titles, coded], ids=['titles', 'codes'])
 def test_every_item_has_a_probability_and_the_beam_finds_it(make):
@@ -332,7 +346,7 @@ def test_saved_with_counts_and_refused_without(tmp_path):
     again = LanguageRecommender.from_pretrained(tmp_path/'saved', tiny_llama(['a b c'])).eval()
     x = users(30, n=3), torch.tensor([0, 1, 2])
     with torch.no_grad(): torch.testing.assert_close(again(*x).nll, model(*x).nll)
-    assert again.counts.tolist() == COUNTS[:30].tolist() and again.config == model.config
+    assert again.counts.tolist() == COUNTS[:30].tolist() and again.config == replace(model.config, logit_scale=again.config.logit_scale)
     with pytest.raises(GenrecError, match='needs counts='): language_recommender(model.ids, tiny_llama(['a']), LMConfig(base=None, softmax='children', prior='trie'))
     with pytest.raises(SettingError, match='alignment tasks say words'): LMConfig(softmax='children', tasks=['all'])
     with pytest.raises(SettingError, match='vocabulary, children'): LMConfig(softmax='child')
