@@ -31,9 +31,10 @@ def _random_flip_sums(d: np.ndarray, n: int, seed: int = 0) -> np.ndarray: # [un
     total = np.zeros(n)
     for lo in range(0, n, block):
         rows = min(block, n - lo)
-        bits = rng.integers(0, 256, (rows, (len(rare) + 7) // 8), np.uint8)
-        signs = 2. * np.unpackbits(bits, axis=1, count=len(rare)) - 1
-        total[lo:lo + rows] = (2 * rng.binomial(k, .5, (rows, len(k))) - k) @ kinds[common] + signs @ rare
+        bytes_ = rng.integers(0, 256, (rows, (len(rare) + 7) // 8), np.uint8)
+        bits = np.unpackbits(bytes_, axis=1, count=len(rare)).astype(float)
+        total[lo:lo + rows] = 2 * (bits @ rare) - rare.sum()
+        total[lo:lo + rows] += (2 * rng.binomial(k, .5, (rows, len(k))) - k) @ kinds[common]
     return total
 
 # %% ../nbs/71_significance.ipynb #1a33fd07
@@ -221,6 +222,15 @@ def _kept_resamples(*args): # tuple
     return tuple(_resamples(*args))
 
 # %% ../nbs/71_significance.ipynb #e66cbc75
+def _usual_and_rest(x: np.ndarray) -> tuple: # [F, S, U] -> [F, S], which users are not usual, [those, F*S]
+    "What most users have; who differs, and by how much. Nothing is usual where half of them differ"
+    usual = np.median(x, axis=2)
+    odd = np.flatnonzero((x != usual[..., None]).any((0, 1)))
+    if 2 * len(odd) >= x.shape[2]: usual, odd = np.zeros_like(usual), slice(None)
+    rest = (x[..., odd] - usual[..., None]).reshape(usual.size, -1).T
+    return usual, odd, np.ascontiguousarray(rest, float)
+
+# %% ../nbs/71_significance.ipynb #f70c4748
 def _bootstrap_totals(
     x: np.ndarray, # float [F, S, U]: F quantities, summed over the cases of each user, in each run
     over: str = 'both', # draw 'users', 'seeds' or 'both'
@@ -234,10 +244,10 @@ def _bootstrap_totals(
     drawn = iter((_kept_resamples if keep else _resamples)(over, n, S, U, seed))
     q, lo, out = next(drawn), 0, np.empty((n, F))
     if over == 'seeds': return q @ x.sum(2).T
-    flat = np.ascontiguousarray(x.reshape(F * S, U).T, float)
+    usual, odd, rest = _usual_and_rest(x)
     for times in drawn:
-        total, hi = (times @ flat).reshape(-1, F, S), lo + len(times)
-        out[lo:hi] = (total * q[lo:hi, None]).sum(2)
+        total, hi = (times[:, odd] @ rest).reshape(-1, F, S), lo + len(times)
+        out[lo:hi] = ((U * usual + total) * q[lo:hi, None]).sum(2)
         lo = hi
     return out
 

@@ -8,7 +8,7 @@ from genrec_nb.core import GenrecError
 from genrec_nb.metrics import bootstrap_interval
 from genrec_nb.significance import *
 from genrec_nb.significance import _bootstrap_totals
-from genrec_nb.significance import _draws, _percentiles, _random_flip_sums
+from genrec_nb.significance import _draws, _percentiles, _random_flip_sums, _resamples
 
 quick = settings(max_examples=25, deadline=None)
 tenths = st.integers(-9, 9).map(lambda i: i / 10)                       # many ties and zeros
@@ -191,6 +191,14 @@ def test_totals_equal_resampling_in_a_loop():
         x = _bootstrap_totals(d[None], over, 8000)[:, 0] / 12
         assert x.std() == pytest.approx(np.std(ref), rel=.05)
         assert np.quantile(x, [.025, .5, .975]) == pytest.approx(np.quantile(ref, [.025, .5, .975]), abs=.08)
+
+@pytest.mark.parametrize('share', [.1, .9])
+def test_users_who_are_alike_count_as_often_as_they_are_drawn(share):
+    "Few users or most differ from the usual one, whose values are 0, ½ and 1"
+    rng = np.random.default_rng(0); x = np.broadcast_to(np.array([0., .5, 1])[:, None, None], (3, 2, 40)).copy()
+    x[:2, :, rng.random(40) < share] += rng.normal(size=2)[:, None, None]
+    weights, *times = _resamples('both', 300, 2, 40, 0)
+    np.testing.assert_allclose(_bootstrap_totals(x, 'both', 300), np.einsum('fsu,nu,ns->nf', x, np.concatenate(times), weights))
 
 def test_few_users_by_enumeration():
     d = np.array([[.5, -1., 2.]])

@@ -77,9 +77,17 @@ def run_here(path, slow=False, store=True):
 
 
 def pictures_without_layout():
-    "Pictures that nobody will see are drawn without being laid out, which takes longer than the rest."
-    from matplotlib import layout_engine
+    "Pictures that nobody will see are drawn once, without being laid out or cut to size: each of the three takes longer than the rest."
+    from matplotlib import backend_bases, layout_engine
     for engine in (layout_engine.ConstrainedLayoutEngine, layout_engine.TightLayoutEngine): engine.execute = lambda self, fig: None
+    canvas = backend_bases.FigureCanvasBase
+    if canvas.draw_idle.__name__ == '<lambda>': return
+    printed = canvas.print_figure
+    canvas.draw_idle = lambda self, *args, **kwargs: None                       # of an interactive session, at the end of each cell
+    def print_figure(self, *args, **how):
+        self.figure.get_layout_engine = lambda: None
+        return printed(self, *args, **{**how, 'bbox_inches': None})
+    canvas.print_figure = print_figure
 
 
 class Forks:
