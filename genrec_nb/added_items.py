@@ -75,7 +75,7 @@ def _longer_ids(rec, new: Catalog, policy: str | None, vectors=None) -> list[Ide
             f'this is {c.tokenizer.method}, {c.backbone}', SettingError)
     own = bool(rec.ids.notes.get('own_vectors'))
     require(own == (vectors is not None), 'the identifiers were made of '
-            + ("own vectors: new items need theirs, vectors=FILE" if own else
+            + ("own vectors: new items need theirs, --vectors FILE or vectors=FILE" if own else
                'the texts: vectors= of new items lie in another space'), SettingError)
     made = Tokenized(rec.ids, None, rec.quantizer, config=c.tokenizer, items=rec.catalog.ids)
     if own: new = _own_vectors(vectors, new.ids)

@@ -150,11 +150,10 @@ def _describe(
     "Say what is in a data set, what was read as what, and what decides its figures."
     _set_up_logging()
     from genrec_nb.data_facts import describe_data, plot_data
-    from genrec_nb.embed import SentenceEncoder
     from genrec_nb.loaders import load_dataset
     from genrec_nb.report import Page, _preformatted
     found = load_dataset(data, text=None, **_columns(column))
-    lines = [*found.notes, *describe_data(found, encoder=SentenceEncoder()).lines()]
+    lines = [*found.notes, *describe_data(found, encoder='minilm').lines()]
     _print(*map(escape, lines))
     path, page = out or Path('runs')/f'{found.name}-data.html', Page(f'Data: {found.name}')
     page.add('What was read', _preformatted('\n'.join(lines)))
@@ -280,6 +279,7 @@ def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k:
 
 _Histories = _may(Path, 'File of histories: a row an interaction, or a list a user, in any format.')
 _NewItems = _may(Path, 'New items, which the model has not been trained with, in any format.')
+_NewVectors = _may(Path, 'Vectors of the new items, where the model was trained with own vectors.')
 _Lists = _may(Path, 'File for the lists of --histories; must not exist.')
 _Form = Annotated[str | None, typer.Option('--format', help='Of --out: json, csv or parquet.')]
 _Alpha = _may(float, 'Strength of IGD decoding, 0 to 1; as saved if not given.')
@@ -293,6 +293,7 @@ def _recommend(
     history: _some('Title or id of an item, oldest first; once for each.', metavar='ITEM') = None,
     histories: _Histories = None,
     items: _NewItems = None,
+    vectors: _NewVectors = None,
     out: _Lists = None,
     form: _Form = None,
     k: Annotated[int, typer.Option('-k', min=1, help='How many items.')] = 10,
@@ -306,12 +307,14 @@ def _recommend(
     from genrec_nb.core import SettingError, require
     require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
             SettingError)
+    require(bool(items) or not vectors, '--vectors are those of new items: give --items FILE, too',
+            SettingError)
     if not items: _check_titles(folder, history)
     from genrec_nb.recommender import GenerativeRecommender
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
     change = {} if alpha is None else dict(decode=replace(rec.config.decode, alpha=alpha))
     rec.config = replace(rec.config, **change)
-    if items: rec.add_items(items)
+    if items: rec.add_items(items, vectors=vectors)
     if histories: return _recommend_file(rec, histories, out, form, k)
     _show_list(rec, history, k, why)
 

@@ -10,9 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from .core import GenrecError, SettingError, patch, require
 from .data import Dataset, Interactions
-from .embed import make_encoder
+from .loaders import fetch
 from .splits import Split, leave_one_out
 
 # %% ../nbs/13_data_facts.ipynb #ded1e55a
@@ -28,10 +30,31 @@ def _alike(texts: list[str]) -> int: # texts: [N], empty ones do not count
     return int((x.duplicated(keep=False) & (x != '')).sum())
 
 # %% ../nbs/13_data_facts.ipynb #17677e71
-def cut_texts(texts: list[str], encoder) -> int | None: # encoder: see `make_encoder`; None: unknown
+@cache
+def _cutter():
+    "MiniLM's tokenizer, without its network"
+    from tokenizers import Tokenizer
+    found = Tokenizer.from_file(str(fetch('minilm')/'tokenizer.json'))
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+def _pieces(texts: list[str]) -> list[int]:
+    "How many pieces each text has for MiniLM"
+    split = [t.split() for t in texts]
+    words = list(dict.fromkeys(chain.from_iterable(split)))
+    found = _cutter().encode_batch(words, add_special_tokens=False)
+    n = {w: len(e.ids) for w, e in zip(words, found)}
+    return [2 + sum(n[w] for w in words) for words in split]
+
+# %% ../nbs/13_data_facts.ipynb #d1268c5e
+def cut_texts(texts: list[str], encoder) -> int | None: # 'minilm', or of `make_encoder`; None: unknown
     "How many texts are longer than what a sentence encoder reads"
     long = [t for t in texts if len(t) > (getattr(encoder, 'max_length', None) or 128)]
     if not long: return 0                           # a piece has one letter at least
+    if encoder == 'minilm':
+        try: return sum(n > 256 for n in _pieces(long))
+        except GenrecError: return None             # it is not here, and cannot be fetched
     try: model = encoder.model                      # which may take seconds to load
     except (AttributeError, GenrecError): return None
     most = getattr(model, 'max_seq_length', None)
@@ -60,7 +83,7 @@ class DataFacts:
 def describe_data(
     data: Dataset,
     split: Split | None = None, # None: that of the files, or leave-one-out
-    encoder=None, # a sentence encoder, to count the texts that it cuts
+    encoder=None, # a sentence encoder, or 'minilm', to count the texts that it cuts
 ) -> DataFacts:
     "Count what decides figures before a model is trained"
     x, c = data.interactions, data.catalog
@@ -118,7 +141,9 @@ def _check_beams(decode, k: int, packed: bool) -> None: # decode: a `DecodeConfi
 def _text_encoder(source): # source: a `TokenizerConfig`, or where identifiers lie
     "The encoder that a tokenizer reads texts with, None if it reads none"
     reads = 'text' in getattr(source, 'needs', ()) and source.encoder
-    return make_encoder(source.encoder) if reads else None
+    if not reads or source.encoder == 'minilm': return reads or None
+    from genrec_nb.embed import make_encoder # not above: counting needs no network
+    return make_encoder(source.encoder)
 
 # %% ../nbs/13_data_facts.ipynb #bf049cc9
 def plot_data(data: Dataset, split: Split | None = None) -> plt.Figure:

@@ -18,7 +18,8 @@ from .core import FileError, explain, require
 def _open(path: Path, encoding: str = 'utf-8-sig') -> io.TextIOBase:
     "A file as text, unpacked if it is compressed"
     with open(path, 'rb') as f: start = f.read(2)
-    raw = gzip.open(path) if start == b'\x1f\x8b' else open(path, 'rb')
+    packed = start == b'\x1f\x8b'
+    raw = io.BufferedReader(gzip.open(path), 1 << 20) if packed else open(path, 'rb')
     return io.TextIOWrapper(raw, encoding, newline='')
 
 # %% ../nbs/11_formats.ipynb #0371041f
@@ -38,10 +39,11 @@ def _decode(path: Path, read) -> tuple: # (what `read` gives, the encoding)
     raise FileError(f'{path}: {_BINARY}')
 
 # %% ../nbs/11_formats.ipynb #ef3f2189
-_STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_STRING = r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*\""""
 _PIECE = re.compile(rf"""((?:[^'"\\]+|'[^'"\\]*')+)|({_STRING})""", re.S)
 _TOKEN = re.compile(rf'u?({_STRING})|\b(None|True|False)\b', re.S)
 _WORD, _ODD = dict(None_='null', True_='true', False_='false'), re.compile(r'\\[^nrt\\"\']')
+_QUOTE = re.compile(r'(?<!\\)((?:\\\\)*)"')
 
 def _json_string(s: str) -> str:
     "A Python string as JSON writes it"
@@ -49,7 +51,9 @@ def _json_string(s: str) -> str:
     if '\\' not in inner and '"' not in inner: return f'"{inner}"'
     if _ODD.search(inner): return json.dumps(ast.literal_eval(s))
     inner = inner.replace("\\'", "'")
-    return '"' + (inner if s[0] == '"' else re.sub(r'(?<!\\)((?:\\\\)*)"', r'\1\\"', inner)) + '"'
+    if s[0] == '"': return f'"{inner}"'
+    if '\\"' in inner: return '"' + _QUOTE.sub(r'\1\\"', inner) + '"'
+    return '"' + inner.replace('"', '\\"') + '"'
 
 def _json_piece(m: re.Match) -> str:
     "Many simple strings and numbers at once, or one string with quotes or escapes in it"
@@ -76,6 +80,50 @@ def _record(line: str, where: str) -> dict:
     raise FileError(f'{where}: expected a JSON object or a Python dictionary, found {line[:40]!r}')
 
 # %% ../nbs/11_formats.ipynb #c4de4aa6
+_ESCAPE = r"""\\(?:[nrt\\'"]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})"""
+
+def _quoted(quote: str) -> str:
+    "The pattern of a Python string within one line"
+    inside = rf'[^{quote}\\\0\r\n]*'
+    return rf'u?{quote}{inside}(?:{_ESCAPE}{inside})*{quote}'
+
+_NUMERAL = r'-?(?:0|[1-9][0-9]{0,30})(?:\.[0-9]{1,30})?'
+_ATOM = '(?:' + '|'.join([_quoted("'"), _quoted('"'), _NUMERAL, 'None', 'True', 'False']) + ')'
+_FLAT = rf'(?:{_ATOM}|\[(?:{_ATOM}(?:, {_ATOM})*)?\])'
+
+def _pick(keep: list[str]): # line -> re.Match | None, a group each; None: names that need quoting
+    "A reader of some columns of simple Python dictionaries; of a repeated key the last counts"
+    if any(re.search(r"['\\\0\r\n]", k) for k in keep): return None
+    kept = '|'.join(rf"u?'{re.escape(k)}': ({_FLAT})" for k in keep)
+    pair = rf"(?:{kept}|u?'[^'\\\0\r\n]*': {_FLAT})"
+    return re.compile(rf'\{{(?:{pair}(?:, |(?=\}})))+\}}').fullmatch
+
+# %% ../nbs/11_formats.ipynb #3392deae
+def _value(text: str | None) -> object: # None for a column that is not there
+    "What a picked piece of a line stands for"
+    if text is None or text == 'None': return None
+    if text.isdigit(): return int(text)
+    inner = text.removeprefix('u')
+    if inner[0] in '\'"' and '\\' not in inner: return inner[1:-1]
+    return _loads(_as_json(text))
+
+def _values(texts: list[str | None]) -> list:
+    "What picked pieces of many lines stand for, simple strings first"
+    return [t[1:-1] if t and t[0] == "'" and '\\' not in t else _value(t) for t in texts]
+
+def _picked(lines: list[str], pick, keep: list[str]) -> list | None: # None: read them in another way
+    "Records with the wanted columns, where at least half of the lines are simple"
+    if not (pick and lines and lines[0].startswith(("{'", "{u'"))): return None
+    found = [pick(s) for s in lines]
+    odd = [n for n, m in enumerate(found) if m is None]
+    others = _many([lines[n] for n in odd]) if 2*len(odd) <= len(lines) else None
+    if others is None: return None
+    columns = zip(*(m.groups() for m in found if m))
+    rest = iter(zip(*map(_values, columns)))
+    others = iter(others)
+    return [dict(zip(keep, next(rest))) if m else next(others) for m in found]
+
+# %% ../nbs/11_formats.ipynb #37237a99
 _CHUNK = 10_000 # lines that are read at once
 
 def _many(lines: list[str]) -> list | None: # None: not all of them are records
@@ -86,25 +134,26 @@ def _many(lines: list[str]) -> list | None: # None: not all of them are records
         if len(found) == len(lines) and all(type(x) is dict for x in found): return found
     return None
 
-def _records(f, path: Path, rows: int | None):
-    "Records of a file, many lines at a time"
-    done = 0
+def _records(f, path: Path, rows: int | None, keep: list[str] | None = None):
+    "Lists of records of a file, many lines at a time; at least the columns `keep` of them"
+    done, pick = 0, keep and _pick(keep)
     while lines := list(islice(f, _CHUNK if rows is None else rows - done)):
         full = [s for s in map(str.strip, lines) if s]
-        found = _many(full)
+        found = _picked(full, pick, keep)
+        if found is None: found = _many(full)
         if found is None:
             found = [_record(s.strip(), f'{path}, line {done + n}')
                      for n, s in enumerate(lines, 1) if s.strip()]
-        yield from found
+        yield found
         done += len(lines)
 
 # %% ../nbs/11_formats.ipynb #271004a0
-def _frame(records, keep: list[str] | None) -> pd.DataFrame: # columns in order of appearance
-    "Records as a table; only the columns `keep`, if they are given"
-    if keep is None: return pd.DataFrame(list(records))
+def _frame(lists, keep: list[str] | None) -> pd.DataFrame: # columns in order of appearance
+    "Lists of records as a table; only the columns `keep`, if they are given"
+    if keep is None: return pd.DataFrame(list(chain.from_iterable(lists)))
     columns = {k: [] for k in keep}
-    for r in records:
-        for k, column in columns.items(): column.append(r.get(k))
+    for records in lists:
+        for k, column in columns.items(): column.extend(r.get(k) for r in records)
     return pd.DataFrame(columns)
 
 # %% ../nbs/11_formats.ipynb #c035cf57
@@ -254,7 +303,7 @@ def _json(f, path: Path, rows: int | None, keep) -> tuple[pd.DataFrame, str]:
     "One JSON value, or records line by line"
     whole = _one_value(f)
     f.seek(0)
-    if not whole: return _frame(_records(f, path, rows), keep), 'records, one a line'
+    if not whole: return _frame(_records(f, path, rows, keep), keep), 'records, one a line'
     try: x = json.load(f)
     except json.JSONDecodeError as e:
         place = f'{path}, line {e.lineno}, column {e.colno}'

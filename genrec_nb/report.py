@@ -11,17 +11,14 @@ import jinja2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from dataclasses import dataclass, field
 from markupsafe import Markup
 from pandas.io.formats.style import Styler
 from pathlib import Path
 from .core import whole_file
 from .splits import Cases
-from .infogain import BLUE, GREEN, GREY, ORANGE
 from .display import styled
 from .explanations import token_strip
-from .recommender import GenerativeRecommender
 
 # %% ../nbs/82_report.ipynb #a6a165cc
 _TEMPLATES = {}
@@ -140,7 +137,8 @@ class Page:
         return Path(path)
 
 # %% ../nbs/82_report.ipynb #a068c48e
-_COLORS = (GREY, ORANGE, BLUE, GREEN, '#CC79A7', '#E69F00')
+_GREY = '#999999'
+_COLORS = (_GREY, '#d55e00', '#0072b2', '#009e73', '#CC79A7', '#E69F00')
 
 def plot_learning(
     results: dict, # name -> `FitResult`
@@ -152,7 +150,7 @@ def plot_learning(
         loss.plot(*zip(*r.losses), color=color, label=name)
         ndcg.plot(*zip(*r.curve()), color=color, marker=mark, ms=4, label=name)
         ndcg.plot(r.best_epoch, r.best, marker='*', ms=13, color=color, mec='white')
-    if floor is not None: ndcg.axhline(floor, color=GREY, ls='--', label='popularity')
+    if floor is not None: ndcg.axhline(floor, color=_GREY, ls='--', label='popularity')
     loss.set(title='Does the loss fall?', xlabel='epoch',
              ylabel='loss [nats per token;\nover children per item]')
     ndcg.set(title='Do the rankings improve? ★ = kept', xlabel='epoch',
@@ -174,7 +172,7 @@ _TEMPLATES['card'] = '''<section class="card"><h3>Test case {{ number }} of {{ t
 <h4>Explanation of the first recommendation: information gain by color</h4>{{ why }}</section>'''
 
 def _user_card(
-    rec: GenerativeRecommender,
+    rec, # a `GenerativeRecommender`
     cases: Cases, # test cases
     m: int, # which
     k: int = 10, # recommendations shown
@@ -189,8 +187,9 @@ def _user_card(
                    earlier=len(history) - shown, next=titles[target], why=why)
 
 # %% ../nbs/82_report.ipynb #69264d87
-def _gain_strips(rec: GenerativeRecommender, items: np.ndarray) -> Markup: # int [n] -> HTML
+def _gain_strips(rec, items: np.ndarray) -> Markup: # int [n] -> HTML
     "Titles as running text: the darker a token, the larger its gain; no color where it is zero"
+    import torch # not above: a page about data needs no model
     strips = []
     for path in map(rec.ids.path, items):
         nodes = rec.trie.walk(torch.as_tensor(path.astype(np.int64), device=rec.trie.device))

@@ -5,9 +5,9 @@ import pytest
 from dataclasses import asdict, replace
 from oracles import small_data
 from genrec_nb.beam_search import DecodeConfig
-from genrec_nb.core import SettingError
+from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.data import Catalog, Dataset
-from genrec_nb.data_facts import cut_texts, describe_data, plot_data, _check_beams, _misleading
+from genrec_nb.data_facts import cut_texts, describe_data, plot_data, _check_beams, _cutter, _misleading, _pieces
 from genrec_nb.loaders import load_dataset
 from genrec_nb.metrics import evaluate_ranking
 from genrec_nb.splits import leave_one_out
@@ -59,3 +59,10 @@ def test_too_few_beams_are_refused():
 def test_figures_that_mislead():
     f = describe_data(random_data(0))
     assert _misleading(f, 20) == [] and 'whole catalog of 60' in _misleading(f, 60)[0] and 'only 9 test' in _misleading(replace(f, targets=9), 20)[0]
+
+def test_pieces_counted_by_words_are_those_of_the_whole_text():
+    try: whole = _cutter()
+    except GenrecError as e: pytest.skip(str(e))
+    texts = ["Rosie's soap—50 % off!", 'naïve café 北京烤鸭 x'*9, '', ' a  b ', 'supercalifragilistic '*300, '[SEP] is_a_mark, e.g. <br/>', 'ß İstanbul ﬁne 1,000.5']
+    assert _pieces(texts) == [len(whole.encode(t).ids) for t in texts]
+    assert cut_texts(texts, 'minilm') == 1

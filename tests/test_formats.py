@@ -1,5 +1,5 @@
 "Raw files: every kind read alike, whatever its dialect; splits that are there; texts; broken files"
-import gzip, json, os
+import ast, gzip, io, json, os
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ import pytest
 import raw
 from hypothesis import HealthCheck, given, settings, strategies as st
 from genrec_nb.core import FileError, GenrecError, MissingTextError
-from genrec_nb.formats import _as_json, _loads, read_file
+from genrec_nb.formats import _as_json, _loads, _pick, _picked, _records, read_file
 from genrec_nb.item_texts import _clean, _no_prose
 from genrec_nb.loaders import load_dataset, load_files, _read_items
 
@@ -63,7 +63,7 @@ def test_figures_do_not_depend_on_rows_columns_or_spelling(tmp_path, sep, comma)
     assert x.interactions.tied.any() and x.catalog == y.catalog and histories(x) == histories(y)
 
 def test_python_dictionaries_are_read_exactly():
-    import ast, random
+    import random
     rng, pieces = random.Random(0), ['a', "'", '"', '\\', '\n', '\t', 'é', '\x00', 'None', 'True', 'u', "u'", ' ', ',', '{', '\\n']
     for _ in range(2000):
         record = {rng.choice('kl'): [''.join(rng.choices(pieces, k=5)), rng.choice([None, True, -2.5, ()])] for _ in range(3)}
@@ -71,6 +71,44 @@ def test_python_dictionaries_are_read_exactly():
         except ValueError: continue                       # it is read in the slow way then
         assert found == json.loads(json.dumps(record))
     assert _loads(_as_json("{u'a': u'b\\'', 'None': None}")) == {'a': "b'", 'None': None}
+
+TEXTS = st.text(st.sampled_from('ab\'"\\\n\r\t\0é\x85 ,:{}[]u') | st.characters(exclude_categories=['Cs']), max_size=12)
+ATOMS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
+VALUES = st.recursive(ATOMS, lambda x: st.lists(x, max_size=3) | st.dictionaries(TEXTS, x, max_size=2), max_leaves=6)
+WANTED = ['id', 'a']
+
+@settings(max_examples=100*MORE, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from('id a ida b u it\'s'.split()) | TEXTS, VALUES, max_size=5), min_size=1, max_size=4))
+def test_wanted_columns_of_dictionaries_are_what_python_reads(records):
+    "Whole, or by columns; whichever of the ways a line takes"
+    lines = [repr(r) for r in records]
+    truth = [ast.literal_eval(s) for s in lines]
+    file = lambda: io.StringIO(''.join(s + '\n' for s in lines), newline='')
+    assert [r for x in _records(file(), 'f', None) for r in x] == truth
+    wanted = lambda r: {k: r.get(k) for k in WANTED}
+    assert [wanted(r) for x in _records(file(), 'f', None, WANTED) for r in x] == list(map(wanted, truth))
+    pick = _pick(WANTED)
+    for s, r in zip(lines, truth):                        # a line that is picked is a dictionary, and gives the same
+        if m := pick(s): assert _picked([s], pick, WANTED) == [wanted(r)]
+
+@settings(max_examples=400*MORE, deadline=None)
+@given(st.lists(st.sampled_from(["'id'", "u'a'", ': ', ', ', '{', '}', '[', ']', "'", '"', '\\', 'n', 'x41', 'u00e9', '1', '-', '.5', '0', 'None', 'True', "''", ' ', '(', '+']), max_size=12).map(''.join))
+def test_what_is_picked_is_a_dictionary(inside):
+    "No line that Python refuses passes, and none is misread"
+    line = f"{{'id': {inside}}}"
+    if not (m := _pick(WANTED)(line)): return
+    r = ast.literal_eval(line)
+    assert _picked([line], _pick(WANTED), WANTED) == [{k: r.get(k) for k in WANTED}] and m.group(0) == line
+
+def test_simple_reviews_are_picked_and_a_broken_one_is_named(tmp_path):
+    "Reviews as repr writes them, of Python 2 too, are not left to the slow way; one that is cut off has its line"
+    record = dict(reviewerID='A1', asin='B1', helpful=[0, 2], reviewText='I don\'t "mind" \\ \t', summary="it's", overall=5., unixReviewTime=1_300_000_000)
+    keep = ['reviewerID', 'unixReviewTime', 'nowhere']
+    simple = [repr(record), repr(record).replace("'reviewerID': '", "u'reviewerID': u'")]
+    assert all(map(_pick(keep), simple)) and _picked(simple, _pick(keep), keep) == [dict(reviewerID='A1', unixReviewTime=1_300_000_000, nowhere=None)]*2
+    assert _pick(["it's"]) is None and not _pick(keep)("{'a': {'b': 1}}")
+    (tmp_path/'r').write_text('\n'.join([*simple*3, simple[0][:50]]))
+    with pytest.raises(FileError, match='line 7: expected a JSON object or a Python dictionary'): read_file(tmp_path/'r', keep=keep)
 
 # ---- splits --------------------------------------------------------------------------------------------------------
 

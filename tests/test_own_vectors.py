@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from oracles import small_data
+from typer.testing import CliRunner
+from genrec_nb.cli import app
 from genrec_nb.core import FileError, GenrecError, GenrecWarning, SettingError, _write_tensors
 from genrec_nb.data import Catalog
 from genrec_nb.embed import embed_texts
@@ -120,5 +122,12 @@ def test_new_items_of_a_recommender_of_own_vectors(toy, tmp_path):
     rec = GenerativeRecommender(data.catalog, made.ids, leave_one_out(data.interactions).train.target_counts(), None, config, made.quantizer)
     new = pd.DataFrame(dict(item=['n'], title=['New']))
     with pytest.raises(SettingError, match='vectors=FILE'): rec.add_items(new)
+    rec.save_pretrained(tmp_path/'rec')
     rec.add_items(new, vectors=write(tmp_path/'n.parquet', x[7:8], ['n']))
     assert rec.ids.path(40)[:2].tolist() == rec.ids.path(7)[:2].tolist() and rec.recommend(['n'], 3)
+    # the command does the same
+    new.to_csv(tmp_path/'new.csv', index=False)
+    shell, command = CliRunner(), ['recommend', str(tmp_path/'rec'), '--history', 'n', '-k', '3', '--vectors', str(tmp_path/'n.parquet')]
+    assert isinstance(shell.invoke(app, command).exception, SettingError)          # vectors of what?
+    r = shell.invoke(app, [*command, '--items', str(tmp_path/'new.csv')])
+    assert r.exception is None and all(f' {x.id} ' in r.stdout for x in rec.recommend(['n'], 3)), r.stdout
