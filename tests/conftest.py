@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT/'.github'/'scripts')]  # this checkout's library and tools, whatever else is installed
 
+from exec_nbs import Forks, OwnForks, pictures_without_layout
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
@@ -37,17 +39,23 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='module', autouse=True)
 def frozen():
     "What a module has imported is not searched for garbage again, as `accelerate` does before every training: a third of a second each time. Pictures are drawn without being laid out, which takes as long again."
-    from exec_nbs import pictures_without_layout
     if 'matplotlib.layout_engine' in sys.modules: pictures_without_layout()
     gc.collect()
     gc.freeze()
 
 
+def pytest_configure(config):
+    "Where notebooks will be executed, what they are forked from is forked before this process imports the project."
+    notebooks = ROOT/'tests'/'test_notebooks.py'
+    asked = any(Path(a.split('::')[0]).resolve() in (notebooks, *notebooks.parents) for a in config.args)
+    hands_out = config.getoption('numprocesses', None) and not hasattr(config, 'workerinput')
+    if hasattr(os, 'fork') and asked and not hands_out and not config.option.collectonly: config.early_forks = OwnForks()
+
+
 @pytest.fixture(scope='session')
-def forks():
+def forks(pytestconfig):
     "Fresh processes that need not import other people's libraries: they execute notebooks."
-    from exec_nbs import Forks
-    with Forks() as f: yield f
+    with getattr(pytestconfig, 'early_forks', None) or Forks() as f: yield f
 
 
 @pytest.fixture(scope='session')

@@ -94,23 +94,46 @@ class Forks:
     "Runs notebooks, each in a fork of a process that has imported the large libraries and no module of this project: fresh, and ten seconds cheaper."
     def __init__(self):
         self.server = subprocess.Popen([sys.executable, __file__, '--serve'], env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.jobs, self.answers, self.wait = self.server.stdin, self.server.stdout, self.server.wait
     def __enter__(self): return self
     def __exit__(self, *_):
-        self.server.stdin.close()
-        self.server.wait()
-        self.server.stdout.close()
+        self.jobs.close()
+        self.wait()
+        self.answers.close()
     def run(self, path, slow=False, store=True, log=None, limit=0):
         "Execute one notebook in at most `limit` seconds (0: any): (exit status, negative where a signal ended it, and processor seconds)."
-        print(json.dumps([str(path), slow, store, log and str(log), limit]), file=self.server.stdin, flush=True)
-        return json.loads(self.server.stdout.readline())
+        print(json.dumps([str(path), slow, store, log and str(log), limit]), file=self.jobs, flush=True)
+        return json.loads(self.answers.readline())
 
 
-def serve():
-    "The process that forks: a line of JSON in, a notebook executed, a line of JSON out."
+class OwnForks(Forks):
+    "The same for a process that has imported nothing of this project yet and will: it forks the server, so that large libraries are imported once."
+    def __init__(self):
+        import_large()
+        (read_jobs, jobs), (answers, write_answers) = os.pipe(), os.pipe()
+        if not (pid := os.fork()):
+            try:
+                for fd, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)): os.dup2(os.open(os.devnull, mode), fd)
+                read_jobs, write_answers = (os.dup2(fd, end) for fd, end in ((read_jobs, 1001), (write_answers, 1002)))
+                os.closerange(3, 1001), os.closerange(1003, 4096)              # the test runner's pipes end with the test runner
+                sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, 'w', closefd=False), open(2, 'w', closefd=False)
+                os.environ.update(environment())
+                import huggingface_hub.utils, transformers                     # read the environment as they were imported
+                transformers.logging.set_verbosity_error(), huggingface_hub.utils.disable_progress_bars()
+                serve(os.fdopen(read_jobs), os.fdopen(write_answers, 'w'))
+            finally: os._exit(0)
+        os.close(read_jobs), os.close(write_answers)
+        self.jobs, self.answers, self.wait = os.fdopen(jobs, 'w'), os.fdopen(answers), lambda: os.waitpid(pid, 0)
+
+
+def import_large():
+    "What takes long to import, and is imported anyway."
     for name in LARGE: importlib.import_module(name)
+
+
+def serve(jobs, answers):
+    "The process that forks: a line of JSON in, a notebook executed, a line of JSON out."
     gc.collect(); gc.freeze()                            # not searched for garbage again before every training
-    jobs, answers = sys.stdin, os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)                                        # what a notebook prints does not belong to the answers
     for job in jobs:
         path, slow, store, log, limit = json.loads(job)
         if not (pid := os.fork()): child(Path(path), slow, store, log, limit)
@@ -118,6 +141,14 @@ def serve():
         try: os.killpg(pid, signal.SIGKILL)              # what it may have left behind
         except ProcessLookupError: pass
         print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime+used.ru_stime]), file=answers, flush=True)
+
+
+def serve_pipe():
+    "The server as a program of its own, on its standard input and output."
+    import_large()
+    jobs, answers = sys.stdin, os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)                                        # what a notebook prints does not belong to the answers
+    serve(jobs, answers)
 
 
 def child(path, slow, store, log, limit):
@@ -140,7 +171,7 @@ def main():
     p.add_argument('--check', action='store_true', help='run, but write nothing')
     p.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)     # the process that forks
     a = p.parse_args()
-    if a.serve: return serve()
+    if a.serve: return serve_pipe()
     failed = False
     with Forks() as forks:
         for f in [f.resolve() for f in a.files] or notebooks():
