@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from typing import Annotated, Literal
 from .experiments.terminal_grids import _compare, _reproduce
-from .options import (_COLUMN_NAMES, _Column, _Command, _Device, _Tokenizer, _columns,
+from .options import (_COLUMN_NAMES, _Cluster, _Column, _Command, _Device, _Jobs,
+                               _Tokenizer, _columns,
                                _check_titles, _device, _flag, _may, _pairs, _some,
                                _tokenizer_pairs)
 from .terminal import (_decisive_rows, _interruptible, _LOG, _errors, _explanation_rows,
@@ -267,12 +268,12 @@ def _show_list(rec, history: list[str], k: int, why: bool) -> None:
     if why: _show_explanation(rec.explain(history, found[0].id), console)
 
 # %% ../nbs/95_cli.ipynb #9f8dc97b
-def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k: int) -> None:
+def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k: int, **how) -> None:
     "Lists for all users of a file"
     from genrec_nb.many_users import recommend_file
     out = out or histories.with_name(f'{histories.name.split(".")[0]}-lists.{form or "json"}')
     with _interruptible('nothing was written') as bars:
-        n = recommend_file(rec, histories, out, k, form, progress=bars)
+        n = recommend_file(rec, histories, out, k, form, progress=bars, **how)
     _print(f'{n["users"]:,} users, {n["without"]:,} of them without a recommendation; '
            f'{n["unknown"]:,} items of histories are unknown and were skipped')
     _LOG.info('written to %s', out)
@@ -297,6 +298,8 @@ def _recommend(
     out: _Lists = None,
     form: _Form = None,
     k: Annotated[int, typer.Option('-k', min=1, help='How many items.')] = 10,
+    jobs: _Jobs = 1,
+    cluster: _Cluster = None,
     alpha: _Alpha = None,
     why: _Why = False,
     device: _Device = None,
@@ -315,7 +318,7 @@ def _recommend(
     change = {} if alpha is None else dict(decode=replace(rec.config.decode, alpha=alpha))
     rec.config = replace(rec.config, **change)
     if items: rec.add_items(items, vectors=vectors)
-    if histories: return _recommend_file(rec, histories, out, form, k)
+    if histories: return _recommend_file(rec, histories, out, form, k, jobs=jobs, cluster=cluster)
     _show_list(rec, history, k, why)
 
 # %% ../nbs/95_cli.ipynb #526e656a

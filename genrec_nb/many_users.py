@@ -6,11 +6,13 @@
 __all__ = ['recommend_file']
 
 # %% ../nbs/82_many_users.ipynb #ed437017
-import csv, json
+import csv, json, tempfile
+from collections.abc import Iterator
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from .core import FileError, _Silent, check_choice, require, whole_file
+from .workers import _in_workers
 from .data import Catalog, _offsets_of
 from .formats import explode, read_file, recognize, _clock, _has_lists, _ids
 from .item_texts import _there
@@ -80,6 +82,48 @@ class _ParquetLists:
         self.file.write_table(self.pa.table(dict(user=users, items=items), self.schema))
     def close(self) -> None: self.file.close()
 
+# %% ../nbs/82_many_users.ipynb #b7c1e002
+def _batches(path: Path, catalog: Catalog, size: int) -> Iterator[tuple]: # (users, cases, unknown)
+    "At most `size` users each"
+    for piece in _pieces(path, size):
+        users, cases, unknown = _cases_of(_by_user(piece, path), catalog)
+        for a in range(0, len(users), size):
+            here = users[a:a + size]
+            yield here, cases.take(np.arange(a, a + len(here))), unknown if a == 0 else 0
+
+# %% ../nbs/82_many_users.ipynb #b7c1e004
+def _rank_some(rec, cases: Cases, k: int) -> list[list[int]]: # items of each user, best first
+    "Lists of a batch; empty for those without a history"
+    lists, some = [[] for _ in range(len(cases))], np.flatnonzero(np.diff(cases.offsets))
+    if len(some):
+        for n, x in zip(some.tolist(), rec.rank(cases.take(some), k)): lists[n] = x[x >= 0].tolist()
+    return lists
+
+_READ = {} # folder -> recommender, of this process
+
+def _loaded(folder: str):
+    "A saved recommender, read once a process"
+    from genrec_nb.recommender import GenerativeRecommender
+    if folder not in _READ:
+        _READ.clear()
+        _READ[folder] = GenerativeRecommender.from_pretrained(folder)
+    return _READ[folder]
+
+def _rank_elsewhere(rec, cases: Cases, k: int) -> list[list[int]]: # rec: a folder, or as it is
+    "`_rank_some` in another process"
+    return _rank_some(_loaded(rec) if isinstance(rec, str) else rec, cases, k)
+
+# %% ../nbs/82_many_users.ipynb #b7c1e005
+def _lists(rec, batches: Iterator, k: int, jobs: int, cluster: str | None, beside: Path) -> Iterator[tuple]:
+    "(users, unknown items, lists) of each batch in order; a recommender travels as a folder"
+    if jobs == 1 and not cluster:
+        for users, cases, unknown in batches: yield users, unknown, _rank_some(rec, cases, k)
+        return
+    with tempfile.TemporaryDirectory(prefix='.model-', dir=beside.parent) as home:
+        given = str(rec.save_pretrained(Path(home)/'model').resolve()) if hasattr(rec, 'save_pretrained') else rec
+        tasks = (((given, cases, k), (users, unknown)) for users, cases, unknown in batches)
+        for note, lists in _in_workers(_rank_elsewhere, tasks, jobs, cluster): yield *note, lists
+
 # %% ../nbs/82_many_users.ipynb #191cdf88
 _FORMS = 'json', 'csv', 'parquet'
 
@@ -90,6 +134,8 @@ def recommend_file(
     k: int = 10, # items of a list
     form: str | None = None, # 'json', 'csv' or 'parquet'; None: as the name of `out` ends
     size: int = 4096, # users at a time
+    jobs: int = 1, # processes, of one thread each
+    cluster: str | None = None, # address of a dask scheduler instead, whose workers share the disk
     progress=None, # something with `stage` and `advance`
 ) -> dict: # users, without (a list), unknown (items of histories)
     "Recommend for every user of a file, in bounded memory; raises `GenrecError`"
@@ -102,24 +148,12 @@ def recommend_file(
     with whole_file(out) as part:
         writer = (_ParquetLists if form == 'parquet' else _Lines)(part, form, rec.catalog)
         try:
-            for piece in _pieces(path, size):
-                _recommend_piece(rec, piece, path, writer, k, size, done)
+            for users, unknown, lists in _lists(rec, _batches(path, rec.catalog, size), k, jobs, cluster, out):
+                writer.write(users, lists)
+                done['users'] += len(users)
+                done['without'] += sum(not x for x in lists)
+                done['unknown'] += unknown
                 progress.advance(done['users'])
         finally: writer.close()
         require(done['users'] > 0, f'{path}: holds no histories', FileError)
     return done
-
-def _recommend_piece(rec, df, path: Path, writer, k: int, size: int, done: dict) -> None:
-    "Lists for the users of one table"
-    users, cases, unknown = _cases_of(_by_user(df, path), rec.catalog)
-    done['unknown'] += unknown
-    for at in range(0, len(users), size):
-        here = np.arange(at, min(at + size, len(users)))
-        some = here[np.diff(cases.offsets)[here] > 0]
-        lists = {n: [] for n in here}
-        if len(some):
-            ranked = rec.rank(cases.take(some), k)
-            lists |= {n: x[x >= 0].tolist() for n, x in zip(some, ranked)}
-        writer.write([users[n] for n in here], [lists[n] for n in here])
-        done['users'] += len(here)
-        done['without'] += sum(not x for x in lists.values())

@@ -96,6 +96,9 @@ _Column = _some('What a column is called: user, item, time, title, category; ite
                 'tables; text=A,B,C for the encoder; `time=` for rows that are in order.',
                 metavar='NAME=COLUMN')
 _Device = _may(str, 'cpu, cuda, cuda:1, ..; the best there is if not given.')
+_Jobs = Annotated[int, typer.Option(
+    min=1, help='Processes on this machine; with several each has one thread.')]
+_Cluster = _may(str, 'Address of a dask scheduler, tcp://HOST:PORT; its workers share the folder.')
 
 # %% ../nbs/94_options.ipynb #0a26fc5a
 _SETTINGS = dict(epochs='train.epochs=N', samples_per_epoch='train.samples_per_epoch=N',

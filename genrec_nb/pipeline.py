@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 from pathlib import Path
 from zipfile import BadZipFile
 from transformers import TrainerCallback
 from .core import (FileError, GenrecError, GenrecWarning, SettingError, _Silent, digest,
                             explain, plain, read_json, require, versions, whole_file, write_json)
 from .faults import _drop, _kept
+from .workers import _in_workers
 from .data import Dataset
 from .splits import Cases, Split
 from .metrics import (average_popularity, coverage, gini, metric_values, _rank_of,
@@ -264,7 +262,7 @@ def _attempt(work, trial: Trial, how, folder, device: str | None, progress=None)
     except (GenrecError, RuntimeError, FloatingPointError) as e:
         return dict(kind='failure', trial=trial.key, label=trial.label, error=f'{trial.label}: {e}')
 
-def _in_worker(n: int, *args) -> tuple[int, dict, list]: # number of the task, its row, warnings
+def _in_worker(*args) -> tuple[dict, list]: # row of a trial, warnings
     "A trial in another process, without chatter"
     from transformers.utils import logging as hf
     hf.set_verbosity_error()
@@ -273,22 +271,7 @@ def _in_worker(n: int, *args) -> tuple[int, dict, list]: # number of the task, i
         warnings.simplefilter('ignore')
         warnings.simplefilter('always', GenrecWarning)
         row = _attempt(*args)
-    return n, row, [str(w.message) for w in said]
-
-# %% ../nbs/84_pipeline.ipynb #50245044
-@contextmanager
-def _workers(jobs: int, cluster: str | None): # cluster: address of a dask scheduler
-    "Where joblib sends its calls"
-    if not cluster:
-        with parallel_config('loky', n_jobs=jobs, inner_max_num_threads=1): yield
-        return
-    try: from distributed import Client
-    except ImportError:
-        raise GenrecError("--cluster needs dask: pip install 'genrec_nb[cluster]'") from None
-    try: client = Client(cluster, timeout=5)
-    except (OSError, ValueError):
-        raise GenrecError(f'{cluster}: no dask scheduler answers there') from None
-    with client, parallel_config('dask', n_jobs=-1): yield
+    return row, [str(w.message) for w in said]
 
 # %% ../nbs/84_pipeline.ipynb #104ee029
 def run_trials(
@@ -304,16 +287,7 @@ def run_trials(
     if jobs == 1 and not cluster:
         for trial, how in tasks: yield _attempt(work, trial, how, folder, device, progress)
         return
-    left = dict(enumerate(tasks))
-    for _ in range(3):                               # a killed worker's trials are tried again
-        calls = [delayed(_in_worker)(n, work, *task, folder, device) for n, task in left.items()]
-        try:
-            with _workers(jobs, cluster):
-                for n, row, said in Parallel(return_as='generator_unordered')(calls):
-                    for text in said: warnings.warn(text, GenrecWarning, stacklevel=2)
-                    del left[n]
-                    yield row
-            return
-        except TerminatedWorkerError: continue
-    raise GenrecError('worker processes were killed again and again (out of memory?): '
-                      'take fewer jobs')
+    calls = [((work, *task, folder, device), None) for task in tasks]
+    for _, (row, said) in _in_workers(_in_worker, calls, jobs, cluster, ordered=False):
+        for text in said: warnings.warn(text, GenrecWarning, stacklevel=2)
+        yield row

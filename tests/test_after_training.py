@@ -1,6 +1,7 @@
 "New items, many users, shared titles and empty lists, with a model that is trained already"
-import json
+import json, os, subprocess, sys
 from dataclasses import replace
+from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
@@ -137,8 +138,48 @@ def test_many_users_are_as_one(rec, tmp_path, form):
         elif form == 'csv': got = {str(u): g.item.astype(str).tolist() for u, g in pd.read_csv(out).groupby('user')} | dict(nobody=[])
         else: got = {r.user: list(r.items_) for r in pd.read_parquet(out).rename(columns=dict(items='items_')).itertuples()}
         assert got == {u: [x.id for x in rec.recommend([str(i) for i in h], 4)] if u != 'nobody' else [] for u, h in past.items()}
+    if form == 'json':                                     # in two processes, the model read from a folder
+        assert recommend_file(rec, tmp_path/'rows.csv', tmp_path/'two.json', 4, size=2, jobs=2) == dict(users=6, without=1, unknown=1)
+        assert (tmp_path/'two.json').read_text() == (tmp_path/'rows.csv.out').read_text() and not list(tmp_path.glob('.model-*'))
     with pytest.raises(FileError, match='exists'): recommend_file(rec, tmp_path/'rows.csv', out, 4, form)
     with pytest.raises(SettingError, match='one of json, csv, parquet'): recommend_file(rec, tmp_path/'rows.csv', tmp_path/'x', 4, 'xml')
     (tmp_path/'bad.csv').write_text('a,b\n1,2\n')
     with pytest.raises(GenrecError, match='no column'): recommend_file(rec, tmp_path/'bad.csv', tmp_path/'y.json')
     assert not (tmp_path/'y.json').exists()
+
+
+FOUR_WORKERS = '''
+import os, signal, sys, threading, time
+from pathlib import Path
+from distributed import Client, LocalCluster
+from genrec_nb.many_users import recommend_file
+from genrec_nb.recommender import GenerativeRecommender
+
+def kill_one(pids, part):
+    "SIGKILL to a worker once lists have been written"
+    while not any(p.stat().st_size > 2000 for p in part()): time.sleep(.01)
+    os.kill(pids[0], signal.SIGKILL)
+    print('killed', flush=True)
+
+if __name__ == '__main__':
+    model, histories, out = map(Path, sys.argv[1:])
+    with LocalCluster(n_workers=4, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        pids, part = list(client.run(os.getpid).values()), lambda: [p for p in out.parent.iterdir() if p.name.startswith(('.', out.name)) and p.is_file()]
+        threading.Thread(target=kill_one, args=(pids, part), daemon=True).start()
+        print(recommend_file(GenerativeRecommender.from_pretrained(model), histories, out, 4, size=8, cluster=cluster.scheduler_address))
+        print(len(pids), 'workers,', sum(p not in client.run(os.getpid).values() for p in pids), 'of them replaced')
+'''
+
+@pytest.mark.slow
+def test_a_cluster_of_four_recommends_the_same_though_a_worker_is_killed(rec, saved, tmp_path):
+    pytest.importorskip('distributed')
+    rng = np.random.default_rng(1)
+    (tmp_path/'o').mkdir()
+    pd.DataFrame(dict(user=range(2000), items=[rng.integers(0, 40, 4).tolist() for _ in range(2000)])).to_parquet(tmp_path/'h.parquet')
+    (tmp_path/'go.py').write_text(FOUR_WORKERS)
+    r = subprocess.run([sys.executable, *map(str, (tmp_path/'go.py', saved, tmp_path/'h.parquet', tmp_path/'o'/'four.json'))], capture_output=True, text=True, timeout=300,
+                       env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])})
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert 'killed' in r.stdout and '4 workers, 1 of them replaced' in r.stdout, r.stdout
+    recommend_file(rec, tmp_path/'h.parquet', tmp_path/'one.json', 4, size=8)
+    assert (tmp_path/'o'/'four.json').read_text() == (tmp_path/'one.json').read_text()

@@ -9,7 +9,7 @@ __all__ = []
 import typer
 from pathlib import Path
 from typing import Annotated
-from ..options import _Device, _device, _flag, _may
+from ..options import _Cluster, _Device, _Jobs, _device, _flag, _may
 from ..terminal import _interruptible, _LOG, _set_up_logging
 
 # %% ../../nbs/94_terminal_grids.ipynb #9bf1f670
@@ -24,9 +24,6 @@ _GridOut = _may(Path, 'Folder for results, cache and report, runs/compare-GRID i
                       'with --report the page.')
 _Report = _may(list[Path], 'Only report on the results of a folder or .jsonl file; once for each, '
                            'they are merged.')
-_Jobs = Annotated[int, typer.Option(
-    min=1, help='Processes on this machine; with several each has one thread.')]
-_Cluster = _may(str, 'Address of a dask scheduler, tcp://HOST:PORT; its workers share the folder.')
 _DryRun = _flag('--dry-run', 'List the trials, what is done, and an estimate.')
 
 # %% ../../nbs/94_terminal_grids.ipynb #88922eab
