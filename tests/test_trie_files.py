@@ -1,5 +1,5 @@
 """Tries built on disk against those built in memory, what a memory limit holds, and what is refused."""
-import os, subprocess, sys
+import json, os, sys
 import numpy as np
 import pytest
 import torch
@@ -53,27 +53,32 @@ def test_pieces_never_exceed_their_size(tmp_path_factory, codes, piece):
 
 # ---- memory -------------------------------------------------------------------------------------------------------
 
-CHILD = """
-import resource, sys, numpy as np
+LIMITED = """
+import resource, numpy as np
 from genrec_nb.trie_files import build_trie_file, ItemTrie
 used = lambda name: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(name))*1024
-tokens = np.load(sys.argv[1], mmap_mode='r')
-build_trie_file(sys.argv[1] + '.small', tokens[:2000], 1027, 10**6)
+tokens = np.load('tokens.npy', mmap_mode='r')
+build_trie_file('small', tokens[:2000], 1027, 10**6)
 ItemTrie.load = classmethod(lambda *a, **k: None)                           # what is mapped at the end is no work
-limit = int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_AS, (used('VmSize') + limit,)*2)
-build_trie_file(sys.argv[1] + '.trie', tokens, 1027, int(sys.argv[3]))
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used('VmSize') + {room}, before[1]))
+try: build_trie_file('trie', tokens, 1027, {memory})
+finally: resource.setrlimit(resource.RLIMIT_AS, before)
 """
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='address space is limited as Linux does it')
-def test_the_limit_holds_in_a_process_that_has_no_more(tmp_path):
+def test_the_limit_holds_in_a_process_that_has_no_more(tmp_path, forks):
     "Four million bytes for a million items; and the check can fail: a limit of 256 MB does not fit into that"
     tokens, _ = table(1_000_000)
     np.save(tmp_path/'tokens.npy', tokens)
-    def run(room, memory): return subprocess.run([sys.executable, '-c', CHILD, tmp_path/'tokens.npy', str(room), str(memory)], capture_output=True, text=True)
-    small = run(6_000_000, 4_000_000)
-    assert not small.returncode, small.stderr[-500:]
-    assert 'MemoryError' in run(6_000_000, 2**28).stderr
+    def run(memory):
+        cell = dict(cell_type='code', id='a', metadata={}, outputs=[], execution_count=None, source=LIMITED.format(room=6_000_000, memory=memory))
+        (tmp_path/'limited.ipynb').write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=5)))
+        return forks.run(tmp_path/'limited.ipynb', store=False, log=tmp_path/'log')[0], (tmp_path/'log').read_text()
+    status, said = run(4_000_000)
+    assert status == 0, said[-500:]
+    status, said = run(2**28)
+    assert status != 0 and 'MemoryError' in said
 
 def test_processes_share_a_loaded_trie(tmp_path):
     "Its pages are the file's, not the process's"
