@@ -109,10 +109,7 @@ def _run(
     """Train and compare: popularity, transitions, SASRec, softmax over vocabulary and children, IGD
     decoding, several identifiers."""
     _set_up_logging()
-    from genrec_nb.core import _check_place, check_keys
     file = source if source and Path(source).suffix in ('.toml', '.json') else None
-    if source and not file: _check_place(source)               # before anything large is imported
-    from genrec_nb.run import load_config, run
     changes = _pairs(change, '--set') | _tokenizer_pairs(tokenizer)
     if identifiers is not None: changes['identifiers'] = identifiers
     if vectors is not None: changes['vectors'] = str(vectors)
@@ -121,14 +118,29 @@ def _run(
     if source and not file: changes['data'] = source
     folder = out or (_newest_run() if resume else None)
     same = resume and not (file or preset) and (folder/'config.toml').is_file()
-    config = load_config(folder/'config.toml' if same else file, changes, quick, preset)
-    check_keys(config.columns, _COLUMN_NAMES, 'columns')
+    file = folder/'config.toml' if same else file
+    _check_before(file, changes, quick, preset, resume, device) # before anything large is imported
+    from genrec_nb.run import load_config, run
+    config = load_config(file, changes, quick, preset)
     folder = folder or _free_folder(Path(config.data).resolve().name + '-quick'*quick)
     with _interruptible(f'`genrec run --resume --out {folder}` continues') as bars:
         metrics = run(config, folder, resume, bars, device=_device(device))
     _show_run(metrics)
     _LOG.info('done in %.1f minutes; see %s, metrics.json, and model/',
               sum(metrics['seconds'].values())/60, folder/'report.html')
+
+def _check_before(file, changes: dict, quick: bool, preset, resume: bool, device) -> None:
+    "Raise `GenrecError` for unknown settings and missing places of a run; without torch"
+    from genrec_nb.core import _check_place, check_keys
+    from genrec_nb.presets import _given_settings, _merge, preset_settings
+    from genrec_nb.setting_names import _check_device, _check_run, _check_there
+    given = _merge(preset_settings(preset) if preset else {}, _given_settings(file, changes))
+    _check_run(given, str(file or ''), quick)
+    check_keys(given.get('columns', {}), _COLUMN_NAMES, 'columns')
+    _check_device(device)
+    if resume: return                                 # `run` says it with the data that have moved
+    _check_place(str(given.get('data', 'ml-100k')))
+    _check_there(given.get('ids'), given.get('vectors'))
 
 # %% ../nbs/95_cli.ipynb #727f072a
 def _show_run(m: dict) -> None: # m: as in metrics.json
@@ -150,10 +162,13 @@ def _describe(
 ):
     "Say what is in a data set, what was read as what, and what decides its figures."
     _set_up_logging()
+    from genrec_nb.core import _check_place
+    _check_place(data)
+    columns = _columns(column)
     from genrec_nb.data_facts import describe_data, plot_data
     from genrec_nb.loaders import load_dataset
     from genrec_nb.report import Page, _preformatted
-    found = load_dataset(data, text=None, **_columns(column))
+    found = load_dataset(data, text=None, **columns)
     lines = [*found.notes, *describe_data(found, encoder='minilm').lines()]
     _print(*map(escape, lines))
     path, page = out or Path('runs')/f'{found.name}-data.html', Page(f'Data: {found.name}')
@@ -184,10 +199,9 @@ def _tokenize(
 ):
     "Give every item of a catalog an identifier, with a report."
     _set_up_logging()
-    from genrec_nb.core import SettingError, read_settings, require
+    from genrec_nb.core import _check_place, SettingError, read_settings, require
     from genrec_nb.presets import preset_settings
-    from genrec_nb.tokenize import tokenize
-    from genrec_nb.tokenizer_config import TokenizerConfig
+    from genrec_nb.setting_names import _check_device, _check_method, _check_there
     given = preset_settings(preset).get('tokenizer', {}) if preset else {}
     require(method or 'method' in given, '--method or a --preset with a tokenizer is needed',
             SettingError)
@@ -195,6 +209,12 @@ def _tokenize(
     for name, value in _tokenizer_pairs(tokenizer).items():
         *_, part, name = name.split('.')
         (given['options'] if part == 'options' else given)[name] = value
+    _check_method(given)
+    _check_place(data)
+    _check_there(vectors)
+    _check_device(device)
+    from genrec_nb.tokenize import tokenize                   # brings torch
+    from genrec_nb.tokenizer_config import TokenizerConfig
     config = read_settings(TokenizerConfig, given)
     with _interruptible('nothing was written') as bars:
         found = tokenize(data, config, out, _columns(column), bars, _device(device), tie_seed,
@@ -235,8 +255,10 @@ def _assign(
 ):
     "Give identifiers to new items without changing old ones."
     _set_up_logging()
-    from genrec_nb.tokenizer import assign_file
+    from genrec_nb.setting_names import _check_there
     columns = {k: v for k, v in _columns(column).items() if k in ('item', 'title')}
+    _check_there(folder, items, index, vectors)
+    from genrec_nb.tokenizer import assign_file               # brings torch
     with _interruptible('nothing was written') as bars:
         bars.stage('assign')
         ids, new, first = assign_file(folder, items, out, index, policy, columns, vectors)
@@ -308,10 +330,15 @@ def _recommend(
     _set_up_logging()
     from dataclasses import replace
     from genrec_nb.core import SettingError, require
+    from genrec_nb.model_folder import _check_folder, _fetched
+    from genrec_nb.setting_names import _check_device, _check_there
     require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
             SettingError)
     require(bool(items) or not vectors, '--vectors are those of new items: give --items FILE, too',
             SettingError)
+    _check_there(histories, items, vectors)
+    _check_device(device)
+    _check_folder(_fetched(folder))
     if not items: _check_titles(folder, history)
     from genrec_nb.recommender import GenerativeRecommender
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
@@ -353,6 +380,11 @@ def _inspect(
     "Show the trie of a table of identifiers and the information gain of its tokens."
     _set_up_logging()
     import numpy as np
+    from genrec_nb.core import _check_place, check_choice
+    from genrec_nb.setting_names import _check_there
+    check_choice(kind, ('global', 'conditional'), '--kind')
+    _check_there(path)
+    if data: _check_place(data)
     from genrec_nb.splits import leave_one_out
     from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
     from genrec_nb.loaders import load_dataset

@@ -42,12 +42,11 @@ def _load(cls: type, folder: str | Path, ids: Identifiers, device): # ready to r
 def _defaults(make: Callable, *without: str) -> dict: # name -> default
     "The settings of a generator, but for those that nobody sets"
     found = inspect.signature(make).parameters.values()
-    without = {*without, 'kwargs'}
     return {p.name: p.default for p in found if p.name not in without}
 
 # %% ../nbs/81_generators.ipynb #c48733b3
-_decoder_sizes = partial(_defaults, ItemDecoderConfig, 'vocab_size', 'first', 'sizes', 'levels',
-                         'n_items')
+_INNER = 'vocab_size', 'first', 'sizes', 'levels', 'n_items', 'ids', 'counts', 'config', 'kwargs'
+_decoder_sizes = partial(_defaults, ItemDecoderConfig, *_INNER)
 BACKBONES['packed'] = _Backbone(item_decoder, partial(_load, ItemDecoder), _decoder_sizes,
                                 dict(epochs=12), dict(softmax='children', prior='trie',
                                                       dropout=.3, scale_embeddings=True))
@@ -59,7 +58,7 @@ _FIXED = ('vocab_size', 'pad_token_id', 'eos_token_id', 'use_cache', 'is_decoder
 def _t5_sizes() -> dict: # name -> default of `T5Config`; `tiger_t5` has smaller ones
     "Settings of TIGER"
     known = _defaults(T5Config, *_FIXED)
-    own = _defaults(tiger_t5, 'ids', 'seed', 'counts', 'config') # max_items, softmax, prior
+    own = _defaults(tiger_t5, 'seed', *_INNER) # max_items, softmax, prior
     return own | {n: v for n, v in known.items() if n in T5Config.__annotations__}
 
 BACKBONES['t5'] = _Backbone(tiger_t5, partial(_load, TigerT5), _t5_sizes,

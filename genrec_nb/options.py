@@ -33,8 +33,8 @@ def _pairs(given: list[str] | None, option: str, prefix: str = '') -> dict: # fu
 # %% ../nbs/94_options.ipynb #cefe9c5b
 def _tokenizer_pairs(given: list[str] | None) -> dict:
     "Settings of a tokenizer: shared ones, and those of its method"
-    from genrec_nb.tokenizer_config import TokenizerConfig
-    shared = TokenizerConfig.__dataclass_fields__
+    from genrec_nb.setting_names import _fields
+    shared = _fields('TokenizerConfig', 'tokenizer_config')     # read from its source, without torch
     return {f'tokenizer.{n}' if n in shared else f'tokenizer.options.{n}': v
             for n, v in _pairs(given, '--tokenizer').items()}
 

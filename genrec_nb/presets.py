@@ -8,7 +8,8 @@ __all__ = ['PRESETS', 'preset_settings', 'preset_table']
 # %% ../nbs/85_presets.ipynb #10c7f182
 import re
 import pandas as pd
-from .core import check_choice, tomllib
+from pathlib import Path
+from .core import _read_spec, check_choice, tomllib
 
 # %% ../nbs/85_presets.ipynb #06ab925f
 PRESETS: dict[str, str] = {} # name -> commented settings of a run, as TOML
@@ -17,6 +18,20 @@ def preset_settings(name: str) -> dict: # nested, as `load_config` takes them
     "The settings of a preset; raises `SettingError` for an unknown name"
     check_choice(name, PRESETS, 'preset')
     return tomllib.loads(PRESETS[name])
+
+# %% ../nbs/85_presets.ipynb #5dbac044
+def _merge(a: dict, b: dict) -> dict:
+    "The settings of `a`, changed by those of `b`"
+    nested = [k for k in a.keys() & b.keys() if isinstance(a[k], dict) and isinstance(b[k], dict)]
+    return {**a, **b, **{k: _merge(a[k], b[k]) for k in nested}}
+
+def _given_settings(path: str | Path | None, overrides: dict | None) -> dict: # nested
+    "The settings of a file (None: none), changed by those of dotted names"
+    given = _read_spec(path) if path else {}
+    for name, value in (overrides or {}).items():
+        for part in reversed(name.split('.')): value = {part: value}
+        given = _merge(given, value)
+    return given
 
 # %% ../nbs/85_presets.ipynb #5e04b43e
 def preset_table(name: str) -> pd.DataFrame: # columns setting, value, source

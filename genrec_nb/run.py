@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BeforeValidator
 from typing import Annotated, Literal
 from .core import (Count, FileError, GenrecError, Natural, SettingError, Share, _Silent,
-                            explain, patch, plain, read_json, read_settings, _flat, _read_spec, require,
+                            explain, patch, plain, read_json, read_settings, _flat, require,
                             settings, versions, whole_folder, write_json, _write_spec)
 from .faults import _alone
 from .data import Dataset
@@ -32,7 +32,7 @@ from .trial import DataConfig, Trial
 from .pipeline import (_K, _default_device, _make_identifiers, _ranked_lists, run_trials,
                                 _Timed, _train_assistant)
 from .baseline_trials import BaselineTrial, read_baselines, _trained_baseline
-from .presets import preset_settings
+from .presets import _given_settings, _merge, preset_settings
 from .pages import _run_page
 
 # %% ../nbs/86_run.ipynb #968b3f07
@@ -75,11 +75,6 @@ _QUICK_T5 = dict(
     train=dict(epochs=2, eval_every=2, samples_per_epoch=8192))
 _QUICK_LLM = dict(train=dict(epochs=1, samples_per_epoch=256, eval_users=32))
 
-def _merge(a: dict, b: dict) -> dict:
-    "The settings of `a`, changed by those of `b`"
-    nested = [k for k in a.keys() & b.keys() if isinstance(a[k], dict) and isinstance(b[k], dict)]
-    return {**a, **b, **{k: _merge(a[k], b[k]) for k in nested}}
-
 def _quick_settings(given: dict) -> dict:
     "Those of a quick run; a tokenizer of other things than texts has no encoder"
     if given.get('backbone') == 'llm': return _QUICK_LLM
@@ -100,10 +95,7 @@ def load_config(
     preset: str | None = None, # published settings, see `PRESETS`; what is given goes before them
 ) -> RunConfig:
     "Read the settings of a run; raises `SettingError` for unknown names and impossible values"
-    given = _read_spec(path) if path else {}
-    for name, value in (overrides or {}).items():
-        for part in reversed(name.split('.')): value = {part: value}
-        given = _merge(given, value)
+    given = _given_settings(path, overrides)
     base = preset_settings(preset) if preset else {}
     given = _merge(_with_quick(base, given) if quick else base, given)
     return read_settings(RunConfig, given, str(path or ''))

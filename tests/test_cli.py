@@ -81,7 +81,9 @@ def test_options_are_settings(seen, tmp_path, monkeypatch):
     assert (config.tokenizer.method, config.tokenizer.levels, config.tokenizer.options) == ('letter', 4, {'clusters': 8})
     assert (folder, resume, how) == (tmp_path/'o', False, {'device': 'cpu'})
 
-def test_a_file_of_settings_and_changes(seen, tmp_path):
+def test_a_file_of_settings_and_changes(seen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'shop').mkdir()
     (tmp_path/'c.toml').write_text('data = "shop"\nalpha = 0.5\n[train]\nlr = 0.1\nepochs = 7\n')
     line('run', tmp_path/'c.toml', '--set', 'train.lr=1e-3')
     assert (seen[0][0].data, seen[0][0].alpha, seen[0][0].train.lr, seen[0][0].train.epochs) == ('shop', .5, 1e-3, 7)

@@ -38,12 +38,16 @@ def _compare(
 ):
     "Run a grid of data x identifiers x weighting x decoding x seed, and compare."
     _set_up_logging()
-    from genrec_nb.core import SettingError, require
-    from genrec_nb.experiments import execution
-    from genrec_nb.experiments.grid import read_grid
-    from genrec_nb.experiments.results import read_results
+    from genrec_nb.core import SettingError, _read_spec, require
+    from genrec_nb.setting_names import _check_device, _check_grid, _check_there
     one = bool(report) != (grid is not None)
     require(one, 'name either the file of a grid, or --report FOLDER', SettingError)
+    _check_there(*(report or ()))
+    _check_device(device)
+    if grid: _check_grid(_read_spec(grid), str(grid))
+    from genrec_nb.experiments import execution                # bring torch
+    from genrec_nb.experiments.grid import read_grid
+    from genrec_nb.experiments.results import read_results
     if report:
         first = report[0] if report[0].is_dir() else report[0].parent
         return _report(read_results(*report), out or first/'report.html')
@@ -89,7 +93,13 @@ def _reproduce(
 ):
     "Run a table of a paper, and set ours beside the published figures."
     _set_up_logging()
-    from genrec_nb.experiments import execution
+    from genrec_nb.core import _check_place, check_choice
+    from genrec_nb.experiments.paper_tables import TABLES
+    from genrec_nb.setting_names import _check_device
+    _check_device(device)
+    if table is not None: check_choice(table, TABLES, 'table')
+    if table is not None and not Path('data', data).exists(): _check_place(data)
+    from genrec_nb.experiments import execution                # bring torch
     from genrec_nb.experiments.reproduce import list_tables, read_table
     from genrec_nb.experiments.results import read_results
     if table is None: return typer.echo(list_tables().to_string())

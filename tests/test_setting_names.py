@@ -1,0 +1,126 @@
+"Names read from the source are those of the classes; errors come before torch."
+import json, subprocess, sys
+from dataclasses import fields
+import pytest
+from hypothesis import given, settings, strategies as st
+from transformers import TrainingArguments
+from genrec_nb.beam_search import DecodeConfig
+from genrec_nb.causal_lm import LMConfig
+from genrec_nb.core import GenrecError, SettingError, read_settings
+from genrec_nb.experiments.grid import Grid, Tune
+from genrec_nb.generators import BACKBONES
+from genrec_nb.rec_config import RecommenderConfig
+from genrec_nb.run import RunConfig
+from genrec_nb.setting_names import _check_grid, _check_run, _fields, _methods, _model_settings
+from genrec_nb.tokenizer_config import TOKENIZERS, TokenizerConfig
+from genrec_nb.train import TrainConfig
+
+CLASSES = [(RunConfig, 'run'), (RecommenderConfig, 'recommender'), (TrainConfig, 'train'), (DecodeConfig, 'rec_config'), (TokenizerConfig, 'run'), (LMConfig, 'causal_lm'),
+           (Grid, 'experiments.grid'), (Tune, 'experiments.grid')]
+
+
+@pytest.mark.parametrize('cls, module', CLASSES, ids=lambda x: getattr(x, '__name__', x))
+def test_the_source_names_the_fields_of_a_class_in_their_order(cls, module):
+    assert [*_fields(cls.__name__, module)] == [f.name for f in fields(cls)]
+
+def test_arguments_of_the_trainer():
+    assert {f.name for f in fields(TrainingArguments) if f.init} <= {*_fields("TrainingArguments", "training_args", "transformers")}
+
+def test_methods_and_their_own_settings():
+    assert [*_methods()] == [*TOKENIZERS]
+    for name, how in TOKENIZERS.items():
+        assert [n for n in _fields(_methods()[name], 'tokenizer_config') if n not in ('d_in', 'levels', 'size')] == [*how.options], name
+
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_settings_of_a_generator(backbone): assert {*_model_settings(backbone)} == {*BACKBONES[backbone].sizes()}
+
+
+# ---- the same line as the class ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('wrong', [
+    dict(alhpa=1), dict(train=dict(lrr=3)), dict(decode=dict(beam=3)), dict(tokenizer=dict(methd='letter')), dict(tokenizer=dict(method='lettr')),
+    dict(tokenizer=dict(options=dict(foo=1))), dict(tokenizer=dict(method='hkmeans', options=dict(leef=1))), dict(model=dict(dmodel=8)),
+    dict(backbone='t5', model=dict(head_ff=2)),
+])
+def test_the_line_is_that_of_the_class(wrong):
+    def line(f):
+        with pytest.raises(SettingError) as e: f()
+        return str(e.value)
+    for where in ('', 'shop.toml'):
+        ours, its = line(lambda: _check_run(wrong, where)), line(lambda: read_settings(RunConfig, wrong, where))
+        assert ours.split(' Known')[0] == its.split(' Known')[0]
+        assert {*ours.split(', ')[2:]} <= {*its.split(', ')} or 'did you' in ours
+
+def test_what_is_right_passes():
+    _check_run(dict(data='x', train=dict(lr=1), tokenizer=dict(method='letter', levels=4, options=dict(clusters=3)), model=dict(d_model=8), trainer=dict(bf16=True, adam_beta2=.9)))
+    _check_run(dict(backbone='llm', model=dict(base='x', r=8)))
+    _check_run(dict(tokenizer=dict(options=dict(balanced=True))), quick=True)                  # of the method of a quick run
+    _check_grid(dict(data='ml-100k', train=dict(lr=.1), decode=dict(beams=5), tune=dict(seeds=[0], values={})), 'g')
+
+@pytest.mark.parametrize('wrong, words', [(dict(trainer=dict(bf61=1)), "did you mean 'bf16'"), (dict(tokenizer=dict(method=3)), 'expected one of letter')])
+def test_other_wrong_names(wrong, words):
+    with pytest.raises(SettingError, match=words): _check_run(wrong)
+
+@pytest.mark.parametrize('wrong', [dict(dta='x'), dict(train=dict(lrr=1)), dict(decode=dict(beam=1)), dict(model=dict(dmodel=1)), dict(tune=dict(sed=1))])
+def test_grids(wrong):
+    with pytest.raises(SettingError, match='^g.toml: .*unknown'): _check_grid(wrong, 'g.toml')
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=4), lambda x: st.lists(x, max_size=2) | st.dictionaries(st.text(max_size=3), x, max_size=2), max_leaves=4)
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.sampled_from(['train', 'decode', 'tokenizer', 'model', 'trainer', 'backbone', 'data']), JSON, max_size=3))
+def test_whatever_is_given_is_right_or_one_of_our_errors(x):
+    try: _check_run(x)
+    except GenrecError as e: assert '\n' not in str(e)
+
+
+# ---- before torch --------------------------------------------------------------------------------------------------
+
+WRONG = [
+    (['run', 'nowhere'], 'no known data set'), (['run', 'shop', '--set', 'train.lrr=3'], "did you mean 'lr'"), (['run', 'shop', '--set', 'alhpa=3'], "did you mean 'alpha'"),
+    (['run', 'shop', '--model', 'foo=1'], 'unknown'), (['run', 'shop', '--trainer', 'foo=1'], 'unknown'), (['run', 'shop', '--tokenizer', 'foo=1'], 'unknown'),
+    (['run', 'shop', '--tokenizer', 'method=foo'], 'expected one of'), (['run', 'shop', '--preset', 'foo'], 'expected one of'), (['run', 'shop', '--device', 'tpu'], 'expected cpu'),
+    (['run', 'no.toml'], 'no such file'), (['run', 'bad.toml'], 'bad.toml: train'), (['run', 'shop', '--vectors', 'no.npy'], 'no.npy'), (['run', 'shop', '--set', 'ids=no.json'], 'no.json'),
+    (['run', 'shop', '--set', 'columns.usr=a'], "did you mean 'user'"), (['tokenize', 'nowhere', '--out', 'o', '--method', 'letter'], 'no known'), (['tokenize', 'shop', '--out', 'o'], '--method'),
+    (['tokenize', 'shop', '--out', 'o', '--method', 'letter', '--tokenizer', 'clustrs=1'], "did you mean 'clusters'"), (['assign', 'nowhere', 'shop', '--out', 'x.json'], 'nowhere: no such'),
+    (['recommend', 'nowhere', '--history', 'x'], 'no saved recommender'), (['recommend', 'shop', '--history', 'x'], 'no saved recommender'), (['recommend', 'shop', '--histories', 'no.csv'], 'no.csv'),
+    (['inspect', 'nowhere'], 'nowhere: no such'), (['inspect', 'shop', '--data', 'nowhere'], 'no known'), (['inspect', 'shop', '--kind', 'foo'], 'expected one of'), (['describe', 'nowhere'], 'no known'),
+    (['compare', 'no.toml'], 'no such file'), (['compare', 'grid.toml'], "did you mean 'weightings'"), (['compare', '--report', 'nowhere'], 'nowhere: no such'), (['compare'], 'either'),
+    (['reproduce', 'foo'], 'expected one of'), (['reproduce', 'igd', '--data', 'nowhere'], 'no known'),
+]
+CODE = '''
+import json, sys
+from typer.testing import CliRunner
+from genrec_nb.cli import app
+from genrec_nb.terminal import _explain_error
+said = []
+for args, _ in json.loads(sys.argv[1]):
+    e = CliRunner().invoke(app, args).exception
+    said.append([_explain_error(e), str(e), [m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules]])
+json.dump(said, open('said.json', 'w'))
+'''
+
+@pytest.fixture(scope='module')
+def said(tmp_path_factory):
+    "What each command says, all in one process that has not imported torch"
+    place = tmp_path_factory.mktemp('early')
+    (place/'shop').mkdir()
+    (place/'bad.toml').write_text('train.lrr = 3')
+    (place/'grid.toml').write_text('data = "ml-100k"\nweighting = ["ce"]')
+    done = subprocess.run([sys.executable, '-c', CODE, json.dumps(WRONG)], cwd=place, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return json.loads((place/'said.json').read_text())
+
+@pytest.mark.parametrize('n', range(len(WRONG)), ids=lambda n: ' '.join(WRONG[n][0]))
+def test_an_error_comes_before_torch(said, n):
+    explained, text, imported = said[n]
+    assert explained and explained[1] == 2 and WRONG[n][1] in explained[0] and not imported, text
+
+def test_help_without_torch():
+    code = '''import sys
+from typer.testing import CliRunner
+from genrec_nb.cli import app
+names = 'run', 'describe', 'tokenize', 'assign', 'recommend', 'inspect', 'compare', 'reproduce'
+assert all(CliRunner().invoke(app, [*n.split(), '--help']).exit_code == 0 for n in ('', *names))
+assert not {'torch', 'transformers', 'sklearn', 'pandas'} & set(sys.modules)'''
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
