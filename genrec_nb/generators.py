@@ -42,10 +42,10 @@ def _load(cls: type, folder: str | Path, ids: Identifiers, device): # ready to r
 def _defaults(make: Callable, *without: str) -> dict: # name -> default
     "The settings of a generator, but for those that nobody sets"
     found = inspect.signature(make).parameters.values()
-    return {p.name: p.default for p in found if p.name not in without}
+    return {p.name: p.default for p in found if p.name not in {*without, 'kwargs'}}
 
 # %% ../nbs/81_generators.ipynb #c48733b3
-_INNER = 'vocab_size', 'first', 'sizes', 'levels', 'n_items', 'ids', 'counts', 'config', 'kwargs'
+_INNER = 'vocab_size', 'first', 'sizes', 'levels', 'n_items', 'ids', 'counts', 'config'
 _decoder_sizes = partial(_defaults, ItemDecoderConfig, *_INNER)
 BACKBONES['packed'] = _Backbone(item_decoder, partial(_load, ItemDecoder), _decoder_sizes,
                                 dict(epochs=12), dict(softmax='children', prior='trie',
