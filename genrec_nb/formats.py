@@ -24,19 +24,26 @@ def _open(path: Path, encoding: str = 'utf-8-sig') -> io.TextIOBase:
 
 # %% ../nbs/11_formats.ipynb #0371041f
 _BROKEN = OSError, EOFError, zlib.error, ValueError, RecursionError, MemoryError, OverflowError
-_BINARY = 'is neither text nor Parquet'
+_PANDAS = dict(feather='feather', arrow='feather', xls='excel', xlsx='excel', ods='excel', orc='orc',
+               h5='hdf', hdf5='hdf', dta='stata', sav='spss', sas7bdat='sas')
+
+def _binary(path: Path) -> str:
+    "That a file is not read, and what reads it"
+    how = _PANDAS.get(path.suffix.lower().lstrip('.'), '..')
+    return (f'{path}: is neither text nor Parquet; if pandas reads it, two lines convert it: '
+            f'df = pandas.read_{how}({path.name!r}); df.to_csv({path.stem + ".csv"!r}, index=False)')
 
 def _decode(path: Path, read) -> tuple: # (what `read` gives, the encoding)
     "Read a file in UTF-8, or in the first encoding that fits; raises `FileError`"
     with explain(f'{path}: not a readable file', *_BROKEN):
         with _open(path, 'latin-1') as f: start = f.read(4096)
         wide = start[:2] in ('ÿþ', 'þÿ')
-        require(wide or '\0' not in start, f'{path}: {_BINARY}', FileError)
+        require(wide or '\0' not in start, _binary(path), FileError)
         for encoding in ['utf-16'] if wide else ['utf-8-sig', 'cp1252', 'latin-1']:
             try:
                 with _open(path, encoding) as f: return read(f), encoding
             except UnicodeDecodeError: continue
-    raise FileError(f'{path}: {_BINARY}')
+    raise FileError(_binary(path))
 
 # %% ../nbs/11_formats.ipynb #ef3f2189
 _STRING = r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*\""""

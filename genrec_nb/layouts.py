@@ -167,7 +167,7 @@ def _split_by_parts(x: Interactions, part: np.ndarray, before: np.ndarray) -> Sp
 
 # %% ../nbs/11_layouts.ipynb #f7ce4b66
 _SKIP = ('.npy', '.npz', '.safetensors', '.pt', '.bin', '.toml', '.log', '.png', '.jpg', '.zip',
-         '.html', '.md', '.py', '.ipynb', '.xlsx', '.pdf', '.tar', '.index.json', '.vocab.json')
+         '.html', '.md', '.py', '.ipynb', '.pdf', '.tar', '.index.json', '.vocab.json')
 
 @dataclass
 class _Seen:

@@ -178,7 +178,7 @@ def test_repeats_are_merged_and_lost_items_counted(tmp_path):
 # ---- what cannot be read -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('files, words', [
-    ({'a.csv': 'x,y\n1,2\n'}, ["a.csv (columns x, y)", '--column', 'read_csv']), ({'a.dat': b'\x00\x01\x02\x00'*20}, ['a.dat', 'neither text nor Parquet']), ({}, ['holds nothing']),
+    ({'a.csv': 'x,y\n1,2\n'}, ["a.csv (columns x, y)", '--column', 'read_csv']), ({'a.dat': b'\x00\x01\x02\x00'*20}, ['a.dat', 'neither text nor Parquet', 'pandas.read_..(']), ({'a.xlsx': b'PK\x03\x04\x00\x00'*20}, ["pandas.read_excel('a.xlsx'); df.to_csv('a.csv', index=False)"]), ({}, ['holds nothing']),
     ({'a.csv': 'user,item,time\nu,"[[1, 2], [3]]",5\n'}, ["column 'item'", 'list of ids']), ({'a.csv': 'user,item,time\n"[1]",2,5\n'}, ["column 'user' holds lists"]),
     ({'a.jsonl': '{"user": "u", "item": [1, 2], "time": [1]}\n'}, ["2 items in 'item' and 1 times"]), ({'a.csv': 'user,item\nu,1\n', 'b.csv': 'user,item\nu,2\n'}, ['a.csv, b.csv', 'name the one']),
     ({'a.jsonl': '{"user": 1, "item": 2}\n{"user": 1, "item": \n'}, ['line 2', 'JSON object or a Python dictionary']), ({'a.csv': 'a:x\ta:y\n1\t2\n'}, ['two columns', "'a'"]),
