@@ -44,7 +44,7 @@ def test_site_is_sound(site):
 
 
 QUESTIONS = {'How do I train on my own CSV?': 'how_do_i', 'What happens when two items get the same codes?': 'how_do_i',
-             'recommend for a user not in the training data': 'how_do_i', 'add new items without training again': 'how_do_i',
+             'recommend for a user not in the training data': 'your_own_data', 'add new items without training again': 'how_do_i',
              'why does constrained decoding need a trie': 'glossary', 'what is the information gain of a token and how is it computed': 'infogain',
              'difference between softmax over children and vocabulary': 'likelihood', 'use my own item embeddings': 'how_do_i',
              'how many beams do I need': 'how_do_i', 'is a difference between two methods significant': 'how_do_i',

@@ -446,7 +446,9 @@ def test_genrec_assign(tmp_path):
     assert list(more)[-2:] == ['n1', 'n2'] and list(more.items())[:-2] == list(old.items())
     made('tree').save(tmp_path/'tree')
     assert 'no quantizer' in genrec('assign', tmp_path/'tree', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
-    assert 'no saved tokenizer' in genrec('assign', tmp_path/'nowhere', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
+    assert 'nowhere: no such file or folder' in genrec('assign', tmp_path/'nowhere', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
+    (tmp_path/'empty').mkdir()
+    assert 'no saved tokenizer' in genrec('assign', tmp_path/'empty', tmp_path/'new.json', '--out', tmp_path/'o.json', ok=False)
     assert not (tmp_path/'o.json').exists()
 
 

@@ -78,7 +78,7 @@ def test_the_limit_holds_in_a_process_that_has_no_more(tmp_path, forks):
     status, said = run(4_000_000)
     assert status == 0, said[-500:]
     status, said = run(2**28)
-    assert status != 0 and 'MemoryError' in said
+    assert status != 0 and ('MemoryError' in said or 'Cannot allocate memory' in said), said[-500:]
 
 def test_processes_share_a_loaded_trie(tmp_path):
     "Its pages are the file's, not the process's"
