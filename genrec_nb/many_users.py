@@ -114,13 +114,14 @@ def _rank_elsewhere(rec, cases: Cases, k: int) -> list[list[int]]: # rec: a fold
     return _rank_some(_loaded(rec) if isinstance(rec, str) else rec, cases, k)
 
 # %% ../nbs/82_many_users.ipynb #b7c1e005
-def _lists(rec, batches: Iterator, k: int, jobs: int, cluster: str | None, beside: Path) -> Iterator[tuple]:
+def _lists(rec, batches: Iterator, k: int, jobs: int, cluster: str | None, beside: Path):
     "(users, unknown items, lists) of each batch in order; a recommender travels as a folder"
     if jobs == 1 and not cluster:
         for users, cases, unknown in batches: yield users, unknown, _rank_some(rec, cases, k)
         return
     with tempfile.TemporaryDirectory(prefix='.model-', dir=beside.parent) as home:
-        given = str(rec.save_pretrained(Path(home)/'model').resolve()) if hasattr(rec, 'save_pretrained') else rec
+        saves, given = hasattr(rec, 'save_pretrained'), rec
+        if saves: given = str(rec.save_pretrained(Path(home)/'model').resolve())
         tasks = (((given, cases, k), (users, unknown)) for users, cases, unknown in batches)
         for note, lists in _in_workers(_rank_elsewhere, tasks, jobs, cluster): yield *note, lists
 
@@ -148,7 +149,8 @@ def recommend_file(
     with whole_file(out) as part:
         writer = (_ParquetLists if form == 'parquet' else _Lines)(part, form, rec.catalog)
         try:
-            for users, unknown, lists in _lists(rec, _batches(path, rec.catalog, size), k, jobs, cluster, out):
+            batches = _batches(path, rec.catalog, size)
+            for users, unknown, lists in _lists(rec, batches, k, jobs, cluster, out):
                 writer.write(users, lists)
                 done['users'] += len(users)
                 done['without'] += sum(not x for x in lists)
