@@ -10,7 +10,6 @@ import sys
 import typer
 from . import __version__
 from pathlib import Path
-from rich.console import Console
 from rich.markup import escape
 from typing import Annotated, Literal
 from .experiments.terminal_grids import _compare, _reproduce
@@ -20,7 +19,7 @@ from .options import (_COLUMN_NAMES, _Cluster, _Column, _Command, _Device, _Jobs
                                _tokenizer_pairs)
 from .terminal import (_decisive_rows, _interruptible, _LOG, _errors, _explanation_rows,
                                 _level_rows, _method_rows,
-                                _position_rows, _print, _set_up_logging, _table, _explain_error)
+                                _position_rows, _print, _Rows, _set_up_logging, _explain_error)
 
 # %% ../nbs/95_cli.ipynb #7b3f0dbc
 def main() -> None:
@@ -147,7 +146,7 @@ def _show_run(m: dict) -> None: # m: as in metrics.json
     "The table of a run"
     from genrec_nb.pages import _seen, _ties
     title = f'{m["data"]}: {m["users"]:,} users, {m["items"]:,} items, seed {m["seed"]}; {_seen(m)}'
-    _print(_table(_method_rows(m), title),
+    _print(_Rows(_method_rows(m), title),
            f'★ saved: best NDCG@10 on the validation users. {m["zero_gain_share"]:.1%} of the '
            'target tokens are zero-gain.', _ties(m))
 
@@ -230,7 +229,7 @@ def _show_tokenizer(f: dict) -> None: # f: as in report.json
     before, after, length = f['before'], f['after'], map(str, sorted(set(f['tokens'])))
     notes = [f'{f["notes"][k]:,} {words}' for k, words in _NOTES.items() if f['notes'].get(k)]
     said = [str(Verdict(**v)) for v in f.get('verdicts', ())]
-    _print(_table(_level_rows(f), f'{f["data"]}: {f["items"]:,} items, {f["method"]}'),
+    _print(_Rows(_level_rows(f), f'{f["data"]}: {f["items"]:,} items, {f["method"]}'),
            f'{" to ".join(length)} tokens an item, vocabulary {f["vocabulary"]:,}; collision rate '
            f'{before["rate"]:.2%} before the policy, {after["rate"]:.2%} after, '
            f'largest group {before["largest"]} and {after["largest"]}',
@@ -265,29 +264,29 @@ def _assign(
     note = ids.notes['appended'][-1]
     rows = [{'id': item, 'title': title[:48], 'identifier': ' '.join(ids.names(first + i))}
             for i, (item, title) in enumerate(zip(new.ids[:8], new.titles))]
-    _print(_table(rows, f'{len(new):,} new items'),
+    _print(_Rows(rows, f'{len(new):,} new items'),
            f'{note["moved"]:,} moved to another last code as their path was taken, '
            f'{note["shared"]:,} share a path; {first:,} old items unchanged')
     _LOG.info('written to %s', out)
 
 # %% ../nbs/95_cli.ipynb #c2c6d073
-def _show_explanation(e, console) -> None: # of one identifier, or of several
+def _show_explanation(e) -> None: # of one identifier, or of several
     "The tokens of each identifier; of several, which one decided"
     several = isinstance(e.parts, dict)
     for name, x in (e.parts if several else {'': e}).items():
         rows = _explanation_rows(x.parts)
-        console.print(_table(rows, f'Explanation: {e.title}' + f', {name}'*several))
-    if several: return console.print(e.summary())
-    console.print(f'score {e.score:.3f}: {sum(p.part for p in e.parts):.3f} in all, {e.settings}')
+        _print(_Rows(rows, f'Explanation: {e.title}' + f', {name}'*several))
+    if several: return _print(escape(e.summary()))
+    _print(f'score {e.score:.3f}: {sum(p.part for p in e.parts):.3f} in all, {e.settings}')
 
 def _show_list(rec, history: list[str], k: int, why: bool) -> None:
     "A ranked list as a table, or why there is none; with the tokens of the first"
-    found, console = rec.recommend(history, k), Console(highlight=False)
+    found = rec.recommend(history, k)
     if not found: return _LOG.warning('nothing to recommend: %s', rec.why_none(history))
     cells = ({'': n, 'title': x.title, 'id': x.id, 'score': f'{x.score:.3f}'}
              for n, x in enumerate(found, 1))
-    console.print(_table(list(cells)))
-    if why: _show_explanation(rec.explain(history, found[0].id), console)
+    _print(_Rows([*cells]))
+    if why: _show_explanation(rec.explain(history, found[0].id))
 
 # %% ../nbs/95_cli.ipynb #9f8dc97b
 def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k: int, **how) -> None:
@@ -401,11 +400,11 @@ def _inspect(
     _print(f'{ids.n_items:,} items, {ids.lengths.min()}–{ids.max_len} tokens, '
            f'vocabulary {ids.vocab_size:,}; {c["distinct"]:,} distinct paths, collision rate '
            f'{c["rate"]:.2%}, {c["groups"]:,} groups, largest {c["largest"]}',
-           _table(_position_rows(trie, gain, counts), f'{kind} information gain, {source}'),
+           _Rows(_position_rows(trie, gain, counts), f'{kind} information gain, {source}'),
            f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens are zero-gain')
     if not top: return
     rows = _decisive_rows(trie, gain, prior, ids, titles, top)
-    _print(_table(rows, 'the most decisive tokens at each position'))
+    _print(_Rows(rows, 'the most decisive tokens at each position'))
 
 # %% ../nbs/95_cli.ipynb #9ff80dbc
 _compare = app.command('compare')(_compare)

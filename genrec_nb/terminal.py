@@ -8,12 +8,15 @@ __all__ = ['Bars']
 # %% ../nbs/94_terminal.ipynb #2b25d492
 import contextlib, errno, logging, os, sys, warnings
 import typer
+from textwrap import wrap
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn,
                            TimeRemainingColumn)
 from rich.table import Table
+from rich.text import Text
 
 # %% ../nbs/94_terminal.ipynb #2dbb02c1
 _LOG = logging.getLogger('genrec_nb')
@@ -92,20 +95,59 @@ def _explain_error(e: BaseException) -> tuple[str, int] | None: # (one line, exi
     return f'{e.filename or ""}: {e.strerror or e}'.strip(': '), 2
 
 # %% ../nbs/94_terminal.ipynb #796ea8ae
-_WORDS = 'method', 'title', 'identifier', 'token' # columns that are aligned on the left
+def _has_words(cells: list[str]) -> bool:
+    "May a column be wrapped? One of figures may not"
+    return any(c.isalpha() for c in ''.join(cells))
 
-def _table(rows: list[dict], title: str = '') -> Table: # rows: column -> text
-    "Rows as a table in the terminal"
-    table = Table(title=escape(title), box=SIMPLE_HEAD, pad_edge=False)
-    for c in rows[0]:
-        table.add_column(escape(c), justify='left' if c in _WORDS else 'right', overflow='fold')
-    for r in rows: table.add_row(*(escape(str(v)) for v in r.values()))
+def _least_width(columns: dict, tight: bool) -> int: # columns: head -> cells
+    "Width of the narrowest table; `tight`: heads and words wrapped, less space between"
+    def least(head, cells):
+        longest = max(map(cell_len, cells), default=0)
+        if not tight: return max(longest, cell_len(head))
+        return max(min(longest, 16) if _has_words(cells) else longest,
+                   *map(cell_len, head.split()), 0)
+    return sum(least(h, c) for h, c in columns.items()) + (len(columns) - 1)*(3 - tight) + 2
+
+# %% ../nbs/94_terminal.ipynb #a41c0f11
+def _as_table(columns: dict, title: str, tight: bool) -> Table:
+    "Rows and columns; heads and words are wrapped, figures are not"
+    table = Table(title=Text(title), box=SIMPLE_HEAD, pad_edge=False,
+                  padding=(0, 1, 0, 0) if tight else (0, 1))
+    for head, cells in columns.items():
+        words = _has_words(cells)
+        least = _least_width({head: cells}, tight) - 2
+        table.add_column(Text('\n'.join(wrap(head, least))), justify='left' if words else 'right', overflow='fold',
+                         no_wrap=not words, width=None if words else least,
+                         min_width=least)
+    for row in zip(*columns.values()): table.add_row(*map(Text, row))
     return table
 
-def _print(*lines) -> None:
+def _as_blocks(columns: dict, title: str) -> str:
+    "A block of lines for each row"
+    width = max(map(cell_len, columns))
+    rows = ([f'{head:<{width}}  {cell}' for head, cell in zip(columns, row)]
+            for row in zip(*columns.values()))
+    return '\n\n'.join([*[title]*bool(title), *map('\n'.join, rows)])
+
+# %% ../nbs/94_terminal.ipynb #a41c0f14
+class _Rows:
+    "Rows that are printed as a table if they fit, otherwise as blocks"
+    def __init__(self, rows: list[dict], title: str = ''): # rows: column -> text
+        self.columns, self.title = {c: [str(r[c]) for r in rows] for c in rows[0]}, title
+    def __rich_console__(self, console, options):
+        fits = [t for t in (False, True) if _least_width(self.columns, t) <= options.max_width]
+        if fits: yield _as_table(self.columns, self.title, fits[0])
+        else: yield Text(_as_blocks(self.columns, self.title) + '\n', overflow='fold')
+
+def _frame_rows(frame) -> list[dict]: # frame: of pandas
+    "Rows of texts, what stands in the index first"
+    named = frame.rename_axis(frame.index.name or 'method').reset_index()
+    return named.astype(object).where(named.notna(), '–').astype(str).to_dict('records')
+
+def _print(*parts) -> None: # texts and tables
     "Results, on the standard output"
-    console = Console(highlight=False, soft_wrap=True)
-    for line in lines: console.print(line)
+    console = Console(highlight=False)
+    for x in parts: console.print(x, soft_wrap=isinstance(x, str))
 
 # %% ../nbs/94_terminal.ipynb #bd0324b8
 def _method_rows(metrics: dict) -> list[dict]:

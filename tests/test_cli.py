@@ -17,15 +17,16 @@ from genrec_nb.tokenizer import load_tokenized
 import genrec_nb.run as run_module
 from genrec_nb.run import load_config
 
+STORED = Path(__file__).parents[1]/'nbs'/'results'
 TINY = ['--tokenizer', 'method=rqkmeans', '--tokenizer', 'encoder=tfidf', '--tokenizer', 'size=6', '--tokenizer', 'levels=2', '--model', 'd_model=16',
         '--model', 'num_heads=2', '--model', 'num_layers=1', '--set', 'train.epochs=1', '--set', 'train.batch_size=16', '--set', 'train.eval_every=1']
 
 
-def invoke(*args): return CliRunner(env={'COLUMNS': '200'}).invoke(app, [str(a) for a in args])
+def invoke(*args, columns=200): return CliRunner(env={'COLUMNS': str(columns)}).invoke(app, [str(a) for a in args])
 
-def prints(*args):
+def prints(*args, **how):
     "What the command prints"
-    r = invoke(*args)
+    r = invoke(*args, **how)
     assert r.exit_code == 0, r.exception or r.output
     return r.stdout
 
@@ -192,6 +193,32 @@ def test_help_imports_nothing_large():
     for name in ('run', 'tokenize', 'assign', 'recommend', 'inspect', 'compare', 'reproduce'): assert invoke(name, '--help').output.count('--') <= 14
 
 
+# ---- any width ----------------------------------------------------------------------------------------------------
+
+TABLES = {
+    'run': lambda out, toy, new: ['run', toy, '--out', new],                # its figures are those of `finished`
+    'tokenize': lambda out, toy, new: ['tokenize', toy, '--method', 'random', '--tokenizer', 'size=8', '--out', new],
+    'assign': lambda out, toy, new: ['assign', out/'tokenizer', toy.parent/'more.json', '--out', new/'t.json'],
+    'recommend': lambda out, toy, new: ['recommend', out, '--history', 'Item 3'],
+    'explain': lambda out, toy, new: ['recommend', out, '--history', 'Item 3', '--explain'],
+    'inspect': lambda out, toy, new: ['inspect', out, '--top', 2],
+    'compare': lambda out, toy, new: ['compare', '--report', STORED/'likelihood-scientific.jsonl', '--out', new/'r.html'],
+    'reproduce': lambda out, toy, new: ['reproduce'],
+    'describe': lambda out, toy, new: ['describe', toy, '--out', new/'d.html'],
+}
+
+@pytest.mark.parametrize('name', TABLES)
+def test_tables_keep_names_and_figures_at_any_width(name, finished, toy, tmp_path, monkeypatch):
+    from genrec_nb.experiments import grid_report
+    from genrec_nb.pages import Page
+    monkeypatch.setattr(run_module, 'run', lambda *a, **k: json.loads((finished[0]/'metrics.json').read_text()))
+    monkeypatch.setattr(grid_report, 'results_page', lambda rows: Page(''))   # its plots take a minute
+    (toy.parent/'more.json').write_text(json.dumps({f'n{i}': dict(title=f'a rather long title of the new thing {i}', description='color 1') for i in range(3)}))
+    def words(n): return {w for w in prints(*TABLES[name](finished[0], toy, tmp_path/f'{n}'), columns=n).split() if '─' not in w}
+    wide = words(300)
+    for n in (80, 60, 40, 30): assert wide <= words(n), n
+
+
 # ---- grids --------------------------------------------------------------------------------------------------------
 
 def test_compare(toy, tmp_path, monkeypatch):
@@ -202,7 +229,7 @@ def test_compare(toy, tmp_path, monkeypatch):
     class Made:
         def save(self, path): calls.append(path); return path
     monkeypatch.setattr(execution, 'run_grid', lambda *a: calls.append(a) or 'rows')
-    monkeypatch.setattr(grid_report, 'summary', lambda rows: f'the {rows}')
+    monkeypatch.setattr(grid_report, '_summary_parts', lambda rows: [f'the {rows}'])
     monkeypatch.setattr(grid_report, 'results_page', lambda rows: Made())
     assert prints('compare', tmp_path/'g.toml', '--out', tmp_path/'o', '--jobs', 2, '--device', 'cpu') == 'the rows\n'
     (grid, out, jobs, cluster, device, _), page = calls

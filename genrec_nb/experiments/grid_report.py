@@ -244,11 +244,20 @@ _BLOCKS = ('Each data set, kind of identifiers and seed is a block. Seeds of one
            'independent data sets: the plot sums up, the tables test.')
 
 # %% ../../nbs/94_grid_report.ipynb #7a7dc041
-def summary(results: Results) -> str: # for the terminal
+def _summary_parts(results: Results) -> list: # of texts and data frames
+    "The main tables between their titles and notes"
+    if not results.record()['ids']: return [sweep_table(results).round(4)]
+    parts = []
+    for b in blocks(results):
+        table = show_comparison(compare_table(b), b.record['metric']).data
+        note = _tie_note(b)
+        parts += [f'{b.data}, {b.ids}', table, _comparison_note(b), *[note]*bool(note), '']
+    return parts[:-1]
+
+def _join_parts(parts: list) -> str:
+    "Texts and tables below each other"
+    return '\n'.join(p if isinstance(p, str) else p.to_string() for p in parts)
+
+def summary(results: Results) -> str: # for a log
     "The main tables as text"
-    if not results.record()['ids']: return sweep_table(results).round(4).to_string()
-    def text(b):
-        table = show_comparison(compare_table(b), b.record['metric']).data.to_string()
-        lines = f'{b.data}, {b.ids}', table, _comparison_note(b), _tie_note(b)
-        return '\n'.join(filter(None, lines))
-    return '\n\n'.join(map(text, blocks(results)))
+    return _join_parts(_summary_parts(results))

@@ -20,7 +20,7 @@ from .results import Block, Results, blocks
 from .grid import Grid
 from .paper_tables import TABLES
 from .tables import _mean_intervals
-from .grid_report import results_page, summary
+from .grid_report import _join_parts, _summary_parts, results_page
 
 # %% ../../nbs/94_reproduce.ipynb #a5b2e3c2
 @dataclass
@@ -183,15 +183,19 @@ def _blocks(table: Table, results: Results) -> list: # of `Block`s
             f'{", ".join(record["weightings"])}', SettingError)
     return blocks(results, record)
 
-def reproduce_text(table: Table, results: Results) -> str: # for the terminal
-    "The table as text, a pure function of the rows"
-    if not table.published and table.name.endswith('sweeps'): return summary(results)
-    parts = []
+def _reproduced_parts(table: Table, results: Results) -> list: # of texts and data frames
+    "The table between its title and its notes, a pure function of the rows"
+    if not table.published and table.name.endswith('sweeps'): return _summary_parts(results)
+    parts = [table.asks, f'Source: {table.source}', '']
     for block in _blocks(table, results):
         found = reproduced(table, block)
-        shown = show_reproduced(found, table, 'ndcg@10').data.to_string()
+        shown = show_reproduced(found, table, 'ndcg@10').data
         parts += [f'{block.data}, {block.ids}', shown, *_reasons(table, found), *block.missing, '']
-    return '\n'.join([table.asks, f'Source: {table.source}', '', *parts]).rstrip()
+    return parts[:-1]
+
+def reproduce_text(table: Table, results: Results) -> str: # for a log
+    "The table as text"
+    return _join_parts(_reproduced_parts(table, results))
 
 def reproduce_page(table: Table, results: Results) -> Page:
     "The report of the grid, with ours beside the published figures in front"

@@ -8,15 +8,21 @@ __all__ = []
 # %% ../../nbs/94_terminal_grids.ipynb #c967efd4
 import typer
 from pathlib import Path
+from rich.markup import escape
 from typing import Annotated
 from ..options import _Cluster, _Device, _Jobs, _device, _flag, _may
-from ..terminal import _interruptible, _LOG, _set_up_logging
+from ..terminal import (_frame_rows, _interruptible, _LOG, _print, _Rows,
+                                _set_up_logging)
 
 # %% ../../nbs/94_terminal_grids.ipynb #9bf1f670
+def _print_parts(parts: list) -> None: # of texts and data frames
+    "Each below the other, tables as wide as the terminal allows"
+    _print(*(escape(p) if isinstance(p, str) else _Rows(_frame_rows(p)) for p in parts))
+
 def _report(results, path: Path) -> None:
     "Print the tables of a grid, write its page"
-    from genrec_nb.experiments.grid_report import results_page, summary
-    typer.echo(summary(results))
+    from genrec_nb.experiments.grid_report import _summary_parts, results_page
+    _print_parts(_summary_parts(results))
     _LOG.info('written to %s', results_page(results).save(path))
 
 # %% ../../nbs/94_terminal_grids.ipynb #d42a8d39
@@ -67,8 +73,8 @@ def _stored_rows(table: str, data: str, folder: Path) -> Path | None: # folder: 
 
 def _report_table(table, results, path: Path) -> None:
     "Print ours beside the published figures, write the page"
-    from genrec_nb.experiments.reproduce import reproduce_page, reproduce_text
-    typer.echo(reproduce_text(table, results))
+    from genrec_nb.experiments.reproduce import _reproduced_parts, reproduce_page
+    _print_parts(_reproduced_parts(table, results))
     _LOG.info('written to %s', reproduce_page(table, results).save(path))
 
 # %% ../../nbs/94_terminal_grids.ipynb #4443eca4
@@ -102,7 +108,7 @@ def _reproduce(
     from genrec_nb.experiments import execution                # bring torch
     from genrec_nb.experiments.reproduce import list_tables, read_table
     from genrec_nb.experiments.results import read_results
-    if table is None: return typer.echo(list_tables().to_string())
+    if table is None: return _print_parts([list_tables()])
     t, name = read_table(table, data), Path(data).name
     out = out or Path('runs')/f'reproduce-{table}-{name}'
     rows, page = _stored_rows(table, data, out), Path('runs')/f'reproduce-{table}-{name}.html'
