@@ -45,6 +45,13 @@ def _weights(w) -> tuple | str:
             'number of 0 or more for each identifier, not all 0', SettingError)
     return tuple(map(float, w))
 
+def _rules_weight(w) -> float | str:
+    "Check the weight of sequential rules: 'fitted', or 0 to 1"
+    number = isinstance(w, (int, float)) and not isinstance(w, bool) and 0 <= w <= 1
+    require(w == 'fitted' or number, f'found {w!r}, expected fitted, or a number of 0 to 1',
+            SettingError)
+    return w if w == 'fitted' else float(w)
+
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 @settings
@@ -57,6 +64,8 @@ class DecodeConfig:
     min_max: Literal['prefix', 'step'] = 'prefix' # which gains are scaled together
     combine: Literal['product', 'mixture'] = 'product' # of several identifiers
     weights: Annotated[tuple | str, BeforeValidator(_weights)] = 'fitted' # or 'equal', or numbers
+    rules_weight: Annotated[float | str, BeforeValidator(_rules_weight)] = 0. # share of sequential
+                                 # rules in the probability, or 'fitted'
     exclude_seen: bool = True # items of the user's history cannot come out
     assistant_weight: Share = 0. # share of an assistant's log-probability (D3), 0 = none
     search: Literal['auto', 'exact', 'beam'] = 'auto' # beam search, or the whole catalog

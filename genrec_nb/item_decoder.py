@@ -91,6 +91,7 @@ class ItemDecoder(_Trained, PreTrainedModel, GenerationMixin):
                                    for l in range(len(c.sizes)))
         if c.prior == 'trie':
             self.register_buffer('counts', torch.zeros(c.n_items, dtype=torch.long))
+        self.rules = None # `SequentialRules`, for an exact ranking that interpolates with them
         self.post_init()
 
     def _init_weights(self, m):

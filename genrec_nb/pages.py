@@ -105,6 +105,9 @@ _DECODER = ('Transitions rank what followed the last two items in training, untr
 _WEIGHTED = 'CE is plain cross-entropy; IGD tuning gives zero-gain tokens the weight {beta:g}.'
 _ASSISTED = (' Rows with an assistant take {assistant_weight:.0%} of each step from a SASRec, as '
              'D3 does; they are not saved.')
+_COUNTED = (' *Rules* counts which items stood near which in a history, untrained; rows with '
+            'sequential rules interpolate probabilities with it, by a weight fitted to validation '
+            'users.')
 _EVERY = [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)]
 
 def _results(page: Page, m: dict, evaluations: list, trainings: dict) -> None:
@@ -117,7 +120,8 @@ def _results(page: Page, m: dict, evaluations: list, trainings: dict) -> None:
                               minutes=f'{sum(m["seconds"].values())/60:.1f}'))
     c = m['config']
     methods = (_DECODER if c['backbone'] == 'packed' else _WEIGHTED).format(**c)
-    note = _NOTE + _ASSISTED*(c['assistant_weight'] > 0)
+    counted = any('sequential rules' in name for name in m['methods'])
+    note = _NOTE + _ASSISTED*(c['assistant_weight'] > 0) + _COUNTED*counted
     page.add('All methods', metrics_table(evaluations),
              metrics_table(evaluations, _EVERY, intervals=False),
              note=note.format(**c, methods=methods, chosen=m['chosen']))

@@ -102,7 +102,13 @@ def _default_device() -> str: # 'cuda' or 'cpu'
     "The best there is"
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
-def _work(trial: Trial, folder) -> Path: return Path(folder)/'work'/trial.key
+def _work(trial: Trial, folder) -> Path:
+    "Where a training lies"
+    return Path(folder)/'work'/getattr(trial, 'training_key', trial.key)
+
+def _lists(trial: Trial, folder) -> Path:
+    "Where its ranked lists lie"
+    return Path(folder)/'work'/trial.key/'ranked'
 
 # %% ../nbs/84_pipeline.ipynb #3a68feee
 def _train_trial(
@@ -150,7 +156,7 @@ def _rank_trial(
     folder: str | Path, # of the run
 ) -> None:
     "Rank validation and test users in every way that is missing; leaves NAME.npz for each"
-    path, before = _work(trial, folder)/'ranked', _prompts(rec)
+    path, before = _lists(trial, folder), _prompts(rec)
     todo = {name: d for name, d in decodings.items() if not _is_ranked(path/f'{name}.npz')}
     if not todo: return
     configs = [replace(trial.recommender.decode, **changes) for changes in todo.values()]
@@ -172,7 +178,7 @@ def _train_assistant(trial: Trial, split: Split, folder) -> SASRec:
 
 def _ranked_lists(trial: Trial, folder, name: str) -> dict: # valid, test: int64 [M, K]
     "What `_rank_trial` left; of a language model also how many prompts were cut"
-    return _read_lists(_work(trial, folder)/'ranked'/f'{name}.npz')
+    return _read_lists(_lists(trial, folder)/f'{name}.npz')
 
 def _read_lists(path: Path) -> dict:
     "Lists from their file; raises `FileError` if it is damaged"

@@ -24,7 +24,9 @@ from .trie import ItemTrie
 from .infogain import information_gain, item_prior
 from .likelihood import _as_trained, _by_count
 from .beam_search import DecodeConfig, _item_share
-from .exact import ExactConfig, fit_weights, _histories
+from .sequential_rules import (RulesConfig, SequentialRules, count_rules, load_rules,
+                                       save_rules, with_new_items)
+from .exact import ExactConfig, fit_rules, fit_weights, _histories, _why_not_exact
 from .search import chosen_search, search_each, search_facts as facts_of_search
 from .rank import rank_each as rank_each_user
 from .train import fit as train_model
@@ -120,9 +122,11 @@ def objective(self: GenerativeRecommender, vectors: np.ndarray | None = None): #
 # %% ../nbs/81_recommender.ipynb #f4f247ee
 @patch
 def exact(self: GenerativeRecommender, decode: DecodeConfig) -> ExactConfig:
-    "How several identifiers are combined: with fitted weights, if there are any"
+    "How identifiers and sequential rules are combined: with fitted weights, if there are any"
     w = self.weights.get(decode.combine) if decode.weights == 'fitted' else decode.weights
-    return ExactConfig(decode.combine, None if w == 'equal' else w)
+    rules = decode.rules_weight
+    if rules == 'fitted': rules = self.weights.get('rules', {}).get(decode.combine, 1.)
+    return ExactConfig(decode.combine, None if w == 'equal' else w, rules)
 
 # %% ../nbs/81_recommender.ipynb #80ffdf10
 @patch
@@ -137,8 +141,10 @@ def rank_each(self: GenerativeRecommender,
     scores = None if assistant is None else assistant.scores(cases).detach()
     def rank(tries, gains, decodes, **how):
         return rank_each_user(self.model, tries, cases, decodes, gains, k, assistant=scores, **how)
-    if not self.several: return rank(self.trie, self.gain, decodes)
-    return [rank(self.tries, self.gains, [d], exact=self.exact(d))[0] for d in decodes]
+    if not self.several and not any(d.rules_weight for d in decodes):
+        return rank(self.trie, self.gain, decodes)
+    tries, gains = (self.tries, self.gains) if self.several else (self.trie, self.gain)
+    return [rank(tries, gains, [d], exact=self.exact(d))[0] for d in decodes]
 
 @patch
 def rank(self: GenerativeRecommender,
@@ -157,7 +163,7 @@ def search_facts(self: GenerativeRecommender,
     users: int = 200, # so many at most
 ) -> dict: # 'search', and more if it can be said
     "Which search ranks, what a beam misses, which share of the lists is proved; no assistant"
-    decode = replace(self.config.decode, assistant_weight=0.)
+    decode = replace(self.config.decode, assistant_weight=0., rules_weight=0.)
     if self.several: return dict(search=chosen_search(self.model, self.trie, decode))
     sample = cases.sample(min(users, len(cases)), self.config.seed)
     history, seen = _histories(self.model, sample)
@@ -203,7 +209,8 @@ def _train(self: GenerativeRecommender, split: Split, vectors, folder, resume: b
     "Train the model; checkpoints are chosen by plain search, without alpha and assistant"
     c, trie = self.config, self.tries if self.several else self.trie
     chosen_search(self.model, self.trie, c.decode) # raises for one that cannot be
-    plain, how = replace(c.decode, alpha=0., assistant_weight=0.), replace(c.train, seed=c.seed)
+    plain = replace(c.decode, alpha=0., assistant_weight=0., rules_weight=0.)
+    how = replace(c.train, seed=c.seed)
     with tempfile.TemporaryDirectory() as scratch:
         self.result = train_model(self.model, split.train, split.valid, trie,
                                   self.objective(vectors), how, folder or scratch, plain, resume,
@@ -211,12 +218,30 @@ def _train(self: GenerativeRecommender, split: Split, vectors, folder, resume: b
     self._place()
     self.model.eval()
     if self.several: self._fit_weights(split.valid)
+    if self.config.backbone == 'packed': self.add_rules(split)
 
 @patch
 def _fit_weights(self: GenerativeRecommender, valid: Cases) -> None:
     "The weights of each combination that are most likely on validation users"
     self.weights = {how: list(fit_weights(self.model, valid, ExactConfig(how)).weights)
                     for how in ('product', 'mixture')}
+
+@patch
+def add_rules(self: GenerativeRecommender,
+    split: Split, # of the same items; pairs of `train` are counted, the weight fitted to `valid`
+    config: RulesConfig = RulesConfig(),
+) -> GenerativeRecommender: # itself, ready for `decode.rules_weight`
+    "Give an item decoder sequential rules, as `fit` does; raises `SettingError` for another model"
+    require(self.config.backbone == 'packed', 'sequential rules need the exact ranking of an item '
+            f'decoder, not {self.config.backbone}: take rules_weight=0', SettingError)
+    counts = count_rules(split.train, config)
+    self.model.rules = SequentialRules(counts, config).to(self.model.device)
+    if _why_not_exact(self.model, self.config.decode): return self    # and it cannot be used
+    ways = [self.exact(replace(self.config.decode, combine=how, rules_weight=0.))
+            for how in ('product', 'mixture')]
+    fitted = {e.combine: fit_rules(self.model, split.valid, e).rules for e in ways}
+    self.weights = self.weights | dict(rules=fitted)
+    return self
 
 # %% ../nbs/81_recommender.ipynb #9a13c6ec
 @patch
@@ -277,6 +302,8 @@ def add_items(self: GenerativeRecommender,
     "Make new items known without training; raises `GenrecError` if they cannot be placed"
     new, old = _new_catalog(items, self.catalog), self.catalog
     ids, n = _longer_ids(self, new, policy, vectors), len(new)
+    rules = getattr(self.model, 'rules', None)
+    if rules is not None: self.model.rules = with_new_items(rules, n)
     both = Catalog(old.ids + new.ids, old.titles + new.titles, old.texts + new.texts)
     _longer_counts(self.model, ids[0], self.counts, count)
     kept = self.weights, self.result, self.figures
@@ -302,7 +329,7 @@ def explain(self: GenerativeRecommender,
 ) -> Explanation | JointExplanation: # one line a token
     "Probability, gain and weight of every token of an item's path, without an assistant model"
     items, target = self.find_items(history), self.find_items([item])[0]
-    decode = replace(self.config.decode, assistant_weight=0., exclude_seen=False)
+    decode = replace(self.config.decode, assistant_weight=0., exclude_seen=False, rules_weight=0.)
     if alpha is not None: decode = replace(decode, alpha=alpha)
     titles, read = self.catalog.titles, items[-self.model.config.max_items:]
     if not self.several:
@@ -333,6 +360,7 @@ def _save_pretrained(self: GenerativeRecommender, folder: Path) -> None:
     tables = [f'index-{i}.json' if i else 'index.json' for i in range(len(self.identifiers))]
     for name, ids in zip(tables, self.identifiers): ids.save(folder/name, self.catalog.ids)
     if self.quantizer is not None: self.quantizer.save(folder/'quantizer')
+    if getattr(self.model, 'rules', None) is not None: save_rules(self.model.rules, folder)
     _write_tensors(folder/'counts.safetensors', dict(counts=torch.as_tensor(self.counts)))
     write_json(folder/'catalog.json', asdict(self.catalog))
     write_json(folder/'config.json', asdict(self.config))
@@ -367,6 +395,7 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     for asked in (config.model, dict(softmax=softmax, prior=prior)):
         holds = _as_trained(asked, model.config, folder)
     config.model |= {k: v for k, v in holds.items() if k in config.model}
+    if (folder/'rules.json').is_file(): model.rules = load_rules(folder, len(catalog)).to(device)
     rec = cls(catalog, ids, counts, model, config, quantizer)
     rec.figures, rec.weights = about.get('figures') or {}, about.get('weights') or {}
     return rec

@@ -29,8 +29,9 @@ from .tokenizer_config import TokenizerConfig, TOKENIZERS
 from .rec_config import RecommenderConfig, _source_names, _sources
 from .recommender import GenerativeRecommender
 from .trial import DataConfig, Trial
+from .beam_search import _rules_weight
 from .pipeline import (_K, _default_device, _make_identifiers, _ranked_lists, run_trials,
-                                _Timed, _train_assistant)
+                                _Timed, _train_assistant, _work)
 from .baseline_trials import BaselineTrial, read_baselines, _trained_baseline
 from .presets import _given_settings, _merge, preset_settings
 from .pages import _run_page
@@ -55,6 +56,8 @@ class RunConfig(RecommenderConfig):
     baselines: dict | list | str = '' # beside popularity and transitions: names, perhaps with settings
     alpha: Share = .2 # strength of IGD-decoding
     assistant_weight: Share = 0. # of a SASRec, in further decodings (D3); 0: none
+    rules_weight: Annotated[float | str, BeforeValidator(_rules_weight)] = 'fitted' # of sequential
+                                 # rules, in further decodings of an item decoder; 0: none
     trainer: dict = field(default_factory=dict) # further `TrainingArguments`: bf16 = true
     identifiers: Annotated[list, BeforeValidator(_sources)] | None = None # None: item, if packed
 
@@ -63,7 +66,7 @@ class RunConfig(RecommenderConfig):
         if self.identifiers is None: self.identifiers = _sources('item' if packed else '')
         super().__post_init__()
         self.baselines = read_baselines(self.baselines)
-        for name in ('alpha', 'assistant_weight'):
+        for name in ('alpha', 'assistant_weight', 'rules_weight'):
             require(not getattr(self.decode, name), f'decode.{name}: the {name} of a run is '
                     f'a setting of its own, {name}', SettingError)
 
@@ -170,19 +173,21 @@ def trials(self: RunConfig, data: Dataset) -> dict: # label -> `Trial`
 
 @patch
 def baseline_trials(self: RunConfig, data: Dataset) -> dict: # name -> `BaselineTrial`
-    "Popularity, transitions, and what else is asked for"
+    "Popularity, transitions, sequential rules, and what else is asked for"
     c, key, out = self.data_config, self.data_config.key(data), self.decode.exclude_seen
-    every = read_baselines('popularity, transitions') | self.baselines
+    every = read_baselines('popularity, transitions, rules') | self.baselines
     return {name: BaselineTrial(c, key, s['kind'], {k: v for k, v in s.items() if k != 'kind'},
                                 self.seed, out, name) for name, s in every.items()}
 
 @patch
 def decodings(self: RunConfig, label: str) -> dict: # name -> changes to a `DecodeConfig`
     "How the model of a training is read"
-    if label in ('SASRec', 'vocabulary'): return {'plain': {}}
+    counted = dict(rules=dict(rules_weight=self.rules_weight))
+    counted = counted if self.rules_weight and self.backbone == 'packed' else {}
+    if label in ('SASRec', 'vocabulary'): return {'plain': {}} | (counted if label == 'SASRec' else {})
     alphas, w = {'plain': {}, 'igd': dict(alpha=self.alpha)}, self.assistant_weight
     more = {f'{n}-assistant': d | dict(assistant_weight=w) for n, d in alphas.items()}
-    return alphas | (more if w else {})
+    return alphas | (more if w else {}) | counted
 
 # %% ../nbs/86_run.ipynb #ddbd404a
 _NAMES = dict(ce='CE', igd='IGD tuning', vocabulary='vocabulary softmax', children='children softmax',
@@ -193,6 +198,7 @@ def _method_name(label: str, decoding: str) -> str:
     igd = decoding.startswith('igd')
     name = _NAMES.get(label, label)
     name += (' + decoding' if label == 'igd' else ' + IGD decoding')*igd
+    name += ' + sequential rules'*(decoding == 'rules')
     return name + ' + assistant'*decoding.endswith('-assistant')
 
 @patch(as_prop=True)
@@ -248,7 +254,7 @@ def baselines(self: _Run, progress=None) -> dict: # name -> (test, valid) int64 
 def evaluated(self: _Run, name: str, test: np.ndarray, valid: np.ndarray, **decoding) -> tuple:
     "The evaluation of a method's lists, and its entry in metrics.json"
     e = evaluate_ranking(test, self.split.test, self.split.train, name=name)
-    d, own = e.to_dict(), dict(alpha=0., assistant_weight=0.) | decoding
+    d, own = e.to_dict(), dict(alpha=0., assistant_weight=0., rules_weight=0.) | decoding
     ndcg = metric_values(_rank_of(valid, self.split.valid.targets), 'ndcg@10').mean()
     return e, {**d['metrics'], 'intervals': d['intervals'], 'valid_ndcg@10': float(ndcg), **own}
 
@@ -278,10 +284,10 @@ def train(self: _Run, jobs: int | None, progress) -> dict: # label -> row
 
 # %% ../nbs/86_run.ipynb #bb411aed
 @patch
-def save(self: _Run, trial: Trial, alpha: float) -> GenerativeRecommender:
+def save(self: _Run, trial: Trial, **decoding) -> GenerativeRecommender:
     "Keep the chosen model and its tokenizer"
-    rec = GenerativeRecommender.from_pretrained(self.folder/'work'/trial.key/'model', self.device)
-    rec.config = replace(rec.config, decode=replace(rec.config.decode, alpha=alpha))
+    rec = GenerativeRecommender.from_pretrained(_work(trial, self.folder)/'model', self.device)
+    rec.config = replace(rec.config, decode=replace(rec.config.decode, **decoding))
     rec.save_pretrained(self.folder/'model')
     for i, key in enumerate(trial.identifier_keys):
         with whole_folder(self.folder/(f'tokenizer-{i}' if i else 'tokenizer'), 'index.json') as part:
@@ -316,10 +322,11 @@ def _curves(work: Path) -> FitResult:
 def finish(self: _Run, found: dict, made: list, rows: dict, seconds: dict) -> dict:
     "Choose by validation (found: from `figures`), save the model, write report and metrics.json"
     methods = {name: entry for name, (_, entry) in found.items()}
-    alone = [m for m in self.config.methods if m != 'SASRec' and not methods[m]['assistant_weight']]
+    alone = [m for m, (label, _) in self.config.methods.items()
+             if label != 'SASRec' and not methods[m]['assistant_weight']]
     chosen = max(alone, key=lambda m: methods[m]['valid_ndcg@10'])
     training, decoding = self.config.methods[chosen]
-    rec = self.save(self.trials[training], methods[chosen]['alpha'])
+    rec = self.save(self.trials[training], **self.config.decodings(training)[decoding])
     lists = _ranked_lists(self.trials[training], self.folder, decoding)
     metrics = self.facts(made, rows) | dict(
         methods=methods, chosen=chosen, seconds=seconds, config=asdict(self.config),
@@ -327,7 +334,7 @@ def finish(self: _Run, found: dict, made: list, rows: dict, seconds: dict) -> di
         zero_gain_share=zero_gain_share(rec.trie, rec.gain, self.split.train.target_counts()),
         search=rec.search_facts(self.split.test),
         prompts={k: int(x) for k, x in lists.items() if k not in ('valid', 'test')} or None)
-    curves = {w: _curves(self.folder/'work'/t.key) for w, t in self.trials.items()}
+    curves = {w: _curves(_work(t, self.folder)) for w, t in self.trials.items()}
     page = _run_page(metrics, [e for e, _ in found.values()], curves, rec, made[0], self.split.test)
     page.save(self.folder/'report.html')
     write_json(self.folder/'metrics.json', metrics)

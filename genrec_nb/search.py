@@ -29,6 +29,13 @@ def _refused(model, trie: ItemTrie, config: DecodeConfig) -> str: # '' if it is 
     same = own.n_nodes == trie.n_nodes and torch.equal(own.token, trie.token)
     return _why_not_exact(model, config) if same else "the trie is not that of the model's items"
 
+# %% ../nbs/53_search.ipynb #5d71065f
+def _why_no_beam(model, config: DecodeConfig) -> str: # '' if a beam will do
+    "Why a beam search cannot follow a model's scores"
+    if isinstance(model, ItemDecoder) and len(model.tries) > 1:
+        return 'a beam search follows one identifier, and the model has several'
+    return 'sequential rules need the scores of all items, a beam has some'*bool(config.rules_weight)
+
 # %% ../nbs/53_search.ipynb #b4923059
 def chosen_search(
     model, # anything that `search_each` takes
@@ -36,15 +43,15 @@ def chosen_search(
     config: DecodeConfig = DecodeConfig(), # its `search` and `memory` count
 ) -> str: # 'exact', 'branch and bound' or 'beam'
     "Which search is used; raises `SettingError` for one that is wanted and cannot be"
-    several = isinstance(model, ItemDecoder) and len(model.tries) > 1
+    why, items = _refused(model, trie, config), isinstance(model, ItemDecoder)
+    no_beam = _why_no_beam(model, config)
     if config.search == 'beam':
-        require(not several, 'a beam search follows one identifier, and the model has several: '
-                "take search='exact'", SettingError)
+        require(not no_beam, f"{no_beam}: take search='exact'", SettingError)
         return 'beam'
-    why = _refused(model, trie, config)
-    items = isinstance(model, ItemDecoder)
-    if several or config.search == 'exact':
-        require(not why, why + (not several)*", or take search='beam'", SettingError)
+    if no_beam or config.search == 'exact':
+        require(items or not config.rules_weight, 'sequential rules need the exact ranking of an '
+                f'item decoder, not a {type(model).__name__}: take rules_weight=0', SettingError)
+        require(not why, why + (not no_beam)*", or take search='beam'", SettingError)
         return 'exact' if items else 'branch and bound'
     return 'exact' if items and not why and _multiplications(model, config) <= _MOST else 'beam'
 

@@ -158,6 +158,7 @@ def config(self: Trial) -> dict:
     r = self.recommender
     rule = dict(kind=type(r.rule).__name__, **asdict(r.rule))
     decode = {k: v for k, v in asdict(r.decode).items() if k != 'alpha'} # one training, many alphas
+    if not r.decode.rules_weight: del decode['rules_weight']
     vectors = _content_digest(self.data.vectors) if self.data.vectors else r.tokenizer.encoder
     return plain(dict(data=self.digest, ids=self.tokenizer, weighting=rule, backbone=r.backbone,
                       model=_by_content(r.model), train=asdict(r.train), decode=decode, gain=r.gain,
@@ -167,6 +168,12 @@ def config(self: Trial) -> dict:
 def key(self: Trial) -> str:
     "The trial's name"
     return digest(self.config)
+
+@patch(as_prop=True)
+def training_key(self: Trial) -> str:
+    "The name of its training, which does not depend on sequential rules"
+    decode = {k: v for k, v in self.config['decode'].items() if k != 'rules_weight'}
+    return digest(self.config | dict(decode=decode))
 
 # %% ../nbs/83_trial.ipynb #ee58f8b9
 def _needs_text(c: TokenizerConfig) -> bool:

@@ -126,6 +126,16 @@ def test_a_new_alpha_needs_no_new_training(finished, toy, tmp_path, monkeypatch)
     assert [list(l['decodings']) for l in lines(folder) if l['kind'] == 'trial'][-4:] == [['0.4']]*4
 
 
+def test_sequential_rules_need_no_new_training(toy, tmp_path, monkeypatch):
+    trained, anew = [], pipeline._train_anew
+    monkeypatch.setattr(pipeline, '_train_anew', lambda trial, *args: (trained.append(trial.label), anew(trial, *args))[1])
+    rows = dict(plain=dict(kind='ce'), counted=dict(kind='ce', decode=dict(rules_weight='fitted')))
+    grid = Grid(**settings(toy, weightings=rows, ids={'a': dict(method='random', size=8)}, seeds=[0], alphas=[0], backbone='packed'))
+    run_grid(grid, tmp_path/'out')
+    found = {r['method']: r for r in trials(tmp_path/'out').values()}
+    lists = [found[m]['decodings']['0']['test']['ranks'] for m in rows]
+    assert len(trained) == 1 and found['plain']['best'] == found['counted']['best'] and lists[0] != lists[1]
+
 def test_figures_do_not_depend_on_the_order_of_trials(finished, toy, tmp_path):
     run_grid(Grid(**settings(toy, seeds=[1], weightings=['igd'])), tmp_path/'o')
     (row,) = trials(tmp_path/'o').values()

@@ -22,7 +22,9 @@ import genrec_nb.tokenize as tokenize_module
 from genrec_nb.tokenize import tokenize
 from genrec_nb.trial import _content_digest
 
-METHODS = ['children softmax', 'children softmax + IGD decoding', 'several identifiers', 'several identifiers + IGD decoding']
+COUNTED = ['popularity', 'transitions', 'rules']
+CHILDREN, SEVERAL = ([name, f'{name} + IGD decoding', f'{name} + sequential rules'] for name in ('children softmax', 'several identifiers'))
+METHODS = CHILDREN + SEVERAL
 TINY = dict(tokenizer=dict(method='rqkmeans', encoder='tfidf', size=6, levels=2), model=dict(d_model=16, num_heads=2, num_layers=1),
             train=dict(epochs=2, batch_size=16, lr=5e-3, eval_every=1), compare=['children'])
 
@@ -33,7 +35,7 @@ def small_config(data, **changes): return read_settings(RunConfig, TINY | dict(d
 def plain_run(metrics, data, folder, resume=False, **changes):
     "A run of cross-entropy alone has the figures of the run with two trainings"
     found = run(small_config(data, identifiers='', **changes), folder, resume, jobs=1)['methods']
-    assert list(found) == ['popularity', 'transitions', *METHODS[:2]] and found == {name: metrics['methods'][name] for name in found}
+    assert list(found) == [*COUNTED, *CHILDREN] and found == {name: metrics['methods'][name] for name in found}
 
 
 def trials_of(config):
@@ -67,7 +69,7 @@ def test_a_run_leaves_what_it_promises(finished):
     data, folder, metrics = finished
     stored = json.loads((folder/'metrics.json').read_text())
     assert stored == json.loads(json.dumps(metrics))
-    assert list(stored['methods']) == ['popularity', 'transitions', *METHODS] and stored['users'] == 77 and stored['skipped_users'] == 3
+    assert list(stored['methods']) == [*COUNTED, *METHODS] and stored['users'] == 77 and stored['skipped_users'] == 3
     for m in stored['methods'].values():
         for x in ('recall', 'ndcg', 'mrr'):
             for k in (1, 5, 10, 20):
@@ -96,6 +98,8 @@ def test_the_metrics_are_those_of_the_stored_lists(finished):
     assert metrics['methods']['several identifiers + IGD decoding']['ndcg@10'] == pytest.approx(by_hand['ndcg@10'])
     rec = GenerativeRecommender.from_pretrained(folder/'work'/trials['several'].key/'model')
     assert (rec.rank(split.test, 20, replace(rec.config.decode, alpha=.2)) == lists).all()
+    by_rules = evaluate_ranking(rec.rank(split.test, 20, replace(rec.config.decode, rules_weight='fitted')), split.test, split.train)
+    assert metrics['methods'][SEVERAL[2]]['ndcg@10'] == pytest.approx(by_rules['ndcg@10']) and rec.exact(replace(rec.config.decode, rules_weight='fitted')).rules > 0
 
 
 def test_an_assistant_and_a_sample_of_users(finished, pages, tmp_path):
@@ -103,8 +107,8 @@ def test_an_assistant_and_a_sample_of_users(finished, pages, tmp_path):
     data, before, _ = finished
     config, out = small_config(data, assistant_weight=.5, users=20), tmp_path/'out'
     got = run(config, out, jobs=1)
-    both = [f'{n} + assistant' for n in METHODS]
-    assert list(got['methods']) == ['popularity', 'transitions', 'assistant', *METHODS[:2], *both[:2], *METHODS[2:], *both[2:]]
+    both = [f'{n} + assistant' for n in METHODS if 'rules' not in n]
+    assert list(got['methods']) == [*COUNTED, 'assistant', *CHILDREN[:2], *both[:2], CHILDREN[2], *SEVERAL[:2], *both[2:], SEVERAL[2]]
     assert got['users'] == 20 and got['chosen'] in METHODS and {n for n, m in got['methods'].items() if m['assistant_weight']} == set(both)
     trials, _, split = trials_of(config)
     (kept,) = (p for p in (out/'work').glob('sasrec-*') if p.is_dir())
@@ -237,7 +241,7 @@ def test_any_weighting_can_be_run(finished, tmp_path, weighting, options):
     _open_run(tmp_path/'new', config, False)
     shutil.copy(tmp_path/'new'/'config.toml', tmp_path/'out'/'config.toml')
     metrics = run(config, tmp_path/'out', resume=True, jobs=1)
-    assert list(metrics['methods']) == ['popularity', 'transitions', *METHODS[:2], *([] if weighting == 'ce' else [weighting, f'{weighting} + IGD decoding'])]
+    assert list(metrics['methods']) == [*COUNTED, *CHILDREN, *([] if weighting == 'ce' else [weighting, f'{weighting} + IGD decoding', f'{weighting} + sequential rules'])]
     assert metrics['methods']['children softmax'] == plain['methods']['children softmax']                   # the same training whatever it is compared with
 
 
@@ -275,7 +279,7 @@ def test_every_row_of_the_table(finished, tmp_path):
     assert rows(backbone='t5', model={}) == ['ce', 'igd'] and rows(beta=.3)[-2] == 'igd'
     c = small_config(data, compare=['SASRec', 'vocabulary'], identifiers=['item', dict(method='random', size=9)], train=TINY['train'] | dict(epochs=1))
     metrics = run(c, tmp_path/'out', jobs=1)
-    assert list(metrics['methods']) == ['popularity', 'transitions', 'SASRec', 'vocabulary softmax', *METHODS[2:]] and metrics['chosen'] != 'SASRec'
+    assert list(metrics['methods']) == [*COUNTED, 'SASRec', 'SASRec + sequential rules', 'vocabulary softmax', *SEVERAL] and 'SASRec' not in metrics['chosen']
     trials, _, split = trials_of(c)
     rec = GenerativeRecommender.from_pretrained(tmp_path/'out'/'work'/trials['SASRec'].key/'model')
     assert rec.ids.kind == 'item' and rec.model.config.head_ff == 0
@@ -326,7 +330,7 @@ def test_failures_are_rows_and_the_others_go_on(finished, tmp_path, monkeypatch)
         return real(trial, *a)
     monkeypatch.setattr(pipeline, '_train_trial', train)
     failed, row = run_trials([(t, config.decodings(n)) for n, t in trials.items()], folder)
-    assert failed['kind'] == 'failure' and failed['error'] == 'children: out of memory' and row['kind'] == 'trial' and set(row['decodings']) == {'plain', 'igd'}
+    assert failed['kind'] == 'failure' and failed['error'] == 'children: out of memory' and row['kind'] == 'trial' and set(row['decodings']) == {'plain', 'igd', 'rules'}
 
 
 @quick
