@@ -18,6 +18,7 @@ from .options import (_COLUMN_NAMES, _Cluster, _Column, _Command, _Device, _Jobs
                                _check_titles, _device, _flag, _may, _pairs, _some,
                                _tokenizer_pairs)
 from .terminal import (_decisive_rows, _interruptible, _LOG, _errors, _explanation_rows,
+                                _label_rows, _prefix_rows,
                                 _level_rows, _method_rows,
                                 _position_rows, _print, _Rows, _set_up_logging, _explain_error)
 
@@ -271,11 +272,15 @@ def _assign(
 
 # %% ../nbs/95_cli.ipynb #c2c6d073
 def _show_explanation(e) -> None: # of one identifier, or of several
-    "The tokens of each identifier; of several, which one decided"
+    "The tokens of each identifier, and what they stand for; of several, which one decided"
     several = isinstance(e.parts, dict)
     for name, x in (e.parts if several else {'': e}).items():
         rows = _explanation_rows(x.parts)
         _print(_Rows(rows, f'Explanation: {e.title}' + f', {name}'*several))
+        labels = x.labels()
+        if len(labels) == 1 and labels[0][1].items == 1:
+            _print(f'{escape(labels[0][0])} stands for this item alone')
+        elif labels: _print(_Rows(_label_rows(labels), 'what the tokens stand for'))
     if several: return _print(escape(e.summary()))
     _print(f'score {e.score:.3f}: {sum(p.part for p in e.parts):.3f} in all, {e.settings}')
 
@@ -348,24 +353,27 @@ def _recommend(
     _show_list(rec, history, k, why)
 
 # %% ../nbs/95_cli.ipynb #526e656a
-def _open_identifiers(path: Path, items) -> tuple: # (Identifiers, counts and titles, or None)
+def _open_identifiers(path: Path, items) -> tuple: # (Identifiers, counts and items, or None)
     "The identifiers of a run, a tokenizer's folder or a table"
     from genrec_nb.core import require
     from genrec_nb.recommender import GenerativeRecommender
     from genrec_nb.tokenizer import _table_ids
     table = path/'index.json' if (path/'tokenizer.json').is_file() else path
-    if not table.is_dir(): return _table_ids(table, items, saved=True), None, items and items.titles
+    if not table.is_dir(): return _table_ids(table, items, saved=True), None, items
     rec = GenerativeRecommender.from_pretrained(path)
     ids, given = rec.catalog.ids, rec.catalog.ids if items is None else items.ids
     require(given == ids, f'--data: its {len(given)} items are not those of the run, '
             f'{len(ids)} from {ids[0]!r} to {ids[-1]!r}')
-    return rec.ids, rec.counts, rec.catalog.titles
+    return rec.ids, rec.counts, rec.catalog
 
 # %% ../nbs/95_cli.ipynb #a7f0b2cb
 _Data = _may(str, 'Data set whose training targets give the items their mass.')
 _Gain = Annotated[str, typer.Option(help="Information gain: 'global' or 'conditional'.")]
 _Top = Annotated[int, typer.Option(min=0, help='Also list so many of the most decisive tokens at '
                                                'each position, with what they stand for.')]
+
+_Prefix = _may(str, "Say what a prefix such as '<a_17> <b_3>' stands for, and its largest "
+                    "continuations; '' for the largest first tokens.")
 
 @app.command('inspect')
 def _inspect(
@@ -375,6 +383,7 @@ def _inspect(
     column: _Column = None,
     kind: _Gain = 'global',
     top: _Top = 0,
+    prefix: _Prefix = None,
 ):
     "Show the trie of a table of identifiers and the information gain of its tokens."
     _set_up_logging()
@@ -384,12 +393,13 @@ def _inspect(
     check_choice(kind, ('global', 'conditional'), '--kind')
     _check_there(path)
     if data: _check_place(data)
+    from genrec_nb.data import Catalog
     from genrec_nb.splits import leave_one_out
     from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
     from genrec_nb.loaders import load_dataset
     from genrec_nb.trie import ItemTrie
     found = load_dataset(data, text=None, **_columns(column)) if data else None
-    ids, counts, titles = _open_identifiers(path, found and found.catalog)
+    ids, counts, items = _open_identifiers(path, found and found.catalog)
     source = f'training targets of {data or "the run"}'
     if found:
         counts = (found.split or leave_one_out(found.interactions)).train.target_counts()
@@ -402,9 +412,13 @@ def _inspect(
            f'{c["rate"]:.2%}, {c["groups"]:,} groups, largest {c["largest"]}',
            _Rows(_position_rows(trie, gain, counts), f'{kind} information gain, {source}'),
            f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens are zero-gain')
-    if not top: return
-    rows = _decisive_rows(trie, gain, prior, ids, titles, top)
-    _print(_Rows(rows, 'the most decisive tokens at each position'))
+    items = items or Catalog.from_ids([f'item {i}' for i in range(ids.n_items)])
+    if top:
+        rows = _decisive_rows(trie, gain, prior, ids, items, top)
+        _print(_Rows(rows, 'the most decisive tokens at each position'))
+    if prefix is not None:
+        rows = _prefix_rows(trie, prior, ids, items, prefix)
+        _print(_Rows(rows, f'{prefix or "the first tokens"} and what it stands for'))
 
 # %% ../nbs/95_cli.ipynb #9ff80dbc
 _compare = app.command('compare')(_compare)

@@ -12,6 +12,7 @@ import pandas as pd
 from dataclasses import dataclass
 from markupsafe import Markup
 from .core import patch
+from .cluster_labels import ClusterLabel
 
 # %% ../nbs/81_explanations.ipynb #09607339
 @dataclass
@@ -43,6 +44,7 @@ class TokenPart:
     gain: float # information gain [nats]
     weight: float # of this step in decoding
     lead: float | None = None # part minus that of another item's token here
+    label: ClusterLabel | None = None # what the prefix that ends here stands for
     @property
     def part(self) -> float: return self.weight*float(np.log(max(self.probability, 1e-38)))
 
@@ -66,16 +68,29 @@ class Explanation:
         return f'α = {self.alpha:g}' + divided*bool(power)
 
 # %% ../nbs/81_explanations.ipynb #11960953
+def _label_columns(p: TokenPart) -> dict:
+    "The label of a token's prefix in columns"
+    if p.label is None: return {}
+    words, typical = ', '.join(p.label.words), '; '.join(p.label.typical)
+    return dict(items=p.label.items, words=words, typical=typical)
+
 @patch
 def to_frame(self: Explanation) -> pd.DataFrame: # a row for each token
     "The explanation as a table"
-    table = pd.DataFrame([vars(p) | dict(part=p.part) for p in self.parts])
-    return table.dropna(axis=1, how='all')
+    rows = [vars(p) | dict(part=p.part, label=None) | _label_columns(p) for p in self.parts]
+    return pd.DataFrame(rows).dropna(axis=1, how='all')
+
+@patch
+def labels(self: Explanation) -> list[tuple[str, ClusterLabel]]: # (token, label of its prefix)
+    "What the tokens stand for, each behind those before it; none for those that tell nothing new"
+    return [(p.token, p.label) for p in self.parts if p.label and not p.label.forced]
 
 @patch
 def __repr__(self: Explanation) -> str:
-    table = self.to_frame().to_string(index=False, float_format='{:.4f}'.format)
-    return f'{self.title}: {self.score:.3f} ({self.settings})\n{table}'
+    table = self.to_frame().drop(columns=['items', 'words', 'typical'], errors='ignore')
+    labels = ''.join(f'\n{token}: {label}' for token, label in self.labels())
+    return (f'{self.title}: {self.score:.3f} ({self.settings})\n'
+            + table.to_string(index=False, float_format='{:.4f}'.format) + labels)
 
 # %% ../nbs/81_explanations.ipynb #cb0f1d6f
 class Strip(Markup):
@@ -112,6 +127,13 @@ def token_strip(
     return Strip(_STRIP.render(tokens=spans))
 
 # %% ../nbs/81_explanations.ipynb #e05fdf49
+_LABELS = _ENV.from_string("""
+{% for token, label in e.labels() %}
+{% if loop.first %}<ul style="margin:.3rem 0;font-size:.9rem">{% endif %}
+<li><b>{{ token }}</b> {{ label }}</li>
+{% if loop.last %}</ul>{% endif %}
+{% endfor %}""".strip())
+
 _TABLE = _ENV.from_string("""
 <table class="explain"><tr>
 <td style="padding-right:.8rem">{{ e.title }}<br><small>{{ head }}</small></td>
@@ -127,7 +149,8 @@ gain {{ '%.3f' % p.gain }}<br>weight {{ '%.2f' % p.weight }}</small></td>
 def _repr_html_(self: Explanation) -> str: # a table of up to 8 tokens, else a strip
     if len(self.parts) > 8: return self.strip()
     parts = zip(self.parts, _shades([p.gain for p in self.parts]))
-    return _TABLE.render(e=self, head=f'score {self.score:.3f}, {self.settings}', parts=parts)
+    head = f'score {self.score:.3f}, {self.settings}'
+    return _TABLE.render(e=self, head=head, parts=parts) + _LABELS.render(e=self)
 
 # %% ../nbs/81_explanations.ipynb #98644281
 _TIP = ('p = {p.probability:.4f}, gain {p.gain:.4f} nats, weight {p.weight:.2f}, '
@@ -140,7 +163,9 @@ def strip(self: Explanation) -> Strip:
     "The item as running text, token by token"
     t, tips = self.to_frame(), [_TIP.format(p=p) for p in self.parts]
     line = token_strip(*t[['token', 'gain']].values.T.tolist(), tips, t.probability.tolist())
-    return Strip(_HEAD.format(self.title, self.score, self.settings) + line + Markup('</div>'))
+    labels = Markup(_LABELS.render(e=self))
+    head = _HEAD.format(self.title, self.score, self.settings)
+    return Strip(head + line + labels + Markup('</div>'))
 
 # %% ../nbs/81_explanations.ipynb #9c67a5b3
 @dataclass
@@ -223,4 +248,5 @@ lead {{ '%+.2f' % p.lead }}</small></td>
 @patch
 def _repr_html_(self: JointExplanation) -> str: # a row of tokens for each identifier
     def shades(e): return zip(e.parts, _shades([p.gain for p in e.parts]))
-    return _JOINT.render(e=self, shades=shades)
+    labels = ''.join(_LABELS.render(e=x) for x in self.parts.values())
+    return _JOINT.render(e=self, shades=shades) + labels

@@ -22,6 +22,7 @@ from .kmeans import load_quantizer
 from .semantic_ids import Identifiers
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
+from .cluster_labels import label_prefixes
 from .likelihood import _as_trained, _by_count
 from .beam_search import DecodeConfig, _item_share
 from .sequential_rules import (RulesConfig, SequentialRules, count_rules, load_rules,
@@ -321,11 +322,30 @@ def path_words(self: GenerativeRecommender, path: np.ndarray) -> list[str]: # in
 
 # %% ../nbs/81_recommender.ipynb #d3ab2d8f
 @patch
+def _label(self: GenerativeRecommender, e: Explanation, n: int, item: int) -> Explanation: # e
+    "Add what each prefix of identifier n of an item stands for"
+    nodes = self.tries[n].item_nodes(torch.tensor([item], device=self.model.device))[0]
+    found = label_prefixes(self.tries[n], nodes[nodes >= 0].tolist(), self.catalog, self.counts)
+    for part, label in zip(e.parts, found): part.label = label
+    return e
+
+@patch
+def _explain_one(self: GenerativeRecommender, read: list, item: int, decode) -> Explanation:
+    "An item's score by the only identifier, after a history"
+    path = torch.as_tensor(self.ids.path(item).astype(np.int64), device=self.model.device)
+    parts = _token_parts(self.path_words(path.cpu().numpy()), path, self.trie, self.gain,
+                         _token_probabilities(self.model, read, path), decode.alpha)
+    share = _item_share(self.model, self.trie, replace(decode, length_penalty=0.))
+    part = 0. if share is None else float(share[item])
+    return Explanation(self.catalog.titles[item], parts, decode.alpha, decode.length_penalty, part)
+
+@patch
 @torch.inference_mode()
 def explain(self: GenerativeRecommender,
     history: list, # item ids or titles, oldest first
     item: str | int, # id or title of the item to explain
     alpha: float | None = None, # None: the configuration's
+    labels: bool = True, # say what each prefix stands for; reads up to 4,000 texts a level
 ) -> Explanation | JointExplanation: # one line a token
     "Probability, gain and weight of every token of an item's path, without an assistant model"
     items, target = self.find_items(history), self.find_items([item])[0]
@@ -333,15 +353,14 @@ def explain(self: GenerativeRecommender,
     if alpha is not None: decode = replace(decode, alpha=alpha)
     titles, read = self.catalog.titles, items[-self.model.config.max_items:]
     if not self.several:
-        path = torch.as_tensor(self.ids.path(target).astype(np.int64), device=self.model.device)
-        parts = _token_parts(self.path_words(path.cpu().numpy()), path, self.trie, self.gain,
-                             _token_probabilities(self.model, read, path), decode.alpha)
-        share = _item_share(self.model, self.trie, replace(decode, length_penalty=0.))
-        part = 0. if share is None else float(share[target])
-        return Explanation(titles[target], parts, decode.alpha, decode.length_penalty, part)
+        e = self._explain_one(read, target, decode)
+        return self._label(e, 0, target) if labels else e
     found = _compare_items(self.model, self.identifiers, read, target, items, titles, self.gains,
                            decode, self.exact(decode))
-    return JointExplanation.compare([self.names[n] for n in found.pop('which')], **found)
+    which = found.pop('which')
+    e = JointExplanation.compare([self.names[n] for n in which], **found)
+    if labels: [self._label(part, n, target) for n, part in zip(which, e.parts.values())]
+    return e
 
 # %% ../nbs/81_recommender.ipynb #30672fba
 @patch

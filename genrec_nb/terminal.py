@@ -183,21 +183,38 @@ def _position_rows(trie, gain, counts) -> list[dict]:
             for t, (above, here) in enumerate(zip(levels, levels[1:]))]
 
 # %% ../nbs/94_terminal.ipynb #9ae63a32
-def _decisive_rows(trie, gain, prior, ids, titles: list | None, top: int) -> list[dict]:
+def _decisive_rows(trie, gain, prior, ids, catalog, top: int) -> list[dict]:
     "The tokens with the largest gain at each position, and the items that they stand for"
+    from genrec_nb.cluster_labels import label_prefixes
     ends, rows = trie.level.tolist(), []
-    for l, (a, b) in enumerate(zip(ends[1:], ends[2:])):
-        for n in (a + gain[a:b].argsort(descending=True, stable=True)[:top]).tolist():
-            below = trie.order[int(trie.row[n]):int(trie.row[n] + trie.count[n])].long()
-            first = below[prior[below].argsort(descending=True, stable=True)[:2]].tolist()
-            rows.append({'position': l + 1, 'prefix': ' '.join(ids.names(first[0])[:l + 1]),
-                         'gain [nats]': f'{float(gain[n]):.3f}', 'items': f'{len(below):,}',
-                         'of targets': f'{float(prior[below].sum()):.2%}',
-                         'stands for': '; '.join(titles[i][:30] if titles else f'item {i}'
-                                                 for i in first)})
+    def best(a, b): return (a + gain[a:b].argsort(descending=True, stable=True)[:top]).tolist()
+    nodes = [(l, n) for l, ab in enumerate(zip(ends[1:], ends[2:]), 1) for n in best(*ab)]
+    labels = label_prefixes(trie, [n for _, n in nodes], catalog, prior.numpy(), 2)
+    for (l, n), label in zip(nodes, labels):
+        below = trie.order[int(trie.row[n]):int(trie.row[n] + trie.count[n])].long()
+        words = ', '.join(label.words[:3]) + ': '*bool(label.words)
+        rows.append({'position': l, 'prefix': ' '.join(ids.names(int(below[0]))[:l]),
+                     'gain [nats]': f'{float(gain[n]):.3f}', 'items': f'{len(below):,}',
+                     'of targets': f'{float(prior[below].sum()):.2%}',
+                     'stands for': words + '; '.join(t[:30] for t in label.typical)})
     return rows
 
 # %% ../nbs/94_terminal.ipynb #3338027a
+def _label_rows(labels: list) -> list[dict]: # (token, `ClusterLabel`) each
+    "What the tokens of an explanation stand for"
+    return [{'token': token, 'items': f'{x.items:,}', 'words': ', '.join(x.words) or '–',
+             'such as': '; '.join(x.typical)} for token, x in labels]
+
+def _prefix_rows(trie, prior, ids, catalog, prefix: str, most: int = 20) -> list[dict]:
+    "A prefix by its name, and its continuations, the largest first"
+    from genrec_nb.cluster_labels import find_prefix, label_prefixes
+    node = find_prefix(trie, ids, prefix)
+    first, end = trie.first[node:node + 2].tolist()
+    below = first + trie.count[first:end].argsort(descending=True, stable=True)[:most]
+    nodes = [node]*bool(node) + below.tolist()
+    names = [prefix]*bool(node) + [f'… {ids.tokens[t]}' for t in trie.token[below].tolist()]
+    return _label_rows(list(zip(names, label_prefixes(trie, nodes, catalog, prior.numpy()))))
+
 def _explanation_rows(parts: list) -> list[dict]:
     "One row a token; in long titles, neighbors without a choice are taken together"
     from itertools import groupby

@@ -123,10 +123,13 @@ def test_a_run_prints_its_table_and_writes_its_settings(finished, seen, tmp_path
 def test_recommend_and_inspect(finished, toy):
     out, _ = finished
     text = prints('recommend', out, '--history', 'Item 3', '--history', 'item 5', '-k', '4', '--explain', '--alpha', .1, '--device', 'cpu')
-    assert text.count('Item ') >= 4 and 'Explanation' in text and ('α = 0.1' in text or 'decided' in text) # of one identifier, or of several
+    assert text.count('Item ') >= 4 and 'Explanation' in text and 'stands for' in text.replace('\n', ' ') and ('α = 0.1' in text or 'decided' in text) # of one identifier, or of several
     assert '40 items' in prints('inspect', out/'tokenizer'/'index.json', '--data', toy) and 'zero-gain' in prints('inspect', out)
     text = prints('inspect', out/'tokenizer'/'index.json', '--data', toy, '--top', 1)
     assert 'most decisive' in text and 'most decisive' not in prints('inspect', out) and 'Item ' in text.split('most decisive')[1]
+    first = GenerativeRecommender.from_pretrained(out).ids.names(3)[0]
+    text = prints('inspect', out, '--prefix', first).split('stands for')[1]
+    assert first in text and 'such as' in text and 'Item ' in text and 'none of the' in line('inspect', out, '--prefix', 'nothing')
     assert 'did you mean' in line('recommend', out, '--history', 'Itm 3') and prints('--version').startswith('genrec_nb ')
 
 def test_mistakes_are_one_line_and_make_no_folder(finished, toy, tmp_path):
@@ -202,6 +205,7 @@ TABLES = {
     'recommend': lambda out, toy, new: ['recommend', out, '--history', 'Item 3'],
     'explain': lambda out, toy, new: ['recommend', out, '--history', 'Item 3', '--explain'],
     'inspect': lambda out, toy, new: ['inspect', out, '--top', 2],
+    'prefix': lambda out, toy, new: ['inspect', out, '--prefix', ''],
     'compare': lambda out, toy, new: ['compare', '--report', STORED/'likelihood-scientific.jsonl', '--out', new/'r.html'],
     'reproduce': lambda out, toy, new: ['reproduce'],
     'describe': lambda out, toy, new: ['describe', toy, '--out', new/'d.html'],

@@ -289,7 +289,9 @@ def test_lists_and_explanations_are_tables(writer):
     found = writer.recommend(DATA.catalog.ids[:3], 4)
     assert found.to_frame().title.tolist() == [x.title for x in found] and found.to_frame().index.tolist() == [1, 2, 3, 4]
     e = writer.explain(DATA.catalog.ids[:3], found[0].id)
-    assert e.to_frame().part.sum() == pytest.approx(found[0].score, abs=1e-3) and '&lt;b&gt;' in writer.explain(DATA.catalog.ids[:3], DATA.catalog.ids[9]).strip()
+    assert e.to_frame().part.sum() == pytest.approx(found[0].score, abs=1e-3) and [x.items for _, x in e.labels()][-1] == 1
+    assert e.labels()[-1][1].typical == [found[0].title] and f'{e.labels()[-1][1]}' in repr(e) and str(e.labels()[0][1]).split(';')[0] in e.strip()
+    assert not writer.explain(DATA.catalog.ids[:3], found[0].id, labels=False).labels() and '&lt;b&gt;' in writer.explain(DATA.catalog.ids[:3], DATA.catalog.ids[9]).strip()
 
 
 # ---- over children ----------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from genrec_nb.experiments.execution import Plan
 from genrec_nb.experiments.grid import Grid, Tune
 from genrec_nb.experiments.reproduce import Table, read_table
 from genrec_nb.experiments.results import Block, Results
+from genrec_nb.cluster_labels import ClusterLabel, find_prefix, label_prefixes
 from genrec_nb.explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
                                     Strip, TokenPart)
 from genrec_nb.generate import TrieProcessor
@@ -117,6 +118,9 @@ def recommender(found: Dataset, split: Split) -> list[Recommendation]:
     rec = GenerativeRecommender.fit(found, config, split)
     top: Recommendations = rec.recommend(['1', '2'], 5)
     why: Explanation | JointExplanation = rec.explain(['1', '2'], '3', .2)
+    node: int = find_prefix(rec.trie, rec.ids, rec.ids.names(0)[0])
+    labels: list[ClusterLabel] = label_prefixes(rec.trie, [node], rec.catalog, rec.counts)
+    assert labels[0].items >= 1
     if isinstance(why, JointExplanation): return [x for x in top if x.title == why.other and why.leads[why.decided] > 0]
     parts: list[TokenPart] = why.parts
     strip: Strip = why.strip()
