@@ -145,11 +145,11 @@ def _check_before(file, changes: dict, quick: bool, preset, resume: bool, device
 # %% ../nbs/95_cli.ipynb #727f072a
 def _show_run(m: dict) -> None: # m: as in metrics.json
     "The table of a run"
-    from genrec_nb.pages import _seen, _ties
+    from genrec_nb.pages import _seen, _ties, _verdicts
     title = f'{m["data"]}: {m["users"]:,} users, {m["items"]:,} items, seed {m["seed"]}; {_seen(m)}'
     _print(_Rows(_method_rows(m), title),
            f'★ saved: best NDCG@10 on the validation users. {m["zero_gain_share"]:.1%} of the '
-           'target tokens are zero-gain.', _ties(m))
+           'target tokens are zero-gain.', _ties(m), *map(escape, _verdicts(m)))
 
 # %% ../nbs/95_cli.ipynb #6f01608d
 _Page = _may(Path, 'Page with two plots, runs/NAME-data.html if none is given.')
@@ -168,7 +168,7 @@ def _describe(
     from genrec_nb.data_facts import describe_data, plot_data
     from genrec_nb.loaders import load_dataset
     from genrec_nb.report import Page, _preformatted
-    found = load_dataset(data, text=None, **columns)
+    found = load_dataset(data, **dict(text=None) | columns)
     lines = [*found.notes, *describe_data(found, encoder='minilm').lines()]
     _print(*map(escape, lines))
     path, page = out or Path('runs')/f'{found.name}-data.html', Page(f'Data: {found.name}')
@@ -229,7 +229,7 @@ def _show_tokenizer(f: dict) -> None: # f: as in report.json
     from genrec_nb.tokenizer_report import Verdict
     before, after, length = f['before'], f['after'], map(str, sorted(set(f['tokens'])))
     notes = [f'{f["notes"][k]:,} {words}' for k, words in _NOTES.items() if f['notes'].get(k)]
-    said = [str(Verdict(**v)) for v in f.get('verdicts', ())]
+    said = [escape(str(Verdict(**v))) for v in f.get('verdicts', ())]
     _print(_Rows(_level_rows(f), f'{f["data"]}: {f["items"]:,} items, {f["method"]}'),
            f'{" to ".join(length)} tokens an item, vocabulary {f["vocabulary"]:,}; collision rate '
            f'{before["rate"]:.2%} before the policy, {after["rate"]:.2%} after, '
@@ -398,7 +398,7 @@ def _inspect(
     from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
     from genrec_nb.loaders import load_dataset
     from genrec_nb.trie import ItemTrie
-    found = load_dataset(data, text=None, **_columns(column)) if data else None
+    found = load_dataset(data, **dict(text=None) | _columns(column)) if data else None
     ids, counts, items = _open_identifiers(path, found and found.catalog)
     source = f'training targets of {data or "the run"}'
     if found:

@@ -56,9 +56,13 @@ class ClusterLabel:
 
     def __str__(self):
         if self.forced: return f'the same {f"{self.items:,} items" if self.items > 1 else "item"}'
-        if self.items == 1: return f'{self.typical[0]} alone'
+        if self.items == 1: return f'{self.examples} alone'
         words = f': {", ".join(self.words)}'*bool(self.words)
-        return f'{self.items:,} items{words}; such as {"; ".join(self.typical)}'
+        return f'{self.items:,} items{words}; such as {self.examples}'
+    @property
+    def examples(self) -> str: # titles of 48 characters at most, equal ones once
+        short = (t if len(t) <= 48 else t[:47].rstrip() + '…' for t in self.typical)
+        return '; '.join(dict.fromkeys(short))
 
 # %% ../nbs/34_cluster_labels.ipynb #e3a66255
 def _telling_words(below: np.ndarray, n: int, other: np.ndarray, m: int, words: np.ndarray,

@@ -71,8 +71,7 @@ class Explanation:
 def _label_columns(p: TokenPart) -> dict:
     "The label of a token's prefix in columns"
     if p.label is None: return {}
-    words, typical = ', '.join(p.label.words), '; '.join(p.label.typical)
-    return dict(items=p.label.items, words=words, typical=typical)
+    return dict(items=p.label.items, words=', '.join(p.label.words), typical=p.label.examples)
 
 @patch
 def to_frame(self: Explanation) -> pd.DataFrame: # a row for each token

@@ -297,10 +297,10 @@ _COLUMNS = 'user', 'item', 'time', 'title', 'text', 'category' # what can be cal
 
 def load_dataset(
     name: str | Path, # 'ml-100k', a folder, or a file of interactions
-    text: bool | None = True, # item texts; None: if every item has one; False: titles are the ids
+    text: bool | str | None = True, # columns of texts, 'A,B'; None: if every item has one; False: none
     ties: str = 'random', # order of a user's interactions at equal times: 'random', 'given', 'item'
     tie_seed: int | None = None, # of the random order; None: 0
-    **columns, # names of columns: user, item ('A,B' of two tables), time, title, text, category
+    **columns, # names of columns: user, item ('A,B' of two tables), time, title, category
 ) -> Dataset:
     "Load a data set by name or from files; raises `MissingTextError` if texts are missing"
     d, how = Path(name), dict(ties=ties, tie_seed=tie_seed)
@@ -311,9 +311,9 @@ def load_dataset(
             return replace(found, notes=[*found.notes, f'without texts: {e}'])
     if str(name) == 'ml-100k': return load_movielens(ties, tie_seed)
     _check_place(name)
-    if d.is_dir() and any(d.glob('*.inter.json')) and not columns:
+    fields = dict(fields=text) if isinstance(text, str) else {}
+    if d.is_dir() and any(d.glob('*.inter.json')) and not columns | fields:
         _check_ties(ties, tie_seed, False, d)
         return load_json(d, text=text)
     names = {k: v for k, v in columns.items() if v is not None or k == 'time'}
-    if 'text' in names: names['fields'] = names.pop('text')
-    return load_files(d, None, text, **names, **how)
+    return load_files(d, None, bool(text), **names, **fields, **how)

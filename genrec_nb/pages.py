@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from dataclasses import replace
+from .data import Catalog
 from .splits import Cases, TieCounts
 from .data_facts import DataFacts
 from .metrics import metrics_table
@@ -19,11 +20,12 @@ from .diagnostics import plot_codebook_use, plot_first_tokens
 from .trie import ItemTrie
 from .beam_search import DecodeConfig
 from .search import chosen_search
+from .cluster_labels import label_prefixes
 from .infogain import (BLUE, ORANGE, information_gain, item_prior, plot_token_gains,
                                 plot_gain_by_position, plot_gain_distribution)
 from .tokenizer import Tokenized
 from .tokenizer_config import TOKENIZERS
-from .tokenizer_report import TokenizerReport
+from .tokenizer_report import TokenizerReport, Verdict, verdict_lines
 from .recommender import GenerativeRecommender
 from .report import Page, _facts, _gain_strips, plot_learning, _preformatted, _user_card
 
@@ -127,6 +129,28 @@ def _results(page: Page, m: dict, evaluations: list, trainings: dict) -> None:
              note=note.format(**c, methods=methods, chosen=m['chosen']))
     page.add('Learning', plot_learning(trainings, m['methods']['popularity']['valid_ndcg@10']))
 
+# %% ../nbs/85_pages.ipynb #b85c0011
+_JUDGED = ('Rules of thumb, judged before the training: use and evenness of the codes, equal vectors, '
+           'collisions before and after the policy, and items whose tokens are trained. Below, the '
+           'largest first tokens, the words that tell their items from the others, and the most '
+           'frequent of these items.')
+
+def _verdicts(m: dict) -> list[str]: # m: as in metrics.json
+    "What is to be said about the identifiers"
+    said = {n: [Verdict(**v) for v in vs] for n, vs in (m.get('verdicts') or {}).items()}
+    return [line for n, vs in said.items() for line in verdict_lines(n, vs)]
+
+# %% ../nbs/85_pages.ipynb #b85c0013
+def _first_codes(trie, ids, catalog: Catalog, counts=None, most: int = 12) -> pd.DataFrame | str:
+    "What the largest first tokens stand for; one sentence where each is a single item"
+    n = trie.count[1:int(trie.level[2])]
+    if int(n.max()) == 1: return 'Every first token stands for one item alone.'
+    nodes = 1 + n.argsort(descending=True, stable=True)[:most]
+    prior = np.ones(len(catalog)) if counts is None else counts
+    labels = label_prefixes(trie, nodes.tolist(), catalog, prior)
+    rows = [{'items': x.items, 'words': ', '.join(x.words), 'such as': x.examples} for x in labels]
+    return pd.DataFrame(rows, [ids.tokens[t] for t in trie.token[nodes].tolist()])
+
 # %% ../nbs/85_pages.ipynb #14174542
 def _sample(n: int, most: int, seed: int) -> np.ndarray: # int64 [min(n, most)]
     "Some of n, by the seed"
@@ -135,6 +159,8 @@ def _sample(n: int, most: int, seed: int) -> np.ndarray: # int64 [min(n, most)]
 def _tokens(page: Page, m: dict, rec: GenerativeRecommender, made: Tokenized) -> None:
     "How the codes are used, and which tokens decide"
     items, counts = _sample(len(rec.catalog), 14, m['seed']), rec.counts
+    page.add('Identifiers', *_verdicts(m), _first_codes(rec.trie, rec.ids, rec.catalog, counts),
+             note=_JUDGED)
     if made.codes is not None and made.quantizer is not None:
         page.add('Codebooks', plot_codebook_use(codebook_report(made.codes, made.quantizer.sizes)))
     if rec.ids.kind == 'titles':
@@ -191,7 +217,7 @@ def _tokenizer_page(
     report: TokenizerReport,
     m: dict, # what report.json holds
     counts: np.ndarray, # int [N] training-target counts
-    titles: list, # of the items
+    catalog: Catalog, # the items
 ) -> Page:
     "The page of a tokenizer"
     ids, use, trie, method = made.ids, report.use, ItemTrie.build(made.ids), report.method
@@ -208,10 +234,11 @@ def _tokenizer_page(
     first = replace(use, counts=use.counts[:4], unexplained=use.unexplained[:4])
     page.add('Use per level', plot_codebook_use(first))
     page.add('The first token', plot_first_tokens({method: ids}))
+    page.add('What the first tokens stand for', _first_codes(trie, ids, catalog, counts))
     page.add('Information gain', plot_gain_by_position(trie, gain, counts))
     history = getattr(made.quantizer, 'history', None)
     if history: page.add('Training', _plot_history(history))
     some = np.sort(_sample(ids.n_items, 14, made.config.seed))
     page.add('Some items', pd.DataFrame({'identifier': [' '.join(ids.names(i)) for i in some]},
-                                        index=[titles[i][:60] for i in some]))
+                                        index=[catalog.titles[i][:60] for i in some]))
     return _how(page, m)

@@ -28,6 +28,7 @@ from .sequential_baselines import SASRecConfig
 from .tokenizer_config import TokenizerConfig, TOKENIZERS
 from .rec_config import RecommenderConfig, _source_names, _sources
 from .recommender import GenerativeRecommender
+from .tokenizer_report import Verdict, verdict_lines
 from .trial import DataConfig, Trial
 from .beam_search import _rules_weight
 from .pipeline import (_K, _default_device, _make_identifiers, _ranked_lists, run_trials,
@@ -295,6 +296,13 @@ def save(self: _Run, trial: Trial, **decoding) -> GenerativeRecommender:
     return rec
 
 @patch
+def verdicts(self: _Run) -> dict: # name of identifiers -> `Verdict`s
+    "Are the identifiers good for a training? Read from what was kept with them"
+    names, kept = _source_names(self.own.sources), self.folder/'identifiers'
+    facts = (read_json(kept/key/'facts.json') for key in self.own.identifier_keys)
+    return {n: [Verdict(**v) for v in f.get('verdicts', ())] for n, f in zip(names, facts)}
+
+@patch
 def facts(self: _Run, made: list, rows: dict) -> dict: # made: `Tokenized`s
     "Data, identifiers and trainings, as metrics.json has them"
     d, ids, c, out = self.data, made[0].ids, self.config, self.config.decode.exclude_seen
@@ -306,6 +314,7 @@ def facts(self: _Run, made: list, rows: dict) -> dict: # made: `Tokenized`s
                 split='files' if self.data.split and c.split == 'auto' else c.split,
                 fingerprint=self.split.fingerprint,
                 fitted_on={n: _fitted_on(m.ids.notes) for n, m in zip(names, made)},
+                verdicts={n: [asdict(v) for v in said] for n, said in self.verdicts().items()},
                 data_facts=asdict(self.about), notes=self.data.notes, seed=c.seed,
                 collisions=collisions,
                 collisions_before=(ids.notes or {}).get('before') or collisions,
@@ -364,6 +373,8 @@ def run(
         except GenrecError:
             if fresh: shutil.rmtree(folder)                # the corrected command may have its name
             raise
+        for name, said in r.verdicts().items():
+            for line in verdict_lines(name, said): _LOG.info('%s', line)
         progress.stage('baselines')
         baselines, rows = r.baselines(progress), r.train(jobs, progress)
         progress.stage('report')

@@ -203,7 +203,7 @@ def _decisive_rows(trie, gain, prior, ids, catalog, top: int) -> list[dict]:
 def _label_rows(labels: list) -> list[dict]: # (token, `ClusterLabel`) each
     "What the tokens of an explanation stand for"
     return [{'token': token, 'items': f'{x.items:,}', 'words': ', '.join(x.words) or '–',
-             'such as': '; '.join(x.typical)} for token, x in labels]
+             'such as': x.examples} for token, x in labels]
 
 def _prefix_rows(trie, prior, ids, catalog, prefix: str, most: int = 20) -> list[dict]:
     "A prefix by its name, and its continuations, the largest first"

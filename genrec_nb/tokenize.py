@@ -34,7 +34,7 @@ def _save_tokenized(
                    fitted_on=_fitted_on(made.ids.notes), **facts)
     def pages(part):
         write_json(part/'report.json', figures)
-        _tokenizer_page(made, report, figures, counts, data.catalog.titles).save(part/'report.html')
+        _tokenizer_page(made, report, figures, counts, data.catalog).save(part/'report.html')
     made.save(folder, pages)
     return figures
 
@@ -57,7 +57,7 @@ def tokenize(
     progress.stage('data')
     about = DataConfig(data, columns, split, None, vectors, tie_seed=tie_seed)
     if _needs_text(config) and not about.serves(config): about.require_text(f'the tokenizer {config.method}')
-    found = load_dataset(data, text=None, tie_seed=tie_seed, **columns)
+    found = load_dataset(data, tie_seed=tie_seed, **dict(text=None) | columns)
     for note in found.notes: _LOG.info('%s', note)
     given = found.split if split == 'auto' else None
     split = given or _SPLITS[split](found.interactions)

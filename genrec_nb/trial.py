@@ -58,7 +58,8 @@ _SPLITS = {'auto': leave_one_out, 'leave-one-out': leave_one_out, 'time': global
 @patch
 def load(self: DataConfig) -> tuple[Dataset, Split]:
     "Data and split; raises `GenrecError` if there is nobody to evaluate or nothing to learn from"
-    data = load_dataset(self.path, None, self.ties, self.tie_seed, **self.columns)
+    how = dict(text=None, ties=self.ties, tie_seed=self.tie_seed)
+    data = load_dataset(self.path, **how | self.columns)
     if self.title_words: data = _without_long_titles(data, self.title_words)
     given = data.split if self.split == 'auto' else None
     split, why = given or _SPLITS[self.split](data.interactions), None

@@ -112,6 +112,8 @@ def test_former_options_are_refused_with_the_new_spelling(args, words): assert w
 def test_a_run_prints_its_table_and_writes_its_settings(finished, seen, tmp_path, monkeypatch):
     out, text = finished
     metrics = json.loads((out/'metrics.json').read_text())
+    said = [v for vs in metrics['verdicts'].values() for v in vs]
+    assert said and any(v['says'] in text for v in said) and all(n in text for n in metrics['verdicts']) and 'stand' in (out/'report.html').read_text()
     assert all(m in text for m in metrics['methods']) and f'★ {metrics["chosen"]}' in text and 'zero-gain' in text
     assert f'{metrics["methods"]["children softmax"]["ndcg@10"]:.4f}'.removeprefix('0') in text
     line('run', out/'config.toml', '--out', tmp_path/'again')

@@ -221,3 +221,15 @@ def test_a_damaged_file_gives_a_result_or_one_line(tmp_path_factory, kind, at, s
     try: load_dataset(folder, text=None)
     except GenrecError as e: assert '\n' not in str(e)
     finally: f.write_bytes(whole)
+
+
+def test_columns_for_the_encoder_are_those_that_are_named(tmp_path):
+    "In Python, in a run's settings, and on the command line"
+    from genrec_nb.trial import DataConfig
+    rows = dict(item=range(4), title=list('ABCD'), maker=['x', 'y', 'z', 'w'], description=[f'long {i}' for i in range(4)])
+    pd.DataFrame(rows).to_csv(tmp_path/'items.csv', index=False)
+    pd.DataFrame([(u, i, t) for u in range(4) for t, i in enumerate(range(4))], columns=['user', 'item', 'time']).to_csv(tmp_path/'interactions.csv', index=False)
+    named = ['A. x', 'B. y', 'C. z', 'D. w']
+    assert load_dataset(tmp_path, text='maker').catalog.texts == named != load_dataset(tmp_path).catalog.texts
+    assert DataConfig(str(tmp_path), dict(text='maker')).load()[0].catalog.texts == named
+    with pytest.raises(GenrecError, match="no column 'makr'"): load_dataset(tmp_path, text='makr')

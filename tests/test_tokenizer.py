@@ -19,8 +19,7 @@ from genrec_nb.recommender import RecommenderConfig
 import genrec_nb.tokenize as tokenize_module
 from genrec_nb.tokenizer import _collaborative_embeddings, load_tokenized, tokenize_items
 from genrec_nb.tokenizer_config import _default_size, TokenizerConfig, TOKENIZERS
-from genrec_nb.kmeans import codebook_report
-from genrec_nb.tokenizer_report import TokenizerReport, Verdict, compare_reports
+from genrec_nb.tokenizer_report import compare_reports
 
 N, CODED = 60, [m for m, how in TOKENIZERS.items() if 'text' in how.needs]
 NET = dict(steps=60, batch=32, hidden=[16])
@@ -527,29 +526,3 @@ def test_letter_with_collaboration_as_input_behaves_as_any_other(tmp_path):
     more, same = t.assign(X[:7] + .1), again.assign(X[:7] + .1)               # new items have no collaborative vector
     assert more == same and more.n_items == N + 7
     assert all((more.path(i) == t.ids.path(i)).all() for i in range(N))
-
-
-def judged(codes, size, rate_after=0.):
-    "Grades of the verdicts on codes [N, L]: use, evenness, collisions before, after"
-    use = codebook_report(codes, [size]*codes.shape[1])
-    collisions = dict(rate=use.collision_rate, largest=int(np.unique(codes, axis=0, return_counts=True)[1].max()))
-    report = TokenizerReport('rqkmeans', use, collisions, dict(rate=rate_after, largest=1), [], [], (2, 2), 99, {})
-    return [v.grade for v in report.verdicts()]
-
-
-def test_verdicts_of_planted_codes():
-    "All codes alike; one level of two dead; half of them; and no better than 8 items can do in a codebook of 256"
-    grid = np.stack(np.divmod(np.arange(64), 8), 1)
-    assert judged(grid, 8) == ['good']*4 and judged(grid[:8], 256)[2:] == ['good', 'good']
-    assert judged(np.stack([np.arange(8), np.arange(8)], 1), 256) == ['good']*4
-    assert judged(np.zeros((64, 2), int), 8) == ['collapsed']*3 + ['good']
-    assert judged(np.stack([grid[:, 0], 0*grid[:, 1]], 1), 8)[:2] == ['collapsed']*2         # the worst level counts
-    assert judged(np.stack([grid[:, 0], grid[:, 1] % 6], 1), 8)[:3] == ['doubtful', 'good', 'doubtful']
-    assert judged(grid, 8, .01)[3] == 'doubtful' and judged(grid, 8, .2)[3] == 'collapsed'
-
-
-def test_verdicts_are_written_with_their_help(all_made):
-    report = all_made['rqkmeans'].report()
-    assert [Verdict(**v) for v in json.loads(json.dumps(report.to_dict()))['verdicts']] == report.verdicts()
-    assert all(str(v) in repr(report) and (v.grade == 'good') == (v.helps == '') for v in report.verdicts())
-    assert len(all_made['title'].report().verdicts()) == 2                                    # no codes: collisions alone
