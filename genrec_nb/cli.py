@@ -106,8 +106,8 @@ def _run(
     trainer: _Trainer = None,
     device: _Device = None,
 ):
-    """Train and compare: popularity, transitions, SASRec, softmax over vocabulary and children, IGD
-    decoding, several identifiers."""
+    """Train and compare: popularity, transitions, sequential rules, SASRec, softmax over vocabulary
+    and children, IGD decoding, several identifiers."""
     _set_up_logging()
     file = source if source and Path(source).suffix in ('.toml', '.json') else None
     changes = _pairs(change, '--set') | _tokenizer_pairs(tokenizer)
@@ -291,7 +291,10 @@ def _show_list(rec, history: list[str], k: int, why: bool) -> None:
     cells = ({'': n, 'title': x.title, 'id': x.id, 'score': f'{x.score:.3f}'}
              for n, x in enumerate(found, 1))
     _print(_Rows([*cells]))
-    if why: _show_explanation(rec.explain(history, found[0].id))
+    if not why: return
+    _show_explanation(rec.explain(history, found[0].id))
+    counted = rec.explain_rules(history, found[0].id)
+    if counted: _print(str(counted))
 
 # %% ../nbs/95_cli.ipynb #9f8dc97b
 def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k: int, **how) -> None:

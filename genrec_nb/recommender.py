@@ -27,13 +27,15 @@ from .likelihood import _as_trained, _by_count
 from .beam_search import DecodeConfig, _item_share
 from .sequential_rules import (RulesConfig, SequentialRules, count_rules, load_rules,
                                        save_rules, with_new_items)
-from .exact import ExactConfig, fit_rules, fit_weights, _histories, _why_not_exact
+from .exact import (ExactConfig, exact_scores, fit_rules, fit_weights, _histories, _joint,
+                             _why_not_exact)
 from .search import chosen_search, search_each, search_facts as facts_of_search
 from .rank import rank_each as rank_each_user
 from .train import fit as train_model
 from .tokenizer import Tokenized, _given_identifiers, tokenize_items
 from .added_items import _longer_counts, _longer_ids, _new_catalog
-from .explanations import Explanation, JointExplanation, Recommendation, Recommendations
+from .explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
+                                    RulesExplanation)
 from .path_scores import (_compare_items, _path_words, _token_parts,
                                     _token_probabilities)
 from .generators import BACKBONES, _check_base, _make_model
@@ -361,6 +363,31 @@ def explain(self: GenerativeRecommender,
     e = JointExplanation.compare([self.names[n] for n in which], **found)
     if labels: [self._label(part, n, target) for n, part in zip(which, e.parts.values())]
     return e
+
+# %% ../nbs/81_recommender.ipynb #27bd9bf2
+@patch
+@torch.inference_mode()
+def explain_rules(self: GenerativeRecommender,
+    history: list, # item ids or titles, oldest first
+    item: str | int, # id or title of the item to explain
+    decode: DecodeConfig | None = None, # None: the configuration's
+) -> RulesExplanation | None: # None: rules have no share in the score
+    "What sequential rules add to an item's probability, and which items of the history"
+    decode, items = decode or self.config.decode, self.find_items(history)
+    exact, target = self.exact(decode), self.find_items([item])[0]
+    if not exact.rules: return None
+    seen = torch.tensor([items], device=self.model.device)
+    read = seen[:, -self.model.config.max_items:]
+    plain = replace(decode, alpha=0., assistant_weight=0., exclude_seen=False)
+    part, = exact_scores(self.model, read, plain)
+    own = _joint(self.model, part, read, replace(exact, rules=0.)).log_softmax(1)[0, target].exp()
+    shares, counted = self.model.rules.shares(seen[0], target), self.model.rules(seen)[0]
+    votes = [(self.catalog.titles[i], s/float(shares.sum()))
+             for i, s in zip(items[-len(shares):], shares.tolist()) if s > 0]
+    votes.sort(key=lambda v: -v[1])
+    weight = exact.rules*bool(counted.sum() > 0)
+    return RulesExplanation(self.catalog.titles[target], weight, float(own),
+                            float(counted[target]), votes)
 
 # %% ../nbs/81_recommender.ipynb #30672fba
 @patch

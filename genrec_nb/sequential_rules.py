@@ -52,8 +52,8 @@ class SequentialRules(nn.Module):
             a = torch.from_numpy(np.asarray(a, np.float32 if name == 'count' else np.int64))
             self.register_buffer(name, a, persistent=False)
     def extra_repr(self): return f'{self.n_items:,} items, {len(self.item):,} pairs; {self.settings}'
-    def forward(self, history: Tensor) -> Tensor: # int64 [B, H], -1: none -> float [B, N]
-        "Rows sum to 1, or to 0 where no rule is known"
+    def votes(self, history: Tensor) -> Tensor: # int64 [B, H], -1: none -> float [B, N]
+        "The weighted counts, not yet divided by their sum"
         last, n = history[:, -self.settings.last:], self.n_items
         weight = self.settings.decay**torch.arange(last.shape[1], device=last.device).flip(0)
         a = last.clamp(min=0)
@@ -63,8 +63,17 @@ class SequentialRules(nn.Module):
         row = torch.arange(len(last), device=a.device).repeat_interleave(many.view(last.shape).sum(1))
         value = self.count[rule]*weight.expand(last.shape).flatten().repeat_interleave(many)
         out = value.new_zeros(len(last)*n).index_add_(0, row*n + self.item[rule], value)
-        out = out.view(-1, n)
+        return out.view(-1, n)
+    def forward(self, history: Tensor) -> Tensor: # int64 [B, H], -1: none -> float [B, N]
+        "Rows sum to 1, or to 0 where no rule is known"
+        out = self.votes(history)
         return out/out.sum(1, keepdim=True).clamp(min=1e-30)
+    def shares(self, history: Tensor, item: int) -> Tensor: # int64 [H] -> float [min(H, last)]
+        "What each of the last items of a history adds to the probability of an item"
+        last = history[-self.settings.last:]
+        weight = self.settings.decay**torch.arange(len(last), device=last.device).flip(0)
+        votes = self.votes(last[:, None])*weight[:, None]
+        return votes[:, item]/votes.sum().clamp(min=1e-30)
 
 # %% ../nbs/43_sequential_rules.ipynb #3f2f4795
 def with_new_items(rules: SequentialRules, n: int) -> SequentialRules: # n: new items

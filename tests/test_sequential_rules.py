@@ -1,5 +1,4 @@
 """Sequential rules: against counting by hand, their interpolation against brute force and a grid, files, and every way to them."""
-import warnings
 from dataclasses import replace
 import numpy as np
 import pytest
@@ -7,15 +6,18 @@ import torch
 from hypothesis import given, strategies as st
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import FileError, GenrecError, SettingError
-from genrec_nb.data import Interactions
+from genrec_nb.data import Catalog, Interactions
 from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_rules, item_nats
+from genrec_nb.loaders import load_dataset
 from genrec_nb.rankers import RulesRanker, load_ranker, save_ranker, _count_sequential_rules
-from genrec_nb.search import chosen_search, search_each
+from genrec_nb.rec_config import RecommenderConfig
+from genrec_nb.recommender import GenerativeRecommender
+from genrec_nb.search import chosen_search
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.sequential_rules import (RulesConfig, SequentialRules, count_rules, fit_interpolation, interpolate, load_rules,
                                         save_rules, with_new_items)
 from genrec_nb.splits import Cases, leave_one_out
-from oracles import few, packed, t5
+from oracles import few, packed, small_data, t5
 
 histories = st.lists(st.lists(st.integers(0, 5), max_size=8), min_size=1, max_size=6).filter(lambda h: any(h))
 configs = st.builds(RulesConfig, window=st.integers(1, 9), backward=st.sampled_from([0., .3, 1.]), decay=st.sampled_from([0., .5, 1.]),
@@ -145,3 +147,21 @@ def test_refusals():
     with pytest.raises(SettingError, match='item decoder'): chosen_search(other, None, rules)
     for wrong in ('some', -1, 2, True):
         with pytest.raises(SettingError, match='fitted'): DecodeConfig(rules_weight=wrong)
+
+def test_shares_of_the_history_add_up():
+    rules, history = SequentialRules(count_rules(interactions([[0, 1, 2, 3], [3, 2, 0], [1, 2]]))), torch.tensor([3, 0, 1])
+    for item in range(6): torch.testing.assert_close(rules.shares(history, item).sum(), rules(history[None])[0, item])
+
+def test_the_explanation_is_the_score(tmp_path):
+    data = load_dataset(small_data(tmp_path/'shop'))
+    config = RecommenderConfig(tokenizer=dict(method='rqkmeans', encoder='tfidf', levels=2, size=5), identifiers=['item'], model=dict(d_model=8, num_heads=2, num_layers=1),
+                               train=dict(epochs=1, eval_every=1), decode=dict(rules_weight=.4))
+    rec = GenerativeRecommender.fit(data, config)
+    history = data.catalog.ids[:3]
+    for r in rec.recommend(history, 3):
+        e = rec.explain_rules(history, r.id)
+        assert e.probability == pytest.approx(np.exp(r.score), rel=1e-4) and e.weight == .4
+        assert not e.votes or sum(share for _, share in e.votes) == pytest.approx(1)
+    assert rec.explain_rules(history, r.id, DecodeConfig()) is None
+    rec.add_items(Catalog(["new"], ["a new one"], ["color 1 shape 1 size 1"]))
+    assert rec.model.rules.n_items == len(rec.catalog) and len(rec.recommend(history, 3)) == 3
