@@ -110,12 +110,10 @@ def _run(
     and children, IGD decoding, several identifiers."""
     _set_up_logging()
     file = source if source and Path(source).suffix in ('.toml', '.json') else None
-    changes = _pairs(change, '--set') | _tokenizer_pairs(tokenizer)
-    if identifiers is not None: changes['identifiers'] = identifiers
-    if vectors is not None: changes['vectors'] = str(vectors)
-    if baselines is not None: changes['baselines'] = baselines
-    changes |= _pairs(model, '--model', 'model.') | _pairs(trainer, '--trainer', 'trainer.')
-    if source and not file: changes['data'] = source
+    pairs = [_pairs(change, '--set'), _tokenizer_pairs(tokenizer),
+             _pairs(model, '--model', 'model.'), _pairs(trainer, '--trainer', 'trainer.')]
+    changes = _changes(pairs, data=None if file else source, identifiers=identifiers,
+                       vectors=vectors and str(vectors), baselines=baselines)
     folder = out or (_newest_run() if resume else None)
     same = resume and not (file or preset) and (folder/'config.toml').is_file()
     file = folder/'config.toml' if same else file
@@ -129,8 +127,13 @@ def _run(
     _LOG.info('done in %.1f minutes; see %s, metrics.json, and model/',
               sum(metrics['seconds'].values())/60, folder/'report.html')
 
+def _changes(pairs: list[dict], **own) -> dict: # own: options of one setting, None if not given
+    "The changes to settings, by their dotted names"
+    given = {k: v for k, v in own.items() if v is not None}
+    return {k: v for p in [*pairs, given] for k, v in p.items()}
+
 def _check_before(file, changes: dict, quick: bool, preset, resume: bool, device) -> None:
-    "Raise `GenrecError` for unknown settings and missing places of a run; without torch"
+    "Raise `GenrecError` for wrong settings and missing places of a run; without torch"
     from genrec_nb.core import _check_place, check_keys
     from genrec_nb.presets import _given_settings, _merge, preset_settings
     from genrec_nb.setting_names import _check_device, _check_run, _check_there
@@ -181,6 +184,20 @@ _NOTES = dict(unlinked='items that were chosen together with no other',
               missing='items without a category', revived='dead codes revived while training',
               kept='items that found no free path')
 
+def _tokenizer_settings(method: str | None, preset: str | None, pairs) -> dict: # as a config holds them
+    "Those of a preset, changed by those that are given; raises `SettingError`, without torch"
+    from genrec_nb.core import SettingError, require
+    from genrec_nb.presets import _given_settings, _merge, preset_settings
+    from genrec_nb.setting_names import _check_fields, _check_method
+    given = preset_settings(preset).get('tokenizer', {}) if preset else {}
+    given |= dict(method=method) if method else {}
+    require('method' in given, '--method or a --preset with a tokenizer is needed', SettingError)
+    changes = _given_settings(None, _tokenizer_pairs(pairs)).get('tokenizer', {})
+    given = _merge(given, changes)
+    _check_fields(given, 'TokenizerConfig', 'tokenizer_config')
+    _check_method(given)
+    return given
+
 @app.command('tokenize', cls=_Command)
 def _tokenize(
     data: Annotated[str, typer.Argument(help='Data set, as in `genrec run`.')],
@@ -199,17 +216,9 @@ def _tokenize(
 ):
     "Give every item of a catalog an identifier, with a report."
     _set_up_logging()
-    from genrec_nb.core import _check_place, SettingError, read_settings, require
-    from genrec_nb.presets import preset_settings
-    from genrec_nb.setting_names import _check_device, _check_method, _check_there
-    given = preset_settings(preset).get('tokenizer', {}) if preset else {}
-    require(method or 'method' in given, '--method or a --preset with a tokenizer is needed',
-            SettingError)
-    given = dict(options={}) | given | (dict(method=method) if method else {})
-    for name, value in _tokenizer_pairs(tokenizer).items():
-        *_, part, name = name.split('.')
-        (given['options'] if part == 'options' else given)[name] = value
-    _check_method(given)
+    from genrec_nb.core import _check_place, read_settings
+    from genrec_nb.setting_names import _check_device, _check_there
+    given = _tokenizer_settings(method, preset, tokenizer)
     _check_place(data)
     _check_there(vectors)
     _check_device(device)
@@ -345,7 +354,8 @@ def _recommend(
             SettingError)
     _check_there(histories, items, vectors)
     _check_device(device)
-    _check_folder(_fetched(folder))
+    folder = _fetched(folder)
+    _check_folder(folder)
     if not items: _check_titles(folder, history)
     from genrec_nb.recommender import GenerativeRecommender
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
@@ -390,23 +400,27 @@ def _inspect(
 ):
     "Show the trie of a table of identifiers and the information gain of its tokens."
     _set_up_logging()
-    import numpy as np
     from genrec_nb.core import _check_place, check_choice
     from genrec_nb.setting_names import _check_there
     check_choice(kind, ('global', 'conditional'), '--kind')
     _check_there(path)
     if data: _check_place(data)
-    from genrec_nb.data import Catalog
-    from genrec_nb.splits import leave_one_out
-    from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
     from genrec_nb.loaders import load_dataset
-    from genrec_nb.trie import ItemTrie
+    from genrec_nb.splits import leave_one_out
     found = load_dataset(data, **dict(text=None) | _columns(column)) if data else None
     ids, counts, items = _open_identifiers(path, found and found.catalog)
-    source = f'training targets of {data or "the run"}'
     if found:
         counts = (found.split or leave_one_out(found.interactions)).train.target_counts()
-    elif counts is None: source = 'every item the same mass (no --data given)'
+    source = f'training targets of {data or "the run"}'
+    if counts is None: source = 'every item the same mass (no --data given)'
+    _show_trie(ids, counts, items, kind, source, top, prefix)
+
+def _show_trie(ids, counts, items, kind: str, source: str, top: int, prefix: str | None) -> None:
+    "Paths and collisions, the gain at each position, decisive tokens, what a prefix stands for"
+    import numpy as np
+    from genrec_nb.data import Catalog
+    from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
+    from genrec_nb.trie import ItemTrie
     trie, c = ItemTrie.build(ids), ids.collisions()
     prior = item_prior(np.ones(ids.n_items) if counts is None else counts)
     gain = information_gain(trie, prior, kind)

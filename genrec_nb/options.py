@@ -52,16 +52,14 @@ def _columns(given: list[str] | None) -> dict:
     return {k: v or None for k, v in names.items()}
 
 # %% ../nbs/94_options.ipynb #70de3b2c
-def _check_titles(folder, history: list[str] | None) -> None: # folder: of a run, or of a model
-    "Raise `GenrecError` for an unknown item, if there is a catalog to look into"
+def _check_titles(folder, history: list[str] | None) -> None: # folder: of a model
+    "Raise `GenrecError` for an unknown item; without torch"
     from contextlib import suppress
-    from genrec_nb.core import FileError, GenrecError, read_json
+    from genrec_nb.core import FileError, read_json
     from genrec_nb.data import Catalog
-    place = next((p for p in (folder, folder/'model') if (p/'catalog.json').is_file()), None)
-    if place is None or not history: return
     with suppress(FileError, TypeError):                # a damaged one is told by the model's loader
-        catalog = Catalog(**read_json(place/'catalog.json'))
-        for x in history:
+        catalog = Catalog(**read_json(folder/'catalog.json'))
+        for x in history or ():
             if x not in catalog.ids: catalog.find(x)
 
 # %% ../nbs/94_options.ipynb #711af960

@@ -19,7 +19,7 @@ from .splits import Cases, Split
 from .metrics import popularity_ranking
 from .sequential_rules import RulesConfig, SequentialRules, count_rules
 from .baselines import ItemRanker, _check_split, transition_ranking
-from .sequential_baselines import _RANKERS, SASRec, train_sasrec
+from .sequential_baselines import _COLLABORATIVE, SASRec, train_sasrec
 from .linear_baselines import _LINEAR
 from .more_sequential_baselines import _SEQUENTIAL
 
@@ -120,7 +120,7 @@ def _count_sequential_rules(split: Split, config: RulesConfig = RulesConfig(), s
 _COUNTED = {'popularity': (Popularity, _CountsConfig, _count_popularity),
             'transitions': (Transitions, _CountsConfig, _count_transitions),
             'rules': (RulesRanker, RulesConfig, _count_sequential_rules)}
-_RANKERS = {**_COUNTED, **_LINEAR, **_RANKERS, **_SEQUENTIAL}
+_RANKERS = {**_COUNTED, **_LINEAR, **_COLLABORATIVE, **_SEQUENTIAL}
 # name -> (class, settings, function of (split, settings, seed, exclude_seen) that trains)
 
 # %% ../nbs/75_rankers.ipynb #9dbe3bc5

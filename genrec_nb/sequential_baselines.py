@@ -229,8 +229,8 @@ def train_sasrec(
     return _train_sequence(SASRec, split, config, seed, exclude_seen)
 
 # %% ../nbs/73_sequential_baselines.ipynb #8ed6ad1a
-_RANKERS = dict(sasrec=(SASRec, SASRecConfig, train_sasrec), # with vectors of items
-                lightgcn=(LightGCN, LightGCNConfig, train_lightgcn))
+_COLLABORATIVE = dict(sasrec=(SASRec, SASRecConfig, train_sasrec), # with vectors of items
+                      lightgcn=(LightGCN, LightGCNConfig, train_lightgcn))
 
 # %% ../nbs/73_sequential_baselines.ipynb #43423017
 def train_collaborative_embeddings(
@@ -241,8 +241,8 @@ def train_collaborative_embeddings(
     config=None, # `SASRecConfig` or `LightGCNConfig`, its dim must be `dim`; None: the defaults
 ) -> np.ndarray: # float32 [N, dim]; cold items get the mean of the others
     "Collaborative item vectors, learned from the training part of a split"
-    check_choice(method, _RANKERS, 'method')
-    _, settings, train = _RANKERS[method]
+    check_choice(method, _COLLABORATIVE, 'method')
+    _, settings, train = _COLLABORATIVE[method]
     config = config or settings(dim=dim)
     if not isinstance(config, settings) or config.dim != dim:
         raise GenrecError(f'config is a {type(config).__name__} of dim {getattr(config, "dim", None)}, '

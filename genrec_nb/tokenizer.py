@@ -40,8 +40,8 @@ def _collaborative_embeddings(
         return _check_item_vectors(np.asarray(cf), split.train.n_items, what, dim)
     if str(cf) not in _CF_METHODS: return _load_vectors(cf, split.train.n_items, dim, split)
     if str(cf) == 'cooccurrence': return cooccurrence_vectors(split.train, dim or 64, seed=seed)
-    from genrec_nb.sequential_baselines import _RANKERS, train_collaborative_embeddings
-    config = _RANKERS[str(cf)][1](dim=dim or 32, patience=0)
+    from genrec_nb.sequential_baselines import _COLLABORATIVE, train_collaborative_embeddings
+    config = _COLLABORATIVE[str(cf)][1](dim=dim or 32, patience=0)
     return train_collaborative_embeddings(split, str(cf), dim or 32, seed, config)
 
 # %% ../nbs/80_tokenizer.ipynb #a33444a3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 from genrec_nb.baselines import LightGCNConfig
-from genrec_nb.sequential_baselines import _RANKERS, train_collaborative_embeddings
+from genrec_nb.sequential_baselines import _COLLABORATIVE, train_collaborative_embeddings
 from genrec_nb.cli import app, _explain_error, main
 from genrec_nb.data import Catalog, Dataset, Interactions
 from genrec_nb.splits import leave_one_out
@@ -78,9 +78,9 @@ def test_the_same_seed_gives_the_same_and_another_does_not(all_made, method):
 @pytest.fixture
 def short_rankers(monkeypatch):
     "Recommenders that are trained for two epochs"
-    for cf, (made, settings, train) in _RANKERS.items():
+    for cf, (made, settings, train) in _COLLABORATIVE.items():
         short = lambda split, c, seed, train=train: train(split, replace(c, epochs=2), seed)
-        monkeypatch.setitem(_RANKERS, cf, (made, settings, short))
+        monkeypatch.setitem(_COLLABORATIVE, cf, (made, settings, short))
 
 
 @pytest.mark.parametrize('method', TOKENIZERS)
