@@ -184,7 +184,7 @@ _NOTES = dict(unlinked='items that were chosen together with no other',
               missing='items without a category', revived='dead codes revived while training',
               kept='items that found no free path')
 
-def _tokenizer_settings(method: str | None, preset: str | None, pairs) -> dict: # as a config holds them
+def _tokenizer_settings(method: str | None, preset: str | None, pairs) -> dict: # nested
     "Those of a preset, changed by those that are given; raises `SettingError`, without torch"
     from genrec_nb.core import SettingError, require
     from genrec_nb.presets import _given_settings, _merge, preset_settings
@@ -264,6 +264,7 @@ def _assign(
 ):
     "Give identifiers to new items without changing old ones."
     _set_up_logging()
+    from genrec_nb.core import _plural
     from genrec_nb.setting_names import _check_there
     columns = {k: v for k, v in _columns(column).items() if k in ('item', 'title')}
     _check_there(folder, items, index, vectors)
@@ -274,9 +275,9 @@ def _assign(
     note = ids.notes['appended'][-1]
     rows = [{'id': item, 'title': title[:48], 'identifier': ' '.join(ids.names(first + i))}
             for i, (item, title) in enumerate(zip(new.ids[:8], new.titles))]
-    _print(_Rows(rows, f'{len(new):,} new items'),
+    _print(_Rows(rows, _plural(len(new), 'new item')),
            f'{note["moved"]:,} moved to another last code as their path was taken, '
-           f'{note["shared"]:,} share a path; {first:,} old items unchanged')
+           f'{note["shared"]:,} share a path; {_plural(first, "old item")} unchanged')
     _LOG.info('written to %s', out)
 
 # %% ../nbs/95_cli.ipynb #c2c6d073
@@ -308,12 +309,14 @@ def _show_list(rec, history: list[str], k: int, why: bool) -> None:
 # %% ../nbs/95_cli.ipynb #9f8dc97b
 def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k: int, **how) -> None:
     "Lists for all users of a file"
+    from genrec_nb.core import _plural
     from genrec_nb.many_users import recommend_file
     out = out or histories.with_name(f'{histories.name.split(".")[0]}-lists.{form or "json"}')
     with _interruptible('nothing was written') as bars:
         n = recommend_file(rec, histories, out, k, form, progress=bars, **how)
-    _print(f'{n["users"]:,} users, {n["without"]:,} of them without a recommendation; '
-           f'{n["unknown"]:,} items of histories are unknown and were skipped')
+    unknown = _plural(n['unknown'], 'item of a history is', 'items of histories are')
+    _print(f'{_plural(n["users"], "user")}, {n["without"]:,} of them without a recommendation; '
+           f'{unknown} unknown and left out')
     _LOG.info('written to %s', out)
 
 _Histories = _may(Path, 'File of histories: a row an interaction, or a list a user, in any format.')
@@ -418,15 +421,17 @@ def _inspect(
 def _show_trie(ids, counts, items, kind: str, source: str, top: int, prefix: str | None) -> None:
     "Paths and collisions, the gain at each position, decisive tokens, what a prefix stands for"
     import numpy as np
+    from genrec_nb.core import _plural
     from genrec_nb.data import Catalog
     from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
     from genrec_nb.trie import ItemTrie
     trie, c = ItemTrie.build(ids), ids.collisions()
     prior = item_prior(np.ones(ids.n_items) if counts is None else counts)
     gain = information_gain(trie, prior, kind)
-    _print(f'{ids.n_items:,} items, {ids.lengths.min()}–{ids.max_len} tokens, '
-           f'vocabulary {ids.vocab_size:,}; {c["distinct"]:,} distinct paths, collision rate '
-           f'{c["rate"]:.2%}, {c["groups"]:,} groups, largest {c["largest"]}',
+    _print(f'{_plural(ids.n_items, "item")}, {ids.lengths.min()}–{ids.max_len} tokens, '
+           f'vocabulary {ids.vocab_size:,}; {_plural(c["distinct"], "distinct path")}, '
+           f'collision rate {c["rate"]:.2%}, {_plural(c["groups"], "group")}, '
+           f'largest {c["largest"]}',
            _Rows(_position_rows(trie, gain, counts), f'{kind} information gain, {source}'),
            f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens are zero-gain')
     items = items or Catalog.from_ids([f'item {i}' for i in range(ids.n_items)])

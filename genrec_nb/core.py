@@ -271,6 +271,11 @@ def _check_items(items, n: int, least: int = 0, where: str = 'in a history') -> 
 
 def _check_k(k: int) -> None: require(k >= 1, f'k is {k}, expected 1 or more', SettingError)
 
+# %% ../nbs/00_core.ipynb #c0e1a002
+def _plural(n: int, one: str, many: str = '') -> str:
+    "'1 item', '2 items'; with a verb: `_plural(n, 'item is', 'items are')`"
+    return f'{n:,} {one if n == 1 else many or one + "s"}'
+
 # %% ../nbs/00_core.ipynb #d35e45b9
 def plain(x: object) -> object:
     "Numbers, words, lists, dictionaries and dataclasses, each written in one way"

@@ -10,8 +10,8 @@ import difflib, warnings
 from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
-from .core import (GenrecError, GenrecWarning, MissingTextError, SettingError, check_choice,
-                            patch, require)
+from .core import (GenrecError, GenrecWarning, MissingTextError, SettingError,
+                            _plural, check_choice, patch, require)
 
 # %% ../nbs/10_data.ipynb #e7a4f250
 def _refuse_repeats(ids: list[str], where: str) -> None:
@@ -111,8 +111,9 @@ def from_texts(cls: Catalog,
             f'other text ({texts.count("")} such items); add text to them', MissingTextError)
     if '' in titles:
         first, n = ids[titles.index('')], titles.count('')
-        warnings.warn(f'{where}: {n} items have an empty title, the first is {first!r}; '
-                      'they are called "item <id>"', GenrecWarning, stacklevel=4)
+        count = _plural(n, 'item has', 'items have')
+        warnings.warn(f'{where}: {count} an empty title, the first is {first!r}; '
+                      '"item <id>" stands for it', GenrecWarning, stacklevel=4)
     return cls(ids, [t or f'item {i}' for i, t in zip(ids, titles)], texts)
 
 # %% ../nbs/10_data.ipynb #7bbc118c

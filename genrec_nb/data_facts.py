@@ -12,7 +12,7 @@ import pandas as pd
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from .core import GenrecError, SettingError, patch, require
+from .core import GenrecError, SettingError, _plural, patch, require
 from .data import Dataset, Interactions
 from .loaders import fetch
 from .splits import Split, leave_one_out
@@ -103,25 +103,29 @@ def lines(self: DataFacts) -> list[str]:
     "What one should know, a sentence each; nothing about what is as it should be"
     f, n = self, max(self.targets, 1)
     best = 1 - f.seen_targets/n
-    told = {f'{f.repeats:,} interactions repeat an item of the same user': f.repeats,
-            f'{f.seen_targets:,} of {f.targets:,} test targets stand in their own history; as seen '
+    told = {f'{_plural(f.repeats, "interaction repeats", "interactions repeat")} an item of the '
+            'same user': f.repeats,
+            _plural(f.seen_targets, f'of {f.targets:,} test targets stands in its own history',
+                    f'of {f.targets:,} test targets stand in their own history') + '; as seen '
             f'items are excluded, no method can exceed a recall of {best:.3f}'
             ' (decode.exclude_seen=false keeps them)': f.seen_targets,
-            f'{f.cold_targets:,} test targets ({f.cold_targets/n:.1%}) were never chosen in '
-            'training': f.cold_targets,
+            _plural(f.cold_targets, f'test target ({f.cold_targets/n:.1%}) was never chosen',
+                    f'test targets ({f.cold_targets/n:.1%}) were never chosen') + ' in training':
+            f.cold_targets,
             'no times: the order of the rows is that of the histories': f.tied is None,
-            f'{f.tied or 0:,} interactions and {f.tied_targets or 0:,} test targets share their '
-            'time with another of the same user': f.tied,
-            f'{f.skipped_users:,} users are not evaluated, with too short '
+            f'{_plural(f.tied or 0, "interaction")} and '
+            f'{_plural(f.tied_targets or 0, "test target")} share their time with another of the same user': f.tied,
+            f'{_plural(f.skipped_users, "user is", "users are")} not evaluated, with too short '
             'histories': f.skipped_users,
-            f'{f.unused_items:,} of {f.items:,} items were never chosen in '
-            'training': f.unused_items,
+            _plural(f.unused_items, f'of {f.items:,} items was never chosen in training',
+                    f'of {f.items:,} items were never chosen in training'): f.unused_items,
             f'{f.same_text:,} items share their text with another, which gives them the same '
             'vector': f.same_text,
             f'{f.same_title:,} items share their title with another': f.same_title,
-            f'{f.cut or 0:,} texts are longer than the encoder reads': f.cut}
-    head = (f'{f.users:,} users, {f.items:,} items, {f.interactions:,} interactions, '
-            f'{f.targets:,} test cases')
+            f'{_plural(f.cut or 0, "text is", "texts are")} longer than the encoder reads': f.cut}
+    counts = {'user': f.users, 'item': f.items, 'interaction': f.interactions,
+              'test case': f.targets}
+    head = ', '.join(_plural(n, name) for name, n in counts.items())
     return [head] + [text for text, there in told.items() if there]
 
 # %% ../nbs/13_data_facts.ipynb #0f2fe376
@@ -129,7 +133,7 @@ def _misleading(f: DataFacts, k: int) -> list[str]: # k: items of a list
     "Sentences about figures that say less than they seem to"
     said = []
     if f.items <= k: said.append(f'lists of {k} items hold the whole catalog of {f.items}')
-    if f.targets < 30: said.append(f'only {f.targets} test cases: intervals are wide')
+    if f.targets < 30: said.append(f'only {_plural(f.targets, "test case")}: intervals are wide')
     return said
 
 def _check_beams(decode, k: int, packed: bool) -> None: # decode: a `DecodeConfig`

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import FileError, GenrecError, MissingTextError, require
+from .core import FileError, GenrecError, MissingTextError, _plural, require
 from .data import (Catalog, Dataset, Interactions, _check_ties, _codes, _column,
                             _histories, _offsets_of, _seconds)
 from .splits import Split, _cases, _prefixes
@@ -280,7 +280,9 @@ def _rows_of(files: dict, user, item, time) -> tuple[pd.DataFrame, list[str]]:
         frames.append(rows.assign(part=order.index(part) if part else 0))
         notes.append(note)
     rows, merged = _merge_repeats(pd.concat(frames, ignore_index=True))
-    if merged: notes.append(f'{merged:,} rows that repeat a row in user, item and time were merged')
+    same = 'another in user, item and time'
+    if merged: notes.append(_plural(merged, f'row that repeats {same} was merged',
+                                    f'rows that repeat {same} were merged'))
     require(len(rows) > 0, f'{next(iter(files.values()))}: holds no interactions', FileError)
     return rows, notes
 
@@ -299,9 +301,10 @@ def _of_chosen(rows: pd.DataFrame, items: _Items, where
     taken = set(rows.item[known])
     keep = np.array([n for n, i in enumerate(c.ids) if i in taken], np.int64)
     left, notes = len(c) - len(keep), []
-    if left: notes.append(f'{left:,} of {len(c):,} items were never chosen and are left out')
-    if lost: notes.append(f'{lost:,} items without text and {(~known).sum():,} interactions with '
-                          'them are left out')
+    if left: notes.append(_plural(left, f'of {len(c):,} items was never chosen and is left out',
+                                  f'of {len(c):,} items were never chosen and are left out'))
+    if lost: notes.append(f'left out: {_plural(lost, "item")} without text, with '
+                          + _plural((~known).sum(), 'interaction'))
     kinds = items.categories and [items.categories[n] for n in keep]
     return rows[known].reset_index(drop=True), c.take(keep), kinds, notes
 
@@ -326,19 +329,21 @@ def load_files(
     catalog, kinds = None, None
     if text:
         path = Path(items) if items else _beside(seen, first)
-        require(path is not None and path.is_file(), _no_items(path, place, seen), MissingTextError)
+        others = [s for s in seen if s.path not in files.values()]
+        there = path is not None and path.is_file()
+        require(there, _no_items(path, place, others), MissingTextError)
         found = _items_of(read_file(path), own, title, fields, category)
         rows, catalog, kinds, more = _of_chosen(rows, found, first)
         notes += [found.note, *more]
     return _assemble(_name_of(files, place), rows, catalog, kinds, notes, files, ties, tie_seed)
 
-def _no_items(path, place: Path, seen: list[_Seen]) -> str:
+def _no_items(path, place: Path, others: list[_Seen]) -> str: # others: files that were not read
     "Why there are no texts"
     if path: return f'{path}: no such file, so the items have no text; add it, or text=False'
-    others = ', '.join(s.path.name for s in seen if s.kind == '')
+    odd = ', '.join(s.path.name for s in others if s.kind == '')
     return (f'{place}: no file of items with ids and titles, so the items have no text; '
             'add items.csv with columns item and title, or do without (text=False)'
-            + f'; not understood: {others}'*bool(others))
+            + f'; not understood: {odd}'*bool(odd))
 
 # %% ../nbs/11_layouts.ipynb #1c4e6078
 def _name_of(files: dict, place: Path) -> str:

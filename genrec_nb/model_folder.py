@@ -67,11 +67,11 @@ a path of {{ rec.names[0] }} tokens, generated one by one inside a trie.{% endif
 |---|---|
 | items | {{ '{:,}'.format(rec.catalog | length) }} |
 | training targets | {{ '{:,}'.format(rec.counts.sum()) }} |
-| backbone | {{ rec.config.backbone }}, {{ '{:,}'.format(rec.model.num_parameters()) }} parameters |
+| generator | {{ generator }}, {{ '{:,}'.format(rec.model.num_parameters()) }} parameters |
 | trained with | {{ rec.trained_by }}, seed {{ rec.config.seed }} |
-{% for k, v in figures.items() %}
+{%- for k, v in figures.items() %}
 | {{ k }} | {{ v }} |
-{% endfor %}
+{%- endfor %}
 
 ## Use
 
@@ -86,6 +86,9 @@ Figures are of the split that is named in `config.json`'s run, not of other data
 """
 
 # %% ../nbs/81_model_folder.ipynb #9447dc7a
+_GENERATORS = dict(packed='item decoder',
+                   t5='encoder-decoder (T5), trained from scratch', llm='language model')
+
 def _model_card(
     rec, # a `GenerativeRecommender`
     name: str, # of the repository
@@ -97,5 +100,6 @@ def _model_card(
     data = ModelCardData(license=license, library_name='genrec_nb',
                          tags=['recommendation', 'semantic-ids'])
     example = [rec.catalog.titles[i] for i in _popularity_order(rec.counts)[:2]]
+    generator = _GENERATORS[rec.config.backbone]
     return ModelCard.from_template(data, template_str=_CARD, rec=rec, name=name, figures=figures,
-                                   example=example)
+                                   generator=generator, example=example)

@@ -116,8 +116,8 @@ def _as_table(columns: dict, title: str, tight: bool) -> Table:
     for head, cells in columns.items():
         words = _has_words(cells)
         least = _least_width({head: cells}, tight) - 2
-        table.add_column(Text('\n'.join(wrap(head, least))), justify='left' if words else 'right', overflow='fold',
-                         no_wrap=not words, width=None if words else least,
+        table.add_column(Text('\n'.join(wrap(head, least))), justify='left' if words else 'right',
+                         overflow='fold', no_wrap=not words, width=None if words else least,
                          min_width=least)
     for row in zip(*columns.values()): table.add_row(*map(Text, row))
     return table

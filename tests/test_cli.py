@@ -178,7 +178,7 @@ def test_warnings_are_lines_on_the_error_stream(tmp_path):
     items = json.loads((data/'toy.item.json').read_text()); items['3']['title'] = ''
     (data/'toy.item.json').write_text(json.dumps(items))
     r = invoke('tokenize', data, '--method', 'random', '--tokenizer', 'size=8', '--out', tmp_path/'o')
-    assert r.exit_code == 0 and "genrec: " in r.stderr and "1 items have an empty title, the first is '3'" in r.stderr and 'done in' in r.stderr, r.stderr
+    assert r.exit_code == 0 and "genrec: " in r.stderr and "1 item has an empty title, the first is '3'" in r.stderr and 'done in' in r.stderr, r.stderr
     assert 'collision rate' in r.stdout and 'title' not in r.stdout
 
 def test_stages_are_lines_where_there_is_no_terminal():

@@ -172,7 +172,7 @@ def test_repeats_are_merged_and_lost_items_counted(tmp_path):
     f.write_text('\n'.join(f.read_text().splitlines()[:-1] + [json.dumps(dict(asin='B999', title='Never chosen'))]*2))
     d = load_dataset(tmp_path)
     said = ' '.join(d.notes)
-    assert len(d.catalog) == 8 and '5 rows that repeat' in said and '1 of 9 items were never chosen' in said and '1 items without text' in said
+    assert len(d.catalog) == 8 and '5 rows that repeat' in said and '1 of 9 items was never chosen and is left out' in said and 'left out: 1 item without text, with ' in said
     with pytest.raises(MissingTextError, match='belong together'): load_dataset(tmp_path, item='asin,title')
 
 # ---- what cannot be read -------------------------------------------------------------------------------------------

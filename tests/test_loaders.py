@@ -64,7 +64,7 @@ def test_bad_items(folder):
     with pytest.raises(MissingTextError): load_dataset(folder)
     assert load_dataset(folder, text=None).catalog.texts==['']*4
     f.write_text(json.dumps({str(i): dict(title='' if i==2 else 't', brand=['x','y']) for i in range(4)}))
-    with pytest.warns(UserWarning, match="1 items have an empty title.*'2'"): d = load_dataset(folder)
+    with pytest.warns(UserWarning, match="1 item has an empty title.*'2'"): d = load_dataset(folder)
     assert d.catalog.titles[2]=='item 2' and d.catalog.texts[2]=='x, y'
     f.write_bytes(b'\xff\xfe{}')
     with refused('X.item.json', 'cannot be read'): load_dataset(folder)
@@ -291,4 +291,10 @@ def test_items_from_every_layout_read_alike(tmp_path):
         (tmp_path/name).write_text(text)
         with pytest.raises(GenrecError, match=message): _read_items(tmp_path/name)
 
-
+def test_a_file_that_was_read_is_not_called_one_that_is_not_understood(tmp_path):
+    "Its columns were named; only others are listed"
+    (tmp_path/'log.csv').write_text('who,what,x\n' + ''.join(f'{u},{i},1\n' for u in 'abc' for i in 'vwxyz'))
+    (tmp_path/'odd.csv').write_text('p,q\n1,2\n')
+    for place in (tmp_path, tmp_path/'log.csv'):
+        with pytest.raises(MissingTextError) as e: load_dataset(place, user='who', item='what')
+        assert 'not understood: odd.csv' in str(e.value) and 'not understood: log.csv' not in str(e.value)
