@@ -297,7 +297,9 @@ def _show_explanation(e) -> None: # of one identifier, or of several
 def _show_list(rec, history: list[str], k: int, why: bool) -> None:
     "A ranked list as a table, or why there is none; with the tokens of the first"
     found = rec.recommend(history, k)
-    if not found: return _LOG.warning('nothing to recommend: %s', rec.why_none(history))
+    few = found and f'{len(found)} of {k} items' or 'nothing to recommend'
+    if len(found) < k: _LOG.warning('%s: %s', few, rec.why_few(history, k))
+    if not found: return
     cells = ({'': n, 'title': x.title, 'id': x.id, 'score': f'{x.score:.3f}'}
              for n, x in enumerate(found, 1))
     _print(_Rows([*cells]))
@@ -311,6 +313,8 @@ def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k:
     "Lists for all users of a file"
     from genrec_nb.core import _plural
     from genrec_nb.many_users import recommend_file
+    n = len(rec.catalog)
+    if k > n: _LOG.warning('-k is %d, and the catalog has %s', k, _plural(n, 'item'))
     out = out or histories.with_name(f'{histories.name.split(".")[0]}-lists.{form or "json"}')
     with _interruptible('nothing was written') as bars:
         n = recommend_file(rec, histories, out, k, form, progress=bars, **how)

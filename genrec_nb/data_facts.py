@@ -129,11 +129,18 @@ def lines(self: DataFacts) -> list[str]:
     return [head] + [text for text, there in told.items() if there]
 
 # %% ../nbs/13_data_facts.ipynb #0f2fe376
-def _misleading(f: DataFacts, k: int) -> list[str]: # k: items of a list
+def _misleading(
+    split: Split,
+    k: int, # items of a list
+    eval_users: int | None = None, # validation users in training; None or 0: all
+) -> list[str]:
     "Sentences about figures that say less than they seem to"
-    said = []
-    if f.items <= k: said.append(f'lists of {k} items hold the whole catalog of {f.items}')
-    if f.targets < 30: said.append(f'only {_plural(f.targets, "test case")}: intervals are wide')
+    items, test, valid = split.train.n_items, len(split.test), len(split.valid)
+    valid, said = min(valid, eval_users or valid), []
+    if items <= k: said.append(f'lists of {k} items hold the whole catalog of {items}')
+    if test < 30: said.append(f'only {_plural(test, "test case")}: intervals are wide')
+    if valid < 30: said.append(f'only {_plural(valid, "validation case")}: the epoch that is kept '
+                               'is chosen almost by chance')
     return said
 
 def _check_beams(decode, k: int, packed: bool) -> None: # decode: a `DecodeConfig`

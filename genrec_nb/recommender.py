@@ -12,7 +12,7 @@ import torch
 from dataclasses import asdict, replace
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
-from .core import (GenrecError, SettingError, _check_items, check_keys,
+from .core import (GenrecError, SettingError, _check_items, _plural, check_keys,
                             patch, read_json, read_settings, require, versions, whole_folder, write_json,
                             _read_tensors, _write_tensors)
 from .data import Catalog, Dataset
@@ -153,11 +153,16 @@ def rank_each(self: GenerativeRecommender,
 def rank(self: GenerativeRecommender,
     cases: Cases, # histories
     k: int = 20, # items per case
-    decode: DecodeConfig | None = None, # None: the configuration's
+    decode: DecodeConfig | None = None, # None: the configuration's, with at least k beams
     assistant=None, # as for `rank_each`
 ) -> np.ndarray: # int64 [cases, k], -1 where nothing is left
     "Ranked items of many cases, for `evaluate_ranking`"
-    return self.rank_each(cases, [decode or self.config.decode], k, assistant)[0]
+    return self.rank_each(cases, [decode or self._wide(k)], k, assistant)[0]
+
+@patch
+def _wide(self: GenerativeRecommender, k: int) -> DecodeConfig:
+    "The configuration's, with as many beams as items are asked for, or more"
+    return replace(self.config.decode, beams=max(self.config.decode.beams, k))
 
 @patch
 def search_facts(self: GenerativeRecommender,
@@ -271,7 +276,7 @@ def recommend(self: GenerativeRecommender,
     "The next items; raises `GenrecError` for an unknown item, naming the nearest titles"
     items = self.find_items(history)
     require(k >= 1, f'k is {k}, expected 1 or more', SettingError)
-    decode = decode or replace(self.config.decode, beams=max(self.config.decode.beams, k))
+    decode = decode or self._wide(k)
     seen, scores = torch.tensor([items], device=self.model.device), None
     if assistant is not None: scores = assistant.scores(_one_case(items)).detach().to(seen.device)
     gain, read = self.gains if self.several else self.gain, seen[:, -self.model.config.max_items:]
@@ -288,12 +293,15 @@ def _one_case(items: list[int]) -> Cases:
 
 # %% ../nbs/81_recommender.ipynb #b30666a4
 @patch
-def why_none(self: GenerativeRecommender, history: list) -> str: # as for `recommend`
-    "Why there are no recommendations for a history"
+def why_few(self: GenerativeRecommender, history: list, k: int = 1) -> str: # as for `recommend`
+    "Why there are fewer than k recommendations for a history"
     seen, n, d = len(set(self.find_items(history))), len(self.catalog), self.config.decode
-    if d.exclude_seen and seen >= n:
-        return f'all {n:,} items stand in the history; decode.exclude_seen=false keeps them'
-    return f'the {d.beams} beams of the search found items of the history only: take more beams'
+    hint = '; decode.exclude_seen=false keeps them'
+    if d.exclude_seen and seen >= n: return f'all {n:,} items stand in the history' + hint
+    left = n - seen*d.exclude_seen
+    if left < k: return (f'the catalog has {_plural(n, "item")}'
+                         + f', and {seen:,} of them in the history are left out{hint}'*(left < n))
+    return f'the {self._wide(k).beams} beams of the search found no others: take more beams'
 
 @patch
 def add_items(self: GenerativeRecommender,

@@ -364,7 +364,9 @@ def run(
     hint = f'; if the data have moved: `genrec run DATA --resume --out {folder}`'*moved
     with explain('', FileError, hint=hint): r = _prepare(config)
     r.about = describe_data(r.data, r.split, _text_encoder(r.own.sources[0]))
-    for line in [*r.data.notes, *r.about.lines(), *_misleading(r.about, _K)]: _LOG.info('%s', line)
+    doubts = _misleading(r.split, _K, r.config.train.eval_users)
+    if not r.config.alpha: doubts.append('alpha is 0: rows of IGD decoding repeat the others')
+    for line in [*r.data.notes, *r.about.lines(), *doubts]: _LOG.info('%s', line)
     fresh, r.device = not resume and not Path(folder).exists(), device or _default_device()
     r.folder = _open_run(folder, r.config, resume)
     with _alone(r.folder):

@@ -121,7 +121,8 @@ def test_a_shared_title_is_said(rec):
 
 def test_an_empty_list_says_why(rec):
     everything = rec.catalog.ids
-    assert not rec.recommend(everything, 5) and 'all 40 items stand in the history' in rec.why_none(everything)
+    assert not rec.recommend(everything, 5) and 'all 40 items stand in the history' in rec.why_few(everything)
+    assert 'the catalog has 40 items, and 2 of them' in rec.why_few(everything[:2], 100) and 'take more beams' in rec.why_few(everything[:2], 5)
 
 @pytest.mark.parametrize('form', ['json', 'csv', 'parquet'])
 def test_many_users_are_as_one(rec, tmp_path, form):

@@ -57,8 +57,11 @@ def test_too_few_beams_are_refused():
     _check_beams(DecodeConfig(beams=4), 20, True)                                         # an item decoder ranks all items
 
 def test_figures_that_mislead():
-    f = describe_data(random_data(0))
-    assert _misleading(f, 20) == [] and 'whole catalog of 60' in _misleading(f, 60)[0] and 'only 9 test' in _misleading(replace(f, targets=9), 20)[0]
+    split = leave_one_out(random_data(0).interactions)
+    few = replace(split, test=split.test.sample(1), valid=split.valid.sample(1))
+    assert _misleading(split, 20) == [] and _misleading(split, 60) == ['lists of 60 items hold the whole catalog of 60']
+    assert _misleading(few, 20) == ['only 1 test case: intervals are wide', 'only 1 validation case: the epoch that is kept is chosen almost by chance']
+    assert _misleading(split, 20, eval_users=9) == ['only 9 validation cases: the epoch that is kept is chosen almost by chance']
 
 def test_pieces_counted_by_words_are_those_of_the_whole_text():
     try: whole = _cutter()

@@ -13,10 +13,11 @@ from genrec_nb.exact import exact_search
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.metrics import popularity_ranking
 from genrec_nb.baselines import _load_vectors, save_vectors, transition_ranking
+from genrec_nb.experiments.execution import _make_plan
 from genrec_nb.experiments.grid import Grid
 from genrec_nb.pages import _seen
 from genrec_nb.rec_config import RecommenderConfig
-from genrec_nb.recommender import _tokenize
+from genrec_nb.recommender import GenerativeRecommender, _tokenize
 from genrec_nb.run import RunConfig, _Run
 from genrec_nb.tokenize import tokenize
 from genrec_nb.tokenizer import _given_identifiers, load_tokenized, tokenize_items
@@ -41,6 +42,12 @@ every = pytest.mark.parametrize('kind, search', [('t5', 'beam'), ('t5', 'proved'
 def rank(kind, search, history=HISTORY, k=5, model=None, **more):
     model = MODELS[kind]() if model is None else model
     return SEARCHES[search](model, TRIE, history, k, DecodeConfig(**more.pop('config', {})), **more)
+
+def _recommender(kind):
+    "An untrained model with two beams"
+    config = RecommenderConfig(backbone=kind, tokenizer=TokenizerConfig('random', levels=2, size=4), decode=DecodeConfig(beams=2))
+    names = [str(i) for i in range(N)]
+    return GenerativeRecommender(Catalog(names, names, ['']*N), IDS, np.ones(N), MODELS[kind](), config)
 
 
 # ---- broken numbers ------------------------------------------------------------------------------------------------
@@ -130,6 +137,31 @@ def test_alpha_without_gains():
                                   lambda: popularity_ranking(np.zeros(0), CASES, 3), lambda: Identifiers.from_codes(np.zeros((0, 2), int))])
 def test_no_items_at_all(make):
     with pytest.raises(GenrecError): make()
+
+GRID = dict(data='ml-100k', ids='random', weightings=['ce'], seeds=[0])
+T5 = dict(backbone='t5', model=dict(d_model=16, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=8))
+
+@pytest.mark.parametrize('wrong, words', [
+    (T5 | dict(decode=dict(beams=3)), 'weightings.ce: decode.beams is 3, but lists of 20'), (T5 | dict(weightings=dict(ce={}, few=dict(kind='ce', decode=dict(beams=19)))), 'weightings.few: decode.beams is 19'),
+    (dict(decode=dict(beams=3, search='beam')), 'decode.beams is 3'), (dict(metric='ndcg@50'), "metric is 'ndcg@50', and ranked lists have 20"), (dict(alphas=[]), 'alphas'),
+])
+def test_grids_that_would_mislead_are_refused(wrong, words):
+    with pytest.raises(GenrecError, match=words): Grid(**GRID | wrong)
+
+def test_an_item_decoder_needs_no_beams(): assert Grid(**GRID | dict(decode=dict(beams=3)))
+
+FEW = {'lists of 20 items hold the whole catalog of 20': {}, 'only 1 test case': dict(users=1), 'only 1 validation case': dict(users=1), 'only 5 validation cases': dict(train=dict(eval_users=5))}
+
+@pytest.mark.parametrize('words', FEW)
+def test_figures_of_few_are_said_in_a_grid(words, tmp_path, caplog):
+    FRAME.to_csv(tmp_path/'interactions.csv', index=False)
+    with caplog.at_level('INFO', 'genrec_nb'): _make_plan(Grid(**GRID | dict(data={'few': dict(path=str(tmp_path), tie_seeds=[0, 1]) | FEW[words]}, seeds=[0, 1])))
+    assert caplog.text.count(words) == 1 and 'few: ' + words in caplog.text
+
+def test_more_items_than_beams_are_found():
+    "A list as long as asked for, from models that search with a beam"
+    rec = _recommender('t5')
+    assert rec.config.decode.beams == 2 and (rec.rank(CASES, 6) >= 0).all() and len(rec.recommend(['1', '5'], 6)) == 6
 
 
 # ---- an assistant at any margin --------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ..core import (FileError, GenrecError, MissingTextError, SettingError, dige
 from ..data import Dataset
 from ..splits import Cases, Split
 from ..metrics import popularity_ranking, _rank_of
+from ..data_facts import _misleading
 from ..letter import code_overlap
 from ..trial import DataConfig, Trial, _content_digest
 from ..pipeline import (_K, _default_device, _item_vectors, _make_identifiers, _pack, run_trials)
@@ -72,6 +73,9 @@ def add_data(self: Plan, name: str, tie_seed: int | None) -> None:
     "A data set with its equal times in one order, and all of its trials"
     config = self.grid.data_config(name, tie_seed)
     with _named(f'data.{name}'): data, split = config.load()
+    if name not in self.data:
+        train = {**self.grid.train, **self.grid.data[name].get('train', {})}
+        for line in _misleading(split, _K, train.get('eval_users')): _log.info('%s: %s', name, line)
     row = _data_row(name, data, split, config.key(data), self.grid.exclude_seen)
     self.data.setdefault(name, {})[tie_seed] = row
     for ids in self.grid.ids:

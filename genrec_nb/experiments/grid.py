@@ -10,14 +10,16 @@ import itertools
 import numpy as np
 from dataclasses import asdict, field, fields
 from pathlib import Path
-from ..core import (Natural, SettingError, Share, check_choice, check_keys, digest, patch,
+from ..core import (Natural, SettingError, Share, check_choice, check_keys, digest, explain, patch,
                             plain, read_settings, _read_spec, require, settings)
+from ..data_facts import _check_beams
 from ..metrics import metric_values
 from ..beam_search import DecodeConfig
 from ..train import TrainConfig
 from ..tokenizer_config import TOKENIZERS, TokenizerConfig, _read_tokenizer
 from ..recommender import RecommenderConfig
 from ..trial import DataConfig
+from ..pipeline import _K
 from ..baseline_trials import BaselineTrial, read_baselines
 from .results import _search_values
 
@@ -157,6 +159,9 @@ def _check(grid: Grid) -> None:
             'its kind', SettingError)
     if grid.reference: check_choice(grid.reference, grid.methods, 'reference')
     metric_values(np.zeros(1, int), grid.metric)
+    short = int(grid.metric.partition('@')[2]) <= _K
+    require(short, f'metric is {grid.metric!r}, and ranked lists have {_K} items: take a K of at '
+            f'most {_K}', SettingError)
     if grid.tune: _check_tune(grid)
     _check_methods(grid)
 
@@ -189,6 +194,8 @@ def _check_methods(grid: Grid) -> None:
     seen = {}
     for data, ids, m in itertools.product(grid.data, grid.ids, grid.weightings):
         for v in [{}, *grid.search(m)]: r = grid.recommender(data, ids, m, grid.seeds[0], v)
+        with explain(f'weightings.{m}', SettingError, kind=SettingError):
+            _check_beams(r.decode, _K, r.backbone == 'packed')
         rule = digest([data, ids, type(r.rule).__name__, asdict(r.rule), asdict(r.train), r.model,
                        r.sources, r.decode])
         other = seen.setdefault(rule, m)
