@@ -147,6 +147,7 @@ def _frame_rows(frame) -> list[dict]: # frame: of pandas
 def _print(*parts) -> None: # texts and tables
     "Results, on the standard output"
     console = Console(highlight=False)
+    console.width = max(console.width, 20)                     # COLUMNS may be 0, or a mistake
     for x in parts: console.print(x, soft_wrap=isinstance(x, str))
 
 # %% ../nbs/94_terminal.ipynb #bd0324b8
