@@ -49,8 +49,8 @@ def _decode(path: Path, read) -> tuple: # (what `read` gives, the encoding)
 _STRING = r"""'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*\""""
 _PIECE = re.compile(rf"""((?:[^'"\\]+|'[^'"\\]*')+)|({_STRING})""", re.S)
 _TOKEN = re.compile(rf'u?({_STRING})|\b(None|True|False)\b', re.S)
-_WORD, _ODD = dict(None_='null', True_='true', False_='false'), re.compile(r'\\[^nrt\\"\']')
-_QUOTE = re.compile(r'(?<!\\)((?:\\\\)*)"')
+_WORD, _ODD = dict(None_='null', True_='true', False_='false'), re.compile(r'\\[^nrt"\']')
+_QUOTE = re.compile(r'(?<!\\)"') # no backslash is escaped where it is looked for
 
 def _json_string(s: str) -> str:
     "A Python string as JSON writes it"
@@ -59,7 +59,7 @@ def _json_string(s: str) -> str:
     if _ODD.search(inner): return json.dumps(ast.literal_eval(s))
     inner = inner.replace("\\'", "'")
     if s[0] == '"': return f'"{inner}"'
-    if '\\"' in inner: return '"' + _QUOTE.sub(r'\1\\"', inner) + '"'
+    if '\\"' in inner: return '"' + _QUOTE.sub(r'\\"', inner) + '"'
     return '"' + inner.replace('"', '\\"') + '"'
 
 def _json_piece(m: re.Match) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import raw
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from genrec_nb.core import FileError, GenrecError, MissingTextError
 from genrec_nb.formats import _as_json, _loads, _pick, _picked, _records, read_file
 from genrec_nb.item_texts import _clean, _no_prose
@@ -92,6 +92,7 @@ def test_wanted_columns_of_dictionaries_are_what_python_reads(records):
         if m := pick(s): assert _picked([s], pick, WANTED) == [wanted(r)]
 
 @settings(max_examples=400*MORE, deadline=None)
+@example('"\\\\\'id\'"')                               # an escaped backslash, then a quote
 @given(st.lists(st.sampled_from(["'id'", "u'a'", ': ', ', ', '{', '}', '[', ']', "'", '"', '\\', 'n', 'x41', 'u00e9', '1', '-', '.5', '0', 'None', 'True', "''", ' ', '(', '+']), max_size=12).map(''.join))
 def test_what_is_picked_is_a_dictionary(inside):
     "No line that Python refuses passes, and none is misread"
