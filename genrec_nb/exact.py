@@ -421,21 +421,37 @@ def fit_weights(
     logp = torch.cat([p.logp for p in parts], 1)
     return replace(exact, weights=tuple(round(w, 4) for w in _fit(logp, targets, exact.combine)))
 
+# %% ../nbs/51_exact.ipynb #2def8c15
+_WEIGHTS = [n/20 for n in range(21)]
+
+def _ndcg_by_weight(p: Tensor, r: Tensor, target: Tensor, seen: Tensor) -> Tensor: # [21], sums
+    "NDCG@10 of both distributions [B, N], mixed with each of the weights, seen items left out"
+    known, out, at = r.sum(1, keepdim=True) > 0, [], target[:, None]
+    hidden = _is_seen(seen, p.shape[1])
+    for w in _WEIGHTS:
+        x = torch.where(known, (1 - w)*p + w*r, p).masked_fill(hidden, -1.)
+        rank = (x >= x.gather(1, at)).sum(1) - 1         # equal ones are ahead
+        out.append(((rank < 10)/torch.log2(rank + 2.)).double().sum())
+    return torch.stack(out)
+
 # %% ../nbs/51_exact.ipynb #50d102c5
 def fit_rules(
     model, # an `ItemDecoder` with `rules`
     valid: Cases, # validation cases
     exact: ExactConfig = ExactConfig(), # combination and weights of the identifiers
+    by: Literal['ndcg@10', 'likelihood'] = 'ndcg@10', # which is to be largest
     users: int = 1000, # so many of them, sampled
     seed: int = 0, # of the sample
     memory: int = 2**26, # bytes
 ) -> ExactConfig: # with the weight of the rules
-    "The weight of the sequential rules with the largest likelihood on validation users"
+    "The weight of the sequential rules that is best for validation users"
     _check_rules(model, replace(exact, rules=1.))
     parts, targets, history = _sampled(model, valid, users, seed, memory)
-    own, alone = [], replace(exact, rules=0.)
+    likely, ndcg, alone = [], torch.zeros(len(_WEIGHTS), dtype=torch.float64), replace(exact, rules=0.)
     for part, t in zip(parts, targets.split([len(p.rows) for p in parts])):
-        both = _joint(model, part, history, alone).exp(), model.rules(history[part.rows])
-        own.append([x.gather(1, t[:, None])[:, 0] for x in both])
-    weight = fit_interpolation(*map(torch.cat, zip(*own))) if own else 0.
+        p, r = _joint(model, part, history, alone).exp(), model.rules(history[part.rows])
+        likely.append([x.gather(1, t[:, None])[:, 0] for x in (p, r)])
+        ndcg += _ndcg_by_weight(p, r, t, history[part.rows]).cpu()
+    if by == 'likelihood': weight = fit_interpolation(*map(torch.cat, zip(*likely))) if parts else 0.
+    else: weight = _WEIGHTS[int(ndcg.argmax())]
     return replace(exact, rules=round(weight, 4))

@@ -7,8 +7,9 @@ from hypothesis import given, strategies as st
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import FileError, GenrecError, SettingError
 from genrec_nb.data import Catalog, Interactions
-from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_rules, item_nats
+from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_rules, item_nats, rank_exact
 from genrec_nb.loaders import load_dataset
+from genrec_nb.metrics import ranking_metrics
 from genrec_nb.rankers import RulesRanker, load_ranker, save_ranker, _count_sequential_rules
 from genrec_nb.rec_config import RecommenderConfig
 from genrec_nb.recommender import GenerativeRecommender
@@ -134,7 +135,7 @@ def test_ranking_against_the_formula(K, how):
 def test_the_fitted_weight_lowers_the_nats():
     split, model = a_split(), a_model()
     model.rules = SequentialRules(count_rules(split.train))
-    fitted = fit_rules(model, split.valid)
+    fitted = fit_rules(model, split.valid, by='likelihood')
     nats = [item_nats(model, split.valid, replace(fitted, rules=w)) for w in (fitted.rules, 0., max(fitted.rules - .05, 0), min(fitted.rules + .05, .99))]
     assert min(nats) == pytest.approx(nats[0], abs=1e-6)
 
@@ -165,3 +166,10 @@ def test_the_explanation_is_the_score(tmp_path):
     assert rec.explain_rules(history, r.id, DecodeConfig()) is None
     rec.add_items(Catalog(["new"], ["a new one"], ["color 1 shape 1 size 1"]))
     assert rec.model.rules.n_items == len(rec.catalog) and len(rec.recommend(history, 3)) == 3
+
+def test_the_weight_of_the_best_list():
+    split, model = a_split(), a_model()
+    model.rules = SequentialRules(count_rules(split.train))
+    def ndcg(w): return ranking_metrics(rank_exact(model, split.valid, 10, exact=ExactConfig(rules=w)), split.valid.targets, (10,))['ndcg@10']
+    found = fit_rules(model, split.valid).rules
+    assert ndcg(found) >= max(ndcg(w/20) for w in range(21)) - 1e-9
