@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from dataclasses import dataclass
 from markupsafe import Markup
+from typing import TYPE_CHECKING
 from .core import patch
-from .cluster_labels import ClusterLabel
+if TYPE_CHECKING: from genrec_nb.cluster_labels import ClusterLabel # which imports torch
 
 # %% ../nbs/81_explanations.ipynb #09607339
 @dataclass
@@ -45,7 +46,7 @@ class TokenPart:
     gain: float # information gain [nats]
     weight: float # of this step in decoding
     lead: float | None = None # part minus that of another item's token here
-    label: ClusterLabel | None = None # what the prefix that ends here stands for
+    label: 'ClusterLabel | None' = None # what the prefix that ends here stands for
     @property
     def part(self) -> float: return self.weight*float(np.log(max(self.probability, 1e-38)))
 
@@ -81,7 +82,7 @@ def to_frame(self: Explanation) -> pd.DataFrame: # a row for each token
     return pd.DataFrame(rows).dropna(axis=1, how='all')
 
 @patch
-def labels(self: Explanation) -> list[tuple[str, ClusterLabel]]: # (token, label of its prefix)
+def labels(self: Explanation) -> 'list[tuple[str, ClusterLabel]]': # (token, label of its prefix)
     "What the tokens stand for, each behind those before it; none for those that tell nothing new"
     return [(p.token, p.label) for p in self.parts if p.label and not p.label.forced]
 

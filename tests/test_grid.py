@@ -421,7 +421,7 @@ def tiny(tmp_path_factory):
 def written(toy, tiny, **changes):
     "A grid of titles by a language model, two methods"
     return {**dict(data={'toy': dict(path=str(toy), users=12)}, ids={'title': dict(method='title')}, weightings=['ce', 'igd'], alphas=[0, .2], seeds=[0], backbone='llm',
-                   model=dict(base=str(tiny), r=4, max_items=3, max_tokens=300), train=dict(epochs=1, samples_per_epoch=16, eval_users=4, batch_size=8, accumulate=1), decode=dict(beams=4)), **changes}
+                   model=dict(base=str(tiny), r=4, max_items=3, max_tokens=300), train=dict(epochs=1, samples_per_epoch=16, eval_users=4, batch_size=8, accumulate=1), decode=dict(beams=20)), **changes}
 
 
 def test_a_grid_with_a_language_model(toy, tiny, tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def test_the_strip_writes_the_title_and_colors_what_decides(writer):
     assert len(e.parts) > 8 and e._repr_html_() == e.strip() == e.strip()._repr_html_()
     spans = Spans(e.strip())
     assert ''.join(spans.text) == ''.join(p.token for p in e.parts)               # escaped: the title holds a tag
-    assert '<b>' not in e.strip()
+    assert '<b> alone' not in e.strip() and '&lt;b&gt; alone' in e.strip()
     assert [('background' in s) for s in spans.styles] == [p.gain > 0 for p in e.parts]
     assert any(p.gain > 0 for p in e.parts) and any(p.gain == 0 for p in e.parts)
     few = Explanation('x', e.parts[:3])

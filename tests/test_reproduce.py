@@ -39,7 +39,7 @@ def tiny(table, folder):
     ids = {n: tokenizer({k: v for k, v in s.items() if k != 'point'}) for n, s in g.ids.items()}
     fast = {n: {k: v for k, v in b.items() if k == 'kind'} | ({} if 'epochs' not in b else dict(epochs=1, dim=8, eval_every=1)) for n, b in g.baselines.items()}
     grid = Grid(g.data, ids, {n: method(m) for n, m in g.weightings.items()}, fast, g.alphas, [0], reference=g.reference, title=g.title, keep_models=False,
-                decode=g.decode | dict(beams=8) if g.decode else {})
+                decode=g.decode | dict(beams=20) if g.decode else {})
     return replace(table, grid=grid)
 
 
