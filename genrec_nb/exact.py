@@ -217,10 +217,12 @@ def _scorers(model, config: DecodeConfig, gain=None) -> list[_Scorer]: # gain: o
     return [_Scorer(model, k, config, g) for k, g in enumerate(gain)]
 
 # %% ../nbs/51_exact.ipynb #42b37d5f
+def _has_rules(model) -> bool: return getattr(model, 'rules', None) is not None
+
 def _bytes_each(scorers: list) -> tuple[int, int]:
     "Bytes of the scores of a user, and of the logits of a user's prefix"
     n, levels = scorers[0].tree.trie.n_items, [(s, x) for s in scorers for x in s.levels]
-    user = (len(scorers) + 6)*n + 2*max((x.child.numel() for _, x in levels), default=0)
+    user = (len(scorers) + 4 + 10*_has_rules(scorers[0].model))*n + 2*max((x.child.numel() for _, x in levels), default=0)
     return 4*user, max((s.node_bytes(x) for s, x in levels), default=0)
 
 # %% ../nbs/51_exact.ipynb #c78249ca
@@ -302,8 +304,7 @@ def _first_topk(scores: Tensor, k: int) -> Tensor: # int64 [b, k]
 # %% ../nbs/51_exact.ipynb #240c4f61
 def _check_rules(model, exact: ExactConfig) -> None:
     "Raise `SettingError` for an interpolation with rules that a model does not have"
-    none = getattr(model, 'rules', None) is None and exact.rules > 0
-    require(not none, 'the model has no sequential rules to interpolate with: give it '
+    require(_has_rules(model) or not exact.rules, 'the model has no sequential rules to interpolate with: give it '
             'model.rules = SequentialRules(count_rules(split.train))', SettingError)
 
 def _joint(model, part: ExactScores, history: Tensor, exact: ExactConfig) -> Tensor: # [b, N]
@@ -382,13 +383,13 @@ def item_nats(
 
 # %% ../nbs/51_exact.ipynb #c26d0f4c
 def _sampled(model, valid: Cases, users: int, seed: int, memory: int) -> tuple:
-    "Scores of all items for a sample of validation cases, their targets int64 [V], histories"
+    "Scores of all items for a sample of validation cases, their targets int64 [V], what is read, seen"
     cases = valid.sample(min(users, len(valid)), seed)
     _check_items(cases.targets, len(model.paths), 0, 'as a target')
-    history, _ = _histories(model, cases)
+    history, seen = _histories(model, cases)
     parts = list(exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)))
     targets = torch.from_numpy(cases.targets).long().to(history.device)
-    return parts, targets[torch.cat([p.rows for p in parts])], history
+    return parts, targets[torch.cat([p.rows for p in parts])], history, seen
 
 # %% ../nbs/51_exact.ipynb #59d3e2ac
 def _fit(logp: Tensor, targets: Tensor, how: str) -> list[float]:
@@ -417,7 +418,7 @@ def fit_weights(
     memory: int = 2**26, # bytes
 ) -> ExactConfig: # with weights
     "Weights of the identifiers with the largest likelihood on validation users"
-    parts, targets, _ = _sampled(model, valid, users, seed, memory)
+    parts, targets, *_ = _sampled(model, valid, users, seed, memory)
     logp = torch.cat([p.logp for p in parts], 1)
     return replace(exact, weights=tuple(round(w, 4) for w in _fit(logp, targets, exact.combine)))
 
@@ -440,18 +441,20 @@ def fit_rules(
     valid: Cases, # validation cases
     exact: ExactConfig = ExactConfig(), # combination and weights of the identifiers
     by: Literal['ndcg@10', 'likelihood'] = 'ndcg@10', # which is to be largest
+    exclude_seen: bool = True, # rank without the items of each history
     users: int = 1000, # so many of them, sampled
     seed: int = 0, # of the sample
     memory: int = 2**26, # bytes
 ) -> ExactConfig: # with the weight of the rules
     "The weight of the sequential rules that is best for validation users"
     _check_rules(model, replace(exact, rules=1.))
-    parts, targets, history = _sampled(model, valid, users, seed, memory)
+    parts, targets, history, seen = _sampled(model, valid, users, seed, memory)
+    seen = seen if exclude_seen else seen[:, :0]
     likely, ndcg, alone = [], torch.zeros(len(_WEIGHTS), dtype=torch.float64), replace(exact, rules=0.)
     for part, t in zip(parts, targets.split([len(p.rows) for p in parts])):
         p, r = _joint(model, part, history, alone).exp(), model.rules(history[part.rows])
         likely.append([x.gather(1, t[:, None])[:, 0] for x in (p, r)])
-        ndcg += _ndcg_by_weight(p, r, t, history[part.rows]).cpu()
+        ndcg += _ndcg_by_weight(p, r, t, seen[part.rows]).cpu()
     if by == 'likelihood': weight = fit_interpolation(*map(torch.cat, zip(*likely))) if parts else 0.
     else: weight = _WEIGHTS[int(ndcg.argmax())]
     return replace(exact, rules=round(weight, 4))

@@ -245,10 +245,13 @@ def add_rules(self: GenerativeRecommender,
     counts = count_rules(split.train, config)
     self.model.rules = SequentialRules(counts, config).to(self.model.device)
     if _why_not_exact(self.model, self.config.decode): return self    # and it cannot be used
-    ways = [self.exact(replace(self.config.decode, combine=how, rules_weight=0.))
-            for how in ('product', 'mixture')]
-    fitted = {e.combine: fit_rules(self.model, split.valid, e).rules for e in ways}
-    self.weights = self.weights | dict(rules=fitted)
+    def fitted(how): # of one identifier both combinations are the same
+        alone = self.exact(replace(self.config.decode, combine=how, rules_weight=0.))
+        return fit_rules(self.model, split.valid, alone,
+                         exclude_seen=self.config.decode.exclude_seen).rules
+    product = fitted('product')
+    mixture = fitted('mixture') if self.several else product
+    self.weights = self.weights | dict(rules=dict(product=product, mixture=mixture))
     return self
 
 # %% ../nbs/81_recommender.ipynb #9a13c6ec

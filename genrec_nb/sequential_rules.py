@@ -54,16 +54,15 @@ class SequentialRules(nn.Module):
     def extra_repr(self): return f'{self.n_items:,} items, {len(self.item):,} pairs; {self.settings}'
     def votes(self, history: Tensor) -> Tensor: # int64 [B, H], -1: none -> float [B, N]
         "The weighted counts, not yet divided by their sum"
-        last, n = history[:, -self.settings.last:], self.n_items
-        weight = self.settings.decay**torch.arange(last.shape[1], device=last.device).flip(0)
-        a = last.clamp(min=0)
-        many = ((self.start[a + 1] - self.start[a])*(last >= 0)).flatten()   # rules of each item
-        first = self.start[a].flatten() - many.cumsum(0) + many
-        rule = torch.arange(int(many.sum()), device=many.device) + first.repeat_interleave(many)
-        row = torch.arange(len(last), device=a.device).repeat_interleave(many.view(last.shape).sum(1))
-        value = self.count[rule]*weight.expand(last.shape).flatten().repeat_interleave(many)
-        out = value.new_zeros(len(last)*n).index_add_(0, row*n + self.item[rule], value)
-        return out.view(-1, n)
+        out = self.count.new_zeros(len(history), self.n_items)
+        for age, a in enumerate(history[:, -self.settings.last:].flip(1).T):
+            many = (self.start[a + 1] - self.start[a])*(a >= 0)              # rules of each item
+            row = torch.arange(len(a), device=a.device).repeat_interleave(many)
+            first = (self.start[a] - many.cumsum(0) + many)[row]
+            rule = first + torch.arange(len(row), device=a.device)
+            place = row*self.n_items + self.item[rule]                       # each once
+            out.view(-1)[place] += self.settings.decay**age*self.count[rule]
+        return out
     def forward(self, history: Tensor) -> Tensor: # int64 [B, H], -1: none -> float [B, N]
         "Rows sum to 1, or to 0 where no rule is known"
         out = self.votes(history)

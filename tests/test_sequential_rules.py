@@ -167,9 +167,10 @@ def test_the_explanation_is_the_score(tmp_path):
     rec.add_items(Catalog(["new"], ["a new one"], ["color 1 shape 1 size 1"]))
     assert rec.model.rules.n_items == len(rec.catalog) and len(rec.recommend(history, 3)) == 3
 
-def test_the_weight_of_the_best_list():
+@pytest.mark.parametrize('exclude', [True, False])
+def test_the_weight_of_the_best_list(exclude):
     split, model = a_split(), a_model()
     model.rules = SequentialRules(count_rules(split.train))
-    def ndcg(w): return ranking_metrics(rank_exact(model, split.valid, 10, exact=ExactConfig(rules=w)), split.valid.targets, (10,))['ndcg@10']
-    found = fit_rules(model, split.valid).rules
+    def ndcg(w): return ranking_metrics(rank_exact(model, split.valid, 10, DecodeConfig(exclude_seen=exclude), exact=ExactConfig(rules=w)), split.valid.targets, (10,))['ndcg@10']
+    found = fit_rules(model, split.valid, exclude_seen=exclude).rules
     assert ndcg(found) >= max(ndcg(w/20) for w in range(21)) - 1e-9
