@@ -15,7 +15,7 @@ from genrec_nb.data import Catalog, Dataset, Interactions
 from genrec_nb.splits import Cases, Split, TieCounts, leave_one_out
 from genrec_nb.diagnostics import CodeAnalysis
 from genrec_nb.embed import SentenceEncoder, TfidfEncoder
-from genrec_nb.exact import ExactConfig, ExactScores
+from genrec_nb.exact import ExactConfig, ExactScores, ValidationScores
 from genrec_nb.branch_and_bound import ProvedBeams, ProvedItems, proved_items, proved_search
 from genrec_nb.search import Found, chosen_search, search_each
 from genrec_nb.baseline_trials import BaselineTrial
@@ -142,7 +142,7 @@ def losses(ids: Identifiers, trie: ItemTrie, facts: ItemFacts) -> list[Weighting
 def models(ids: Identifiers, decoder: ItemDecoder, t5: TigerT5, history: Tensor) -> Beams:
     softmax = ChildSoftmax.build(ItemTrie.build(ids), np.ones(5))
     loss: TokenLoss = t5(history)
-    kinds = [CausalBlock, PackedRows, DynamicTrie, TrieProcessor, ItemDecoderConfig, ExactScores]
+    kinds = [CausalBlock, PackedRows, DynamicTrie, TrieProcessor, ItemDecoderConfig, ExactScores, ValidationScores]
     exact = ExactConfig(combine='mixture', weights=(.5, .5))
     assert kinds and exact.weights and loss and decoder and softmax.to('cpu').deciding is not None
     return beam_search(t5, ItemTrie.build(ids), history, DecodeConfig(beams=5))
