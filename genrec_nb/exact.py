@@ -384,11 +384,15 @@ def item_nats(
 # %% ../nbs/51_exact.ipynb #c26d0f4c
 @dataclass
 class ValidationScores:
-    "Scores of all items for a sample of V validation cases, computed once for every fit"
-    parts: list[ExactScores]
-    targets: Tensor # int64 [V], in the order of the parts
-    history: Tensor # int64 [V, H] what the model reads, in the order of the cases
-    seen: Tensor # int64 [V, S], -1: none
+    "Scores of all items for V validation cases, computed once for several fits"
+    logp: Tensor # float [K, V, N]
+    targets: Tensor # int64 [V]
+
+def _sampled(model, valid: Cases, users: int, seed: int) -> tuple:
+    "Of sampled validation cases: what is read int64 [V, H], seen int64 [V, S], targets int64 [V]"
+    cases = valid.sample(min(users, len(valid)), seed)
+    _check_items(cases.targets, len(model.paths), 0, 'as a target')
+    return *_histories(model, cases), torch.from_numpy(cases.targets).long().to(model.paths.device)
 
 # %% ../nbs/51_exact.ipynb #0c8ea704
 def validation_scores(
@@ -398,16 +402,11 @@ def validation_scores(
     seed: int = 0, # of the sample
     memory: int = 2**26, # bytes, while scores are computed; those of all users are kept
 ) -> ValidationScores:
-    "What the weights of the identifiers and of the rules are fitted to"
-    cases = valid.sample(min(users, len(valid)), seed)
-    _check_items(cases.targets, len(model.paths), 0, 'as a target')
-    history, seen = _histories(model, cases)
+    "What the weights of the identifiers are fitted to"
+    history, _, targets = _sampled(model, valid, users, seed)
     parts = list(exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)))
-    targets = torch.from_numpy(cases.targets).long().to(history.device)
-    return ValidationScores(parts, targets[torch.cat([p.rows for p in parts])], history, seen)
-
-def _scores_of(model, valid: Cases | ValidationScores) -> ValidationScores:
-    return valid if isinstance(valid, ValidationScores) else validation_scores(model, valid)
+    order = torch.cat([p.rows for p in parts])
+    return ValidationScores(torch.cat([p.logp for p in parts], 1), targets[order])
 
 # %% ../nbs/51_exact.ipynb #59d3e2ac
 def _fit(logp: Tensor, targets: Tensor, how: str) -> list[float]:
@@ -433,9 +432,8 @@ def fit_weights(
     exact: ExactConfig = ExactConfig(), # which combination
 ) -> ExactConfig: # with weights
     "Weights of the identifiers with the largest likelihood on validation users"
-    scored = _scores_of(model, valid)
-    logp = torch.cat([p.logp for p in scored.parts], 1)
-    fitted = _fit(logp, scored.targets, exact.combine)
+    scored = valid if isinstance(valid, ValidationScores) else validation_scores(model, valid)
+    fitted = _fit(scored.logp, scored.targets, exact.combine)
     return replace(exact, weights=tuple(round(w, 4) for w in fitted))
 
 # %% ../nbs/51_exact.ipynb #2def8c15
@@ -451,23 +449,33 @@ def _ndcg_by_weight(p: Tensor, r: Tensor, target: Tensor, seen: Tensor) -> Tenso
         out.append(((rank < 10)/torch.log2(rank + 2.)).double().sum())
     return torch.stack(out)
 
+def _best_weight(likely: list, ndcg: Tensor, by: str) -> float:
+    "Of the rules: by NDCG@10 of each weight [21], or by the targets' probabilities (model, rules)"
+    if by == 'ndcg@10': return _WEIGHTS[int(ndcg.argmax())]
+    return round(fit_interpolation(*map(torch.cat, zip(*likely))), 4) if likely else 0.
+
 # %% ../nbs/51_exact.ipynb #50d102c5
 def fit_rules(
     model, # an `ItemDecoder` with `rules`
-    valid: Cases | ValidationScores, # of cases a thousand are sampled
-    exact: ExactConfig = ExactConfig(), # combination and weights of the identifiers
+    valid: Cases, # validation cases
+    exact: ExactConfig | list = ExactConfig(), # combination and weights of the identifiers, or several
     by: Literal['ndcg@10', 'likelihood'] = 'ndcg@10', # which is to be largest
     exclude_seen: bool = True, # rank without the items of each history
-) -> ExactConfig: # with the weight of the rules
+    users: int = 5000, # so many cases, sampled
+    seed: int = 0, # of the sample
+    memory: int = 2**26, # bytes
+) -> ExactConfig | list: # with the weight of the rules
     "The weight of the sequential rules that is best for validation users"
-    _check_rules(model, replace(exact, rules=1.))
-    s, alone = _scores_of(model, valid), replace(exact, rules=0.)
-    seen = s.seen if exclude_seen else s.seen[:, :0]
-    likely, ndcg = [], torch.zeros(len(_WEIGHTS), dtype=torch.float64)
-    for part, t in zip(s.parts, s.targets.split([len(p.rows) for p in s.parts])):
-        p, r = _joint(model, part, s.history, alone).exp(), model.rules(s.history[part.rows])
-        likely.append([x.gather(1, t[:, None])[:, 0] for x in (p, r)])
-        ndcg += _ndcg_by_weight(p, r, t, seen[part.rows]).cpu()
-    if by == 'likelihood': weight = fit_interpolation(*map(torch.cat, zip(*likely))) if likely else 0.
-    else: weight = _WEIGHTS[int(ndcg.argmax())]
-    return replace(exact, rules=round(weight, 4))
+    ways = [exact] if isinstance(exact, ExactConfig) else exact
+    for w in ways: _check_rules(model, replace(w, rules=1.))
+    history, seen, targets = _sampled(model, valid, users, seed)
+    seen = seen if exclude_seen else seen[:, :0]
+    found = [([], torch.zeros(len(_WEIGHTS), dtype=torch.float64)) for _ in ways]
+    for part in exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)):
+        r, t = model.rules(history[part.rows]), targets[part.rows]
+        for w, (likely, ndcg) in zip(ways, found):
+            p = _joint(model, part, history, replace(w, rules=0.)).exp()
+            likely.append([x.gather(1, t[:, None])[:, 0] for x in (p, r)])
+            ndcg += _ndcg_by_weight(p, r, t, seen[part.rows]).cpu()
+    out = [replace(w, rules=_best_weight(*f, by)) for w, f in zip(ways, found)]
+    return out[0] if isinstance(exact, ExactConfig) else out

@@ -27,8 +27,8 @@ from .likelihood import _as_trained, _by_count
 from .beam_search import DecodeConfig, _item_share
 from .sequential_rules import (RulesConfig, SequentialRules, count_rules, load_rules,
                                        save_rules, with_new_items)
-from .exact import (ExactConfig, ValidationScores, exact_scores, fit_rules, fit_weights,
-                             validation_scores, _histories, _joint,
+from .exact import (ExactConfig, exact_scores, fit_rules, fit_weights, validation_scores,
+                             _histories, _joint,
                              _why_not_exact)
 from .search import chosen_search, search_each, search_facts as facts_of_search
 from .rank import rank_each as rank_each_user
@@ -226,29 +226,17 @@ def _train(self: GenerativeRecommender, split: Split, vectors, folder, resume: b
                                   **more)
     self._place()
     self.model.eval()
-    if self.config.backbone != 'packed': return
-    scored = None if _why_not_exact(self.model, c.decode) else validation_scores(self.model, split.valid)
-    if self.several: self._fit_weights(scored or split.valid)
-    self._fit_rules(split, RulesConfig(), scored)
+    if self.several: self._fit_weights(split.valid)
+    if c.backbone == 'packed': self.add_rules(split)
+
+_COMBINATIONS = 'product', 'mixture'
 
 @patch
-def _fit_weights(self: GenerativeRecommender, valid: Cases | ValidationScores) -> None:
+def _fit_weights(self: GenerativeRecommender, valid: Cases) -> None:
     "The weights of each combination that are most likely on validation users"
-    self.weights = {how: list(fit_weights(self.model, valid, ExactConfig(how)).weights)
-                    for how in ('product', 'mixture')}
-
-@patch
-def _fit_rules(self: GenerativeRecommender, split: Split, config: RulesConfig, scored) -> None:
-    "Count the rules and fit their weight, if `scored` says that items can be ranked exactly"
-    counts = count_rules(split.train, config)
-    self.model.rules = SequentialRules(counts, config).to(self.model.device)
-    if scored is None: return
-    def fitted(how): # of one identifier both combinations are the same
-        decode = replace(self.config.decode, combine=how, rules_weight=0.)
-        return fit_rules(self.model, scored, self.exact(decode), exclude_seen=decode.exclude_seen).rules
-    product = fitted('product')
-    mixture = fitted('mixture') if self.several else product
-    self.weights = self.weights | dict(rules=dict(product=product, mixture=mixture))
+    scored = validation_scores(self.model, valid)
+    self.weights = {how: list(fit_weights(self.model, scored, ExactConfig(how)).weights)
+                    for how in _COMBINATIONS}
 
 @patch
 def add_rules(self: GenerativeRecommender,
@@ -258,8 +246,13 @@ def add_rules(self: GenerativeRecommender,
     "Give an item decoder sequential rules, as `fit` does; raises `SettingError` for another model"
     require(self.config.backbone == 'packed', 'sequential rules need the exact ranking of an item '
             f'decoder, not {self.config.backbone}: take rules_weight=0', SettingError)
-    exact = not _why_not_exact(self.model, self.config.decode)
-    self._fit_rules(split, config, validation_scores(self.model, split.valid) if exact else None)
+    counts, decode = count_rules(split.train, config), replace(self.config.decode, rules_weight=0.)
+    self.model.rules = SequentialRules(counts, config).to(self.model.device)
+    if _why_not_exact(self.model, decode): return self    # and it cannot be used
+    ways = [self.exact(replace(decode, combine=how)) for how in _COMBINATIONS[:1 + self.several]]
+    found = fit_rules(self.model, split.valid, ways, exclude_seen=decode.exclude_seen)
+    weights = {how: found[-1 if how == 'mixture' else 0].rules for how in _COMBINATIONS}
+    self.weights = self.weights | dict(rules=weights)
     return self
 
 # %% ../nbs/81_recommender.ipynb #9a13c6ec
