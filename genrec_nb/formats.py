@@ -254,15 +254,20 @@ def _table(f, path: Path, rows: int | None, keep) -> tuple[pd.DataFrame, str]: #
     return df, f'a table with {what}{" and no head"*bool(names)}'
 
 # %% ../nbs/11_formats.ipynb #e416dbc9
+def _in_pandas(table) -> pd.DataFrame: # table: of pyarrow, or a batch of its rows
+    "The table in pandas, without what pandas noted in the file if that is damaged"
+    try: return table.to_pandas()
+    except Exception: return table.replace_schema_metadata(None).to_pandas()
+
 def _parquet(path: Path, rows: int | None, keep) -> pd.DataFrame:
     "A Parquet file, or its first rows; raises `FileError`"
     import pyarrow as pa
     import pyarrow.parquet as pq
     with explain(f'{path}: not a readable table', *_BROKEN, pa.ArrowException):
-        if rows is None: return pd.read_parquet(path, columns=keep)
+        if rows is None: return _in_pandas(pq.read_table(path, columns=keep))
         file = pq.ParquetFile(path)
         first = next(file.iter_batches(rows), None)
-        return file.schema_arrow.empty_table().to_pandas() if first is None else first.to_pandas()
+        return _in_pandas(file.schema_arrow.empty_table() if first is None else first)
 
 # %% ../nbs/11_formats.ipynb #3fd6eb30
 @dataclass

@@ -14,7 +14,7 @@ import pandas as pd
 from .core import FileError, _Silent, check_choice, require, whole_file
 from .workers import _in_workers
 from .data import Catalog, _offsets_of
-from .formats import explode, read_file, recognize, _clock, _has_lists, _ids
+from .formats import explode, read_file, recognize, _clock, _has_lists, _ids, _in_pandas
 from .item_texts import _there
 from .splits import Cases
 
@@ -38,7 +38,7 @@ def _pieces(path: Path, size: int):
         yield read_file(path).frame
         return
     import pyarrow.parquet as pq
-    for batch in pq.ParquetFile(path).iter_batches(size): yield batch.to_pandas()
+    for batch in pq.ParquetFile(path).iter_batches(size): yield _in_pandas(batch)
 
 # %% ../nbs/82_many_users.ipynb #5c6a2444
 def _cases_of(rows: pd.DataFrame, catalog: Catalog) -> tuple[list[str], Cases, int]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from pathlib import Path
 from .core import FileError, GenrecWarning, explain, require
+from .formats import _parquet
 from .splits import Split
 from .baselines import _check_item_vectors, _load_vectors
 
@@ -19,8 +20,7 @@ _ID_COLUMNS = 'item', 'item_id', 'id', 'parent_asin', 'asin'
 
 def _read_by_id(path: Path) -> tuple[list[str], np.ndarray]: # ids [n], numbers [n, d]
     "The ids and vectors of a Parquet file; raises `FileError` for other columns"
-    with explain(f'{path}: not a readable Parquet file', OSError, ValueError):
-        df = pd.read_parquet(path)
+    df = _parquet(path, None, None)
     name = next((c for c in _ID_COLUMNS if c in df), None)
     there, wanted = (', '.join(map(str, names)) for names in (df.columns[:8], _ID_COLUMNS))
     require(name is not None, f'{path}: no column of ids; found {there}, expected one of {wanted}',

@@ -224,6 +224,14 @@ def test_a_damaged_file_gives_a_result_or_one_line(tmp_path_factory, kind, at, s
     finally: f.write_bytes(whole)
 
 
+@pytest.mark.parametrize('note', [b'{"index_columns": [], "columns": [{"name": "user", " umpy_type": "int64"}]}', b'{"columns": 3', b'[]'])
+def test_a_damaged_note_of_pandas_costs_nothing(tmp_path, note):
+    "Parquet keeps its own types, too"
+    import pyarrow as pa, pyarrow.parquet as pq
+    table = pa.table(dict(user=[1, 1, 2], item=['a', 'b', 'a'], time=[1, 2, 3]))
+    pq.write_table(table.replace_schema_metadata({b'pandas': note}), tmp_path/'a.parquet')
+    assert histories(load_dataset(tmp_path, text=False)) == {'1': ['a', 'b'], '2': ['a']}
+
 def test_columns_for_the_encoder_are_those_that_are_named(tmp_path):
     "In Python, in a run's settings, and on the command line"
     from genrec_nb.trial import DataConfig
