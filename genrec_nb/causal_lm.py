@@ -14,7 +14,7 @@ from dataclasses import field
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from typing import Annotated, Literal
-from .core import Count, Natural, Positive, SettingError, patch, require, settings
+from .core import Count, Natural, Positive, Seed, SettingError, patch, require, settings
 from .data import Interactions
 from .semantic_ids import EOS, Identifiers, PAD
 from .trie import ItemTrie
@@ -53,7 +53,7 @@ class LMConfig:
     fill: Natural | None = None # tokens a pass is filled up to, reading ahead; None: 64 on a CPU, else 1,024
     tasks: Annotated[list[str], BeforeValidator(_names)] = field(default_factory=list) # 'all': every one
     share: Annotated[float, Field(gt=0, le=1)] = .2 # of the training samples, for each further task
-    seed: Natural = 0 # of adapters and new tokens
+    seed: Seed = 0 # of adapters and new tokens
 
     def __post_init__(self):
         if self.packed and self.template == TEMPLATE: self.template = LIST_TEMPLATE

@@ -11,15 +11,14 @@ import torch
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from transformers import T5Config
 from typing import Callable
-from .core import (MissingTextError, SettingError, _check_option, check_choice, check_keys,
+from .core import (MissingTextError, SettingError, check_choice, check_keys,
                             read_settings, require)
 from .data import Catalog
 from .semantic_ids import Identifiers
-from .likelihood import _check_softmax
+from .limits import SIZES, DecoderSizes, T5Sizes
 from .tiger import TigerT5, tiger_t5
-from .item_decoder import ItemDecoder, ItemDecoderConfig, item_decoder
+from .item_decoder import ItemDecoder, item_decoder
 from .tokenizer_config import TokenizerConfig, _model_title_ids
 
 # %% ../nbs/81_generators.ipynb #52d7f8ce
@@ -39,29 +38,18 @@ def _load(cls: type, folder: str | Path, ids: Identifiers, device): # ready to r
     "A small generator from the folder that its `save_pretrained` wrote"
     return cls.from_pretrained(folder).to(device).set_items(ids).eval()
 
-def _defaults(make: Callable, *without: str) -> dict: # name -> default
+def _defaults(cls: type, *without: str) -> dict: # name -> default
     "The settings of a generator, but for those that nobody sets"
-    found = inspect.signature(make).parameters.values()
-    return {p.name: p.default for p in found if p.name not in {*without, 'kwargs'}}
+    found = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in found if p.name not in without}
 
 # %% ../nbs/81_generators.ipynb #c48733b3
-_INNER = 'vocab_size', 'first', 'sizes', 'levels', 'n_items', 'ids', 'counts', 'config'
-_decoder_sizes = partial(_defaults, ItemDecoderConfig, *_INNER)
-BACKBONES['packed'] = _Backbone(item_decoder, partial(_load, ItemDecoder), _decoder_sizes,
-                                dict(epochs=12), dict(softmax='children', prior='trie',
-                                                      dropout=.3, scale_embeddings=True))
+BACKBONES['packed'] = _Backbone(
+    item_decoder, partial(_load, ItemDecoder), partial(_defaults, DecoderSizes), dict(epochs=12),
+    dict(softmax='children', prior='trie', dropout=.3, scale_embeddings=True))
 
 # %% ../nbs/81_generators.ipynb #23d94f7f
-_FIXED = ('vocab_size', 'pad_token_id', 'eos_token_id', 'use_cache', 'is_decoder',
-          'is_encoder_decoder', 'classifier_dropout')
-
-def _t5_sizes() -> dict: # name -> default of `T5Config`; `tiger_t5` has smaller ones
-    "Settings of TIGER"
-    known = _defaults(T5Config, *_FIXED)
-    own = _defaults(tiger_t5, 'seed', *_INNER) # max_items, softmax, prior
-    return own | {n: v for n, v in known.items() if n in T5Config.__annotations__}
-
-BACKBONES['t5'] = _Backbone(tiger_t5, partial(_load, TigerT5), _t5_sizes,
+BACKBONES['t5'] = _Backbone(tiger_t5, partial(_load, TigerT5), partial(_defaults, T5Sizes),
                            dict(batch_size=256, lr=1e-3, weight_decay=.01))
 
 # %% ../nbs/81_generators.ipynb #1c852105
@@ -117,12 +105,9 @@ def _check_model(
     weighting: str = '', # of the tokens
 ) -> None: # raises `SettingError`
     "Are these settings of this generator, and do they fit the identifiers and the loss?"
-    known = BACKBONES[backbone].sizes()
-    check_keys(settings, known, where)
+    check_keys(settings, BACKBONES[backbone].sizes(), where)
     if backbone == 'llm': return _check_language_model(settings, where, titles, weighting)
-    for n, v in settings.items(): _check_option(n, v, known[n], where)
-    given = known | settings
-    _check_softmax(given['softmax'], given['prior'], counts=())
+    read_settings(SIZES[backbone], settings, where)
 
 def _check_language_model(settings: dict, where: str, titles: bool, weighting: str) -> None:
     "Values, tasks, and what excludes what"

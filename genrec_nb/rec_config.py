@@ -10,7 +10,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from pydantic import BeforeValidator, Field
 from typing import Annotated, Literal
-from .core import (Natural, SettingError, Share, check_choice, patch, read_settings,
+from .core import (Seed, SettingError, Share, check_choice, patch, read_settings,
                             require, settings)
 from .token_weights import Weighting
 from .objectives import make_weighting
@@ -74,7 +74,7 @@ class RecommenderConfig:
     train: Annotated[dict | TrainConfig, Field(union_mode='left_to_right')] = \
         field(default_factory=dict) # changes to `_train_defaults`, or all
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    seed: Natural = 0 # of everything that is random
+    seed: Seed = 0 # of everything that is random
 
     def __post_init__(self):
         _check_backbone(self.backbone, self.titles, self.tokenizer.method)

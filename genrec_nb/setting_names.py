@@ -7,11 +7,13 @@ __all__ = []
 
 # %% ../nbs/93_setting_names.ipynb #8dfd8c20
 import ast, builtins, importlib, importlib.util, re
-from dataclasses import make_dataclass
+from dataclasses import fields, make_dataclass
 from functools import cache
 from pathlib import Path
-from .core import (FileError, SettingError, check_choice, explain, require, settings,
-                            _check_option, _unknown)
+from . import core
+from .core import (FileError, SettingError, check_choice, explain, read_settings, require,
+                            settings, _check_option, _unknown)
+from .limits import SIZES, _TRAINER_LIMITS, _check_trainer
 
 # %% ../nbs/93_setting_names.ipynb #61869ed2
 @cache
@@ -28,8 +30,8 @@ def _find(name: str, module: str, package: str = 'genrec_nb') -> tuple | None: #
     for s in _statements(module, package):
         if name in _names(s): return module, s
         imported = isinstance(s, ast.ImportFrom) and s.level and name in [a.name for a in s.names]
-        if not imported or package != 'genrec_nb': continue
-        return _find(name, '.'.join([*module.split('.')[:-s.level], s.module]))
+        if not imported: continue
+        return _find(name, '.'.join([*module.split('.')[:-s.level], s.module]), package)
 
 def _names(s: ast.stmt) -> list:
     "The name that a statement defines, if it is a class, a function or a constant"
@@ -63,20 +65,31 @@ _LIGHT = 'pathlib', 'pydantic', 'typing'                       # imported here a
 
 @cache
 def _value(name: str, module: str):
-    "What a constant stands for; raises `LookupError` for what a function or a class would make"
+    "What a constant or a function stands for; raises `LookupError` for a class"
     place, s = _find(name, module) or (module, None)
+    if place == 'core': return getattr(core, name)             # without torch
     if isinstance(s, ast.Assign): return _evaluate(s.value, place)
+    if isinstance(s, ast.FunctionDef): return _function(s, place)
     for s in _statements(module):
         imported = isinstance(s, ast.ImportFrom) and name in [a.name for a in s.names]
         if imported and s.module in _LIGHT: return getattr(importlib.import_module(s.module), name)
     raise LookupError(name)
 
+def _needed(x: ast.AST, module: str) -> dict: # name -> value
+    "The values of a module that an expression or a function refers to"
+    inner = {n.id for n in ast.walk(x) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    inner |= {n.arg for n in ast.walk(x) if isinstance(n, ast.arg)}
+    return {n: _value(n, module) for n in {*_words(x)} - inner - {*vars(builtins)}}
+
 def _evaluate(x: ast.expr, module: str):
     "The value of an expression of a module"
-    inner = {n.id for n in ast.walk(x) if isinstance(getattr(n, 'ctx', None), ast.Store)}
-    names = {*_words(x)} - inner - {*vars(builtins)}
-    known = {n: _value(n, module) for n in names}
-    return eval(compile(ast.Expression(x), module, 'eval'), known)
+    return eval(compile(ast.Expression(x), module, 'eval'), _needed(x, module))
+
+def _function(s: ast.FunctionDef, module: str):
+    "A function of a module, with the constants and functions that it needs"
+    space = _needed(s, module)
+    exec(compile(ast.Module([s], []), module, 'exec'), space)
+    return space[s.name]
 
 # %% ../nbs/93_setting_names.ipynb #b93e1a05
 def _check_value(name: str, value, kind: ast.expr, module: str, where: str = '') -> None:
@@ -93,6 +106,10 @@ def _check_known(given: dict, known, where: str = '') -> None:
     for name in given:
         require(name in known, f'{where}: '*bool(where) + _unknown(name, [*known]), SettingError)
 
+def _may_be_none(kind: ast.expr, value) -> bool:
+    "Is the value None, and does the type have it?"
+    return value is None and any(getattr(n, 'value', 0) is None for n in ast.walk(kind))
+
 def _check_fields(given: dict, name: str, module: str, where: str = '', dot: str = ': ') -> None:
     "Raise `SettingError` for a wrong name or value in the settings of a class, or in nested ones"
     known = _fields(name, module)
@@ -102,6 +119,8 @@ def _check_fields(given: dict, name: str, module: str, where: str = '', dot: str
         nested = next((w for w in _words(kind) if _is_class(w, place)), None)
         sign = '.' if isinstance(kind, ast.Name) else ': '     # pydantic's, or that of the class
         if nested and isinstance(v, dict): _check_fields(v, nested, place, k, sign)
+        elif nested and not _may_be_none(kind, v): raise SettingError(
+            f'{where}{dot}'*bool(where) + f'{k} is {v!r}, expected names with values')
         else: _check_value(k, v, kind, place, f'{where}{dot}'*bool(where))
 
 # %% ../nbs/93_setting_names.ipynb #92d68860
@@ -128,33 +147,18 @@ def _check_method(given: dict, method: str | None = 'rqvae', where: str = '') ->
         _check_fields(options, methods[method], 'tokenizer_config', method)
 
 # %% ../nbs/93_setting_names.ipynb #c00fa30d
-def _parameters(name: str, module: str) -> list[str]:
-    "The parameters of a function, or of what makes an object of a class"
-    _, s = _find(name, module)
-    if isinstance(s, ast.ClassDef): s = next(f for f in s.body if getattr(f, 'name', '') == '__init__')
-    return [a.arg for a in s.args.args if a.arg != 'self']
-
 def _model_settings(backbone: str) -> list[str]: # none for an unknown backbone
     "The names of a generator's settings"
-    inner = {*_value('_INNER', 'generators'), *_value('_FIXED', 'generators'), 'seed'}
-    t5 = 'models.t5.configuration_t5'
-    found = dict(packed=lambda: _parameters('ItemDecoderConfig', 'item_decoder'),
-                 llm=lambda: _fields('LMConfig', 'causal_lm'),
-                 t5=lambda: _parameters('tiger_t5', 'tiger') + [*_fields('T5Config', t5, 'transformers')])
-    return [n for n in found.get(str(backbone), list)() if n not in inner]
+    if backbone == 'llm': return [n for n in _fields('LMConfig', 'causal_lm') if n != 'seed']
+    return [f.name for f in fields(SIZES[backbone])] if backbone in (*SIZES,) else []
 
 # %% ../nbs/93_setting_names.ipynb #b93e1a08
-def _check_model_settings(backbone: str, given: dict) -> None:
+def _check_model_settings(backbone: str, given: dict, where: str = 'model') -> None:
     "Raise `SettingError` for a wrong setting of a generator"
-    known = _model_settings(backbone)
-    if not known: return
-    _check_known(given, known, 'model')
-    if backbone == 'llm': _check_fields(given, 'LMConfig', 'causal_lm', 'model')
-    if backbone != 'packed': return
-    _, s = _find('ItemDecoderConfig', 'item_decoder')
-    made = next(f for f in s.body if getattr(f, 'name', '') == '__init__').args
-    defaults = dict(zip([a.arg for a in made.args][::-1], made.defaults[::-1]))
-    for k, v in given.items(): _check_option(k, v, ast.literal_eval(defaults[k]), 'model')
+    if backbone in (*SIZES,): read_settings(SIZES[backbone], given, where)
+    if backbone != 'llm': return                               # an unknown one is refused elsewhere
+    _check_known(given, _model_settings('llm'), where)
+    _check_fields(given, 'LMConfig', 'causal_lm', where)
 
 # %% ../nbs/93_setting_names.ipynb #b93e1a0b
 def _entries(name: str, module: str) -> dict: # key -> (module, expression)
@@ -199,6 +203,54 @@ def _check_baselines(given) -> None: # names, in a text or a list, or names with
         _check_fields({k: v for k, v in how.items() if k != 'kind'}, made.elts[1].id, place,
                       f'baselines.{name}')
 
+# %% ../nbs/93_setting_names.ipynb #ca66a5ba
+_GRID_WORDS = 'file', 'point', 'identifiers', 'vary', 'mode' # beside a tokenizer's settings
+
+def _check_ids(where: str, given: dict) -> None:
+    "Raise `SettingError` for a wrong setting of a tokenizer, its own among the shared ones"
+    if 'file' in given: return
+    shared = _fields('TokenizerConfig', 'tokenizer_config')
+    own = {k: v for k, v in given.items() if k not in (*shared, *_GRID_WORDS)}
+    own |= given.get('options', {}) if isinstance(given.get('options'), dict) else {}
+    how = {k: v for k, v in given.items() if k in shared and v is not None}
+    _check_fields(how, 'TokenizerConfig', 'tokenizer_config', where)
+    _check_method({**how, 'options': own}, where=where)
+    rest, vary = {k: v for k, v in given.items() if k != 'vary'}, given.get('vary')
+    for k, values in vary.items() if isinstance(vary, dict) else ():
+        for v in values if isinstance(values, list) else (): _check_ids(where, {**rest, k: v})
+
+# %% ../nbs/93_setting_names.ipynb #cc7b0f7c
+def _check_identifiers(given) -> None: # names, in a text or a list; settings
+    "Raise `SettingError` for further identifiers that name no method and no file"
+    if isinstance(given, str): given = [x.strip() for x in given.split(',') if x.strip()]
+    is_list = isinstance(given, (list, tuple)) and all(isinstance(x, (str, dict)) for x in given)
+    require(is_list, f'identifiers: found {given!r}, expected a list of methods and tables',
+            SettingError)
+    for x in given:
+        if isinstance(x, dict): _check_ids('identifiers', x)
+        elif not Path(x).suffix and not Path(x).exists():
+            check_choice(x, _methods(), 'identifiers: a method')
+
+# %% ../nbs/93_setting_names.ipynb #c59ef22c
+def _enumeration(kind: ast.expr) -> list[str]: # empty: another type
+    "The values of an enumeration of transformers, of a type `Enumeration | str`"
+    if not isinstance(kind, ast.BinOp) or not isinstance(kind.left, ast.Name): return []
+    found = _find(kind.left.id, 'training_args', 'transformers')
+    if found is None or not isinstance(found[1], ast.ClassDef): return []
+    values = [s.value for s in found[1].body if isinstance(s, ast.Assign)]
+    return [v.value for v in values if isinstance(v, ast.Constant)]
+
+def _check_trainer_settings(given: dict, where: str = 'trainer') -> None:
+    "Raise `SettingError` for a wrong argument of `TrainingArguments`"
+    known = _fields('TrainingArguments', 'training_args', 'transformers')
+    _check_known(given, known, where)
+    _check_trainer(given, where)
+    for k, v in given.items():
+        kind = known[k][1]
+        plain = {*_words(kind)} <= {*vars(builtins)} and k not in _TRAINER_LIMITS
+        if names := _enumeration(kind): check_choice(v, names, f'{where}: {k}')
+        elif plain: _check_option(k, v, _evaluate(kind, ''), where)
+
 # %% ../nbs/93_setting_names.ipynb #efbe7961
 def _check_run(given: dict, where: str = '', quick: bool = False) -> None:
     "Raise `SettingError` for a wrong setting of a run"
@@ -209,23 +261,45 @@ def _check_run(given: dict, where: str = '', quick: bool = False) -> None:
         _check_model_settings(given.get('backbone', 'packed'), parts.get('model', {}))
         _check_weighting(given.get('weighting'), parts.get('weighting_options', {}))
         _check_baselines(given.get('baselines', ''))
-        trainer = _fields('TrainingArguments', 'training_args', 'transformers')
-        _check_known(parts.get('trainer', {}), trainer, 'trainer')
+        _check_identifiers(given.get('identifiers', ()))
+        _check_trainer_settings(parts.get('trainer', {}))
 
-# %% ../nbs/93_setting_names.ipynb #f17f174e
+# %% ../nbs/93_setting_names.ipynb #cd62c444
+_PARTS = dict(train=('TrainConfig', 'train'), decode=('DecodeConfig', 'beam_search'))
+
+def _check_parts(given: dict, backbone: str, where: str = '') -> None:
+    "Raise `SettingError` for a wrong setting of training, decoding, model or trainer"
+    parts = {k: v for k, v in given.items() if isinstance(v, dict)}
+    for k, (name, module) in _PARTS.items(): _check_fields(parts.get(k, {}), name, module, where + k)
+    _check_model_settings(backbone, parts.get('model', {}), f'{where}model')
+    _check_trainer_settings(parts.get('trainer', {}), f'{where}trainer')
+
+# %% ../nbs/93_setting_names.ipynb #c2b57ca7
+_OF_METHOD = 'kind', 'tokenizer', 'identifiers', 'backbone', 'model', 'train', 'decode'
+
+def _check_method_of_grid(name: str, how: dict, grid: dict) -> None:
+    "Raise `SettingError` for a wrong weighting of a grid, or wrong settings of its own"
+    own = {k: v for k, v in how.items() if k not in _OF_METHOD}
+    _check_weighting(how.get('kind', name), own)
+    _check_parts(how, how.get('backbone', grid.get('backbone', 'packed')), f'weightings.{name}.')
+
+# %% ../nbs/93_setting_names.ipynb #c0849732
+def _named_settings(given) -> dict: # name -> settings
+    "What has settings of its own, in a part of a grid"
+    return {k: v for k, v in given.items() if isinstance(v, dict)} if isinstance(given, dict) else {}
+
 def _check_grid(given: dict, where: str) -> None:
     "Raise `SettingError` for a wrong setting of a grid"
     with explain(where, SettingError, kind=SettingError):
+        backbone, names = given.get('backbone', 'packed'), given.get('weightings', ())
         _check_fields(given, 'Grid', 'experiments.grid')
-        parts = {k: v for k, v in given.items() if isinstance(v, dict)}
-        _check_fields(parts.get('train', {}), 'TrainConfig', 'train', 'train')
-        _check_fields(parts.get('decode', {}), 'DecodeConfig', 'beam_search', 'decode')
-        _check_model_settings(given.get('backbone', 'packed'), parts.get('model', {}))
+        _check_parts(given, backbone)
         _check_baselines(given.get('baselines', ''))
-        names = given.get('weightings', ())
+        for n, d in _named_settings(given.get('data')).items(): _check_parts(d, backbone, f'data.{n}.')
+        for n, s in _named_settings(given.get('ids')).items(): _check_ids(f'ids.{n}', s)
         for n in [names] if isinstance(names, str) else names:
             how = names[n] if isinstance(names, dict) else {}
-            if isinstance(how, dict): _check_weighting(how.get('kind', n), {})
+            if isinstance(how, dict): _check_method_of_grid(n, how, given)
 
 # %% ../nbs/93_setting_names.ipynb #d7f6e9a0
 def _check_there(*paths) -> None: # None: not given

@@ -9,12 +9,13 @@ __all__ = ['TokenLoss', 'TigerT5', 'tiger_t5']
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils import ModelOutput
 from .batches import PrefixSamples, history_tokens
 from .core import patch, require
+from .limits import T5Sizes
 from .likelihood import ChildSoftmax, _Trained, _check_softmax
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD
@@ -105,8 +106,7 @@ def _apply(self: TigerT5, fn, *args, **kwargs):
     return self
 
 # %% ../nbs/41_tiger.ipynb #64c60f8d
-_SIZES = dict(d_model=128, d_ff=1024, num_layers=4, num_decoder_layers=4, num_heads=6, d_kv=64,
-              dropout_rate=.1, feed_forward_proj='relu', tie_word_embeddings=True)
+_SIZES = dict(asdict(T5Sizes()), tie_word_embeddings=True)
 
 def tiger_t5(
     ids: Identifiers, # paths of all items
@@ -122,8 +122,9 @@ def tiger_t5(
     _check_softmax(softmax, prior, counts)
     if eos: ids = ids.with_eos()
     tokens = dict(vocab_size=ids.vocab_size, pad_token_id=PAD, eos_token_id=EOS)
-    tokens.update(decoder_start_token_id=PAD, max_items=max_items, n_items=ids.n_items)
-    config = T5Config(**{**tokens, **_SIZES, **config}, softmax=softmax, prior=prior, eos=eos)
+    own = dict(max_items=max_items, softmax=softmax, prior=prior, eos=eos)
+    tokens.update(decoder_start_token_id=PAD, n_items=ids.n_items)
+    config = T5Config(**{**_SIZES, **own, **tokens, **config})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = TigerT5(config)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 from pydantic import Field, StrictBool
-from .core import (Count, Natural, SettingError, check_choice, check_keys, patch,
+from .core import (Count, Seed, SettingError, check_choice, check_keys, patch,
                             read_settings, require, settings)
 from .data import Interactions
 from .kmeans import _level_sizes, residual_kmeans
@@ -214,18 +214,20 @@ def _fill_shared(c) -> None:
                            f'leave it out{known}')
 
 # %% ../nbs/79_tokenizer_config.ipynb #0038f538
+_Size = Annotated[int, Field(ge=1)] # of numpy, too
+
 @settings
 class TokenizerConfig:
     "All settings of a tokenizer; None stands for the default of a setting that the method uses"
     method: str = 'rqvae' # a name in `TOKENIZERS`
     levels: Count | None = None # codes per item, 3 if not given
-    size: int | list | None = None # codes per level, one number or a list; None: by catalog size
+    size: _Size | list[_Size] | None = None # codes per level, one number or a list; None: by catalog size
     policy: Literal['extra', 'sinkhorn', 'free', 'keep'] | None = None # collisions; None: 'extra'
     encoder: str | None = None # 'minilm' if not given, 'tfidf', or any Hugging Face encoder
     cf: str | Path | None = None # a name in `_CF_METHODS`, or a file of vectors; None: for 'letter'
                                  # 'sasrec', for others the vectors of the texts
     options: dict = field(default_factory=dict) # the method's own settings
-    seed: Natural = 0 # of everything that is random
+    seed: Seed = 0 # of everything that is random
 
     def __post_init__(self):
         check_choice(self.method, TOKENIZERS, 'tokenizer')

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from transformers import TrainerCallback, TrainingArguments
 from typing import Literal
-from .core import (Count, GenrecError, Natural, Positive, digest, patch, read_json,
-                            require, settings, write_json, _writing)
+from .core import (Count, GenrecError, Natural, NonNegative, Positive, Seed, Share, digest,
+                            patch, read_json, require, settings, write_json, _writing)
+from .limits import _check_trainer
 from .faults import _last_checkpoint, _moved_here
 from .data import Interactions
 from .splits import Cases
@@ -44,15 +45,15 @@ class TrainConfig:
     epochs: Count = 60 # passes over the training samples
     batch_size: Count = 32 # samples per step and process: windows, or prefixes for T5
     lr: Positive = 5e-3 # highest learning rate
-    weight_decay: float = .1 # of AdamW, not on biases and norms
-    warmup: float = .02 # share of the steps in which lr rises; then it falls as a cosine to 0
+    weight_decay: NonNegative = .1 # of AdamW, not on biases and norms
+    warmup: Share = .02 # share of the steps in which lr rises; then it falls as a cosine to 0
     accumulate: Count = 1 # micro-batches per step
     eval_every: Count = 5 # epochs between two evaluations
     patience: Natural = 4 # evaluations without a better metric before training stops; 0 = never
     metric: _Metric = 'ndcg@10' # the best checkpoint has most of it; of 'ce' the least
     samples_per_epoch: Natural | None = None # sampled anew for each epoch; None or 0: all
     eval_users: Natural | None = None # validation users ranked, sampled once; None or 0: all
-    seed: Natural = 0 # of windows, order, dropout and samples
+    seed: Seed = 0 # of windows, order, dropout and samples
 
 # %% ../nbs/55_train.ipynb #03608cc2
 def _batch_targets(batch: dict) -> Tensor: # int64 [n]
@@ -229,7 +230,8 @@ def _training_arguments(
     folder: str | Path, # where checkpoints go
     **more, # any other argument of `TrainingArguments`
 ) -> TrainingArguments: # for `GenrecTrainer`
-    "Our settings in the words of `transformers`"
+    "Our settings in the words of `transformers`; raises `SettingError` for impossible ones"
+    _check_trainer(more)
     every = steps*min(config.eval_every, config.epochs)
     warmup = min(math.ceil(config.warmup*steps*config.epochs), steps*config.epochs - 1)
     return TrainingArguments(**dict(

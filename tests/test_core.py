@@ -43,9 +43,9 @@ def test_settings_nest_compare_and_are_replaced():
     with pytest.raises(SettingError, match='expected names with values'): read_settings(Train, [1], 'x')
 
 def test_options_of_another_library():
-    _check_option('d', 3, 1, 'model'); _check_option('lr', 1, .5, 'model'); _check_option('x', object(), None, 'model')
-    for value, default in ((True, 1), ('wide', 1), (float('nan'), .5), (1, True), (3, 'word')):
-        with pytest.raises(SettingError, match='model: d is'): _check_option('d', value, default, 'model')
+    _check_option('d', 3, int, 'model'); _check_option('lr', 1, float, 'model'); _check_option('x', None, int | None, 'model')
+    for value, kind in ((True, int), ('wide', int), (float('nan'), float), (1, bool), ('False', bool), (3, str)):
+        with pytest.raises(SettingError, match='model: d is'): _check_option('d', value, kind, 'model')
     with pytest.raises(SettingError, match="did you mean 'letter'"): check_choice('leter', ['letter', 'rqvae'], 'tokenizer')
     with pytest.raises(SettingError, match="did you mean 'lr'"): check_keys(dict(lrr=1), ['lr'], 'train')
 

@@ -1,22 +1,26 @@
 "Names read from the source are those of the classes; errors come before torch."
-import json, subprocess, sys
-from dataclasses import asdict, fields
+import inspect, json, subprocess, sys
+from dataclasses import MISSING, asdict, fields
 import pytest
 from hypothesis import given, settings, strategies as st
-from transformers import TrainingArguments
+from transformers import T5Config, TrainingArguments
+from transformers.activations import ACT2FN
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.causal_lm import LMConfig
 from genrec_nb.core import GenrecError, SettingError, read_settings
 from genrec_nb.experiments.grid import Grid, Tune
-from genrec_nb.generators import BACKBONES
+from genrec_nb.generators import BACKBONES, _defaults
+from genrec_nb.item_decoder import ItemDecoderConfig
+from genrec_nb.limits import DecoderSizes, T5Sizes, _ACTIVATIONS, _TRAINER_LIMITS
 from genrec_nb.objectives import PUBLISHED, WEIGHTINGS, _SHORT
 from genrec_nb.presets import PRESETS, preset_settings
 from genrec_nb.rankers import _RANKERS
 from genrec_nb.rec_config import RecommenderConfig
 from genrec_nb.run import RunConfig
-from genrec_nb.setting_names import _check_grid, _check_run, _entries, _fields, _methods, _model_settings, _weightings
+from genrec_nb.setting_names import _check_grid, _check_run, _check_trainer_settings, _entries, _fields, _methods, _model_settings, _weightings
 from genrec_nb.tokenizer_config import TOKENIZERS, TokenizerConfig
-from genrec_nb.train import TrainConfig
+from genrec_nb.tiger import tiger_t5
+from genrec_nb.train import TrainConfig, _training_arguments
 
 CLASSES = [(RunConfig, 'run'), (RecommenderConfig, 'recommender'), (TrainConfig, 'train'), (DecodeConfig, 'rec_config'), (TokenizerConfig, 'run'), (LMConfig, 'causal_lm'),
            (Grid, 'experiments.grid'), (Tune, 'experiments.grid')]
@@ -26,7 +30,11 @@ CLASSES = [(RunConfig, 'run'), (RecommenderConfig, 'recommender'), (TrainConfig,
 def test_the_source_names_the_fields_of_a_class_in_their_order(cls, module):
     assert [*_fields(cls.__name__, module)] == [f.name for f in fields(cls)]
 
-def test_arguments_of_the_trainer():
+def test_arguments_of_the_trainer(tmp_path):
+    "Every name; the defaults are possible, and what is refused here the class refuses, too, or would take and fail later"
+    _check_trainer_settings({f.name: f.default for f in fields(TrainingArguments) if f.init and f.default is not MISSING})
+    assert {*_TRAINER_LIMITS} <= {f.name for f in fields(TrainingArguments)}
+    with pytest.raises(SettingError, match='adam_beta2 is 1, expected a number below 1'): _training_arguments(TrainConfig(), 10, tmp_path, adam_beta2=1)
     assert {f.name for f in fields(TrainingArguments) if f.init} <= {*_fields("TrainingArguments", "training_args", "transformers")}
 
 def test_methods_and_their_own_settings():
@@ -41,13 +49,37 @@ def test_weightings_and_baselines():
 @pytest.mark.parametrize('backbone', BACKBONES)
 def test_settings_of_a_generator(backbone): assert {*_model_settings(backbone)} == {*BACKBONES[backbone].sizes()}
 
+def test_settings_of_a_generator_are_those_of_its_class():
+    "Names, defaults, and activations"
+    made = inspect.signature(ItemDecoderConfig).parameters
+    assert _defaults(DecoderSizes) == {n: made[n].default for n in _defaults(DecoderSizes)} and {*made} - {*_defaults(DecoderSizes)} == {'vocab_size', 'first', 'sizes', 'levels', 'n_items', 'kwargs'}
+    made = inspect.signature(tiger_t5).parameters
+    own = {n: made[n].default for n in ('max_items', 'softmax', 'prior', 'eos')}
+    assert own.items() <= _defaults(T5Sizes).items() and {*_defaults(T5Sizes)} - {*own} <= {f.name for f in fields(T5Config)}
+    assert {*_ACTIVATIONS} <= {*ACT2FN}
+
+
 
 # ---- the same line as the class ------------------------------------------------------------------------------------
+
+nan = float('nan')
+IMPOSSIBLE = [
+    *(dict(model={k: v}) for k, v in dict(d_model=-1, num_layers=0, num_heads=0, head_ff=-1, dropout=2, max_items=0, softmax='foo', prior='foo', scale_embeddings='False').items()),
+    dict(model=dict(d_model=10)), dict(model=dict(num_heads=3)), dict(model=dict(dropout=nan)), dict(model=dict(dropout=1)),
+    *(dict(backbone='t5', model={k: v}) for k, v in dict(d_model=-1, d_kv=0, d_ff=0, num_layers=0, num_decoder_layers=-1, num_heads=0, dropout_rate=2, layer_norm_epsilon=-1, initializer_factor=0, eos='no',
+                                                         feed_forward_proj='foo', relative_attention_num_buckets=3, relative_attention_max_distance=8, max_items=0, softmax='foo', prior='foo').items()),
+    dict(backbone='t5', model=dict(dropout_rate=nan)), dict(backbone='t5', model=dict(d_model='64')),
+    *(dict(train={k: v}) for k, v in dict(lr=-1, batch_size=0, epochs=-1, weight_decay=-1, warmup=2, accumulate=0, eval_every=0, patience=-1, seed=2**32, samples_per_epoch=-1).items()),
+    *(dict(train={k: nan}) for k in ('lr', 'weight_decay', 'warmup')),
+    *(dict(decode={k: v}) for k, v in dict(beams=0, alpha=nan, length_penalty=nan, weights=[1, -1], rules_weight=2, memory=0, expansions=0).items()),
+    dict(train=3), dict(train=None), dict(tokenizer=3), dict(tokenizer=dict(size=0)), dict(tokenizer=dict(size=[8, 0])), dict(seed=2**32), dict(seed=-1), dict(rules_weight=-1), dict(identifiers='foo'), dict(identifiers=3),
+    dict(backbone='llm', model=dict(tasks=3)), dict(backbone='llm', model=dict(dropout=1)),
+]
 
 @pytest.mark.parametrize('wrong', [
     dict(alhpa=1), dict(train=dict(lrr=3)), dict(decode=dict(beam=3)), dict(tokenizer=dict(methd='letter')), dict(tokenizer=dict(method='lettr')),
     dict(tokenizer=dict(options=dict(foo=1))), dict(tokenizer=dict(method='hkmeans', options=dict(leef=1))), dict(model=dict(dmodel=8)),
-    dict(backbone='t5', model=dict(head_ff=2)),
+    dict(backbone='t5', model=dict(head_ff=2)), *IMPOSSIBLE,
     dict(train=dict(epochs='abc')), dict(train=dict(lr=0)), dict(train=dict(metric='foo')), dict(train=dict(eval_users=-1)), dict(decode=dict(search='foo')), dict(decode=dict(beams=2.5)),
     dict(alpha=2), dict(seed='x'), dict(split='foo'), dict(backbone='lmm'), dict(compare=['foo']), dict(tokenizer=dict(levels=0)), dict(tokenizer=dict(policy='foo')),
     dict(tokenizer=dict(method='hkmeans', options=dict(leaf='x'))), dict(model=dict(d_model='wide')), dict(backbone='llm', model=dict(tuning='foo')),
@@ -71,11 +103,19 @@ def test_what_is_right_passes():
     _check_run(dict(tokenizer=dict(options=dict(balanced=True))), quick=True)                  # of the method of a quick run
     _check_grid(dict(data='ml-100k', train=dict(lr=.1), decode=dict(beams=5), tune=dict(seeds=[0], values={})), 'g')
 
-@pytest.mark.parametrize('wrong, words', [(dict(trainer=dict(bf61=1)), "did you mean 'bf16'"), (dict(tokenizer=dict(method=3)), 'expected a word'), (dict(tokenizer=dict(method='lettr')), 'expected one of letter')])
+@pytest.mark.parametrize('wrong, words', [
+    *((dict(trainer={k: v}), words) for k, v, words in (
+        ('bf61', 1, "did you mean 'bf16'"), ('learning_rate', -1, 'above 0'), ('learning_rate', nan, 'finite'), ('adam_beta1', 2, 'below 1'), ('adam_epsilon', -1, '0 or more'), ('max_grad_norm', -1, '0 or more'),
+        ('gradient_accumulation_steps', 0, '1 or more'), ('warmup_steps', -1, '0 or more'), ('logging_steps', 0, 'above 0'), ('seed', 2**32, 'at most 4294967295'), ('optim', 'adamw', 'expected one of adamw_torch,'),
+        ('lr_scheduler_type', 'cosin', "did you mean 'cosine'"), ('save_strategy', 'bst', 'no, steps, epoch, best'), ('bf16', 'False', 'true or false'), ('run_name', 3, 'a word'), ('dataloader_num_workers', 2.5, 'a whole number'))),
+    (dict(tokenizer=dict(method=3)), 'expected a word'), (dict(tokenizer=dict(method='lettr')), 'expected one of letter')])
 def test_other_wrong_names(wrong, words):
     with pytest.raises(SettingError, match=words): _check_run(wrong)
 
-@pytest.mark.parametrize('wrong', [dict(dta='x'), dict(train=dict(lrr=1)), dict(decode=dict(beam=1)), dict(model=dict(dmodel=1)), dict(tune=dict(sed=1)), dict(weightings='idg'), dict(weightings=['ce', 'idg']), dict(weightings=dict(a=dict(kind='idg'))), dict(alphas=[2]), dict(seeds=['a']), dict(baselines=['foo']), dict(train=dict(epochs=0)), dict(decode=dict(search='foo'))])
+@pytest.mark.parametrize('wrong', [dict(dta='x'), dict(train=dict(lrr=1)), dict(decode=dict(beam=1)), dict(model=dict(dmodel=1)), dict(tune=dict(sed=1)), dict(weightings='idg'), dict(weightings=['ce', 'idg']), dict(weightings=dict(a=dict(kind='idg'))), dict(alphas=[2]), dict(seeds=['a']), dict(baselines=['foo']), dict(train=dict(epochs=0)), dict(decode=dict(search='foo')), dict(decode=dict(beams=0)),
+                                   dict(model=dict(d_model=-1)), dict(trainer=dict(adam_beta2=1)), dict(seeds=[2**32]), *(dict(data=dict(toy={k: v})) for k, v in dict(train=dict(lr=nan), model=dict(num_heads=0), trainer=dict(bf16='no')).items()),
+                                   dict(ids=dict(t=dict(size=0))), dict(ids=dict(t=dict(method='letter', clustrs=3))), dict(ids=dict(t=dict(vary=dict(size=[8, 0])))), dict(weightings=dict(a=dict(kind='igd', beta=2))),
+                                   dict(weightings=dict(a=dict(kind='ce', backbone='t5', model=dict(dropout_rate=2)))), dict(weightings=dict(ce=dict(train=dict(batch_size=0))))])
 def test_grids(wrong):
     with pytest.raises(SettingError, match='^g.toml: .*(unknown|expected)'): _check_grid(wrong, 'g.toml')
 
@@ -105,6 +145,13 @@ WRONG = [
     (['recommend', 'saved', '--history', 'The red swa'], "did you mean 'The red saw'"), (['recommend', 'saved', '--history', 'The red saw', '--history', 'xyz'], 'none is near'),
     (['inspect', 'nowhere'], 'nowhere: no such'), (['inspect', 'shop', '--data', 'nowhere'], 'no known'), (['inspect', 'shop', '--kind', 'foo'], 'expected one of'), (['describe', 'nowhere'], 'no known'),
     (['compare', 'no.toml'], 'no such file'), (['compare', 'grid.toml'], "did you mean 'weightings'"), (['compare', '--report', 'nowhere'], 'nowhere: no such'), (['compare'], 'either'),
+    *((['run', 'shop', *given], words) for *given, words in (
+        ('--model', 'd_model=-1', 'model: d_model is -1, expected 1 or more'), ('--model', 'num_heads=0', '1 or more'), ('--model', 'd_model=30', 'cannot be shared by 4 heads'), ('--model', 'dropout=2', 'below 1'),
+        ('--set', 'backbone=t5', '--model', 'd_kv=0', '1 or more'), ('--set', 'train.lr=-1', 'above 0'), ('--set', 'train.lr=nan', 'finite'), ('--set', 'train.batch_size=0', '1 or more'), ('--set', 'decode.beams=0', '1 or more'),
+        ('--set', 'train.weight_decay=-1', '0 or more'), ('--trainer', 'adam_beta2=1', 'below 1'), ('--trainer', 'optim=foo', 'one of'), ('--trainer', 'bf16=False', 'true or false'), ('--identifiers', 'foo', 'a method is'),
+        ('--set', 'seed=9999999999', 'at most 4294967295'), ('--tokenizer', 'size=0', '1 or more'), ('--preset', 'tiger-letter', '--model', 'num_layers=0', '1 or more'))),
+    (['tokenize', 'shop', '--out', 'o', '--method', 'rqvae', '--tokenizer', 'size=0'], '1 or more'), (['tokenize', 'shop', '--out', 'o', '--method', 'rqvae', '--tokenizer', 'lr=nan'], 'finite'),
+    (['compare', 'sizes.toml'], 'sizes.toml: data.toy.model: d_model is -1'), (['compare', 'trainer.toml'], 'trainer.toml: trainer: adam_beta2 is 1'),
     (['reproduce', 'foo'], 'expected one of'), (['reproduce', 'igd', '--data', 'nowhere'], 'no known'),
 ]
 CODE = '''
@@ -130,6 +177,8 @@ def said(tmp_path_factory):
     (place/'bad.toml').write_text('train.lrr = 3')
     (place/'grid.toml').write_text('data = "ml-100k"\nweighting = ["ce"]')
     (place/'values.toml').write_text('data = "ml-100k"\nweightings = ["cee"]')
+    (place/'sizes.toml').write_text('[data.toy]\npath = "shop"\nmodel.d_model = -1')
+    (place/'trainer.toml').write_text('data = "ml-100k"\ntrainer.adam_beta2 = 1')
     done = subprocess.run([sys.executable, '-c', CODE, json.dumps(WRONG)], cwd=place, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return json.loads((place/'said.json').read_text())

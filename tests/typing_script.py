@@ -35,6 +35,7 @@ from genrec_nb.kmeans import CodebookReport, Quantizer, ResidualQuantizer
 from genrec_nb.causal_lm import LanguageRecommender, LMConfig
 from genrec_nb.language_recommender import language_recommender
 from genrec_nb.letter import LETTER, LETTERConcat, LETTERConfig
+from genrec_nb.limits import DecoderSizes, T5Sizes
 from genrec_nb.likelihood import ChildSoftmax
 from genrec_nb.loaders import load_movielens
 from genrec_nb.metrics import Evaluation

@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 from dataclasses import asdict, field, fields
 from pathlib import Path
-from ..core import (Natural, SettingError, Share, check_choice, check_keys, digest, explain, patch,
+from ..core import (Seed, SettingError, Share, check_choice, check_keys, digest, explain, patch,
                             plain, read_settings, _read_spec, require, settings)
 from ..data_facts import _check_beams
 from ..metrics import metric_values
@@ -38,7 +38,7 @@ def _named(x, where: str, key: str | None = None) -> dict: # name -> settings
 @settings
 class Tune:
     "The search for each method's hyperparameters, with equal budgets"
-    seeds: list[Natural] # of the search
+    seeds: list[Seed] # of the search
     values: dict # method -> hyperparameter, 'train.lr' or 'model.d_model' -> values to try
     untuned: list[str] = field(default_factory=list) # methods that have nothing to search for
 
@@ -52,7 +52,7 @@ class Grid:
     weightings: dict | list | str = ('ce', 'igd') # name -> kind and hyperparameters, see `_METHOD`
     baselines: dict | list | str = () # name -> kind in `_RANKERS`, and settings
     alphas: list[Share] = (0, .2) # strengths of IGD-decoding
-    seeds: list[Natural] = (0, 1, 2) # of the reported trainings
+    seeds: list[Seed] = (0, 1, 2) # of the reported trainings
     tune: dict | Tune | None = None # the search; None: hyperparameters are as given
     reference: str | None = None # method that the others are compared with; None: the first
     metric: str = 'ndcg@10' # what validation chooses by
