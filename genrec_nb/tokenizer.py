@@ -81,10 +81,19 @@ def _titles(data: Dataset) -> list[str]:
             MissingTextError)
     return x.titles
 
+# %% ../nbs/80_tokenizer.ipynb #cec531bb
+def _check_texts(texts: list[str]) -> None:
+    "Raise `MissingTextError` where all items have one text, before it is encoded"
+    n = len(texts)
+    require(n < 2 or len({*texts}) > 1, f'{n} items share 1 text, {texts[0][:40]!r}, which tells none '
+            'of them apart: name columns that do (--column text=A,B), give vectors of your own '
+            "(--vectors FILE), or take a method without texts ('item' or 'random')", MissingTextError)
+
 # %% ../nbs/80_tokenizer.ipynb #4ade8796
 def _add_vectors(s: Sources, texts: list[str], encoder: str, vectors) -> None: # [N, d] or None
     "Text vectors as given, or by an encoder that has learned what it learns from the texts"
     if vectors is None:
+        if any(texts): _check_texts(texts)
         s.encoder = make_encoder(encoder)
         learns = not getattr(s.encoder, 'fitted', True)
         if learns and all(map(str.strip, texts)): s.encoder.fit(texts)

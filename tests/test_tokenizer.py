@@ -10,7 +10,7 @@ from genrec_nb.sequential_baselines import _COLLABORATIVE, train_collaborative_e
 from genrec_nb.cli import app, _explain_error, main
 from genrec_nb.data import Catalog, Dataset, Interactions
 from genrec_nb.splits import leave_one_out
-from genrec_nb.core import GenrecError
+from genrec_nb.core import GenrecError, MissingTextError
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.prompts import title_identifiers
@@ -277,6 +277,16 @@ def test_what_cannot_work_is_refused_before_texts_are_embedded(monkeypatch, meth
     for name in ('fit_letter', 'train_rqvae', 'residual_kmeans'): monkeypatch.setattr(tokenizer_config, name, long_work)
     sources = {**dict(cf=CF, categories=CATEGORIES), **more}
     with pytest.raises(GenrecError, match=message): tokenize_items(DATA, SPLIT, config(method, **given), **sources)
+
+
+@pytest.mark.parametrize('method', ['rqvae', 'letter', 'hkmeans', 'pq'])
+def test_one_text_of_all_items_is_refused_with_the_ways_out(monkeypatch, method):
+    "Before it is embedded; vectors of one's own and methods without texts go on"
+    import genrec_nb.tokenizer as module
+    soap = replace(DATA, catalog=replace(DATA.catalog, texts=['Soap']*N))
+    monkeypatch.setattr(module, 'embed_texts', lambda *_: pytest.fail('long work was started'))
+    with pytest.raises(MissingTextError, match=r"^60 items share 1 text, 'Soap', .*--column text=.*--vectors FILE.*'item' or 'random'"): tokenize_items(soap, SPLIT, config(method), cf=CF)
+    assert len(tokenize_items(soap, SPLIT, config('rqkmeans'), X).ids) == len(tokenize_items(soap, SPLIT, config('item')).ids) == N
 
 
 def test_vectors_that_do_not_fit():
