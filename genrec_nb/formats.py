@@ -255,7 +255,8 @@ def _table(f, path: Path, rows: int | None, keep) -> tuple[pd.DataFrame, str]: #
 
 # %% ../nbs/11_formats.ipynb #e416dbc9
 def _in_pandas(table) -> pd.DataFrame: # table: of pyarrow, or a batch of its rows
-    "The table in pandas, without what pandas noted in the file if that is damaged"
+    "The table in pandas, without a damaged note of pandas; `ArrowInvalid` for text that is no UTF-8"
+    table.validate(full=True)
     try: return table.to_pandas()
     except Exception: return table.replace_schema_metadata(None).to_pandas()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import FileError, _Silent, check_choice, require, whole_file
+from .core import FileError, _Silent, check_choice, explain, require, whole_file
 from .workers import _in_workers
 from .data import Catalog, _offsets_of
 from .formats import explode, read_file, recognize, _clock, _has_lists, _ids, _in_pandas
@@ -37,8 +37,10 @@ def _pieces(path: Path, size: int):
     if head.form != 'Parquet' or not item or not _has_lists(head.frame[item]):
         yield read_file(path).frame
         return
+    import pyarrow as pa
     import pyarrow.parquet as pq
-    for batch in pq.ParquetFile(path).iter_batches(size): yield _in_pandas(batch)
+    with explain(f'{path}: not a readable table', OSError, pa.ArrowException):
+        for batch in pq.ParquetFile(path).iter_batches(size): yield _in_pandas(batch)
 
 # %% ../nbs/82_many_users.ipynb #5c6a2444
 def _cases_of(rows: pd.DataFrame, catalog: Catalog) -> tuple[list[str], Cases, int]:

@@ -232,6 +232,13 @@ def test_a_damaged_note_of_pandas_costs_nothing(tmp_path, note):
     pq.write_table(table.replace_schema_metadata({b'pandas': note}), tmp_path/'a.parquet')
     assert histories(load_dataset(tmp_path, text=False)) == {'1': ['a', 'b'], '2': ['a']}
 
+def test_a_parquet_with_bytes_that_are_no_text_is_refused(tmp_path):
+    import pyarrow as pa, pyarrow.parquet as pq
+    broken = pa.array([b'a', b'\x80', b'b']).cast(pa.binary()).view(pa.string())
+    pq.write_table(pa.table(dict(user=[1, 1, 2], item=broken, time=[1, 2, 3])), tmp_path/'a.parquet')
+    for read in (lambda: load_dataset(tmp_path, text=False), lambda: read_file(tmp_path/'a.parquet'), lambda: read_file(tmp_path/'a.parquet', rows=2)):
+        with pytest.raises(FileError, match='^[^\n]*a.parquet: not a readable table: [^\n]*UTF8[^\n]*$'): read()
+
 def test_columns_for_the_encoder_are_those_that_are_named(tmp_path):
     "In Python, in a run's settings, and on the command line"
     from genrec_nb.trial import DataConfig
