@@ -89,6 +89,38 @@ _Vectors = _may(Path, 'Own item vectors instead of an encoder\'s: .npy or .safet
 _TieSeed = _may(int, 'Seed of the order of interactions at the same time, for tokenizers that read '
                      'histories; 0 if none is given. That of a run is --set tie_seed=N.')
 
+# %% ../nbs/95_cli.ipynb #c1fc97cd
+def _changes(pairs: list[dict], **own) -> dict: # own: options of one setting, None if not given
+    "The changes to settings, by their dotted names"
+    given = {k: v for k, v in own.items() if v is not None}
+    return {k: v for p in [*pairs, given] for k, v in p.items()}
+
+# %% ../nbs/95_cli.ipynb #c4fe80b3
+def _check_before(file, changes: dict, quick: bool, preset, resume: bool, device) -> None:
+    "Raise `GenrecError` for wrong settings and missing places of a run; without torch"
+    from genrec_nb.core import _check_place, check_keys
+    from genrec_nb.presets import _given_settings, _merge, preset_settings
+    from genrec_nb.setting_names import _check_device, _check_run, _check_there
+    given = _merge(preset_settings(preset) if preset else {}, _given_settings(file, changes))
+    _check_run(given, str(file or ''), quick)
+    check_keys(given.get('columns', {}), _COLUMN_NAMES, 'columns')
+    _check_device(device)
+    if resume: return                                 # `run` says it with the data that have moved
+    _check_place(str(given.get('data', 'ml-100k')))
+    _check_there(given.get('ids'), given.get('vectors'))
+
+# %% ../nbs/95_cli.ipynb #cff6cab4
+def _start(file, changes: dict, quick: bool, preset, folder: Path | None, resume: bool, device):
+    "A run, or the rest of one, once its settings are known to be possible"
+    from genrec_nb.run import load_config, run                 # bring torch
+    config = load_config(file, changes, quick, preset)
+    folder = folder or _free_folder(Path(config.data).resolve().name + '-quick'*quick)
+    with _interruptible(f'`genrec run --resume --out {folder}` continues') as bars:
+        metrics = run(config, folder, resume, bars, device=_device(device))
+    _show_run(metrics)
+    _LOG.info('done in %.1f minutes; see %s, metrics.json, and model/',
+              sum(metrics['seconds'].values())/60, folder/'report.html')
+
 # %% ../nbs/95_cli.ipynb #cd37d16a
 @app.command('run', cls=_Command)
 def _run(
@@ -109,41 +141,16 @@ def _run(
     """Train and compare: popularity, transitions, sequential rules, SASRec, softmax over vocabulary
     and children, IGD decoding, several identifiers."""
     _set_up_logging()
-    file = source if source and Path(source).suffix in ('.toml', '.json') else None
     pairs = [_pairs(change, '--set'), _tokenizer_pairs(tokenizer),
              _pairs(model, '--model', 'model.'), _pairs(trainer, '--trainer', 'trainer.')]
+    folder = out or (_newest_run() if resume else None)
+    file = source if source and Path(source).suffix in ('.toml', '.json') else None
     changes = _changes(pairs, data=None if file else source, identifiers=identifiers,
                        vectors=vectors and str(vectors), baselines=baselines)
-    folder = out or (_newest_run() if resume else None)
     same = resume and not (file or preset) and (folder/'config.toml').is_file()
     file = folder/'config.toml' if same else file
-    _check_before(file, changes, quick, preset, resume, device) # before anything large is imported
-    from genrec_nb.run import load_config, run
-    config = load_config(file, changes, quick, preset)
-    folder = folder or _free_folder(Path(config.data).resolve().name + '-quick'*quick)
-    with _interruptible(f'`genrec run --resume --out {folder}` continues') as bars:
-        metrics = run(config, folder, resume, bars, device=_device(device))
-    _show_run(metrics)
-    _LOG.info('done in %.1f minutes; see %s, metrics.json, and model/',
-              sum(metrics['seconds'].values())/60, folder/'report.html')
-
-def _changes(pairs: list[dict], **own) -> dict: # own: options of one setting, None if not given
-    "The changes to settings, by their dotted names"
-    given = {k: v for k, v in own.items() if v is not None}
-    return {k: v for p in [*pairs, given] for k, v in p.items()}
-
-def _check_before(file, changes: dict, quick: bool, preset, resume: bool, device) -> None:
-    "Raise `GenrecError` for wrong settings and missing places of a run; without torch"
-    from genrec_nb.core import _check_place, check_keys
-    from genrec_nb.presets import _given_settings, _merge, preset_settings
-    from genrec_nb.setting_names import _check_device, _check_run, _check_there
-    given = _merge(preset_settings(preset) if preset else {}, _given_settings(file, changes))
-    _check_run(given, str(file or ''), quick)
-    check_keys(given.get('columns', {}), _COLUMN_NAMES, 'columns')
-    _check_device(device)
-    if resume: return                                 # `run` says it with the data that have moved
-    _check_place(str(given.get('data', 'ml-100k')))
-    _check_there(given.get('ids'), given.get('vectors'))
+    _check_before(file, changes, quick, preset, resume, device)
+    _start(file, changes, quick, preset, folder, resume, device)
 
 # %% ../nbs/95_cli.ipynb #727f072a
 def _show_run(m: dict) -> None: # m: as in metrics.json
@@ -386,6 +393,36 @@ def _open_identifiers(path: Path, items) -> tuple: # (Identifiers, counts and it
             f'{len(ids)} from {ids[0]!r} to {ids[-1]!r}')
     return rec.ids, rec.counts, rec.catalog
 
+# %% ../nbs/95_cli.ipynb #c6d4ea20
+def _trie_line(ids) -> str: # ids: `Identifiers`
+    "Items, tokens and collisions"
+    from genrec_nb.core import _plural
+    c = ids.collisions()
+    return (f'{_plural(ids.n_items, "item")}, {ids.lengths.min()}–{ids.max_len} tokens, '
+            f'vocabulary {ids.vocab_size:,}; {_plural(c["distinct"], "distinct path")}, '
+            f'collision rate {c["rate"]:.2%}, {_plural(c["groups"], "group")}, largest {c["largest"]}')
+
+# %% ../nbs/95_cli.ipynb #cf445cef
+def _show_trie(ids, counts, items, kind: str, source: str, top: int, prefix: str | None) -> None:
+    "Paths and collisions, the gain at each position, decisive tokens, what a prefix stands for"
+    import numpy as np
+    from genrec_nb.data import Catalog
+    from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
+    from genrec_nb.trie import ItemTrie
+    trie = ItemTrie.build(ids)
+    prior = item_prior(np.ones(ids.n_items) if counts is None else counts)
+    gain = information_gain(trie, prior, kind)
+    _print(_trie_line(ids),
+           _Rows(_position_rows(trie, gain, counts), f'{kind} information gain, {source}'),
+           f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens are zero-gain')
+    items = items or Catalog.from_ids([f'item {i}' for i in range(ids.n_items)])
+    if top:
+        rows = _decisive_rows(trie, gain, prior, ids, items, top)
+        _print(_Rows(rows, 'the most decisive tokens at each position'))
+    if prefix is not None:
+        rows = _prefix_rows(trie, prior, ids, items, prefix)
+        _print(_Rows(rows, f'{prefix or "the first tokens"} and what it stands for'))
+
 # %% ../nbs/95_cli.ipynb #a7f0b2cb
 _Data = _may(str, 'Data set whose training targets give the items their mass.')
 _Gain = Annotated[str, typer.Option(help="Information gain: 'global' or 'conditional'.")]
@@ -421,30 +458,6 @@ def _inspect(
     source = f'training targets of {data or "the run"}'
     if counts is None: source = 'every item the same mass (no --data given)'
     _show_trie(ids, counts, items, kind, source, top, prefix)
-
-def _show_trie(ids, counts, items, kind: str, source: str, top: int, prefix: str | None) -> None:
-    "Paths and collisions, the gain at each position, decisive tokens, what a prefix stands for"
-    import numpy as np
-    from genrec_nb.core import _plural
-    from genrec_nb.data import Catalog
-    from genrec_nb.infogain import information_gain, item_prior, zero_gain_share
-    from genrec_nb.trie import ItemTrie
-    trie, c = ItemTrie.build(ids), ids.collisions()
-    prior = item_prior(np.ones(ids.n_items) if counts is None else counts)
-    gain = information_gain(trie, prior, kind)
-    _print(f'{_plural(ids.n_items, "item")}, {ids.lengths.min()}–{ids.max_len} tokens, '
-           f'vocabulary {ids.vocab_size:,}; {_plural(c["distinct"], "distinct path")}, '
-           f'collision rate {c["rate"]:.2%}, {_plural(c["groups"], "group")}, '
-           f'largest {c["largest"]}',
-           _Rows(_position_rows(trie, gain, counts), f'{kind} information gain, {source}'),
-           f'{zero_gain_share(trie, gain, counts):.1%} of the target tokens are zero-gain')
-    items = items or Catalog.from_ids([f'item {i}' for i in range(ids.n_items)])
-    if top:
-        rows = _decisive_rows(trie, gain, prior, ids, items, top)
-        _print(_Rows(rows, 'the most decisive tokens at each position'))
-    if prefix is not None:
-        rows = _prefix_rows(trie, prior, ids, items, prefix)
-        _print(_Rows(rows, f'{prefix or "the first tokens"} and what it stands for'))
 
 # %% ../nbs/95_cli.ipynb #9ff80dbc
 _compare = app.command('compare')(_compare)

@@ -134,6 +134,26 @@ def test_recommend_and_inspect(finished, toy):
     assert first in text and 'such as' in text and 'Item ' in text and 'none of the' in line('inspect', out, '--prefix', 'nothing')
     assert 'did you mean' in line('recommend', out, '--history', 'Itm 3') and prints('--version').startswith('genrec_nb ')
 
+def test_more_items_than_the_catalog_has(finished, tmp_path):
+    "One history: what there is, and why no more; a file of histories: a line, and lists of the rest"
+    out, _ = finished
+    r = invoke('recommend', out, '--history', 'Item 3', '-k', 50)
+    assert r.exit_code == 0 and r.stdout.count('Item ') == 39 and '39 of 50 items: the catalog has 40 items, and 1 of them in the history' in r.stderr
+    (tmp_path/'two.csv').write_text('user,item\nu,3\nv,3\nv,5\n')
+    r = invoke('recommend', out, '--histories', tmp_path/'two.csv', '-k', 50, '--out', tmp_path/'lists.json')
+    lists = {x['user']: x['items'] for x in map(json.loads, (tmp_path/'lists.json').read_text().splitlines())}
+    assert '-k is 50, and the catalog has 40 items' in r.stderr and '2 users, 0 of them without' in r.stdout
+    assert {u: (len(x), len({*x})) for u, x in lists.items()} == dict(u=(39, 39), v=(38, 38)) and not {'3', '5'} & {*lists['v']}
+
+def test_no_igd_decoding_is_said(toy, tmp_path, monkeypatch):
+    "Before anything is trained"
+    def enough(*_): raise GenrecError('enough')
+    monkeypatch.setattr(run_module, '_make_identifiers', enough)
+    said = 'alpha is 0: rows of IGD decoding repeat the others'
+    for alpha in (0, .1):
+        r = invoke('run', toy, *TINY, '--set', f'alpha={alpha}', '--out', tmp_path/str(alpha))
+        assert str(r.exception) == 'enough' and (said in r.stderr) == (alpha == 0)
+
 def test_mistakes_are_one_line_and_make_no_folder(finished, toy, tmp_path):
     def run(*a): return line('run', *a, '--out', tmp_path/'o')
     (tmp_path/'bad').mkdir(); (tmp_path/'bad'/'bad.inter.json').write_text('{"0": [1, 2,\n ]}'); (tmp_path/'bad'/'bad.item.json').write_text('{}')
