@@ -155,8 +155,10 @@ def _run(
 # %% ../nbs/95_cli.ipynb #727f072a
 def _show_run(m: dict) -> None: # m: as in metrics.json
     "The table of a run"
+    from genrec_nb.core import _plural
     from genrec_nb.pages import _seen, _ties, _verdicts
-    title = f'{m["data"]}: {m["users"]:,} users, {m["items"]:,} items, seed {m["seed"]}; {_seen(m)}'
+    size = f'{_plural(m["users"], "user")}, {_plural(m["items"], "item")}'
+    title = f'{m["data"]}: {size}, seed {m["seed"]}; {_seen(m)}'
     _print(_Rows(_method_rows(m), title),
            f'★ saved: best NDCG@10 on the validation users. {m["zero_gain_share"]:.1%} of the '
            'target tokens are zero-gain.', _ties(m), *map(escape, _verdicts(m)))
@@ -187,9 +189,10 @@ def _describe(
     _LOG.info('written to %s', path)
 
 # %% ../nbs/95_cli.ipynb #2a6f7ca1
-_NOTES = dict(unlinked='items that were chosen together with no other',
-              missing='items without a category', revived='dead codes revived while training',
-              kept='items that found no free path')
+_NOTES = dict(unlinked=('item that was', 'items that were', ' chosen together with no other'),
+              missing=('item', 'items', ' without a category'),
+              revived=('dead code', 'dead codes', ' revived while training'),
+              kept=('item', 'items', ' that found no free path'))
 
 def _tokenizer_settings(method: str | None, preset: str | None, pairs) -> dict: # nested
     "Those of a preset, changed by those that are given; raises `SettingError`, without torch"
@@ -242,11 +245,13 @@ def _tokenize(
 # %% ../nbs/95_cli.ipynb #b8fbdb4e
 def _show_tokenizer(f: dict) -> None: # f: as in report.json
     "Use per level, collisions, verdicts, and what the method noted"
+    from genrec_nb.core import _plural
     from genrec_nb.tokenizer_report import Verdict
     before, after, length = f['before'], f['after'], map(str, sorted(set(f['tokens'])))
-    notes = [f'{f["notes"][k]:,} {words}' for k, words in _NOTES.items() if f['notes'].get(k)]
+    notes = [_plural(f['notes'][k], one, many) + what for k, (one, many, what) in _NOTES.items()
+             if f['notes'].get(k)]
     said = [escape(str(Verdict(**v))) for v in f.get('verdicts', ())]
-    _print(_Rows(_level_rows(f), f'{f["data"]}: {f["items"]:,} items, {f["method"]}'),
+    _print(_Rows(_level_rows(f), f'{f["data"]}: {_plural(f["items"], "item")}, {f["method"]}'),
            f'{" to ".join(length)} tokens an item, vocabulary {f["vocabulary"]:,}; collision rate '
            f'{before["rate"]:.2%} before the policy, {after["rate"]:.2%} after, '
            f'largest group {before["largest"]} and {after["largest"]}',
@@ -400,7 +405,8 @@ def _trie_line(ids) -> str: # ids: `Identifiers`
     c = ids.collisions()
     return (f'{_plural(ids.n_items, "item")}, {ids.lengths.min()}–{ids.max_len} tokens, '
             f'vocabulary {ids.vocab_size:,}; {_plural(c["distinct"], "distinct path")}, '
-            f'collision rate {c["rate"]:.2%}, {_plural(c["groups"], "group")}, largest {c["largest"]}')
+            f'collision rate {c["rate"]:.2%}, {_plural(c["groups"], "group")}, '
+            f'largest {c["largest"]}')
 
 # %% ../nbs/95_cli.ipynb #cf445cef
 def _show_trie(ids, counts, items, kind: str, source: str, top: int, prefix: str | None) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 from collections import Counter
 from dataclasses import dataclass
 from pandas.io.formats.style import Styler
-from .core import GenrecError, patch, require
+from .core import GenrecError, _plural, patch, require
 from .display import _Shown, _number, _p, styled
 from .metrics import Evaluation
 from .significance import (MeanDifference, _check_level, _check_over, _influence, _percentiles,
@@ -110,8 +110,9 @@ def frame(self: Scores) -> pd.DataFrame: # float, one row a method
 @patch
 def show(self: Scores) -> Styler:
     "The table of `frame`, for reading"
-    return styled(self.frame(), f'{self.metric}: {len(self.methods)} methods x {self.n_seeds} seeds x '
-                                f'{len(self.users):,} cases of {self.n_users:,} users')
+    size = (f'{_plural(len(self.methods), "method")} x {_plural(self.n_seeds, "seed")} x '
+            f'{_plural(len(self.users), "case")} of {_plural(self.n_users, "user")}')
+    return styled(self.frame(), f'{self.metric}: {size}')
 
 # %% ../nbs/72_comparisons.ipynb #6feb8594
 def _some(x, most: int = 3) -> str:

@@ -147,8 +147,8 @@ class Interactions:
     def n_users(self) -> int: return len(self.offsets) - 1
     def __repr__(self):
         timed = '' if self.times is None else f', timed, {self.tied.sum():,} tied'
-        return (f'Interactions({self.n_users:,} users, {self.n_items:,} items, '
-                f'{len(self.items):,} interactions{timed})')
+        return (f'Interactions({_plural(self.n_users, "user")}, {_plural(self.n_items, "item")}, '
+                f'{_plural(len(self.items), "interaction")}{timed})')
 
 # %% ../nbs/10_data.ipynb #5f9df9d0
 @patch(as_prop=True)

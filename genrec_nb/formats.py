@@ -12,7 +12,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import FileError, explain, require
+from .core import FileError, _plural, explain, require
 
 # %% ../nbs/11_formats.ipynb #318c7e4a
 def _open(path: Path, encoding: str = 'utf-8-sig') -> io.TextIOBase:
@@ -255,7 +255,7 @@ def _table(f, path: Path, rows: int | None, keep) -> tuple[pd.DataFrame, str]: #
 
 # %% ../nbs/11_formats.ipynb #e416dbc9
 def _in_pandas(table) -> pd.DataFrame: # table: of pyarrow, or a batch of its rows
-    "The table in pandas, without a damaged note of pandas; `ArrowInvalid` for text that is no UTF-8"
+    "In pandas, without a damaged note of its own; raises `ArrowInvalid` for text that is no UTF-8"
     table.validate(full=True)
     try: return table.to_pandas()
     except Exception: return table.replace_schema_metadata(None).to_pandas()
@@ -281,7 +281,8 @@ class FileTable:
     def __repr__(self):
         rows, columns = self.frame.shape
         odd = '' if self.encoding in ('', 'utf-8-sig') else f' in {self.encoding}'
-        return f'{self.path.name}: {self.form}{odd}, {rows:,} rows, {columns} columns'
+        size = f'{_plural(rows, "row")}, {_plural(columns, "column")}'
+        return f'{self.path.name}: {self.form}{odd}, {size}'
 
 # %% ../nbs/11_formats.ipynb #23b39e51
 def _named(df: pd.DataFrame, path: Path) -> pd.DataFrame:

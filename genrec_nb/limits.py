@@ -31,8 +31,8 @@ class DecoderSizes:
 
     def __post_init__(self):
         d, heads = self.d_model, self.num_heads
-        require(d % heads == 0, f'd_model {d} cannot be shared by {heads} heads, expected a multiple',
-                SettingError)
+        require(d % heads == 0, f'd_model {d} cannot be shared by {heads} heads, expected a '
+                'multiple', SettingError)
 
 # %% ../nbs/40_limits.ipynb #6a1c46de
 _ACTIVATIONS = ('relu', 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'silu', 'swish', 'tanh', 'mish',
@@ -62,8 +62,8 @@ class T5Sizes:
 
     def __post_init__(self):
         n, far = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        require(far > n//4, f'relative_attention_max_distance is {far}, expected more than a quarter '
-                f'of the {n} buckets', SettingError)
+        require(far > n//4, f'relative_attention_max_distance is {far}, expected more than a '
+                f'quarter of the {n} buckets', SettingError)
 
 SIZES = dict(packed=DecoderSizes, t5=T5Sizes) # backbone -> class of its settings
 

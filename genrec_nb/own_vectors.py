@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pandas as pd
 from pathlib import Path
-from .core import FileError, GenrecWarning, explain, require
+from .core import FileError, GenrecWarning, _plural, explain, require
 from .formats import _parquet
 from .splits import Split
 from .baselines import _check_item_vectors, _load_vectors
@@ -37,15 +37,19 @@ def _by_id(path: Path, ids: list[str]) -> np.ndarray: # float32 [N, d]
     found, x = _read_by_id(path)
     place = pd.Index(found)
     twice = place[place.duplicated()]
-    require(not len(twice), f'{path}: {len(twice)} ids stand more than once, the first is '
-            f'{"".join(twice[:1])!r}', FileError)
+    many = _plural(len(twice), 'id stands', 'ids stand')
+    require(not len(twice), f'{path}: {many} more than once, the first is {"".join(twice[:1])!r}',
+            FileError)
     at = place.get_indexer(pd.Index(ids))
-    require(at >= 0, lambda i: f'{path}: {(at < 0).sum()} of {len(ids)} items have no vector, '
-            f'the first is {ids[i]!r}', FileError)
+    none = _plural((at < 0).sum(), f'of {len(ids)} items has', f'of {len(ids)} items have')
+    require(at >= 0, lambda i: f'{path}: {none} no vector, the first is {ids[i]!r}', FileError)
     more = place.difference(pd.Index(ids))
     if len(more):
-        warnings.warn(f'{path}: {len(more)} of {len(place)} ids are not in the catalog and were '
-                      f'left out, the first is {more[0]!r}', GenrecWarning, stacklevel=3)
+        of = f'of {len(place)} ids'
+        left = _plural(len(more), f'{of} is not in the catalog and was',
+                       f'{of} are not in the catalog and were')
+        warnings.warn(f'{path}: {left} left out, the first is {more[0]!r}', GenrecWarning,
+                      stacklevel=3)
     return x[at]
 
 def _own_vectors(

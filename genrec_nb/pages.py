@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from dataclasses import replace
+from .core import _plural
 from .data import Catalog
 from .splits import Cases, TieCounts
 from .data_facts import DataFacts
@@ -34,19 +35,21 @@ def _seen(m: dict) -> str: # m: as in metrics.json
     "The treatment of seen items, the same for all rows, and what it puts out of reach"
     if not m['exclude_seen']: return 'seen items kept in all rows'
     n, lost = m['users'], m['unreachable']
-    return 'seen items excluded in all rows' + f' ({lost:,} of {n:,} targets cannot be hit)'*(lost > 0)
+    return 'seen items excluded in all rows' \
+        + f' ({lost:,} of {_plural(n, "target")} cannot be hit)'*(lost > 0)
 
 def _cases(m: dict) -> str: # m: as in metrics.json
     "Who was evaluated, and who was not"
     by_time, sampled = m['config']['split'] == 'time', bool(m['config']['users'])
-    if by_time: who = f'test cases, {"sampled from "*sampled}the last tenth by time'
-    elif m.get('split') == 'files':
-        who = f'test cases{", sampled once"*sampled}, split as in the files'
-    else: who = f'{"test users, sampled once" if sampled else "users"}, leave-one-out'
-    skipped = 'left out' if by_time else 'kept for training and not evaluated'
-    return (f'{m["users"]:,} {who}; {m["items"]:,} items, full catalog, {_seen(m)}; '
-            f'seed {m["seed"]}. {m["skipped_users"]:,} users with fewer than {2 if by_time else 3} '
-            f'items were {skipped}.')
+    once, who = ', sampled once'*sampled, 'test case'
+    if by_time: how = f', {"sampled from "*sampled}the last tenth by time'
+    elif m.get('split') == 'files': how = f'{once}, split as in the files'
+    else: who, how = 'test user' if sampled else 'user', f'{once}, leave-one-out'
+    few = f'with fewer than {2 if by_time else 3} items'
+    skipped = _plural(m['skipped_users'], f'user {few} was', f'users {few} were')
+    then = 'left out' if by_time else 'kept for training and not evaluated'
+    return (f'{_plural(m["users"], who)}{how}; {_plural(m["items"], "item")}, full catalog, '
+            f'{_seen(m)}; seed {m["seed"]}. {skipped} {then}.')
 
 # %% ../nbs/85_pages.ipynb #a8abfe4b
 def _ties(m: dict) -> str: # m: as in metrics.json
@@ -84,7 +87,8 @@ def _search_quality(s: dict) -> str: # s: from `search_facts`
 def _model(m: dict, rec: GenerativeRecommender) -> str:
     "What was trained, and how it was decoded"
     c, d, p = m['config'], rec.config.decode, m['prompts']
-    epochs = ', '.join(f'{name}: {n:g} epochs' for name, n in m['epochs'].items())
+    epochs = ', '.join(f'{name}: {n:g} {"epoch" if n == 1 else "epochs"}'
+                       for name, n in m['epochs'].items())
     samples = c['train']['samples_per_epoch']
     text = (f'The recommender is {c["model"].get("base", c["backbone"])}, trained on '
             f'{f"{samples:,} sampled" if samples else "all"} samples an epoch ({epochs}; learning '
@@ -224,7 +228,7 @@ def _tokenizer_page(
     counts = counts if counts.sum() else None
     gain = information_gain(trie, item_prior(np.ones(ids.n_items) if counts is None else counts))
     page = Page(f'genrec tokenize: {m["data"]}',
-                f'{ids.n_items:,} items, tokenizer {method} (a token is '
+                f'{_plural(ids.n_items, "item")}, tokenizer {method} (a token is '
                 f'{TOKENIZERS[method].token}), seed {made.config.seed}; {m["fitted_on"]}; '
                 'gains from training targets only.')
     figures = _facts(items=f'{ids.n_items:,}', vocabulary=f'{report.vocabulary:,}',

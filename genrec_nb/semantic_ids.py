@@ -11,7 +11,7 @@ import numpy as np
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from .core import FileError, GenrecError, patch, read_json, require, write_json
+from .core import FileError, GenrecError, _plural, patch, read_json, require, write_json
 from .collisions import collision_counts, _path_groups, resolve_collisions, _sort_rows
 
 # %% ../nbs/23_semantic_ids.ipynb #1b0dd363
@@ -271,7 +271,8 @@ def _read_index(
     unknown = [k for k in table if k not in catalog] if extra == 'error' else []
     require(not missing, lambda _: f"{path}: lacks {len(missing)} of the catalog's {len(keys)} "
             f'items, the first is {missing[0]!r}', FileError)
-    require(not unknown, lambda _: f'{path}: holds {len(unknown)} items that the catalog lacks, '
+    more = _plural(len(unknown), 'item')
+    require(not unknown, lambda _: f'{path}: holds {more} that the catalog lacks, '
             f"the first is {unknown[0]!r}; add these items to the data's item file, "
             'or drop them from the table', FileError)
     require([_is_path(table[k]) for k in keys], lambda i: f'{path}: item {keys[i]!r} has '

@@ -270,7 +270,8 @@ _PARTS = dict(train=('TrainConfig', 'train'), decode=('DecodeConfig', 'beam_sear
 def _check_parts(given: dict, backbone: str, where: str = '') -> None:
     "Raise `SettingError` for a wrong setting of training, decoding, model or trainer"
     parts = {k: v for k, v in given.items() if isinstance(v, dict)}
-    for k, (name, module) in _PARTS.items(): _check_fields(parts.get(k, {}), name, module, where + k)
+    for k, (name, module) in _PARTS.items():
+        _check_fields(parts.get(k, {}), name, module, where + k)
     _check_model_settings(backbone, parts.get('model', {}), f'{where}model')
     _check_trainer_settings(parts.get('trainer', {}), f'{where}trainer')
 
@@ -286,7 +287,8 @@ def _check_method_of_grid(name: str, how: dict, grid: dict) -> None:
 # %% ../nbs/93_setting_names.ipynb #c0849732
 def _named_settings(given) -> dict: # name -> settings
     "What has settings of its own, in a part of a grid"
-    return {k: v for k, v in given.items() if isinstance(v, dict)} if isinstance(given, dict) else {}
+    if not isinstance(given, dict): return {}
+    return {k: v for k, v in given.items() if isinstance(v, dict)}
 
 def _check_grid(given: dict, where: str) -> None:
     "Raise `SettingError` for a wrong setting of a grid"
@@ -295,7 +297,8 @@ def _check_grid(given: dict, where: str) -> None:
         _check_fields(given, 'Grid', 'experiments.grid')
         _check_parts(given, backbone)
         _check_baselines(given.get('baselines', ''))
-        for n, d in _named_settings(given.get('data')).items(): _check_parts(d, backbone, f'data.{n}.')
+        for n, d in _named_settings(given.get('data')).items():
+            _check_parts(d, backbone, f'data.{n}.')
         for n, s in _named_settings(given.get('ids')).items(): _check_ids(f'ids.{n}', s)
         for n in [names] if isinstance(names, str) else names:
             how = names[n] if isinstance(names, dict) else {}

@@ -8,7 +8,7 @@ __all__ = ['Cases', 'Split', 'leave_one_out', 'TieCounts', 'global_time']
 # %% ../nbs/10_splits.ipynb #3dcac1de
 import numpy as np
 from dataclasses import dataclass
-from .core import SettingError, digest, patch, require
+from .core import SettingError, _plural, digest, patch, require
 from .data import Interactions, _offsets_of, _ragged_index
 
 # %% ../nbs/10_splits.ipynb #b96de24c
@@ -22,7 +22,8 @@ class Cases:
     def __len__(self): return len(self.users)
     def __repr__(self):
         users, mean = len(np.unique(self.users)), np.diff(self.offsets).mean() if len(self) else 0
-        return f'Cases({len(self):,} cases, {users:,} users, mean history {mean:.1f})'
+        return (f'Cases({_plural(len(self), "case")}, {_plural(users, "user")}, '
+                f'mean history {mean:.1f})')
 
 # %% ../nbs/10_splits.ipynb #b457b52e
 @patch
@@ -77,7 +78,8 @@ def fingerprint(self: Split) -> dict: # kind, ties, users, interactions, digest
 def _split_words(f: dict) -> str: # f: a fingerprint
     "A split as people call it"
     ties = f', ties: {f["ties"]}' if f['ties'] else ''
-    return (f'{f["kind"]}, {f["interactions"]:,} training interactions of {f["users"]:,} users{ties}, '
+    return (f'{f["kind"]}, {_plural(f["interactions"], "training interaction")} of '
+            f'{_plural(f["users"], "user")}{ties}, '
             f'digest {f["digest"]}')
 
 @patch
@@ -129,10 +131,12 @@ class TieCounts:
     tied_targets: int | None # of these, at the time of another interaction
     seen_targets: int # of these, in their own history
     def __repr__(self):
-        seen = f'{self.seen_targets:,} of {self.targets:,} test targets stand in their own history'
+        of = f'of {_plural(self.targets, "test target")}'
+        seen = _plural(self.seen_targets, f'{of} stands in its own history',
+                       f'{of} stand in their own history')
         if self.tied is None: return f'no times: histories are in the order given; {seen}'
-        return (f'{self.tied:,} of {self.interactions:,} interactions and {self.tied_targets:,} of '
-                f'{self.targets:,} test targets are tied; {seen}')
+        return (f'{self.tied:,} of {_plural(self.interactions, "interaction")} and '
+                f'{self.tied_targets:,} {of} are tied; {seen}')
 
 # %% ../nbs/10_splits.ipynb #137395aa
 @patch

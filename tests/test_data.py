@@ -143,3 +143,15 @@ def test_k_core_against_a_loop(hs, k):
         if bad is None: break
         rows = [r for r in rows if r[0 if bad[0]=='u' else 1]!=bad[1]]
     assert [(int(x.user_ids[u]), int(kept[i])) for u in range(x.n_users) for i in x.user(u)]==rows
+
+
+def test_one_of_a_kind_is_counted_in_the_singular():
+    from genrec_nb.pages import _cases
+    from genrec_nb.splits import TieCounts
+    x = Interactions([0, 1, 2], [0, 3], ['u'], 3)
+    said = [repr(x), repr(leave_one_out(x).test), repr(TieCounts(3, 0, 1, 0, 1))]
+    m = dict(config=dict(split='auto', users=None), users=1, items=1, exclude_seen=True, unreachable=1, seed=0, skipped_users=1)
+    for split in ('auto', 'time'): said.append(_cases(m | dict(config=dict(split=split, users=None))))
+    assert said[0] == 'Interactions(1 user, 3 items, 3 interactions)' and said[1].startswith('Cases(1 case, 1 user,') and said[2].endswith('1 of 1 test target stands in its own history')
+    assert said[3].startswith('1 user, leave-one-out; 1 item, full catalog') and '(1 of 1 target cannot be hit)' in said[3] and '1 user with fewer than 3 items was kept' in said[3]
+    assert said[4].startswith('1 test case, the last tenth') and '1 user with fewer than 2 items was left out' in said[4]

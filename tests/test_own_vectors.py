@@ -42,7 +42,7 @@ def test_numbers_as_ids(tmp_path):
 
 @pytest.mark.parametrize('name, more, words', [
     ('x.npy', dict(x=X[:2]), 'found 2 rows, but the catalog has 3'), ('x.npy', dict(x=np.array([[1, np.nan], [1, 2], [3, 4]])), 'item 0 holds NaN'),
-    ('x.parquet', dict(ids=['a', 'b', 'b']), "1 ids stand more than once, the first is 'b'"), ('x.parquet', dict(ids=['a', 'b', 'x']), "1 of 3 items have no vector, the first is 'c'"),
+    ('x.parquet', dict(ids=['a', 'b', 'b']), "1 id stands more than once, the first is 'b'"), ('x.parquet', dict(ids=['a', 'b', 'x']), "1 of 3 items has no vector, the first is 'c'"),
     ('x.parquet', dict(column='thing'), 'no column of ids; found thing, vector'), ('x.parquet', dict(x=[[1.], [1., 2], [3.]]), 'not vectors of one length'),
     ('x.parquet', dict(x=[['u'], ['v'], ['w']]), 'not vectors of one length'), ('x.npy', dict(x=np.ones((3, 2))), 'all 3 vectors are equal')])
 def test_bad_files_are_one_line(tmp_path, name, more, words):
@@ -53,7 +53,7 @@ def test_no_file_and_no_parquet(tmp_path):
     (tmp_path/'x.parquet').write_text('hello')
     for path in (tmp_path/'x.parquet', tmp_path/'none.npy'):
         with pytest.raises(FileError, match=path.name): _own_vectors(path, IDS)
-    with pytest.warns(GenrecWarning, match="1 of 3 ids are not in the catalog and were left out, the first is 'c'"):
+    with pytest.warns(GenrecWarning, match="1 of 3 ids is not in the catalog and was left out, the first is 'c'"):
         assert (_own_vectors(write(tmp_path/'y.parquet'), ['b', 'a']) == X[[1, 0]]).all()
 
 @given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 8))

@@ -121,7 +121,7 @@ def test_index_follows_the_catalog(tmp_path):
     assert [ids.names(i)[1] for i in range(3)] == ['<b_9>', '<b_0>', '<b_10>']
     assert ids.tokens == SPECIAL + ['<a_0>', '<a_1>', '<b_0>', '<b_9>', '<b_10>']
     with pytest.raises(GenrecError, match="lacks 1 of the catalog's 2 items, the first is 'q'"): Identifiers.from_index(f, ['x', 'q'])
-    with pytest.raises(GenrecError, match="holds 1 items that the catalog lacks, the first is 'y'"): Identifiers.from_index(f, ['x', 'z'])
+    with pytest.raises(GenrecError, match="holds 1 item that the catalog lacks, the first is 'y'"): Identifiers.from_index(f, ['x', 'z'])
     assert Identifiers.from_index(f, ['x', 'z'], extra='drop').n_items == 2
     with pytest.raises(GenrecError, match="lacks 3 of the catalog's 3 items"): Identifiers.from_index(f)
 

@@ -395,7 +395,7 @@ def test_genrec_tokenize(shop, tmp_path, monkeypatch, method):
     np.save(tmp_path/'cf.npy', CF)
     out = genrec('tokenize', shop, '--method', method, '--out', 'tok', *(x for o in ASKED[method] for x in ('--tokenizer', o)))
     assert '60 items' in out and 'collision rate' in out and method in out and 'gain [nats]' in out
-    assert ('1 items without a category' in out) == (method == 'category')
+    assert ('1 item without a category' in out) == (method == 'category')
     t, report, page = load_tokenized(tmp_path/'tok'), json.loads((tmp_path/'tok'/'report.json').read_text()), (tmp_path/'tok'/'report.html').read_text()
     assert report['method'] == method and report['items'] == 60 and report['after'] == t.ids.collisions() and set(report['versions']) and report['config']['seed'] == 0
     assert page.count('<img') == (4 if method == 'letter' else 3) and 'src="http' not in page and '<script' not in page and str(tmp_path) not in page.replace(LM, '').replace(report['config'].get('cf') or '\0', '')

@@ -10,8 +10,8 @@ import itertools
 import numpy as np
 from dataclasses import asdict, field, fields
 from pathlib import Path
-from ..core import (Seed, SettingError, Share, check_choice, check_keys, digest, explain, patch,
-                            plain, read_settings, _read_spec, require, settings)
+from ..core import (Seed, SettingError, Share, _plural, check_choice, check_keys, digest,
+                            explain, patch, plain, read_settings, _read_spec, require, settings)
 from ..data_facts import _check_beams
 from ..metrics import metric_values
 from ..beam_search import DecodeConfig
@@ -128,8 +128,8 @@ def _expand(ids: dict) -> dict: # name -> settings without `vary`
 def _check_tie_seeds(ties: list, n: int, where: str) -> None: # n: training seeds
     "Different tie seeds, at most as many as training seeds"
     _check_list(ties, where)
-    require(len(ties) <= n, f'{where}: {len(ties)} tie seeds for {n} seeds: each goes with one of '
-            'the seeds, give more of them', SettingError)
+    require(len(ties) <= n, f'{where}: {len(ties)} tie seeds for {_plural(n, "seed")}: each goes '
+            'with one of the seeds, give more of them', SettingError)
 
 def _check_data(name: str, d: dict, seeds: int) -> None:
     "A data set's settings"
