@@ -69,7 +69,7 @@ SIZES = dict(packed=DecoderSizes, t5=T5Sizes) # backbone -> class of its setting
 
 # %% ../nbs/40_limits.ipynb #b1cf1448
 _TRAINER_LIMITS = dict( # argument of `TrainingArguments` -> type
-    learning_rate=Positive, num_train_epochs=Positive, max_steps=Annotated[int, Field(ge=-1)],
+    learning_rate=NonNegative, num_train_epochs=Positive, max_steps=Annotated[int, Field(ge=-1)],
     warmup_steps=NonNegative, weight_decay=NonNegative, adam_epsilon=NonNegative,
     adam_beta1=_Rate, adam_beta2=_Rate, max_grad_norm=NonNegative | None,
     label_smoothing_factor=Share, neftune_noise_alpha=Positive | None,

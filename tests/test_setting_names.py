@@ -105,7 +105,7 @@ def test_what_is_right_passes():
 
 @pytest.mark.parametrize('wrong, words', [
     *((dict(trainer={k: v}), words) for k, v, words in (
-        ('bf61', 1, "did you mean 'bf16'"), ('learning_rate', -1, 'above 0'), ('learning_rate', nan, 'finite'), ('adam_beta1', 2, 'below 1'), ('adam_epsilon', -1, '0 or more'), ('max_grad_norm', -1, '0 or more'),
+        ('bf61', 1, "did you mean 'bf16'"), ('learning_rate', -1, '0 or more'), ('learning_rate', nan, 'finite'), ('adam_beta1', 2, 'below 1'), ('adam_epsilon', -1, '0 or more'), ('max_grad_norm', -1, '0 or more'),
         ('gradient_accumulation_steps', 0, '1 or more'), ('warmup_steps', -1, '0 or more'), ('logging_steps', 0, 'above 0'), ('seed', 2**32, 'at most 4294967295'), ('optim', 'adamw', 'expected one of adamw_torch,'),
         ('lr_scheduler_type', 'cosin', "did you mean 'cosine'"), ('save_strategy', 'bst', 'no, steps, epoch, best'), ('bf16', 'False', 'true or false'), ('run_name', 3, 'a word'), ('dataloader_num_workers', 2.5, 'a whole number'))),
     (dict(tokenizer=dict(method=3)), 'expected a word'), (dict(tokenizer=dict(method='lettr')), 'expected one of letter')])
