@@ -153,6 +153,13 @@ def _run(
     _start(file, changes, quick, preset, folder, resume, device)
 
 # %% ../nbs/95_cli.ipynb #727f072a
+def _share(m: dict) -> str: # m: as in metrics.json
+    "What sequential rules have of the probability of the saved model"
+    share, how = m.get('rules_share'), m['config'].get('rules_weight')
+    if not share: return ''
+    chosen = ', chosen on the validation users'*(how == 'fitted')
+    return f' Sequential rules give {share:.0%} of its probability{chosen}.'
+
 def _show_run(m: dict) -> None: # m: as in metrics.json
     "The table of a run"
     from genrec_nb.core import _plural
@@ -160,8 +167,8 @@ def _show_run(m: dict) -> None: # m: as in metrics.json
     size = f'{_plural(m["users"], "user")}, {_plural(m["items"], "item")}'
     title = f'{m["data"]}: {size}, seed {m["seed"]}; {_seen(m)}'
     _print(_Rows(_method_rows(m), title),
-           f'★ saved: best NDCG@10 on the validation users. {m["zero_gain_share"]:.1%} of the '
-           'target tokens are zero-gain.', _ties(m), *map(escape, _verdicts(m)))
+           '★ saved: of the generators, the best NDCG@10 on the validation users.' + _share(m),
+           f'{m["zero_gain_share"]:.1%} of the target tokens are zero-gain.', _ties(m), *map(escape, _verdicts(m)))
 
 # %% ../nbs/95_cli.ipynb #6f01608d
 _Page = _may(Path, 'Page with two plots, runs/NAME-data.html if none is given.')
@@ -316,9 +323,9 @@ def _show_list(rec, history: list[str], k: int, why: bool) -> None:
              for n, x in enumerate(found, 1))
     _print(_Rows([*cells]))
     if not why: return
-    _show_explanation(rec.explain(history, found[0].id))
     counted = rec.explain_rules(history, found[0].id)
-    if counted: _print(str(counted))
+    if counted: _print(str(counted), 'By the generator alone:')
+    _show_explanation(rec.explain(history, found[0].id))
 
 # %% ../nbs/95_cli.ipynb #9f8dc97b
 def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k: int, **how) -> None:

@@ -311,7 +311,7 @@ def _joint(model, part: ExactScores, history: Tensor, exact: ExactConfig) -> Ten
     "Scores of all items by all identifiers and, where asked for, the rules"
     logp = combine(part.logp, exact, model.reached)
     if not exact.rules: return logp
-    return interpolate(logp, model.rules(history[part.rows]), exact.rules)
+    return interpolate(logp, model.rules(history[part.rows]), exact.rules, model.rules.counted)
 
 # %% ../nbs/51_exact.ipynb #399511fe
 def exact_search(
@@ -437,9 +437,9 @@ def fit_weights(
     return replace(exact, weights=tuple(round(w, 4) for w in fitted))
 
 # %% ../nbs/51_exact.ipynb #2def8c15
-_WEIGHTS = [n/20 for n in range(21)]
+_WEIGHTS = [n/20 for n in range(20)] # below 1: an item without a rule keeps a probability
 
-def _ndcg_by_weight(p: Tensor, r: Tensor, target: Tensor, seen: Tensor) -> Tensor: # [21], sums
+def _ndcg_by_weight(p: Tensor, r: Tensor, target: Tensor, seen: Tensor) -> Tensor: # [20], sums
     "NDCG@10 of both distributions [B, N], mixed with each of the weights, seen items left out"
     known, out, at = r.sum(1, keepdim=True) > 0, [], target[:, None]
     hidden = _is_seen(seen, p.shape[1])
@@ -450,7 +450,7 @@ def _ndcg_by_weight(p: Tensor, r: Tensor, target: Tensor, seen: Tensor) -> Tenso
     return torch.stack(out)
 
 def _best_weight(likely: list, ndcg: Tensor, by: str) -> float:
-    "Of the rules: by NDCG@10 of each weight [21], or by the targets' probabilities (model, rules)"
+    "Of the rules: by NDCG@10 of each weight [20], or by the targets' probabilities (model, rules)"
     if by == 'ndcg@10': return _WEIGHTS[int(ndcg.argmax())]
     return round(fit_interpolation(*map(torch.cat, zip(*likely))), 4) if likely else 0.
 

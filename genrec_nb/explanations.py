@@ -218,8 +218,9 @@ def summary(self: JointExplanation) -> str:
     "One sentence: score, leads, and which identifier decided"
     unit = 'nats' if self.combine == 'product' else 'of probability'
     leads = ', '.join(f'{n} {x:+.3f}' for n, x in self.leads.items())
-    return (f'{self.title}: {self.score:.3f}, a {self.combine}; lead over {self.other} '
-            f'{sum(self.leads.values()):+.3f} {unit} ({leads}): {self.decided} decided')
+    lead, says = sum(self.leads.values()), f'{self.title}: {self.score:.3f}, a {self.combine}'
+    if lead < 0: return f'{says}; {self.other} leads by {-lead:.3f} {unit} ({leads})'
+    return f'{says}; lead over {self.other} {lead:+.3f} {unit} ({leads}): {self.decided} decided'
 
 @patch
 def strip(self: JointExplanation) -> Strip:

@@ -111,7 +111,7 @@ _DECODER = ('Transitions rank what followed the last two items in training, untr
 _WEIGHTED = 'CE is plain cross-entropy; IGD tuning gives zero-gain tokens the weight {beta:g}.'
 _ASSISTED = (' Rows with an assistant take {assistant_weight:.0%} of each step from a SASRec, as '
              'D3 does; they are not saved.')
-_COUNTED = (' *Rules* counts which items stood near which in a history, untrained; rows with '
+_COUNTED = (' Rules: counts of which items stood near which in a history, untrained. Rows with '
             'sequential rules interpolate probabilities with it, by a weight fitted to validation '
             'users.')
 _EVERY = [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)]

@@ -392,14 +392,15 @@ def explain_rules(self: GenerativeRecommender,
     read = seen[:, -self.model.config.max_items:]
     plain = replace(decode, alpha=0., assistant_weight=0., exclude_seen=False)
     part, = exact_scores(self.model, read, plain)
-    own = _joint(self.model, part, read, replace(exact, rules=0.)).log_softmax(1)[0, target].exp()
+    own = _joint(self.model, part, read, replace(exact, rules=0.)).softmax(1)[0]
+    n = self.model.rules.counted # a new item keeps its probability, the rules share that of the others
     shares, counted = self.model.rules.shares(seen[0], target), self.model.rules(seen)[0]
     votes = [(self.catalog.titles[i], s/float(shares.sum()))
              for i, s in zip(items[-len(shares):], shares.tolist()) if s > 0]
     votes.sort(key=lambda v: -v[1])
-    weight = exact.rules*bool(counted.sum() > 0)
-    return RulesExplanation(self.catalog.titles[target], weight, float(own),
-                            float(counted[target]), votes)
+    weight = exact.rules*bool(counted.sum() > 0 and target < n)
+    return RulesExplanation(self.catalog.titles[target], weight, float(own[target]),
+                            float(counted[target]*own[:n].sum()), votes)
 
 # %% ../nbs/81_recommender.ipynb #30672fba
 @patch

@@ -342,6 +342,7 @@ def finish(self: _Run, found: dict, made: list, rows: dict, seconds: dict) -> di
         versions=versions(),
         zero_gain_share=zero_gain_share(rec.trie, rec.gain, self.split.train.target_counts()),
         search=rec.search_facts(self.split.test),
+        rules_share=rec.exact(rec.config.decode).rules if self.config.backbone == 'packed' else 0.,
         prompts={k: int(x) for k, x in lists.items() if k not in ('valid', 'test')} or None)
     curves = {w: _curves(_work(t, self.folder)) for w, t in self.trials.items()}
     page = _run_page(metrics, [e for e, _ in found.values()], curves, rec, made[0], self.split.test)

@@ -45,9 +45,10 @@ def count_rules(
 # %% ../nbs/43_sequential_rules.ipynb #fed46412
 class SequentialRules(nn.Module):
     "Counts of pairs, and the distribution over the next item that they give"
-    def __init__(self, counts: sparse.csr_array, config: RulesConfig = RulesConfig()):
-        super().__init__()
+    def __init__(self, counts: sparse.csr_array, config: RulesConfig = RulesConfig(), counted: int | None = None):
+        super().__init__() # counted: items that the counts could know; None: all
         self.settings, self.n_items = config, counts.shape[0]
+        self.counted = self.n_items if counted is None else counted
         for name, a in dict(start=counts.indptr, item=counts.indices, count=counts.data).items():
             a = torch.from_numpy(np.asarray(a, np.float32 if name == 'count' else np.int64))
             self.register_buffer(name, a, persistent=False)
@@ -80,12 +81,14 @@ def with_new_items(rules: SequentialRules, n: int) -> SequentialRules: # n: new 
     x, size = rules, rules.n_items + n
     start = np.concatenate([x.start.cpu().numpy(), np.full(n, len(x.item))])
     parts = x.count.cpu().numpy(), x.item.cpu().numpy(), start
-    return SequentialRules(sparse.csr_array(parts, (size, size)), x.settings).to(x.start.device)
+    counts = sparse.csr_array(parts, (size, size))
+    return SequentialRules(counts, x.settings, x.counted).to(x.start.device)
 
 # %% ../nbs/43_sequential_rules.ipynb #73d7de80
 def save_rules(rules: SequentialRules, folder: str | Path) -> None:
     "Write `rules.safetensors` and `rules.json`"
-    tensors = dict(start=rules.start, item=rules.item.int(), count=rules.count)
+    tensors = dict(start=rules.start, item=rules.item.int(), count=rules.count,
+                   counted=torch.tensor([rules.counted]))
     _write_tensors(Path(folder)/'rules.safetensors', tensors)
     write_json(Path(folder)/'rules.json', asdict(rules.settings))
 
@@ -93,21 +96,25 @@ def load_rules(folder: str | Path, n_items: int) -> SequentialRules:
     "Read them back; raises `FileError` for damaged files, or those of another catalog"
     file, said = Path(folder)/'rules.safetensors', Path(folder)/'rules.json'
     config, x = read_settings(RulesConfig, read_json(said), str(said)), _read_tensors(file)
-    fits = x.keys() == {'start', 'item', 'count'} and len(x['start']) == n_items + 1 and \
-        int(x['start'][-1]) == len(x['item']) == len(x['count'])
+    fits = x.keys() == {'start', 'item', 'count', 'counted'} and len(x['start']) == n_items + 1 and \
+        int(x['start'][-1]) == len(x['item']) == len(x['count']) and int(x['counted']) <= n_items
     require(fits, f'{file}: no rules of {n_items:,} items: save the recommender again', FileError)
     parts = x['count'].numpy(), x['item'].numpy(), x['start'].numpy()
-    return SequentialRules(sparse.csr_array(parts, (n_items, n_items)), config)
+    return SequentialRules(sparse.csr_array(parts, (n_items, n_items)), config, int(x['counted']))
 
 # %% ../nbs/43_sequential_rules.ipynb #26f15a20
 def interpolate(
     logp: Tensor, # float [B, N] log-probabilities
     rules: Tensor, # float [B, N], rows sum to 1 or 0
     weight: float, # λ
+    counted: int | None = None, # first items, which the rules were counted on; None: all
 ) -> Tensor: # float [B, N] log-probabilities
     "Mix with sequential rules; another score than a log-probability is normalized first"
-    share = weight*(rules.sum(1, keepdim=True) > 0).to(logp)
-    return torch.logaddexp(logp.log_softmax(1) + torch.log1p(-share), rules.log() + share.log())
+    share, p = weight*(rules.sum(1, keepdim=True) > 0).to(logp), logp.log_softmax(1)
+    old, rest = p[:, :counted], p[:, counted:] if counted is not None else p[:, :0]
+    whole = old.logsumexp(1, keepdim=True) if rest.shape[1] else 0.          # ln 1
+    rules = rules[:, :counted].log() + share.log() + whole
+    return torch.cat([torch.logaddexp(old + torch.log1p(-share), rules), rest], 1)
 
 # %% ../nbs/43_sequential_rules.ipynb #454d9813
 def fit_interpolation(

@@ -175,3 +175,28 @@ def test_the_weight_of_the_best_list(exclude):
     def ndcg(w): return ranking_metrics(rank_exact(model, split.valid, 10, DecodeConfig(exclude_seen=exclude), exact=ExactConfig(rules=w)), split.valid.targets, (10,))['ndcg@10']
     found = fit_rules(model, split.valid, exclude_seen=exclude).rules
     assert ndcg(found) >= max(ndcg(w/20) for w in range(21)) - 1e-9
+
+
+def test_new_items_keep_their_probability():
+    "Rules share the probability of the items that they were counted on; what came later is the generator's"
+    torch.manual_seed(0)
+    logp, rules = torch.randn(4, 7).log_softmax(1), torch.rand(4, 7)
+    rules[:, 5:] = 0.
+    rules[2] = 0.
+    rules = rules/rules.sum(1, keepdim=True).clamp(min=1e-9)
+    for weight in (.3, .95, 1.):
+        p = interpolate(logp, rules, weight, 5).exp()
+        torch.testing.assert_close(p.sum(1), torch.ones(4))
+        torch.testing.assert_close(p[:, 5:], logp[:, 5:].exp())
+        old = logp[:, :5].exp()
+        wanted = torch.where(rules[:, :5].sum(1, keepdim=True) > 0, (1 - weight)*old + weight*rules[:, :5]*old.sum(1, keepdim=True), old)
+        torch.testing.assert_close(p[:, :5], wanted)
+    assert torch.equal(interpolate(logp, rules, .5, 7), interpolate(logp, rules, .5))
+
+
+def test_added_items_are_not_hidden_by_the_rules(tmp_path):
+    split = a_split()
+    rules = with_new_items(SequentialRules(count_rules(split.train)), 2)
+    save_rules(rules, tmp_path)
+    again = load_rules(tmp_path, rules.n_items)
+    assert rules.counted == again.counted == rules.n_items - 2
