@@ -300,7 +300,7 @@ def _one_case(items: list[int]) -> Cases:
 def why_few(self: GenerativeRecommender, history: list, k: int = 1) -> str: # as for `recommend`
     "Why there are fewer than k recommendations for a history"
     seen, n, d = len(set(self.find_items(history))), len(self.catalog), self.config.decode
-    hint = '; decode.exclude_seen=false keeps them'
+    hint = '; a decoding with exclude_seen=False keeps them'
     if d.exclude_seen and seen >= n: return f'all {n:,} items stand in the history' + hint
     left = n - seen*d.exclude_seen
     if left < k: return (f'the catalog has {_plural(n, "item")}'
