@@ -96,6 +96,7 @@ def load_rules(folder: str | Path, n_items: int) -> SequentialRules:
     "Read them back; raises `FileError` for damaged files, or those of another catalog"
     file, said = Path(folder)/'rules.safetensors', Path(folder)/'rules.json'
     config, x = read_settings(RulesConfig, read_json(said), str(said)), _read_tensors(file)
+    x.setdefault('counted', torch.tensor([n_items]))           # saved before new items were told apart
     fits = x.keys() == {'start', 'item', 'count', 'counted'} and len(x['start']) == n_items + 1 and \
         int(x['start'][-1]) == len(x['item']) == len(x['count']) and int(x['counted']) <= n_items
     require(fits, f'{file}: no rules of {n_items:,} items: save the recommender again', FileError)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from safetensors.torch import load_file, save_file
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import FileError, GenrecError, SettingError
 from genrec_nb.data import Catalog, Interactions
@@ -200,3 +201,11 @@ def test_added_items_are_not_hidden_by_the_rules(tmp_path):
     save_rules(rules, tmp_path)
     again = load_rules(tmp_path, rules.n_items)
     assert rules.counted == again.counted == rules.n_items - 2
+
+
+def test_rules_saved_without_the_number_of_counted_items_are_read(tmp_path):
+    rules = SequentialRules(count_rules(a_split().train))
+    save_rules(rules, tmp_path)
+    file = tmp_path/'rules.safetensors'
+    save_file({k: v for k, v in load_file(file).items() if k != 'counted'}, file)
+    assert load_rules(tmp_path, rules.n_items).counted == rules.n_items
