@@ -168,7 +168,8 @@ def _show_run(m: dict) -> None: # m: as in metrics.json
     title = f'{m["data"]}: {size}, seed {m["seed"]}; {_seen(m)}'
     _print(_Rows(_method_rows(m), title),
            '★ saved: of the generators, the best NDCG@10 on the validation users.' + _share(m),
-           f'{m["zero_gain_share"]:.1%} of the target tokens are zero-gain.', _ties(m), *map(escape, _verdicts(m)))
+           f'{m["zero_gain_share"]:.1%} of the target tokens are zero-gain.', _ties(m),
+           *map(escape, _verdicts(m)))
 
 # %% ../nbs/95_cli.ipynb #6f01608d
 _Page = _may(Path, 'Page with two plots, runs/NAME-data.html if none is given.')
@@ -196,11 +197,6 @@ def _describe(
     _LOG.info('written to %s', path)
 
 # %% ../nbs/95_cli.ipynb #2a6f7ca1
-_NOTES = dict(unlinked=('item that was', 'items that were', ' chosen together with no other'),
-              missing=('item', 'items', ' without a category'),
-              revived=('dead code', 'dead codes', ' revived while training'),
-              kept=('item', 'items', ' that found no free path'))
-
 def _tokenizer_settings(method: str | None, preset: str | None, pairs) -> dict: # nested
     "Those of a preset, changed by those that are given; raises `SettingError`, without torch"
     from genrec_nb.core import SettingError, require
@@ -214,6 +210,12 @@ def _tokenizer_settings(method: str | None, preset: str | None, pairs) -> dict: 
     _check_fields(given, 'TokenizerConfig', 'tokenizer_config')
     _check_method(given)
     return given
+
+# %% ../nbs/95_cli.ipynb #2d913e20
+_NOTES = dict(unlinked=('item that was', 'items that were', ' chosen together with no other'),
+              missing=('item', 'items', ' without a category'),
+              revived=('dead code', 'dead codes', ' revived while training'),
+              kept=('item', 'items', ' that found no free path'))
 
 @app.command('tokenize', cls=_Command)
 def _tokenize(

@@ -222,7 +222,8 @@ def _has_rules(model) -> bool: return getattr(model, 'rules', None) is not None
 def _bytes_each(scorers: list) -> tuple[int, int]:
     "Bytes of the scores of a user, and of the logits of a user's prefix"
     n, levels = scorers[0].tree.trie.n_items, [(s, x) for s in scorers for x in s.levels]
-    user = (len(scorers) + 4 + 10*_has_rules(scorers[0].model))*n + 2*max((x.child.numel() for _, x in levels), default=0)
+    widest = max((x.child.numel() for _, x in levels), default=0)
+    user = (len(scorers) + 4 + 10*_has_rules(scorers[0].model))*n + 2*widest
     return 4*user, max((s.node_bytes(x) for s, x in levels), default=0)
 
 # %% ../nbs/51_exact.ipynb #c78249ca
@@ -304,8 +305,8 @@ def _first_topk(scores: Tensor, k: int) -> Tensor: # int64 [b, k]
 # %% ../nbs/51_exact.ipynb #240c4f61
 def _check_rules(model, exact: ExactConfig) -> None:
     "Raise `SettingError` for an interpolation with rules that a model does not have"
-    require(_has_rules(model) or not exact.rules, 'the model has no sequential rules to interpolate with: give it '
-            'model.rules = SequentialRules(count_rules(split.train))', SettingError)
+    require(_has_rules(model) or not exact.rules, 'the model has no sequential rules to '
+            'interpolate with: give it model.rules = SequentialRules(count_rules(split.train))', SettingError)
 
 def _joint(model, part: ExactScores, history: Tensor, exact: ExactConfig) -> Tensor: # [b, N]
     "Scores of all items by all identifiers and, where asked for, the rules"
@@ -458,7 +459,7 @@ def _best_weight(likely: list, ndcg: Tensor, by: str) -> float:
 def fit_rules(
     model, # an `ItemDecoder` with `rules`
     valid: Cases, # validation cases
-    exact: ExactConfig | list = ExactConfig(), # combination and weights of the identifiers, or several
+    exact: ExactConfig | list = ExactConfig(), # combination and weights of identifiers; or several
     by: Literal['ndcg@10', 'likelihood'] = 'ndcg@10', # which is to be largest
     exclude_seen: bool = True, # rank without the items of each history
     users: int = 5000, # so many cases, sampled

@@ -260,7 +260,7 @@ class RulesExplanation:
     title: str
     weight: float # of the rules in the probability, λ
     generated: float # probability by the generator alone
-    counted: float # probability by the rules alone
+    counted: float # by the rules: their share of what the items that they were counted on have
     votes: list[tuple[str, float]] # titles of the history that the item stood near, their shares
 
     @property
@@ -268,7 +268,8 @@ class RulesExplanation:
         "Of both together"
         return (1 - self.weight)*self.generated + self.weight*self.counted
     def __repr__(self):
-        near = ', '.join(f'{title} {share:.0%}' for title, share in self.votes) or 'no item of the history'
+        near = ', '.join(f'{title} {share:.0%}' for title, share in self.votes)
+        near = near or 'no item of the history'
         return (f'{self.title}: probability {self.probability:.4f}, of the generator '
                 f'{self.generated:.4f}, of sequential rules {self.counted:.4f} (weight '
                 f'{self.weight:.2f}); stood near {near}')

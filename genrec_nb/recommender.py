@@ -393,7 +393,7 @@ def explain_rules(self: GenerativeRecommender,
     plain = replace(decode, alpha=0., assistant_weight=0., exclude_seen=False)
     part, = exact_scores(self.model, read, plain)
     own = _joint(self.model, part, read, replace(exact, rules=0.)).softmax(1)[0]
-    n = self.model.rules.counted # a new item keeps its probability, the rules share that of the others
+    n = self.model.rules.counted                   # the rules share what these items have together
     shares, counted = self.model.rules.shares(seen[0], target), self.model.rules(seen)[0]
     votes = [(self.catalog.titles[i], s/float(shares.sum()))
              for i, s in zip(items[-len(shares):], shares.tolist()) if s > 0]

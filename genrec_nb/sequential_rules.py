@@ -45,8 +45,9 @@ def count_rules(
 # %% ../nbs/43_sequential_rules.ipynb #fed46412
 class SequentialRules(nn.Module):
     "Counts of pairs, and the distribution over the next item that they give"
-    def __init__(self, counts: sparse.csr_array, config: RulesConfig = RulesConfig(), counted: int | None = None):
-        super().__init__() # counted: items that the counts could know; None: all
+    def __init__(self, counts: sparse.csr_array, config: RulesConfig = RulesConfig(),
+                 counted: int | None = None): # items that could be counted, the first ones; None: all
+        super().__init__()
         self.settings, self.n_items = config, counts.shape[0]
         self.counted = self.n_items if counted is None else counted
         for name, a in dict(start=counts.indptr, item=counts.indices, count=counts.data).items():
@@ -96,7 +97,7 @@ def load_rules(folder: str | Path, n_items: int) -> SequentialRules:
     "Read them back; raises `FileError` for damaged files, or those of another catalog"
     file, said = Path(folder)/'rules.safetensors', Path(folder)/'rules.json'
     config, x = read_settings(RulesConfig, read_json(said), str(said)), _read_tensors(file)
-    x.setdefault('counted', torch.tensor([n_items]))           # saved before new items were told apart
+    x.setdefault('counted', torch.tensor([n_items]))           # of an older version
     fits = x.keys() == {'start', 'item', 'count', 'counted'} and len(x['start']) == n_items + 1 and \
         int(x['start'][-1]) == len(x['item']) == len(x['count']) and int(x['counted']) <= n_items
     require(fits, f'{file}: no rules of {n_items:,} items: save the recommender again', FileError)
@@ -111,11 +112,12 @@ def interpolate(
     counted: int | None = None, # first items, which the rules were counted on; None: all
 ) -> Tensor: # float [B, N] log-probabilities
     "Mix with sequential rules; another score than a log-probability is normalized first"
-    share, p = weight*(rules.sum(1, keepdim=True) > 0).to(logp), logp.log_softmax(1)
-    old, rest = p[:, :counted], p[:, counted:] if counted is not None else p[:, :0]
-    whole = old.logsumexp(1, keepdim=True) if rest.shape[1] else 0.          # ln 1
-    rules = rules[:, :counted].log() + share.log() + whole
-    return torch.cat([torch.logaddexp(old + torch.log1p(-share), rules), rest], 1)
+    n = logp.shape[1] if counted is None else counted
+    old, new = logp.log_softmax(1).tensor_split([n], 1)
+    share = weight*(rules.sum(1, keepdim=True) > 0).to(logp)
+    whole = torch.log1p(-new.exp().sum(1, keepdim=True).clamp(max=1))         # of C: ln 1 without new items
+    rules = rules[:, :n].log() + share.log() + whole
+    return torch.cat([torch.logaddexp(old + torch.log1p(-share), rules), new], 1)
 
 # %% ../nbs/43_sequential_rules.ipynb #454d9813
 def fit_interpolation(
