@@ -21,10 +21,10 @@ def katex_files():
 
 @pytest.fixture(scope='session')
 def site(request, tmp_path_factory):
-    "The site: that of $GENREC_SITE, which .ci/run has just built, or one built here."
-    if built := os.environ.get('GENREC_SITE'): return Path(built)
+    "The site, built once: in the folder $GENREC_SITE if it is named, and not again if it stands there"
+    folder = Path(os.environ.get('GENREC_SITE') or tmp_path_factory.mktemp('site')/'_docs')
+    if folder.exists(): return folder
     request.getfixturevalue('katex_files')
-    folder = tmp_path_factory.mktemp('site')/'_docs'
     try: build(folder)
     except Failed as e: pytest.fail(str(e), pytrace=False)
     return folder
