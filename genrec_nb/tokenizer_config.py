@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 from pydantic import Field, StrictBool
-from .core import (Count, Seed, SettingError, check_choice, check_keys, patch,
+from .core import (Count, Natural, Seed, SettingError, check_choice, check_keys, patch,
                             read_settings, require, settings)
 from .data import Interactions
 from .kmeans import _level_sizes, residual_kmeans
 from .rqvae import RQVAEConfig, train_rqvae
 from .letter import LETTERConfig, fit_letter
 from .semantic_ids import Identifiers
-from .other_tokenizers import category_ids, product_kmeans, tree_ids, word_ids
+from .other_tokenizers import category_ids, tree_ids, word_ids
+from .product_quantization import product_kmeans
 from .hkmeans import hierarchical_kmeans
 from .titles import short_titles
 
@@ -92,11 +93,13 @@ def _rqkmeans(s: Sources, c, own):
 class _ProductOptions:
     "Settings of product quantization"
     n_iter: Count = 25 # rounds of k-means, and then of OPQ
+    whiten: Natural = 0 # so many whitened principal components instead of the vectors; 0: none
 
 @tokenizer('pq', 'a part of the vector', _ProductOptions, **_CODED)
 @tokenizer('opq', 'a part of the rotated vector', _ProductOptions, **_CODED)
 def _product(s: Sources, c, own):
-    return product_kmeans(s.x, c.levels, s.sizes, c.method == 'opq', c.seed, own.n_iter)
+    return product_kmeans(s.x, c.levels, s.sizes, c.method == 'opq', c.seed, own.n_iter,
+                          own.whiten)
 
 # %% ../nbs/79_tokenizer_config.ipynb #c0ef12f1
 @settings

@@ -10,13 +10,14 @@ from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from genrec_nb.other_tokenizers import (_grow_tree, _shuffled_number, _spectral_clusters, _split_cluster, category_ids, _co_occurrence, compare_identifiers,
-                                        _first_tokens, _popular_first, product_kmeans, read_categories, _split_names, tree_ids)
+                                        _first_tokens, _popular_first, read_categories, _split_names, tree_ids)
 from genrec_nb.data import Catalog, Interactions
 from genrec_nb.splits import leave_one_out
-from genrec_nb.core import GenrecError
+from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.loaders import load_dataset
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.kmeans import load_quantizer, quantizer_report, residual_kmeans
+from genrec_nb.product_quantization import _allocate, product_kmeans
 
 DATA = Path(os.environ.get('GENREC_DATA') or Path(__file__).parents[1]/'../shared/data')
 
@@ -49,6 +50,49 @@ def test_a_learned_rotation_is_orthogonal_and_never_worse(seed):
     assert squared_error(turned, x) < .9*squared_error(plain, x)
     few = [squared_error(product_kmeans(x, 3, 16, seed=seed, n_iter=n), x) for n in (8, 16)]
     assert few[1] <= few[0]*1.0001
+
+def mixed_pieces(seed, n=400):
+    "Three pieces of two dimensions, four points in each on two axes, variances balanced; mixed by a random rotation"
+    rng = np.random.default_rng(seed)
+    true, cross = rng.integers(4, size=(n, 3)), np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    z = np.concatenate([(cross*w)[c] for w, c in zip(((8, 1), (6, 4/3), (4, 2)), true.T)], 1)
+    return true, (z @ np.linalg.qr(rng.normal(size=(6, 6)))[0] + 3).astype(np.float32)
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_planted_rotation_is_found(seed):
+    "Not one item is described wrongly, and each planted piece is one of the learned"
+    true, x = mixed_pieces(seed)
+    q = product_kmeans(x, 3, 4, seed=seed)
+    assert squared_error(q, x) < 1e-6 < 1 < squared_error(product_kmeans(x, 3, 4, rotate=False, seed=seed), x)
+    same = [[len({*zip(a, b)}) == 4 for b in q.fit_codes.T] for a in true.T]
+    assert_array_equal(np.sum(same, 0), 1); assert_array_equal(np.sum(same, 1), 1)
+
+def test_eigenvalues_go_to_the_smallest_product():
+    assert _allocate(torch.tensor([8., 4, 2, 1]), [2, 2]) == [0, 3, 1, 2]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values = np.sort(rng.lognormal(size=8))[::-1]
+        order = _allocate(torch.tensor(values.copy()), [3, 3, 2])
+        assert sorted(order) == list(range(8))
+    assert sorted(_allocate(torch.tensor([3., 2, 1, 0]), [2, 2])) == [0, 1, 2, 3]        # a direction without variance
+
+@pytest.mark.parametrize('rotate', [False, True])
+def test_whitened_codes(rotate, tmp_path):
+    "The nearest combination in the whitened space; with all codes that there are, exact in every direction kept"
+    x = correlated(200, 6)
+    q = product_kmeans(x, 2, 16, rotate=rotate, whiten=4)
+    z = q.latent(torch.from_numpy(x))
+    assert_allclose(np.cov(z.T, bias=True), np.eye(4), atol=1e-3)
+    combinations = np.array(list(itertools.product(range(16), range(16))))
+    books = sum(e[c] for e, c in zip(q.codebooks, combinations.T))
+    assert_array_equal(q.encode(x), combinations[torch.cdist(z, books).argmin(1)])
+    q.save(tmp_path/'q')
+    again = load_quantizer(tmp_path/'q')
+    assert_array_equal(again.encode(x), q.encode(x)); assert_allclose(again.decode(q.encode(x)), q.decode(q.encode(x)))
+    u, s, v = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    kept = (x - x.mean(0)) @ v[:4].T @ v[:4] + x.mean(0)
+    assert_allclose(q.restore(z), kept, atol=1e-3)
+    with pytest.raises(SettingError, match='vary in 3 directions only: take that many'): product_kmeans(np.pad(x[:, :3], ((0, 0), (0, 3))), 2, 4, whiten=4)
 
 def test_partial_decoding_and_the_report():
     x = correlated()

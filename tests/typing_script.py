@@ -41,7 +41,7 @@ from genrec_nb.loaders import load_movielens
 from genrec_nb.metrics import Evaluation
 from genrec_nb.objectives import CFT, CFTLoss, Mixture, MultiTargetLoss, RankingGuided, WeightedLoss
 from genrec_nb.hkmeans import TreeQuantizer
-from genrec_nb.other_tokenizers import ProductQuantizer
+from genrec_nb.product_quantization import ProductQuantizer
 from genrec_nb.prompts import PackedSamples, Prompter, PromptSamples, title_identifiers
 from genrec_nb.rec_config import RecommenderConfig
 from genrec_nb.recommender import GenerativeRecommender
