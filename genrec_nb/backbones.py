@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig,
                           LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
 from transformers.utils import logging as hf_logging
-from .core import FileError, SettingError
+from .core import FileError, SettingError, _without_bars
 from .loaders import cache_dir
 
 
@@ -79,7 +79,8 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     "Turn quantized weights into an ordinary float32 model that can be saved, loaded and trained"
     source, level = dict(gguf_file=path.name), hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
-    loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
+    with _without_bars():
+        loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
     AutoTokenizer.from_pretrained(path.parent, **source).save_pretrained(folder)
     hf_logging.set_verbosity(level)
     config = loaded.config.to_dict()
@@ -118,7 +119,8 @@ def _source(name: str | Path, needed: tuple, what: str) -> str: # for `from_pret
 @contextlib.contextmanager
 def _loading(name: str | Path, what: str): # a context
     "A failure of `transformers` to load a part of a model as a `FileError` of one line"
-    try: yield
+    try:
+        with _without_bars(): yield
     except (OSError, ValueError, KeyError, AttributeError) as e:
         why = ' '.join(str(e).split())
         if 'trust_remote_code' in why:

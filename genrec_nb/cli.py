@@ -13,11 +13,11 @@ from pathlib import Path
 from rich.markup import escape
 from typing import Annotated, Literal
 from .experiments.terminal_grids import _compare, _reproduce
-from .options import (_COLUMN_NAMES, _Cluster, _Column, _Command, _Device, _Jobs,
+from .options import (_COLUMN_NAMES, _Cluster, _Column, _Command, _Device, _Group, _Jobs,
                                _Tokenizer, _columns,
                                _check_titles, _device, _flag, _may, _pairs, _some,
                                _tokenizer_pairs)
-from .terminal import (_decisive_rows, _interruptible, _LOG, _errors, _explanation_rows,
+from .terminal import (_decisive_rows, _since_start, _interruptible, _LOG, _errors, _explanation_rows,
                                 _label_rows, _prefix_rows,
                                 _level_rows, _method_rows,
                                 _position_rows, _print, _Rows, _set_up_logging, _explain_error)
@@ -33,7 +33,7 @@ def main() -> None:
         sys.exit(found[1])
 
 # %% ../nbs/95_cli.ipynb #53786d73
-app = typer.Typer(name='genrec', no_args_is_help=True, rich_markup_mode='rich',
+app = typer.Typer(name='genrec', cls=_Group, no_args_is_help=True, rich_markup_mode='rich',
                   pretty_exceptions_enable=False,
                   help='Recommend items by generating their identifiers, weighing each token by '
                        'its information gain.')
@@ -68,14 +68,15 @@ _Source = Annotated[str | None, typer.Argument(
     help="'ml-100k' (the default); a folder, or a file of interactions: Amazon, MovieLens, Yelp, "
          'Steam, RecBole, MiniOneRec, NAME.inter.json, CSV, JSON or Parquet of your own; or '
          'settings, as a run writes them to config.toml.')]
-_Out = _may(Path, 'Folder for the results, runs/NAME if none is given.')
+_Out = _may(Path, 'Folder for the results; if none is given runs/NAME, or runs/NAME-quick of a quick '
+                  'run.')
 _Quick = _flag('--quick', 'A quick run: few epochs, nothing downloaded but the data.')
 _Preset = _may(str, 'Settings of a paper: tiger-letter, letter-tiger, multi-target, lc-rec, igd-paper; '
                'letter-paper, letter-release. Whatever else is given goes before them.')
-_Resume = _flag('--resume', 'Continue an interrupted run, the newest or that of --out, with its '
-                            'own settings.')
+_Resume = _flag('--resume', 'Continue an interrupted run, the newest or that in the folder given, '
+                            'with its own settings.')
 _Set = _some('Any setting of config.toml by its dotted name: train.lr=1e-3, weighting=fg, '
-             'backbone=llm, alpha=0.3, seed=1; once for each.', '--set')
+             'backbone=llm, alpha=0.3, rules_weight=0, seed=1; once for each.', '--set')
 _More = _may(str, "Identifiers of an item beside the tokenizer's: methods and tables with commas "
                   "between them, such as item,hkmeans or FILE.index.json; '' for none. With "
                   "settings of their own: in a configuration file.")
@@ -118,8 +119,7 @@ def _start(file, changes: dict, quick: bool, preset, folder: Path | None, resume
     with _interruptible(f'`genrec run --resume --out {folder}` continues') as bars:
         metrics = run(config, folder, resume, bars, device=_device(device))
     _show_run(metrics)
-    _LOG.info('done in %.1f minutes; see %s, metrics.json, and model/',
-              sum(metrics['seconds'].values())/60, folder/'report.html')
+    _LOG.info('done in %s; see %s, metrics.json, and model/', _since_start(), folder/'report.html')
 
 # %% ../nbs/95_cli.ipynb #cd37d16a
 @app.command('run', cls=_Command)
@@ -132,6 +132,7 @@ def _run(
     change: _Set = None,
     tokenizer: _Tokenizer = None,
     identifiers: _More = None,
+    column: _Column = None,
     vectors: _Vectors = None,
     baselines: _Baselines = None,
     model: _Model = None,
@@ -142,7 +143,8 @@ def _run(
     and children, IGD decoding, several identifiers."""
     _set_up_logging()
     pairs = [_pairs(change, '--set'), _tokenizer_pairs(tokenizer),
-             _pairs(model, '--model', 'model.'), _pairs(trainer, '--trainer', 'trainer.')]
+             _pairs(model, '--model', 'model.'), _pairs(trainer, '--trainer', 'trainer.'),
+             {f'columns.{k}': v or '' for k, v in _columns(column).items()}]
     folder = out or (_newest_run() if resume else None)
     file = source if source and Path(source).suffix in ('.toml', '.json') else None
     changes = _changes(pairs, data=None if file else source, identifiers=identifiers,
@@ -153,28 +155,23 @@ def _run(
     _start(file, changes, quick, preset, folder, resume, device)
 
 # %% ../nbs/95_cli.ipynb #727f072a
-def _share(m: dict) -> str: # m: as in metrics.json
-    "What sequential rules have of the probability of the saved model"
-    share, how = m.get('rules_share'), m['config'].get('rules_weight')
-    if not share: return ''
-    chosen = ', chosen on the validation users'*(how == 'fitted')
-    return f' Sequential rules give {share:.0%} of its probability{chosen}.'
-
 def _show_run(m: dict) -> None: # m: as in metrics.json
     "The table of a run"
     from genrec_nb.core import _plural
-    from genrec_nb.pages import _seen, _ties, _verdicts
+    from genrec_nb.pages import _rules_share, _seen, _ties, _verdicts
     size = f'{_plural(m["users"], "user")}, {_plural(m["items"], "item")}'
     title = f'{m["data"]}: {size}, seed {m["seed"]}; {_seen(m)}'
     _print(_Rows(_method_rows(m), title),
-           '★ saved: of the generators, the best NDCG@10 on the validation users.' + _share(m),
+           '★ saved: of the generators, the best NDCG@10 on the validation users'
+           f'{_rules_share(m)}.',
+           *[escape(m['below_baseline'])]*bool(m['below_baseline']),
            f'{m["zero_gain_share"]:.1%} of the target tokens are zero-gain.', _ties(m),
            *map(escape, _verdicts(m)))
 
 # %% ../nbs/95_cli.ipynb #6f01608d
 _Page = _may(Path, 'Page with two plots, runs/NAME-data.html if none is given.')
 
-@app.command('describe')
+@app.command('describe', cls=_Command)
 def _describe(
     data: Annotated[str, typer.Argument(help='Data set, as in `genrec run`.')],
     column: _Column = None,
@@ -248,8 +245,7 @@ def _tokenize(
         found = tokenize(data, config, out, _columns(column), bars, _device(device), tie_seed,
                          split, vectors and str(vectors))
     _show_tokenizer(found)
-    _LOG.info('done in %.0f s; see %s, report.json and index.json', sum(found['seconds'].values()),
-              out/'report.html')
+    _LOG.info('done in %s; see %s, report.json and index.json', _since_start(), out/'report.html')
 
 # %% ../nbs/95_cli.ipynb #b8fbdb4e
 def _show_tokenizer(f: dict) -> None: # f: as in report.json
@@ -261,9 +257,10 @@ def _show_tokenizer(f: dict) -> None: # f: as in report.json
              if f['notes'].get(k)]
     said = [escape(str(Verdict(**v))) for v in f.get('verdicts', ())]
     _print(_Rows(_level_rows(f), f'{f["data"]}: {_plural(f["items"], "item")}, {f["method"]}'),
-           f'{" to ".join(length)} tokens an item, vocabulary {f["vocabulary"]:,}; collision rate '
-           f'{before["rate"]:.2%} before the policy, {after["rate"]:.2%} after, '
-           f'largest group {before["largest"]} and {after["largest"]}',
+           f'{" to ".join(length)} tokens an item, vocabulary {f["vocabulary"]:,}; '
+           f'{_plural(before["items"], "item shares its", "items share their")} codes, '
+           f'{after["items"]:,} after the policy; collision rate {before["rate"]:.2%} and '
+           f'{after["rate"]:.2%}, largest group {before["largest"]} and {after["largest"]}',
            *said, *notes, f['fitted_on'])
 
 # %% ../nbs/95_cli.ipynb #d1c437f9
@@ -271,7 +268,7 @@ _Index = _may(Path, 'Table of an earlier assign to continue; if not given, that 
 _Policy = _may(str, 'Equal codes: free or keep; a table made with extra takes only extra. As for '
                     'the old items if not given.')
 
-@app.command('assign')
+@app.command('assign', cls=_Command)
 def _assign(
     folder: Annotated[Path, typer.Argument(
         help='What `genrec tokenize` wrote, or the tokenizer/ of a run.')],
@@ -300,6 +297,14 @@ def _assign(
            f'{note["moved"]:,} moved to another last code as their path was taken, '
            f'{note["shared"]:,} share a path; {_plural(first, "old item")} unchanged')
     _LOG.info('written to %s', out)
+
+# %% ../nbs/95_cli.ipynb #46f23a8f
+def _decode_changes(given: list[str] | None) -> dict:
+    "Changed settings of decoding, with or without `decode.`; raises `SettingError`, without torch"
+    from genrec_nb.setting_names import _check_fields
+    found = {k.removeprefix('decode.'): v for k, v in _pairs(given, '--set').items()}
+    _check_fields(found, 'DecodeConfig', 'beam_search', '--set')
+    return found
 
 # %% ../nbs/95_cli.ipynb #c2c6d073
 def _show_explanation(e) -> None: # of one identifier, or of several
@@ -349,11 +354,12 @@ _NewItems = _may(Path, 'New items, which the model has not been trained with, in
 _NewVectors = _may(Path, 'Vectors of the new items, where the model was trained with own vectors.')
 _Lists = _may(Path, 'File for the lists of --histories; must not exist.')
 _Form = Annotated[str | None, typer.Option('--format', help='Of --out: json, csv or parquet.')]
-_Alpha = _may(float, 'Strength of IGD decoding, 0 to 1; as saved if not given.')
+_SetDecode = _some('Any setting of decoding: alpha=0.1, rules_weight=0, exclude_seen=false, beams=50; '
+                   'as saved if not given; once for each.', '--set')
 _Why = _flag('--explain', 'Show the tokens of the first recommendation.')
 
 # %% ../nbs/95_cli.ipynb #f0dc6d4a
-@app.command('recommend')
+@app.command('recommend', cls=_Command)
 def _recommend(
     folder: Annotated[Path, typer.Argument(
         metavar='RUN', help='Folder of a run, or of a saved recommender.')],
@@ -366,7 +372,7 @@ def _recommend(
     k: Annotated[int, typer.Option('-k', min=1, help='How many items.')] = 10,
     jobs: _Jobs = 1,
     cluster: _Cluster = None,
-    alpha: _Alpha = None,
+    change: _SetDecode = None,
     why: _Why = False,
     device: _Device = None,
 ):
@@ -380,6 +386,7 @@ def _recommend(
             SettingError)
     require(bool(items) or not vectors, '--vectors are those of new items: give --items FILE, too',
             SettingError)
+    changes = _decode_changes(change)
     _check_there(histories, items, vectors)
     _check_device(device)
     folder = _fetched(folder)
@@ -387,8 +394,7 @@ def _recommend(
     if not items: _check_titles(folder, history)
     from genrec_nb.recommender import GenerativeRecommender
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
-    change = {} if alpha is None else dict(decode=replace(rec.config.decode, alpha=alpha))
-    rec.config = replace(rec.config, **change)
+    rec.config = replace(rec.config, decode=replace(rec.config.decode, **changes))
     if items: rec.add_items(items, vectors=vectors)
     if histories: return _recommend_file(rec, histories, out, form, k, jobs=jobs, cluster=cluster)
     _show_list(rec, history, k, why)
@@ -412,7 +418,8 @@ def _trie_line(ids) -> str: # ids: `Identifiers`
     "Items, tokens and collisions"
     from genrec_nb.core import _plural
     c = ids.collisions()
-    return (f'{_plural(ids.n_items, "item")}, {ids.lengths.min()}–{ids.max_len} tokens, '
+    length = ' to '.join(map(str, sorted({int(ids.lengths.min()), ids.max_len})))
+    return (f'{_plural(ids.n_items, "item")}, {length} tokens an item, '
             f'vocabulary {ids.vocab_size:,}; {_plural(c["distinct"], "distinct path")}, '
             f'collision rate {c["rate"]:.2%}, {_plural(c["groups"], "group")}, '
             f'largest {c["largest"]}')
@@ -447,7 +454,7 @@ _Top = Annotated[int, typer.Option(min=0, help='Also list so many of the most de
 _Prefix = _may(str, "Say what a prefix such as '<a_17> <b_3>' stands for, and its largest "
                     "continuations; '' for the largest first tokens.")
 
-@app.command('inspect')
+@app.command('inspect', cls=_Command)
 def _inspect(
     path: Annotated[Path, typer.Argument(
         help='Folder of a run, of `genrec tokenize`, or an index.json.')],
@@ -475,7 +482,7 @@ def _inspect(
     _show_trie(ids, counts, items, kind, source, top, prefix)
 
 # %% ../nbs/95_cli.ipynb #9ff80dbc
-_compare = app.command('compare')(_compare)
+_compare = app.command('compare', cls=_Command)(_compare)
 
 # %% ../nbs/95_cli.ipynb #fe5f1ce8
-_reproduce = app.command('reproduce')(_reproduce)
+_reproduce = app.command('reproduce', cls=_Command)(_reproduce)

@@ -13,7 +13,7 @@ import re, shutil, subprocess, tempfile, zlib
 from collections import Counter
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_args
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -54,8 +54,9 @@ def explain(where: str | Path, *errors: type, kind: type = FileError, hint: str 
         ours = isinstance(e, GenrecError)
         if ours and not any(issubclass(k, GenrecError) for k in errors): raise
         what = str(getattr(e, 'strerror', None) or e) or type(e).__name__
-        if isinstance(e, FileNotFoundError): what = 'no such file'
-        raise kind(f'{where}: '*bool(where) + ' '.join(what.split())[:300] + hint) from None
+        if isinstance(e, FileNotFoundError): what = 'no such file' + _near_place(e.filename or '')
+        what = ' '.join(what.split())
+        raise kind(f'{where}: '*bool(where) + (what if ours else what[:300]) + hint) from None
 
 # %% ../nbs/00_core.ipynb #f97175ea
 def patch(f=None, *, as_prop: bool = False, cached: bool = False, cls_method: bool = False):
@@ -76,12 +77,37 @@ def _near(name: object, known) -> str:
     near = difflib.get_close_matches(str(name), [str(k) for k in known], 1)
     return f' did you mean {near[0]!r}?' if near else ''
 
+# %% ../nbs/00_core.ipynb #0a42bf79
+def _nearest_place(path: Path) -> Path | None: # None: none is near
+    "A path that is there, with names near those of the path, or that begin with them"
+    if path.exists(): return path
+    home = _nearest_place(path.parent) if path.name else None
+    if home is None or not home.is_dir(): return None
+    names = sorted(p.name for p in home.iterdir() if not p.name.startswith('.'))
+    near = difflib.get_close_matches(path.name, names, 1)
+    near = near or [n for n in names if n.startswith(path.name)]
+    return home/near[0] if near else None
+
+def _near_place(path: Path | str) -> str:
+    "Ask for the nearest path, if one is near"
+    with contextlib.suppress(OSError):
+        near = _nearest_place(Path(path))
+        if near and near != Path(path): return f'; did you mean {str(near)!r}?'
+    return ''
+
+
 # %% ../nbs/00_core.ipynb #5de8e0b7
-def _unknown(name: object, known) -> str:
-    "The line for a name that means nothing"
-    near = _near(name, known)
+def _unknown(name: object, known, full=()) -> str: # full: 'train.lr', .. of nested settings
+    "The line for a name that means nothing; nearest is a full name that ends in it"
+    last = str(name).rpartition('.')[2]
+    same = next((f for f in full if f.rpartition('.')[2] == last), None)
+    near = f' did you mean {same!r}?' if same else _near(name, known)
     near, names = f',{near}' if near else '.', ', '.join(map(str, known))
     return f'{name!r} is unknown{near} Known: {names}'
+
+def _unknown_option(name: str, options, shared) -> str:
+    "That of a tokenizer's option; the settings that all tokenizers share are given beside them"
+    return _unknown(name, [*shared, *options], [f'tokenizer.{s}' for s in shared])
 
 # %% ../nbs/00_core.ipynb #913eae3a
 def _check_names(given: object, where: str) -> None:
@@ -141,6 +167,12 @@ def _known_names(cls: type, nest: list[str]) -> list[str]:
     for n in nest: cls = cls.__dataclass_fields__[n].type
     return [f.name for f in fields(cls)] if is_dataclass(cls) else []
 
+def _full_names(cls: type) -> list[str]:
+    "The names of the settings nested in those of `cls`, such as 'train.lr'"
+    def nested(kind): return [kind, *(k for a in get_args(kind) for k in nested(a))]
+    return [f'{f.name}.{name}' for f in fields(cls) for kind in nested(f.type)
+            if is_dataclass(kind) for name in _known_names(kind, [])]
+
 # %% ../nbs/00_core.ipynb #99483693
 def _one_line(e: ValidationError, cls: type) -> str:
     "The first finding of pydantic about `cls` as one line; unknown names come first"
@@ -150,7 +182,7 @@ def _one_line(e: ValidationError, cls: type) -> str:
     match error['type']:
         case 'unexpected_keyword_argument' | 'extra_forbidden':
             *nest, name = names
-            return ': '.join([*nest, _unknown(name, _known_names(cls, nest))])
+            return ': '.join([*nest, _unknown(name, _known_names(cls, nest), _full_names(cls))])
         case 'missing' | 'missing_argument': return f'{names[-1]} is missing'
         case 'value_error':
             return ': '.join(['.'.join(names)] * bool(names) + [str(error['ctx']['error'])])
@@ -276,6 +308,10 @@ def _plural(n: int, one: str, many: str = '') -> str:
     "'1 item', '2 items'; with a verb: `_plural(n, 'item is', 'items are')`"
     return f'{n:,} {one if n == 1 else many or one + "s"}'
 
+def _took(seconds: float) -> str:
+    "A duration: in seconds below two minutes, then in minutes"
+    return f'{seconds:.0f} s' if seconds < 119.5 else f'{seconds/60:.1f} minutes'
+
 # %% ../nbs/00_core.ipynb #d35e45b9
 def plain(x: object) -> object:
     "Numbers, words, lists, dictionaries and dataclasses, each written in one way"
@@ -297,7 +333,8 @@ def digest(x: object) -> str: # 12 hexadecimal digits
 def _check_place(name: str | Path) -> None:
     "Raise `FileError` unless a data set is known or there"
     there = str(name) == 'ml-100k' or Path(name).exists()
-    require(there, f'{name}: no known data set (ml-100k), no folder and no table', FileError)
+    near = _near_place(name) or _near(name, ['ml-100k']).replace(' did', '; did', 1)
+    require(there, f'{name}: no known data set (ml-100k), no folder and no table{near}', FileError)
 
 # %% ../nbs/00_core.ipynb #a2b28a7d
 def _text(path: Path | str) -> str:
@@ -341,8 +378,19 @@ def _read_tensors(path: str | Path, device: str = 'cpu') -> dict: # name -> tens
     "Read tensors; raises `FileError` if the file is missing or damaged"
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+    require(Path(path).is_file(), f'{path}: no such file', FileError)
     with explain(f'{path}: not a readable safetensors file', OSError, SafetensorError):
         return load_file(path, str(device))
+
+@contextlib.contextmanager
+def _without_bars():
+    "No progress bars of transformers while a model is read"
+    from transformers.utils import logging as hf
+    shown = hf.is_progress_bar_enabled()
+    hf.disable_progress_bar()
+    try: yield
+    finally:
+        if shown: hf.enable_progress_bar()
 
 # %% ../nbs/00_core.ipynb #cd9a9e6e
 def _read_spec(path: str | Path) -> dict:

@@ -29,6 +29,10 @@ def _alike(texts: list[str]) -> int: # texts: [N], empty ones do not count
     x = pd.Series([t.strip().lower() for t in texts])
     return int((x.duplicated(keep=False) & (x != '')).sum())
 
+def _shared_texts(n: int, items: int) -> str:
+    "What it means that n items share their text"
+    return f'{n:,} of {items:,} items share their text with another, which gives them the same vector'
+
 # %% ../nbs/13_data_facts.ipynb #17677e71
 @cache
 def _cutter():
@@ -108,7 +112,7 @@ def lines(self: DataFacts) -> list[str]:
             _plural(f.seen_targets, f'of {f.targets:,} test targets stands in its own history',
                     f'of {f.targets:,} test targets stand in their own history') + '; as seen '
             f'items are excluded, no method can exceed a recall of {best:.3f}'
-            ' (decode.exclude_seen=false keeps them)': f.seen_targets,
+            ' (--set decode.exclude_seen=false keeps them)': f.seen_targets,
             _plural(f.cold_targets, f'test target ({f.cold_targets/n:.1%}) was never chosen',
                     f'test targets ({f.cold_targets/n:.1%}) were never chosen') + ' in training':
             f.cold_targets,
@@ -119,8 +123,7 @@ def lines(self: DataFacts) -> list[str]:
             'histories': f.skipped_users,
             _plural(f.unused_items, f'of {f.items:,} items was never chosen in training',
                     f'of {f.items:,} items were never chosen in training'): f.unused_items,
-            f'{f.same_text:,} items share their text with another, which gives them the same '
-            'vector': f.same_text,
+            _shared_texts(f.same_text, f.items): f.same_text,
             f'{f.same_title:,} items share their title with another': f.same_title,
             f'{_plural(f.cut or 0, "text is", "texts are")} longer than the encoder reads': f.cut}
     counts = {'user': f.users, 'item': f.items, 'interaction': f.interactions,

@@ -7,6 +7,7 @@ __all__ = ['check_vectors', 'TfidfEncoder', 'SentenceEncoder', 'load_encoder', '
 
 # %% ../nbs/12_embed.ipynb #6a1b825a
 import functools, hashlib, importlib.metadata, json, re, warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
 from .core import (FileError, GenrecError, GenrecWarning, MissingTextError, explain, patch,
                             read_json, require, whole_file, whole_folder, write_json, _read_tensors,
-                            _write_tensors, _writing)
+                            _without_bars, _write_tensors, _writing)
 from .faults import _drop
 from .loaders import cache_dir, fetch
 
@@ -101,10 +102,12 @@ def encode(self: TfidfEncoder, texts: list[str], batch_size: int = 0) -> np.ndar
     return normalize(e)
 
 # %% ../nbs/12_embed.ipynb #81b1e253
+@contextmanager
 def _loading(where: str):
     "Whatever fails while an encoder is loaded becomes one line that says what was tried"
-    return explain(f'cannot load the encoder {where!r}', OSError, ValueError, KeyError,
-                   hint='; expected "minilm", "tfidf", a model name or a folder')
+    hint = '; expected "minilm", "tfidf", a model name or a folder'
+    with explain(f'cannot load the encoder {where!r}', OSError, ValueError, KeyError, hint=hint):
+        with _without_bars(): yield
 
 # %% ../nbs/12_embed.ipynb #2c3f5db0
 def _load_encoder(where: str, max_length: int | None, device: str | None):

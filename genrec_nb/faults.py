@@ -38,9 +38,11 @@ def _alone(folder: Path | str, name: str = 'run', hint: str = 'another --out'):
         lock.release()
 
 # %% ../nbs/01_faults.ipynb #064f633c
+_AGAIN = '; copy the folder again, save or push it again, or train again' # of a saved model
+
 def _drop(path: Path, why: object) -> None:
     "Remove a damaged file or folder, with a warning"
-    warnings.warn(f'{why}; it is made again', GenrecWarning, stacklevel=2)
+    warnings.warn(f'{str(why).removesuffix(_AGAIN)}; it is made again', GenrecWarning, stacklevel=2)
     if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 

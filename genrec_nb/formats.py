@@ -12,7 +12,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import FileError, _plural, explain, require
+from .core import FileError, _near_place, _plural, explain, require
 
 # %% ../nbs/11_formats.ipynb #318c7e4a
 def _open(path: Path, encoding: str = 'utf-8-sig') -> io.TextIOBase:
@@ -301,7 +301,7 @@ def read_file(
 ) -> FileTable:
     "Read a table of any known form; raises `FileError` that names the file and what was found"
     path = Path(path)
-    require(path.is_file(), f'{path}: no such file', FileError)
+    require(path.is_file(), f'{path}: no such file{_near_place(path)}', FileError)
     with explain(path, OSError), open(path, 'rb') as f: start = f.read(4)
     require(bool(start), f'{path}: not a readable table: the file is empty', FileError)
     if start == b'PAR1': return FileTable(_parquet(path, rows, keep), path, 'Parquet')

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import FileError, GenrecError, MissingTextError, _plural, require
+from .core import FileError, GenrecError, MissingTextError, _near_place, _plural, require
 from .data import (Catalog, Dataset, Interactions, _check_ties, _codes, _column,
                             _histories, _offsets_of, _seconds)
 from .splits import Split, _cases, _prefixes
@@ -241,7 +241,7 @@ def _beside(found: list[_Seen], chosen: Path) -> Path | None:
 
 # %% ../nbs/11_layouts.ipynb #6a88449d
 def _not_understood(folder: Path, seen: list[_Seen]) -> str:
-    "What was found, what is readable, and two lines that convert"
+    "What was found, what is readable, and a line that converts"
     broken = [s.error for s in seen
               if s.error and (len(seen) == 1 or {*_PREFERRED} & {*_words(s.path)})]
     if broken: return broken[0]
@@ -250,8 +250,8 @@ def _not_understood(folder: Path, seen: list[_Seen]) -> str:
     there = ', '.join(f'{s.path.name} ({a})' for s, a in zip(seen, about)) or 'nothing'
     return (f'{folder}: found no interactions: no NAME.inter.json, and no file with a column of '
             f'users and one of items; it holds {there}. Name columns with --column user=.. '
-            "--column item=.. --column time=.., or convert: df = pandas.read_csv('FILE'); "
-            "df.rename(columns={'WHO': 'user', 'WHAT': 'item', 'WHEN': 'time'})"
+            "--column item=.. --column time=.., or convert in Python: import pandas; "
+            "pandas.read_csv('FILE').rename(columns={'WHO': 'user', 'WHAT': 'item', 'WHEN': 'time'})"
             ".to_csv('interactions.csv', index=False)")
 
 def _found_files(place: Path, user, item) -> tuple[dict, list[_Seen]]: # part -> file; all files
@@ -322,7 +322,7 @@ def load_files(
 ) -> Dataset:
     "Read raw files in any known format; raises `FileError` that says what was found"
     place, (item, own) = Path(place), _pair(item)
-    require(place.exists(), f'{place}: no such file or folder', FileError)
+    require(place.exists(), f'{place}: no such file or folder{_near_place(place)}', FileError)
     files, seen = _found_files(place, user, item)
     first = next(iter(files.values()))
     rows, notes = _rows_of(files, user, item, time)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
-from .core import GenrecError, GenrecWarning, _tie_order, check_choice, patch
+from .core import (GenrecError, GenrecWarning, _tie_order, _without_bars, check_choice,
+                            patch)
 from .trie import ItemTrie, _check_targets, runs
 
 # %% ../nbs/35_likelihood.ipynb #dd0b7529
@@ -95,7 +96,7 @@ class _Trained:
     @classmethod
     def from_pretrained(cls, name, *args, softmax=None, prior=None, **more):
         "As `transformers` does it; warns if another `softmax` or `prior` is asked for"
-        model = super().from_pretrained(name, *args, **more)
+        with _without_bars(): model = super().from_pretrained(name, *args, **more)
         if softmax or prior: _as_trained(dict(softmax=softmax, prior=prior), model.config, name)
         return model
 

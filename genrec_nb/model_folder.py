@@ -6,12 +6,14 @@
 __all__ = []
 
 # %% ../nbs/81_model_folder.ipynb #6f173548
+import json
 from contextlib import contextmanager
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pathlib import Path
-from safetensors import SafetensorError
-from .core import FileError, explain, read_json, require
+from safetensors import SafetensorError, safe_open
+from .core import FileError, GenrecError, _near_place, explain, read_json, require
+from .faults import _AGAIN
 from .metrics import _popularity_order
 
 # %% ../nbs/81_model_folder.ipynb #db93c88e
@@ -20,17 +22,31 @@ def _fetched(name: str | Path, **hub) -> Path: # hub: of `snapshot_download`
     folder = Path(name)
     if not folder.exists() and '/' in str(name) and not folder.is_absolute():
         with explain(f'{name}: no such folder, and not to be had from the Hub', OSError,
-                       HfHubHTTPError, HFValidationError):
+                     HfHubHTTPError, HFValidationError, hint=_near_place(folder)):
             folder = Path(snapshot_download(str(name), **hub))
     inside = not (folder/'genrec.json').is_file() and (folder/'model'/'genrec.json').is_file()
     return folder/'model' if inside else folder
 
 # %% ../nbs/81_model_folder.ipynb #f0f6096a
+def _unreadable(part: Path) -> Path | None: # part: a file or a folder
+    "The first file, if there is one, that is no JSON or no safetensors file although it says so"
+    for path in sorted(part.rglob('*')) if part.is_dir() else [part]:
+        try:
+            if path.suffix == '.json': json.loads(path.read_bytes())
+            if path.suffix == '.safetensors': safe_open(path, 'numpy').keys()
+        except (OSError, ValueError, SafetensorError): return path
+
 @contextmanager
-def _reading(folder: Path):
-    "Whatever a damaged part raises, in whichever library, is a `FileError`"
-    with explain(f'{folder}: damaged or incomplete', SafetensorError, OSError, LookupError,
-                 TypeError, ValueError, AttributeError, RuntimeError): yield
+def _reading(part: Path): # a file of a saved recommender, or its folder
+    "Whatever a damaged part raises, in whichever library, names the file and says what to do"
+    try: yield
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError,
+            RuntimeError) as e:
+        ours, said = isinstance(e, GenrecError), ' '.join(str(e).split()) or type(e).__name__
+        if ours and (said.endswith(_AGAIN) or str(part) not in said): raise # of an argument
+        if ours: raise type(e)(said + _AGAIN) from None
+        file = _unreadable(part) or part
+        raise FileError(f'{file}: damaged or incomplete: {said[:300]}{_AGAIN}') from None
 
 # %% ../nbs/81_model_folder.ipynb #8af72be2
 _FORMAT = 2 # of saved folders
@@ -40,12 +56,14 @@ _FILES = ('genrec.json',), ('config.json',), ('catalog.json',), ('index.json',),
 def _check_folder(folder: Path) -> None:
     "Raise `FileError` if a part is missing, `GenrecError` if another version wrote the folder"
     there = [any((folder/name).is_file() for name in names) for names in _FILES]
-    about = read_json(folder/'genrec.json') if there[0] else dict(format=_FORMAT)
+    with _reading(folder): about = read_json(folder/'genrec.json') if there[0] else dict(format=_FORMAT)
     by = (about.get('versions') or {}).get('genrec_nb', 'unknown')
     require(about.get('format') == _FORMAT,
             f'{folder}: saved by version {by} in another format than this version '
             f'reads (format {_FORMAT}): train it again, or read it with that version')
-    missing = lambda i: f'{folder}: no saved recommender here ({_FILES[i][0]} is missing)'
+    hint = _AGAIN if there[0] else _near_place(folder) if not folder.exists() else \
+        ''.join(f'; there is {p.parents[1]}' for p in sorted(folder.glob('*/model/genrec.json'))[:1])
+    def missing(i): return f'{folder}: no saved recommender here ({_FILES[i][0]} is missing){hint}'
     require(there, missing, FileError)
 
 # %% ../nbs/81_model_folder.ipynb #05592fa7

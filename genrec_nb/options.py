@@ -8,7 +8,8 @@ __all__ = []
 # %% ../nbs/94_options.ipynb #46481d46
 import typer
 from typing import Annotated
-from typer.core import TyperCommand
+from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 # %% ../nbs/94_options.ipynb #ee9a0e14
 def _value(text: str) -> object:
@@ -85,11 +86,24 @@ def _may(kind: type, text: str, **more):
 
 def _flag(name: str, text: str): return Annotated[bool, typer.Option(name, help=text)]
 
+# %% ../nbs/94_options.ipynb #fa2c0f0b
+class _NarrowHelp:
+    "Help without a table below 70 columns, so that no name is cut"
+    def format_help(self, ctx, formatter):
+        width, mode = Console().width, self.rich_markup_mode
+        if width < 70: self.rich_markup_mode, formatter.width = None, max(width - 1, 20)
+        try: super().format_help(ctx, formatter)
+        finally: self.rich_markup_mode = mode
+
+class _Group(_NarrowHelp, TyperGroup):
+    "All commands"
+
+
 # %% ../nbs/94_options.ipynb #6bdc21ef
 _Tokenizer = _some('Setting of the tokenizer, once for each: method, levels, size, policy, '
                    'encoder, or one of its own; cf, for letter, or for others instead of encoder: '
                    'sasrec, lightgcn, cooccurrence, or a file of item vectors, .npy or .safetensors, '
-                   'float \\[items, 32], rows in the order of index.json.', '--tokenizer')
+                   'float, items × 32, rows in the order of index.json.', '--tokenizer')
 _Column = _some('What a column is called: user, item, time, title, category; item=A,B of two '
                 'tables; text=A,B,C for the encoder; `time=` for rows that are in order.',
                 metavar='NAME=COLUMN')
@@ -101,7 +115,7 @@ _Cluster = _may(str, 'Address of a dask scheduler, tcp://HOST:PORT; its workers 
 # %% ../nbs/94_options.ipynb #0a26fc5a
 _SETTINGS = dict(epochs='train.epochs=N', samples_per_epoch='train.samples_per_epoch=N',
                  eval_users='train.eval_users=N', train='train.NAME=VALUE',
-                 decode='decode.NAME=VALUE', column='columns.user=NAME',
+                 decode='decode.NAME=VALUE',
                  weigh='weighting_options.NAME=VALUE', weighting='weighting=NAME',
                  backbone='backbone=NAME', split='split=time', users='users=N', beta='beta=VALUE',
                  alpha='alpha=VALUE', seed='seed=N', assistant_weight='assistant_weight=VALUE')
@@ -110,10 +124,11 @@ _OPTION = {'--option': '--tokenizer NAME=VALUE'}
 _MOVED = dict(run={'--' + k.replace('_', '-'): f'--set {v}' for k, v in _SETTINGS.items()} | _OPTION
               | {'--data': 'genrec run DATA',
                  '--ids': '--tokenizer method=NAME, or --set ids=FILE for a table or folder'},
-              tokenize={f'--{k}': f'--tokenizer {k}=VALUE' for k in _OF_TOKENIZERS} | _OPTION)
+              tokenize={f'--{k}': f'--tokenizer {k}=VALUE' for k in _OF_TOKENIZERS} | _OPTION,
+              recommend={'--alpha': '--set alpha=VALUE'})
 
 # %% ../nbs/94_options.ipynb #413db129
-class _Command(TyperCommand):
+class _Command(_NarrowHelp, TyperCommand):
     "A command that knows where its former options went"
     def parse_args(self, ctx, args):
         moved, names = _MOVED.get(self.name, {}), [a.partition('=')[0] for a in args]

@@ -64,6 +64,13 @@ def _own_vectors(
     if path.suffix != '.parquet': return _load_vectors(path, len(ids), split=split)
     return _check_item_vectors(_by_id(path, ids), len(ids), str(path))
 
+def _confirm_vectors(path: str | Path, x: np.ndarray) -> str: # x: float [N, d], as read
+    "Which file was read, its shape, and how the vectors were given to the items"
+    n = _plural(len(x), 'item')
+    how = f'all {n} matched by id' if Path(path).suffix == '.parquet' else \
+        f'row i for item i of {n}, as the file has no ids'
+    return f'{path}: vectors of {x.shape[1]:,} numbers, {how}'
+
 # %% ../nbs/76_own_vectors.ipynb #cac065d4
 def _merge_equal(x: np.ndarray, tolerance: float = 1e-4, seed: int = 0) -> np.ndarray: # as x
     "Vectors float [N, d] that agree within `tolerance` of the median length become one"

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from dataclasses import replace
-from .core import _plural
+from .core import _plural, _took
 from .data import Catalog
 from .splits import Cases, TieCounts
 from .data_facts import DataFacts
@@ -83,6 +83,14 @@ def _search_quality(s: dict) -> str: # s: from `search_facts`
     return (f' (of {s["users"]} sampled users a beam of {s["beams"]} finds other items than the '
             f'{s["k"]} best for {s["differs"]:.1%}, and loses the target of {s["lost"]:.1%})')
 
+# %% ../nbs/85_pages.ipynb #8d126e1e
+def _rules_share(m: dict) -> str: # m: as in metrics.json
+    "What sequential rules have of the probability of the saved model, and why so much"
+    share, fitted = m.get('rules_share'), m['config'].get('rules_weight') == 'fitted'
+    if not share: return ''
+    why = ', the share that fits the validation users best'*fitted
+    return f'; sequential rules have {share:.0%} of its probability{why}'
+
 # %% ../nbs/85_pages.ipynb #d46410ae
 def _model(m: dict, rec: GenerativeRecommender) -> str:
     "What was trained, and how it was decoded"
@@ -93,6 +101,7 @@ def _model(m: dict, rec: GenerativeRecommender) -> str:
     text = (f'The recommender is {c["model"].get("base", c["backbone"])}, trained on '
             f'{f"{samples:,} sampled" if samples else "all"} samples an epoch ({epochs}; learning '
             f'rate {c["train"]["lr"]:g}); {_ranked_by(rec, d)}{_search_quality(m["search"])}')
+    text += _rules_share(m)
     power = d.length_penalty
     if power: text += f'; scores are divided by length to the power of {power:g}'
     if not p or not p['shortened']: return text + '.'
@@ -112,8 +121,7 @@ _WEIGHTED = 'CE is plain cross-entropy; IGD tuning gives zero-gain tokens the we
 _ASSISTED = (' Rows with an assistant take {assistant_weight:.0%} of each step from a SASRec, as '
              'D3 does; they are not saved.')
 _COUNTED = (' Rules: counts of which items stood near which in a history, untrained. Rows with '
-            'sequential rules interpolate probabilities with it, by a weight fitted to validation '
-            'users.')
+            'sequential rules interpolate probabilities with it, by {how}.')
 _EVERY = [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)]
 
 def _results(page: Page, m: dict, evaluations: list, trainings: dict) -> None:
@@ -123,14 +131,17 @@ def _results(page: Page, m: dict, evaluations: list, trainings: dict) -> None:
     figures = {f'Recall_at_10_of_{name}': recall[name] for name in shown}
     page.add('Results', _facts(**figures, zero_gain_tokens=f'{m["zero_gain_share"]:.1%}',
                               collisions_before_repair=f'{m["collisions_before"]["rate"]:.2%}',
-                              minutes=f'{sum(m["seconds"].values())/60:.1f}'))
+                              time=_took(sum(m['seconds'].values()))),
+             *[m['below_baseline']]*bool(m['below_baseline']))
     c = m['config']
     methods = (_DECODER if c['backbone'] == 'packed' else _WEIGHTED).format(**c)
     counted = any('sequential rules' in name for name in m['methods'])
+    fitted = c.get('rules_weight') == 'fitted'
+    how = 'weights fitted to validation users' if fitted else f'the weight {c.get("rules_weight")}'
     note = _NOTE + _ASSISTED*(c['assistant_weight'] > 0) + _COUNTED*counted
     page.add('All methods', metrics_table(evaluations),
              metrics_table(evaluations, _EVERY, intervals=False),
-             note=note.format(**c, methods=methods, chosen=m['chosen']))
+             note=note.format(**c, methods=methods, chosen=m['chosen'], how=how))
     page.add('Learning', plot_learning(trainings, m['methods']['popularity']['valid_ndcg@10']))
 
 # %% ../nbs/85_pages.ipynb #b85c0011
@@ -181,7 +192,7 @@ def _tokens(page: Page, m: dict, rec: GenerativeRecommender, made: Tokenized) ->
 # %% ../nbs/85_pages.ipynb #b462caa0
 def _how(page: Page, m: dict) -> Page:
     "How all of this was made"
-    made = {k: m[k] for k in ('config', 'versions', 'seconds')}
+    made = {k: m[k] for k in ('config', 'fitted', 'versions', 'seconds') if k in m}
     return page.add('How this was made', _preformatted(json.dumps(made, indent=1)))
 
 # %% ../nbs/85_pages.ipynb #1bc82658

@@ -9,7 +9,7 @@ __all__ = ['PRESETS', 'preset_settings', 'preset_table']
 import re
 import pandas as pd
 from pathlib import Path
-from .core import _read_spec, check_choice, tomllib
+from .core import SettingError, _read_spec, check_choice, require, tomllib
 
 # %% ../nbs/85_presets.ipynb #06ab925f
 PRESETS: dict[str, str] = {} # name -> commented settings of a run, as TOML
@@ -25,12 +25,25 @@ def _merge(a: dict, b: dict) -> dict:
     nested = [k for k in a.keys() & b.keys() if isinstance(a[k], dict) and isinstance(b[k], dict)]
     return {**a, **b, **{k: _merge(a[k], b[k]) for k in nested}}
 
+_SHORT = 'alpha', 'assistant_weight', 'rules_weight' # in a run also decode.alpha, ..
+
+def _short_names(given: dict, where='') -> dict:
+    "decode.alpha as alpha, ..; raises `SettingError` if both are given and differ"
+    decode = given.get('decode')
+    if not isinstance(decode, dict): return given
+    long = {k: v for k, v in decode.items() if k in _SHORT}
+    for k, v in long.items():                       # older versions wrote 0 beside the other one
+        same = k not in given or v in (0, given[k])
+        require(same, f'{where}: {k} and decode.{k} are one setting: give one of them', SettingError)
+    rest = {k: v for k, v in decode.items() if k not in long}
+    return long | given | dict(decode=rest)
+
 def _given_settings(path: str | Path | None, overrides: dict | None) -> dict: # nested
     "The settings of a file (None: none), changed by those of dotted names"
-    given = _read_spec(path) if path else {}
+    given = _short_names(_read_spec(path), path) if path else {}
     for name, value in (overrides or {}).items():
         for part in reversed(name.split('.')): value = {part: value}
-        given = _merge(given, value)
+        given = _merge(given, _short_names(value, name))
     return given
 
 # %% ../nbs/85_presets.ipynb #5e04b43e

@@ -276,7 +276,7 @@ def recommend(self: GenerativeRecommender,
     k: int = 10, # items wanted
     decode: DecodeConfig | None = None, # None: the configuration's, with at least k beams
     assistant=None, # an `ItemRanker`, needed if decode.assistant_weight > 0
-) -> Recommendations: # best first; fewer than k if nothing is left, or too few beams found
+) -> Recommendations: # best first; for fewer than k see `why_few`
     "The next items; raises `GenrecError` for an unknown item, naming the nearest titles"
     items = self.find_items(history)
     require(k >= 1, f'k is {k}, expected 1 or more', SettingError)
@@ -295,18 +295,26 @@ def _one_case(items: list[int]) -> Cases:
     past = np.asarray(items, np.int32)
     return Cases(np.zeros(1, np.int64), past, np.array([0, len(past)]), np.full(1, -1))
 
-# %% ../nbs/81_recommender.ipynb #b30666a4
+# %% ../nbs/81_recommender.ipynb #1e008364
 @patch
-def why_few(self: GenerativeRecommender, history: list, k: int = 1) -> str: # as for `recommend`
-    "Why there are fewer than k recommendations for a history"
-    seen, n, d = len(set(self.find_items(history))), len(self.catalog), self.config.decode
-    hint = '; a decoding with exclude_seen=False keeps them'
-    if d.exclude_seen and seen >= n: return f'all {n:,} items stand in the history' + hint
-    left = n - seen*d.exclude_seen
-    if left < k: return (f'the catalog has {_plural(n, "item")}'
-                         + f', and {seen:,} of them in the history are left out{hint}'*(left < n))
-    return f'the {self._wide(k).beams} beams of the search found no others: take more beams'
+def why_few(self: GenerativeRecommender,
+    history: list, k: int = 10, decode: DecodeConfig | None = None, assistant=None # of `recommend`
+) -> str: # one sentence
+    "Why `recommend` finds fewer than k items: the catalog, the history, the beams or the model"
+    d, n, seen = decode or self._wide(k), len(self.catalog), len(set(self.find_items(history)))
+    left, hint = n - seen*d.exclude_seen, '; --set decode.exclude_seen=false keeps them'
+    if not left: return f'all {n:,} items of the catalog stand in the history{hint}'
+    if left < k:
+        out = f', and {seen:,} of them in the history are left out{hint}'
+        return f'the catalog has {_plural(n, "item")}' + out*(left < n)
+    found = len(self.recommend(history, k, d, assistant))
+    if found >= k: return f'there are {k} items, as many as k={k}; give the k of the short list'
+    if d.beams < k and chosen_search(self.model, self.trie, d) == 'beam':
+        return f'a beam search of {d.beams} beams finds no more; take --set decode.beams={k}'
+    return f'the other {left - found:,} items have a probability of 0'
 
+
+# %% ../nbs/81_recommender.ipynb #b30666a4
 @patch
 def add_items(self: GenerativeRecommender,
     items, # new ones: a `Catalog`, a data frame, or a file
@@ -444,17 +452,19 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     folder = Path(model_id)
     said = read_json(folder/'config.json')
     config = read_settings(RecommenderConfig, said, str(folder/'config.json'))
-    catalog = Catalog(**read_json(folder/'catalog.json'))
+    with _reading(folder/'catalog.json'): catalog = Catalog(**read_json(folder/'catalog.json'))
     about = read_json(folder/'genrec.json')
     ids = [Identifiers.load(folder/name, catalog) for name in about.get('tables', ['index.json'])]
-    counts = _read_tensors(folder/'counts.safetensors')['counts'].numpy()
+    with _reading(folder/'counts.safetensors'):
+        counts = _read_tensors(folder/'counts.safetensors')['counts'].numpy()
     quantizer = load_quantizer(folder/'quantizer') if (folder/'quantizer').is_dir() else None
     given = ids if len(ids) > 1 else ids[0]
-    model = BACKBONES[config.backbone].load(folder/'model', given, device)
+    with _reading(folder/'model'):
+        model = BACKBONES[config.backbone].load(folder/'model', given, device)
     for asked in (config.model, dict(softmax=softmax, prior=prior)):
         holds = _as_trained(asked, model.config, folder)
     config.model |= {k: v for k, v in holds.items() if k in config.model}
-    if (folder/'rules.json').is_file(): model.rules = load_rules(folder, len(catalog)).to(device)
+    if any(folder.glob('rules.*')): model.rules = load_rules(folder, len(catalog)).to(device)
     rec = cls(catalog, ids, counts, model, config, quantizer)
     rec.figures, rec.weights = about.get('figures') or {}, about.get('weights') or {}
     return rec

@@ -171,6 +171,12 @@ _TEMPLATES['card'] = '''<section class="card"><h3>Test case {{ number }} of {{ t
 <div><h4>What came next</h4><p>{{ next }}</p></div></div>
 <h4>Explanation of the first recommendation: information gain by color</h4>{{ why }}</section>'''
 
+def _why(rec, history: list, item: str) -> Markup: # HTML
+    "The part of sequential rules in a recommendation, if there is one, then that of the tokens"
+    counted = rec.explain_rules(history, item)
+    own = _part(rec.explain(history, item))
+    return Markup('\n').join([_part(f'{counted}. By the generator alone:'), own]) if counted else own
+
 def _user_card(
     rec, # a `GenerativeRecommender`
     cases: Cases, # test cases
@@ -182,7 +188,7 @@ def _user_card(
     titles, history, target = rec.catalog.titles, cases.history(m), int(cases.targets[m])
     seen = [rec.catalog.ids[i] for i in history]
     found, past = rec.recommend(seen, k), [titles[i] for i in history[-shown:][::-1]]
-    why = _part(rec.explain(seen, found[0].id)) if found else ''
+    why = _why(rec, seen, found[0].id) if found else ''
     return _render('card', number=m + 1, total=len(cases), past=past, found=found, target=target,
                    earlier=len(history) - shown, next=titles[target], why=why)
 

@@ -31,10 +31,11 @@ from .recommender import GenerativeRecommender
 from .tokenizer_report import Verdict, verdict_lines
 from .trial import DataConfig, Trial
 from .beam_search import _rules_weight
+from .own_vectors import _confirm_vectors
 from .pipeline import (_K, _default_device, _make_identifiers, _ranked_lists, run_trials,
                                 _Timed, _train_assistant, _work)
 from .baseline_trials import BaselineTrial, read_baselines, _trained_baseline
-from .presets import _given_settings, _merge, preset_settings
+from .presets import _given_settings, _merge, _SHORT, preset_settings
 from .pages import _run_page
 
 # %% ../nbs/86_run.ipynb #968b3f07
@@ -67,9 +68,17 @@ class RunConfig(RecommenderConfig):
         if self.identifiers is None: self.identifiers = _sources('item' if packed else '')
         super().__post_init__()
         self.baselines = read_baselines(self.baselines)
-        for name in ('alpha', 'assistant_weight', 'rules_weight'):
+        for name in _SHORT:
             require(not getattr(self.decode, name), f'decode.{name}: the {name} of a run is '
-                    f'a setting of its own, {name}', SettingError)
+                    f'a setting of its own: RunConfig({name}=..)', SettingError)
+
+# %% ../nbs/86_run.ipynb #4fb050e1
+@patch
+def to_dict(self: RunConfig) -> dict: # nested, as `load_config` reads them
+    "All settings as plain values, each once"
+    found = asdict(self)
+    for name in _SHORT: del found['decode'][name]              # they are those of `_SHORT`
+    return found
 
 # %% ../nbs/86_run.ipynb #5d190425
 _QUICK_TOKENIZER = dict(method='rqkmeans', encoder='tfidf')
@@ -119,7 +128,7 @@ def _open_run(folder: str | Path, config: RunConfig, resume: bool) -> Path: # th
     elif not there and folder.exists() and any(folder.iterdir()):
         why = 'exists and is no run; name another folder with --out'
     require(not why, f'{folder}: {why}', FileError)
-    if not there: _write_spec(mine, asdict(config))
+    if not there: _write_spec(mine, config.to_dict())
     given, stored = (_flat(plain(asdict(c))) for c in (config, load_config(mine)))
     other = [k for k in {**stored, **given} if stored.get(k) != given.get(k) and k not in _MOVABLE]
     require(not other, f'{folder}: was started with other settings ({", ".join(other)}); '
@@ -135,7 +144,7 @@ def _same_contents(folder: Path, own: Trial, config: RunConfig) -> None:
     require(not other, f'{folder}: was started with other {other} than {config.data} has now; '
             'name another --out', FileError)
     if not file.is_file(): write_json(file, now)
-    _write_spec(folder/'config.toml', asdict(config))          # the data may have moved
+    _write_spec(folder/'config.toml', config.to_dict())        # the data may have moved
 
 # %% ../nbs/86_run.ipynb #2ccb81cd
 @patch(as_prop=True)
@@ -221,6 +230,14 @@ class _Run:
 
     @property
     def own(self) -> Trial: return [*self.trials.values()][-1] # it has all identifiers
+
+@patch
+def vectors(self: _Run) -> list[str]:
+    "Which file of vectors is read, if any is"
+    file, used = self.config.vectors, any(self.own.data.serves(s) for s in self.own.sources)
+    if not file: return []
+    if not used: return [f'{file}: not used, no tokenizer of this run reads texts']
+    return [_confirm_vectors(file, self.own.data.item_vectors(self.data, self.split))]
 
 def _with_base(config: RunConfig) -> RunConfig:
     "The language model whose tokenizer has cut the titles is the base, unless another is named"
@@ -321,11 +338,32 @@ def facts(self: _Run, made: list, rows: dict) -> dict: # made: `Tokenized`s
                 parameters={w: r['parameters'] for w, r in rows.items()},
                 epochs={w: r['epochs'] for w, r in rows.items()})
 
+# %% ../nbs/86_run.ipynb #b0e1ba5b
+_UNTRAINED = 'popularity', 'transitions', 'rules'
+
+def _below_baseline(methods: dict, chosen: str, helps: str) -> str: # '' if it is above
+    "Say that an untrained baseline ranks better than the chosen method, and what helps"
+    def ndcg(name): return methods[name]['valid_ndcg@10']
+    best = max(_UNTRAINED, key=ndcg)
+    if ndcg(best) <= ndcg(chosen): return ''
+    return (f'On the validation users {best}, an untrained baseline, ranks better than the saved '
+            f'model ({chosen}): NDCG@10 {ndcg(best):.4f} against {ndcg(chosen):.4f}; {helps}.')
+
 # %% ../nbs/86_run.ipynb #5583c875
 def _curves(work: Path) -> FitResult:
     "The curves of a finished training"
     d = read_json(work/'trained.json')
     return FitResult(None, d['logs'], d['best'], d['best_epoch'], d['epochs'])
+
+@patch
+def helps(self: _Run, label: str, rows: dict) -> str: # label: of a training, rows: by label
+    "The option that may help a training whose model is not good enough"
+    c, n = self.config, rows[label]['epochs']
+    if c.backbone == 'packed' and not c.rules_weight:
+        return '--set rules_weight=fitted adds sequential rules to it'
+    if n >= c.train.epochs: return f'train longer, --set train.epochs={2*c.train.epochs}'
+    return ('its training ended early without further progress: try another learning rate, '
+            f'--set train.lr={c.train.lr/3:.1g}')
 
 @patch
 def finish(self: _Run, found: dict, made: list, rows: dict, seconds: dict) -> dict:
@@ -338,11 +376,12 @@ def finish(self: _Run, found: dict, made: list, rows: dict, seconds: dict) -> di
     rec = self.save(self.trials[training], **self.config.decodings(training)[decoding])
     lists = _ranked_lists(self.trials[training], self.folder, decoding)
     metrics = self.facts(made, rows) | dict(
-        methods=methods, chosen=chosen, seconds=seconds, config=asdict(self.config),
+        methods=methods, chosen=chosen, seconds=seconds, config=self.config.to_dict(),
         versions=versions(),
         zero_gain_share=zero_gain_share(rec.trie, rec.gain, self.split.train.target_counts()),
         search=rec.search_facts(self.split.test),
         rules_share=rec.exact(rec.config.decode).rules if self.config.backbone == 'packed' else 0.,
+        fitted=rec.weights, below_baseline=_below_baseline(methods, chosen, self.helps(training, rows)),
         prompts={k: int(x) for k, x in lists.items() if k not in ('valid', 'test')} or None)
     curves = {w: _curves(_work(t, self.folder)) for w, t in self.trials.items()}
     page = _run_page(metrics, [e for e, _ in found.values()], curves, rec, made[0], self.split.test)
@@ -367,7 +406,7 @@ def run(
     r.about = describe_data(r.data, r.split, _text_encoder(r.own.sources[0]))
     doubts = _misleading(r.split, _K, r.config.train.eval_users)
     if not r.config.alpha: doubts.append('alpha is 0: rows of IGD decoding repeat the others')
-    for line in [*r.data.notes, *r.about.lines(), *doubts]: _LOG.info('%s', line)
+    for line in [*r.data.notes, *r.about.lines(), *r.vectors(), *doubts]: _LOG.info('%s', line)
     fresh, r.device = not resume and not Path(folder).exists(), device or _default_device()
     r.folder = _open_run(folder, r.config, resume)
     with _alone(r.folder):

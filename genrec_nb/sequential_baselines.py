@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback
 from typing import Annotated
-from .core import (Count, GenrecError, Natural, Positive, SettingError, check_choice, patch,
-                            settings)
+from .core import (Count, GenrecError, Natural, NonNegative, Positive, SettingError, Share, check_choice,
+                            patch, settings)
 from .splits import Cases, Split
 from .batches import Windows
 from .causal_blocks import CausalBlock, PackedRows
@@ -75,8 +75,8 @@ class SequenceConfig:
     max_items: Count = 50 # last items of the history that are read
     prior: bool = True # add ln(1 + training targets) to an item's score
     lr: Positive = 5e-3 # highest learning rate; it falls as a cosine to 0
-    weight_decay: float = .1 # of AdamW, not on biases and norms
-    warmup: float = .02 # share of the steps in which the learning rate rises
+    weight_decay: NonNegative = .1 # of AdamW, not on biases and norms
+    warmup: Share = .02 # share of the steps in which the learning rate rises
     batch_size: Count = 64 # windows in a step
     epochs: Count = 24 # passes over the training data, at most
     eval_every: Count = 2 # epochs between two evaluations

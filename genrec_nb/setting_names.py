@@ -6,13 +6,15 @@
 __all__ = []
 
 # %% ../nbs/93_setting_names.ipynb #8dfd8c20
-import ast, builtins, importlib, importlib.util, re
+import ast, builtins, importlib, importlib.util, itertools, re
 from dataclasses import fields, make_dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from . import core
 from .core import (FileError, SettingError, check_choice, explain, read_settings, require,
-                            settings, _check_option, _unknown)
+                            settings, _check_option, _near_place, _unknown,
+                            _unknown_option)
 from .limits import SIZES, _TRAINER_LIMITS, _check_trainer
 
 # %% ../nbs/93_setting_names.ipynb #61869ed2
@@ -101,24 +103,31 @@ def _check_value(name: str, value, kind: ast.expr, module: str, where: str = '')
     except SettingError as e: raise SettingError(f'{where}{e}') from None
 
 # %% ../nbs/93_setting_names.ipynb #62b6942f
-def _check_known(given: dict, known, where: str = '') -> None:
+def _check_known(given: dict, known, where: str = '', full=()) -> None: # full: as in `_unknown`
     "Raise `SettingError` for the first unknown name, with the nearest known one"
     for name in given:
-        require(name in known, f'{where}: '*bool(where) + _unknown(name, [*known]), SettingError)
+        said = f'{where}: '*bool(where) + _unknown(name, [*known], full)
+        require(name in known, said, SettingError)
+
+def _nested(kind: ast.expr, module: str) -> str | None:
+    "The class of nested settings in a type"
+    return next((w for w in _words(kind) if _is_class(w, module)), None)
 
 def _may_be_none(kind: ast.expr, value) -> bool:
     "Is the value None, and does the type have it?"
     return value is None and any(getattr(n, 'value', 0) is None for n in ast.walk(kind))
 
-def _check_fields(given: dict, name: str, module: str, where: str = '', dot: str = ': ') -> None:
+def _check_fields(
+    given: dict, name: str, module: str, where: str = '', dot: str = ': ', full=()
+) -> None: # full: as in `_unknown`
     "Raise `SettingError` for a wrong name or value in the settings of a class, or in nested ones"
     known = _fields(name, module)
-    _check_known(given, known, where)
+    _check_known(given, known, where, full)
     for k, v in given.items():
         place, kind = known[k]
-        nested = next((w for w in _words(kind) if _is_class(w, place)), None)
+        nested = _nested(kind, place)
         sign = '.' if isinstance(kind, ast.Name) else ': '     # pydantic's, or that of the class
-        if nested and isinstance(v, dict): _check_fields(v, nested, place, k, sign)
+        if nested and isinstance(v, dict): _check_fields(v, nested, place, k, sign, full)
         elif nested and not _may_be_none(kind, v): raise SettingError(
             f'{where}{dot}'*bool(where) + f'{k} is {v!r}, expected names with values')
         else: _check_value(k, v, kind, place, f'{where}{dot}'*bool(where))
@@ -143,7 +152,9 @@ def _check_method(given: dict, method: str | None = 'rqvae', where: str = '') ->
         known = [name for name in own if name not in ('d_in', 'levels', 'size')]
         options = given.get('options', {})
         if not isinstance(options, dict): return
-        _check_known(options, known, method)
+        shared = [n for n in _fields('TokenizerConfig', 'tokenizer_config') if n != 'options']
+        for k in options:
+            require(k in known, f'{method}: {_unknown_option(k, known, shared)}', SettingError)
         _check_fields(options, methods[method], 'tokenizer_config', method)
 
 # %% ../nbs/93_setting_names.ipynb #c00fa30d
@@ -153,12 +164,31 @@ def _model_settings(backbone: str) -> list[str]: # none for an unknown backbone
     return [f.name for f in fields(SIZES[backbone])] if backbone in (*SIZES,) else []
 
 # %% ../nbs/93_setting_names.ipynb #b93e1a08
-def _check_model_settings(backbone: str, given: dict, where: str = 'model') -> None:
-    "Raise `SettingError` for a wrong setting of a generator"
+def _check_model_settings(backbone: str, given: dict, where: str = 'model', full=()) -> None:
+    "Raise `SettingError` for a wrong setting of a generator; full: as in `_unknown`"
+    if full and _model_settings(backbone): _check_known(given, _model_settings(backbone), where, full)
     if backbone in (*SIZES,): read_settings(SIZES[backbone], given, where)
     if backbone != 'llm': return                               # an unknown one is refused elsewhere
     _check_known(given, _model_settings('llm'), where)
     _check_fields(given, 'LMConfig', 'causal_lm', where)
+
+# %% ../nbs/93_setting_names.ipynb #e9b9820e
+def _default_values(name: str, module: str) -> dict: # field -> default; LookupError: it has a class
+    "The defaults of a class of settings, with those of the classes that it derives from"
+    module, c = _find(name, module)
+    out = {}
+    for base in c.bases: out |= _default_values(base.id, module)
+    return out | {s.target.id: _evaluate(s.value, module) for s in c.body
+                  if isinstance(s, ast.AnnAssign) and s.value is not None}
+
+def _check_together(given: dict, name: str, module: str, where: str) -> None:
+    "Raise `SettingError` for settings of a class that do not fit together"
+    place, c = _find(name, module)
+    check = next((s for s in c.body if getattr(s, 'name', '') == '__post_init__'), None)
+    if check is None: return
+    values = _default_values(name, module) | given
+    with explain(where, SettingError, kind=SettingError):
+        _function(check, place)(SimpleNamespace(**values))
 
 # %% ../nbs/93_setting_names.ipynb #b93e1a0b
 def _entries(name: str, module: str) -> dict: # key -> (module, expression)
@@ -200,8 +230,9 @@ def _check_baselines(given) -> None: # names, in a text or a list, or names with
         kind = how.get('kind', name)
         check_choice(kind, known, 'baselines')
         place, made = known[kind]
-        _check_fields({k: v for k, v in how.items() if k != 'kind'}, made.elts[1].id, place,
-                      f'baselines.{name}')
+        own_settings = {k: v for k, v in how.items() if k != 'kind'}
+        _check_fields(own_settings, made.elts[1].id, place, f'baselines.{name}')
+        _check_together(own_settings, made.elts[1].id, place, f'baselines.{name}')
 
 # %% ../nbs/93_setting_names.ipynb #ca66a5ba
 _GRID_WORDS = 'file', 'point', 'identifiers', 'vary', 'mode' # beside a tokenizer's settings
@@ -251,14 +282,25 @@ def _check_trainer_settings(given: dict, where: str = 'trainer') -> None:
         if names := _enumeration(kind): check_choice(v, names, f'{where}: {k}')
         elif plain: _check_option(k, v, _evaluate(kind, ''), where)
 
+# %% ../nbs/93_setting_names.ipynb #36a75f97
+def _run_names(backbone: str) -> list[str]:
+    "The full names of the settings of a run that are nested: train.lr, model.d_model, .."
+    found = []
+    for k, (place, kind) in _fields('RunConfig', 'run').items():
+        nested = _nested(kind, place)
+        if nested: found += [f'{k}.{n}' for n in _fields(nested, place)]
+    found += [f'model.{n}' for n in _model_settings(backbone)]
+    return found + [f'trainer.{n}' for n in _fields('TrainingArguments', 'training_args', 'transformers')]
+
 # %% ../nbs/93_setting_names.ipynb #efbe7961
 def _check_run(given: dict, where: str = '', quick: bool = False) -> None:
     "Raise `SettingError` for a wrong setting of a run"
     with explain(where, SettingError, kind=SettingError):
-        _check_fields(given, 'RunConfig', 'run')
+        full = _run_names(given.get('backbone', 'packed'))
+        _check_fields(given, 'RunConfig', 'run', full=full)
         parts = {k: v for k, v in given.items() if isinstance(v, dict)}
         _check_method(parts.get('tokenizer', {}), None if quick else 'rqvae', 'tokenizer')
-        _check_model_settings(given.get('backbone', 'packed'), parts.get('model', {}))
+        _check_model_settings(given.get('backbone', 'packed'), parts.get('model', {}), full=full)
         _check_weighting(given.get('weighting'), parts.get('weighting_options', {}))
         _check_baselines(given.get('baselines', ''))
         _check_identifiers(given.get('identifiers', ()))
@@ -290,6 +332,29 @@ def _named_settings(given) -> dict: # name -> settings
     if not isinstance(given, dict): return {}
     return {k: v for k, v in given.items() if isinstance(v, dict)}
 
+def _check_tune(given: dict, backbone: str) -> None: # given: a grid
+    "Raise `SettingError` for a value of a search that a setting cannot have, beside the others"
+    tune = given.get('tune') if isinstance(given.get('tune'), dict) else {}
+    _check_fields(tune, 'Tune', 'experiments.grid', 'tune')
+    for name, search in _named_settings(tune.get('values')).items():
+        if not all(isinstance(v, list) for v in search.values()): continue      # the class says it
+        how = _named_settings(given.get('weightings')).get(name, {})
+        for values in itertools.product(*search.values()):
+            point = dict(zip(search, values))
+            own = {k: v for k, v in point.items() if '.' not in k}
+            with explain('tune.values', SettingError, kind=SettingError):
+                if name in _weightings() or 'kind' in how: _check_method_of_grid(name, how | own, given)
+                else: _check_baselines({name: _named_settings(given.get('baselines')).get(name, {}) | own})
+            _check_parts(_searched(point, given, how), how.get('backbone', backbone), f'tune.values.{name}.')
+
+def _searched(point: dict, grid: dict, how: dict) -> dict: # point: 'train.lr' -> value
+    "The settings of training and model at a point of a search"
+    parts = {p: {**grid.get(p, {}), **how.get(p, {})} for p in ('train', 'model')}
+    for k, v in point.items():
+        part, _, name = k.partition('.')
+        if part in parts and name: parts[part][name] = v
+    return parts
+
 def _check_grid(given: dict, where: str) -> None:
     "Raise `SettingError` for a wrong setting of a grid"
     with explain(where, SettingError, kind=SettingError):
@@ -303,13 +368,14 @@ def _check_grid(given: dict, where: str) -> None:
         for n in [names] if isinstance(names, str) else names:
             how = names[n] if isinstance(names, dict) else {}
             if isinstance(how, dict): _check_method_of_grid(n, how, given)
+        _check_tune(given, backbone)
 
 # %% ../nbs/93_setting_names.ipynb #d7f6e9a0
 def _check_there(*paths) -> None: # None: not given
     "Raise `FileError` for the first path that is not there"
     for p in paths:
         there = not isinstance(p, (str, Path)) or Path(p).exists()
-        require(there, f'{p}: no such file or folder', FileError)
+        require(there, lambda _: f'{p}: no such file or folder{_near_place(p)}', FileError)
 
 def _check_device(name: str | None) -> None:
     "Raise `SettingError` for what cannot be a device; whether it is there is torch's to say"

@@ -93,8 +93,8 @@ def require_same(self: Split, fitted: dict | None, what: str) -> None: # None: o
 # %% ../nbs/10_splits.ipynb #2471f190
 def _fitted_on(notes: dict) -> str: # notes: of identifiers
     "What identifiers have seen of the interactions, in words"
-    if 'split' not in notes: return 'made elsewhere, what it saw of the interactions is not known'
-    return f'fitted on {_split_words(notes["split"])}' if notes['split'] else 'saw no interactions'
+    if 'split' not in notes: return 'made elsewhere; which interactions were used is not known'
+    return f'fitted on {_split_words(notes["split"])}' if notes['split'] else 'made without interactions'
 
 # %% ../nbs/10_splits.ipynb #719bcdf0
 @patch

@@ -6,7 +6,8 @@
 __all__ = ['Bars']
 
 # %% ../nbs/94_terminal.ipynb #2b25d492
-import contextlib, errno, logging, os, sys, warnings
+import contextlib, errno, logging, os, sys, time, warnings
+import psutil
 import typer
 from textwrap import wrap
 from rich.box import SIMPLE_HEAD
@@ -69,6 +70,12 @@ class Bars:
     def __exit__(self, *error):
         if error[0] is None: self.finish()
         self.bars.stop()
+
+# %% ../nbs/94_terminal.ipynb #c3a7a370
+def _since_start() -> str:
+    "How long this process has been running"
+    from genrec_nb.core import _took
+    return _took(time.time() - psutil.Process().create_time())
 
 # %% ../nbs/94_terminal.ipynb #33220879
 @contextlib.contextmanager

@@ -11,13 +11,15 @@ import numpy as np
 from dataclasses import asdict
 from pathlib import Path
 from .core import FileError, _Silent, require, versions, write_json
-from .data import Dataset
+from .data import Catalog, Dataset
 from .splits import _fitted_on
 from .loaders import load_dataset
 from .tokenizer import Tokenized, tokenize_items
 from .tokenizer_config import TokenizerConfig
 from .trial import DataConfig, _SPLITS, _needs_text
 from .pipeline import _default_device, _Timed
+from .data_facts import _alike, _shared_texts
+from .own_vectors import _confirm_vectors
 from .pages import _tokenizer_page
 
 # %% ../nbs/85_tokenize.ipynb #be01d9e8
@@ -38,6 +40,14 @@ def _save_tokenized(
     made.save(folder, pages)
     return figures
 
+# %% ../nbs/85_tokenize.ipynb #76845a00
+def _about_vectors(c: TokenizerConfig, catalog: Catalog, file: str | None, own) -> list[str]:
+    "Sentences about the vectors of a tokenizer; own: float [N, d] from the file, if it is used"
+    if own is not None: return [_confirm_vectors(file, own)]
+    unused = [f'{file}: not used, {c.method} reads no texts and no vectors']*bool(file)
+    alike = _alike(catalog.texts) if 'text' in c.needs else 0
+    return unused + [_shared_texts(alike, len(catalog))]*(alike > 0)
+
 # %% ../nbs/85_tokenize.ipynb #4309f3e5
 def tokenize(
     data: str, # 'ml-100k', a folder, or a table (see `load_dataset`)
@@ -56,14 +66,16 @@ def tokenize(
     require(not taken, f'{folder}: exists and is not empty; name another --out', FileError)
     progress.stage('data')
     about = DataConfig(data, columns, split, None, vectors, tie_seed=tie_seed)
-    if _needs_text(config) and not about.serves(config): about.require_text(f'the tokenizer {config.method}')
+    serves = about.serves(config)
+    if _needs_text(config) and not serves: about.require_text(f'the tokenizer {config.method}')
     found = load_dataset(data, tie_seed=tie_seed, **dict(text=None) | columns)
     for note in found.notes: _LOG.info('%s', note)
     given = found.split if split == 'auto' else None
     split = given or _SPLITS[split](found.interactions)
     where = None if found.name == 'ml-100k' else data
     device = device or _default_device()
-    own = about.item_vectors(found, split) if about.serves(config) else None
+    own = about.item_vectors(found, split) if serves else None
+    for line in _about_vectors(config, found.catalog, vectors, own): _LOG.info('%s', line)
     made = tokenize_items(found, split, config, own, None, where, device, progress)
     progress.stage('report')
     facts = dict(tie_seed=tie_seed or 0) if found.interactions.times is not None else {}

@@ -98,7 +98,7 @@ def _add_vectors(s: Sources, texts: list[str], encoder: str, vectors) -> None: #
         learns = not getattr(s.encoder, 'fitted', True)
         if learns and all(map(str.strip, texts)): s.encoder.fit(texts)
         vectors = embed_texts(texts, s.encoder)
-    s.vectors = _merge_equal(_check_item_vectors(vectors, len(texts), 'the text vectors'))
+    s.vectors = _merge_equal(_check_item_vectors(vectors, len(texts), 'the item vectors'))
 
 # %% ../nbs/80_tokenizer.ipynb #e6a2d3b6
 def _sources(data: Dataset, split: Split, c: TokenizerConfig, vectors, cf, categories,
@@ -110,7 +110,7 @@ def _sources(data: Dataset, split: Split, c: TokenizerConfig, vectors, cf, categ
     if 'categories' in needs: s.categories = _category_paths(categories, data, c.own())
     if 'cf' in needs: s.cf = _given_cf(cf, split, dim)
     if 'text' in needs:
-        stage('text vectors')
+        stage('text vectors' if vectors is None else 'vectors')
         _add_vectors(s, data.catalog.texts, c.encoder, vectors)
     if 'cf' in needs and s.cf is None:
         stage(f'collaborative embeddings, {cf}')

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from pydantic import Field, StrictBool
 from .core import (Count, Natural, Seed, SettingError, check_choice, check_keys, patch,
-                            read_settings, require, settings)
+                            read_settings, require, settings, _unknown_option)
 from .data import Interactions
 from .kmeans import _level_sizes, residual_kmeans
 from .rqvae import RQVAEConfig, train_rqvae
@@ -247,7 +247,10 @@ def own(self: TokenizerConfig, sizes: list | None = None, d_in: int = 1, d_code:
     """The method's own settings, for codes of each level, widths of text vectors and collaborative
     embeddings; raises `SettingError` for unknown names and impossible values"""
     how, given = TOKENIZERS[self.method], dict(self.options)
-    check_keys(given, how.options, self.method)
+    shared = [f.name for f in fields(self) if f.name != 'options']
+    for k in given:
+        said = f'{self.method}: {_unknown_option(k, how.options, shared)}'
+        require(k in how.options, said, SettingError)
     if issubclass(how.own, RQVAEConfig):
         sizes = sizes or _level_sizes(self.size or 256, self.levels)
         given = dict(d_in=d_in, levels=self.levels, size=sizes) | given

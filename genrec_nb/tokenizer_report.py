@@ -32,6 +32,7 @@ class TokenizerReport:
     notes: dict # what the method noted
     levels: int | None = None # how many levels of `use` are judged; None: all
     alike: float | None = None # share of the items with the vector of an earlier one
+    shared: int | None = None # items that share their vector with another
     covered: float | None = None # share of the items whose tokens all occur in training targets
 
     def to_dict(self) -> dict: # for JSON
@@ -56,8 +57,8 @@ def _judged(x: float, doubtful: float, collapsed: float, says: str, helps: str) 
 
 # %% ../nbs/80_tokenizer_report.ipynb #91f917b7
 _FEWER = '--tokenizer size=N with fewer codes'
-_STEPS = f'{_FEWER}, or steps=N with more steps and revive=true'
-_HELPS = dict(rqkmeans=f'{_FEWER}, or balanced=true', rqvae=_STEPS, letter=_STEPS, pq=_FEWER,
+_STEPS = f'{_FEWER}, or --tokenizer steps=N with more steps and --tokenizer revive=true'
+_HELPS = dict(rqkmeans=f'{_FEWER}, or --tokenizer balanced=true', rqvae=_STEPS, letter=_STEPS, pq=_FEWER,
               opq=_FEWER, hkmeans='--tokenizer clusters=N with fewer clusters')
 
 def _use_verdicts(use: CodebookReport, levels: int | None, helps: str) -> list[Verdict]:
@@ -72,18 +73,22 @@ def _use_verdicts(use: CodebookReport, levels: int | None, helps: str) -> list[V
                     f'{use.perplexity[b]:.3g} with {most[b]} codes', helps)]
 
 # %% ../nbs/80_tokenizer_report.ipynb #b80c0013
-_TEXTS = 'more text an item, --set columns.text=A,B or --column text=A,B; or another encoder'
+_DIFFER = dict(text='more text an item, --column text=A,B; or another encoder, --tokenizer encoder=NAME',
+               own='vectors that differ: another file for --vectors',
+               cf='a tokenizer of texts: --tokenizer method=rqkmeans')
 
-def _vector_verdict(alike: float) -> Verdict: # 0..1
-    "Do vectors tell items apart?"
-    share = f'{alike:.1%} of the items have the vector of another: no code can tell them apart'
-    return _judged(alike, .1, .4, share if alike else 'all vectors differ', _TEXTS)
+def _vector_verdict(alike: float, shared: int, n: int, of: str = 'text') -> Verdict: # alike: 0..1
+    "Do vectors tell n items apart, of which some share theirs? of: a key of `_DIFFER`"
+    what, why = ('text vector', ', as items with one text do') if of == 'text' else ('vector', '')
+    share = f'{shared:,} of {n:,} items share their {what} with another{why}: no code tells them ' \
+            f'apart, {alike:.1%} of the items would have to go for all vectors to differ'
+    return _judged(alike, .1, .4, share if alike else 'all vectors differ', _DIFFER[of])
 
 def _code_verdict(before: dict, helps: str) -> Verdict:
     "Do codes tell items apart?"
     rate, largest = before['rate'], before['largest']
-    share = f'{rate:.1%} of the items would have to go for all codes to differ; up to ' \
-            f'{largest:,} share theirs'
+    share = f'{before["items"]:,} items share their codes, up to {largest:,} the same: ' \
+            f'{rate:.1%} of the items would have to go for all codes to differ'
     return _judged(rate, .1, .4, share if rate else 'all codes differ', helps)
 
 _APART = dict(title='titles that differ, by a year or a brand', words='titles that differ',
@@ -103,15 +108,17 @@ def _coverage_verdict(covered: float) -> Verdict: # 0..1
                    'in training targets', 'codes that items share: --tokenizer method=rqkmeans')
 
 # %% ../nbs/80_tokenizer_report.ipynb #b80c0014
-_MORE = '--tokenizer levels=N or size=N with more of them'
+_MORE = '--tokenizer levels=N or --tokenizer size=N with more of them'
 _OTHER = 'other identifiers: --tokenizer method=rqkmeans'
 
 @patch
 def verdicts(self: TokenizerReport) -> list[Verdict]: # use and evenness where there are codes
     "Equal vectors, use, evenness, collisions and coverage in sentences, with what helps"
     same = (self.alike or 0) > .1 # then fewer or more codes help nothing
-    helps = [_HELPS.get(self.method, _OTHER), _MORE] if not same else [_TEXTS]*2
-    said = [] if self.alike is None else [_vector_verdict(self.alike)]
+    of = 'own' if 'own_vectors' in self.notes else 'cf' if 'unlinked' in self.notes else 'text'
+    helps = [_DIFFER[of]]*2 if same else [_HELPS.get(self.method, _OTHER), _MORE]
+    n, said = int(self.use.counts[0].sum()), []
+    if self.alike is not None: said = [_vector_verdict(self.alike, self.shared or 0, n, of)]
     if self.levels != 0: said += _use_verdicts(self.use, self.levels, helps[0])
     if self.levels is None and self.method != 'hkmeans': # which numbers the items of a leaf
         said.append(_code_verdict(self.before, helps[1]))
@@ -168,12 +175,13 @@ def _position_use(ids: Identifiers) -> CodebookReport: # levels are positions of
     return CodebookReport(counts, ids.collisions()['rate'], [])
 
 # %% ../nbs/80_tokenizer_report.ipynb #b80c001b
-def _equal_vectors(x: np.ndarray | None) -> float | None: # float [N, d] -> 0..1
-    "Share of the items with the vector of an earlier one, by three random projections"
-    if x is None: return None
+def _equal_vectors(x: np.ndarray | None) -> tuple: # float [N, d] -> (0..1, int), None if x is None
+    "Share of the items with the vector of an earlier one, and how many share theirs with another"
+    if x is None: return None, None
     p = np.asarray(x) @ np.random.default_rng(0).normal(size=(x.shape[1], 3))
     cells = np.round(p/max(np.abs(p).max(), 1e-12)*1e6).astype(np.int64)
-    return (len(x) - len(np.unique(cells, axis=0)))/len(x)
+    _, n = np.unique(cells, axis=0, return_counts=True)   # by three random projections
+    return (len(x) - len(n))/len(x), int(n[n > 1].sum())
 
 def _covered(ids: Identifiers, counts: np.ndarray | None) -> float | None: # int [N] -> 0..1
     "Share of the items whose tokens all occur in training targets"
@@ -208,7 +216,7 @@ def report(self: Tokenized, counts: np.ndarray | None = None) -> TokenizerReport
     return TokenizerReport(self.method, _use(self), ids.notes.get('before') or after, after,
                            list(by_position['gain']), list(by_position['zero']),
                            (int(ids.lengths.min()), ids.max_len), ids.vocab_size, notes,
-                           _judged_levels(self), _equal_vectors(self.x), _covered(ids, counts))
+                           _judged_levels(self), *_equal_vectors(self.x), _covered(ids, counts))
 
 # %% ../nbs/80_tokenizer_report.ipynb #e3591f6a
 def _row(r: TokenizerReport) -> dict:

@@ -114,15 +114,34 @@ def test_new_items_for_many_users_of_several_identifiers(saved_both, tmp_path):
     got = {r['user']: r['items'] for r in map(json.loads, (tmp_path/'out.json').read_text().splitlines())}
     assert got == {u: [x.id for x in rec.recommend(h, 6)] for u, h in dict(a=['n1', '5'], b=['7'], c=['n3']).items()}
 
+def test_no_bars_while_a_model_is_read(saved, monkeypatch):
+    "transformers draws one for each file of weights; what was set before holds afterwards"
+    from transformers.utils import logging as hf
+    drawn, bar = [], hf.tqdm_lib.tqdm
+    monkeypatch.setattr(hf.tqdm_lib, 'tqdm', lambda *a, **k: drawn.append(a) or bar(*a, **k))
+    for before in (hf.enable_progress_bar, hf.disable_progress_bar, hf.enable_progress_bar):
+        before()
+        GenerativeRecommender.from_pretrained(saved)
+        assert not drawn and hf.is_progress_bar_enabled() == (before is hf.enable_progress_bar)
+
 def test_a_shared_title_is_said(rec):
     rec.add_items(NEW)
     with pytest.warns(GenrecWarning, match="2 items are called 'item 3': ids 3, n3; '3' is taken"): assert rec.find_items(['item 3']) == [3]
     assert rec.find_items(['n3']) == [42]                                   # an id is never ambiguous
 
-def test_an_empty_list_says_why(rec):
-    everything = rec.catalog.ids
-    assert not rec.recommend(everything, 5) and 'all 40 items stand in the history' in rec.why_few(everything)
-    assert 'the catalog has 40 items, and 2 of them' in rec.why_few(everything[:2], 100) and 'take more beams' in rec.why_few(everything[:2], 5)
+def test_a_short_list_says_the_true_cause(rec, monkeypatch):
+    "The history, the catalog, too few beams, items without probability; beams are blamed for nothing else"
+    everything, few = rec.catalog.ids, DecodeConfig(beams=3, search='beam')
+    assert not rec.recommend(everything, 5) and 'all 40 items of the catalog stand in the history' in rec.why_few(everything)
+    keep = DecodeConfig(exclude_seen=False)
+    for history, k, decode, words in ((['3', '5'], 100, None, 'the catalog has 40 items, and 2 of them in the history'), (['3', '5'], 39, None, 'and 2 of them'), (['3', '3'], 40, None, 'and 1 of them'),
+                                      (['3'], 41, keep, 'the catalog has 40 items'), (['3'], 9, few, 'a beam search of 3 beams finds no more; take --set decode.beams=9')):
+        assert len(rec.recommend(history, k, decode)) < k and words in (said := rec.why_few(history, k, decode)) and ('beam' in said) == (decode is few), said
+    for decode in (None, replace(few, beams=10)): assert len(rec.recommend(['3', '5'], 10, decode)) == 10 and 'as many as k=10' in rec.why_few(['3', '5'], 10, decode)
+    class Half:                                                             # an assistant that excludes all but four items
+        def scores(self, cases): return torch.full((1, 40), -torch.inf).index_fill(1, torch.arange(4), 0.)
+    helped = DecodeConfig(assistant_weight=.5)
+    assert len(rec.recommend(['7'], 5, helped, Half())) == 4 and 'the other 35 items have a probability of 0' in rec.why_few(['7'], 5, helped, Half())
 
 @pytest.mark.parametrize('form', ['json', 'csv', 'parquet'])
 def test_many_users_are_as_one(rec, tmp_path, form):

@@ -1,5 +1,6 @@
 "LightGCN and item vectors: against loops and dense algebra, and with bad input"
 import math
+from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,6 +30,13 @@ def test_top_items_sorts_by_score_then_chance(rows, n, k, seed):
     for got, s in zip(_top_items(torch.from_numpy(scores), k, 5).tolist(), scores):
         want = [i for i in sorted(range(n), key=lambda i: (-s[i], place[i])) if s[i] > -np.inf][:k]
         assert got == want + [-1]*(k - len(want))
+
+def test_transitions_read_two_items_and_the_pages_say_so():
+    train = ring()
+    def scores(*past): return transition_ranking(train, Cases(np.zeros(1, int), np.array(past), np.array([0, len(past)]), np.array([0])), 24, False).tolist()
+    assert scores(7, 3, 12) == scores(20, 3, 12) != scores(7, 9, 12) and scores(7, 3, 12) != scores(7, 12, 3)
+    pages = [*(Path(__file__).parents[1]/'nbs').rglob('*.ipynb'), Path(__file__).parents[1]/'README.md']
+    assert not [p.name for p in pages if 'last-item transition' in p.read_text().lower()]
 
 def test_an_order_by_item_number_is_found_out():
     """What a fixed order of ties does: two choices at a time, ids by popularity. By id the last item is the one with the larger

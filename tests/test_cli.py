@@ -1,5 +1,5 @@
 "The command line: settings, one-line errors, exit codes, Ctrl-C, a full disk, lines in a log."
-import errno, io, json, os, subprocess, sys
+import errno, io, json, os, re, shutil, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np
@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from genrec_nb.cli import app, _explain_error, main
 from genrec_nb.terminal import Bars
 from genrec_nb.options import _pairs, _value
-from genrec_nb.core import GenrecError, SettingError, plain
+from genrec_nb.core import GenrecError, SettingError, _took, plain
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.tokenizer import load_tokenized
 import genrec_nb.run as run_module
@@ -101,7 +101,7 @@ def test_folders_of_runs(seen, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('args, words', [
     (['run', '--epochs', 3], '--set train.epochs=N'), (['run', '--data', 'x'], 'genrec run DATA'), (['run', '--ids', 'tree'], '--tokenizer method=NAME'),
-    (['run', '--option', 'a=1'], '--tokenizer NAME=VALUE'), (['run', '--alpha=.2'], '--set alpha=VALUE'), (['run', '--train', 'lr=1'], '--set train.NAME=VALUE'),
+    (['run', '--option', 'a=1'], '--tokenizer NAME=VALUE'), (['run', '--alpha=.2'], '--set alpha=VALUE'), (['recommend', 'x', '--alpha', '.2'], '--set alpha=VALUE'), (['run', '--train', 'lr=1'], '--set train.NAME=VALUE'),
     (['tokenize', 'x', '--levels', 3], '--tokenizer levels=VALUE'), (['tokenize', 'x', '--option', 'a=1'], '--tokenizer NAME=VALUE'),
 ])
 def test_former_options_are_refused_with_the_new_spelling(args, words): assert words in line(*args)
@@ -115,20 +115,27 @@ def test_a_run_prints_its_table_and_writes_its_settings(finished, seen, tmp_path
     said = [v for vs in metrics['verdicts'].values() for v in vs]
     assert said and any(v['says'] in text for v in said) and all(n in text for n in metrics['verdicts']) and 'stand' in (out/'report.html').read_text()
     assert all(m in text for m in metrics['methods']) and f'★ {metrics["chosen"]}' in text and 'zero-gain' in text
+    assert metrics['below_baseline'] in text.replace('\n', ' ')
     assert f'{metrics["methods"]["children softmax"]["ndcg@10"]:.4f}'.removeprefix('0') in text
     line('run', out/'config.toml', '--out', tmp_path/'again')
     line('run', '--resume', '--out', out)
-    assert [asdict(c) for c, *_ in seen] == [asdict(load_config(out/'config.toml'))]*2 and metrics['config'] == plain(asdict(seen[0][0]))
+    assert [asdict(c) for c, *_ in seen] == [asdict(load_config(out/'config.toml'))]*2 and metrics['config'] == plain(seen[0][0].to_dict())
+    names = [l.partition(' =')[0] for l in (out/'config.toml').read_text().splitlines()]
+    assert [names.count(n) for n in ('alpha', 'rules_weight', 'assistant_weight')] == [1, 1, 1]
+    line('run', out/'config.toml', '--set', 'decode.rules_weight=0', '--set', 'decode.alpha=.3', '--column', 'user=who', '--column', 'time=', '--out', tmp_path/'again')
+    assert (seen[-1][0].rules_weight, seen[-1][0].alpha, seen[-1][0].columns) == (0, .3, dict(user='who', time=''))
     monkeypatch.undo()
     assert 'other settings (alpha)' in line('run', out/'config.toml', '--set', 'alpha=0.3', '--resume', '--out', out)
 
 def test_recommend_and_inspect(finished, toy):
     out, _ = finished
-    text = prints('recommend', out, '--history', 'Item 3', '--history', 'item 5', '-k', '4', '--explain', '--alpha', .1, '--device', 'cpu')
+    ids = lambda *a: [l.split()[-2] for l in prints('recommend', out, '--history', 'Item 3', '-k', '40', *a).splitlines() if 'Item' in l]
+    assert '3' in ids('--set', 'decode.exclude_seen=false') and '3' not in ids()
+    text = prints('recommend', out, '--history', 'Item 3', '--history', 'item 5', '-k', '4', '--explain', '--set', 'alpha=.1', '--device', 'cpu')
     assert text.count('Item ') >= 4 and 'Explanation' in text and 'such as' in text
     said = [x in text for x in ('α = 0.1', 'decided', ' leads by ')] # of one identifier, or of several: it leads, or another item does
     assert any(said) and said[1] == ('lead over' in text)
-    assert '40 items' in prints('inspect', out/'tokenizer'/'index.json', '--data', toy) and 'zero-gain' in prints('inspect', out)
+    assert '40 items, 3 tokens an item' in prints('inspect', out/'tokenizer'/'index.json', '--data', toy) and 'zero-gain' in prints('inspect', out)
     text = prints('inspect', out/'tokenizer'/'index.json', '--data', toy, '--top', 1)
     assert 'most decisive' in text and 'most decisive' not in prints('inspect', out) and 'Item ' in text.split('most decisive')[1]
     first = GenerativeRecommender.from_pretrained(out).ids.names(3)[0]
@@ -162,6 +169,11 @@ def test_mistakes_are_one_line_and_make_no_folder(finished, toy, tmp_path):
     pd.DataFrame(dict(user=[1], thing=[2])).to_csv(tmp_path/'x.csv', index=False)
     pd.DataFrame(dict(item=[2], title=['two'])).to_csv(tmp_path/'items.csv', index=False)
     assert 'line 2' in run(tmp_path/'bad') and "'item'" in run(tmp_path/'x.csv') and 'no known data set' in run('nowhere')
+    (tmp_path/'log').mkdir(); pd.DataFrame(dict(who=[1, 1, 1], what=[2, 3, 4], when=[1, 2, 3])).to_csv(tmp_path/'log'/'log.csv', index=False)
+    advice = run(tmp_path/'log').partition('in Python: ')[2]                  # whole, however long the line is; and it runs
+    for short, full in dict(FILE=str(tmp_path/'log'/'log.csv'), WHO='who', WHAT='what', WHEN='when').items(): advice = advice.replace(short, full)
+    exec(advice.replace('interactions.csv', f'{tmp_path}/log/interactions.csv')); (tmp_path/'log'/'log.csv').unlink()
+    assert len(prints('describe', tmp_path/'log', '--out', tmp_path/'d.html'))
     assert 'no run to resume' in line('run', toy, '--resume', '--out', tmp_path/'o') and 'holds a run already' in line('run', toy, '--out', finished[0])
     assert 'epochs is 0' in run(toy, '--set', 'train.epochs=0') and "did you mean 'lr'" in run(toy, '--set', 'train.lrr=1') and 'alpha is 2' in run(toy, '--set', 'alpha=2')
     assert "did you mean 'weighting'" in run(toy, '--set', 'weigthing=fg') and "did you mean 'igd'" in run(toy, '--set', 'weighting=igdd')
@@ -203,6 +215,30 @@ def test_warnings_are_lines_on_the_error_stream(tmp_path):
     assert r.exit_code == 0 and "genrec: " in r.stderr and "1 item has an empty title, the first is '3'" in r.stderr and 'done in' in r.stderr, r.stderr
     assert 'collision rate' in r.stdout and 'title' not in r.stdout
 
+def test_tokenize_says_what_its_vectors_come_from(toy, tmp_path):
+    "How many items share a text, before the figures that follow from it; or which file was read, and how"
+    how = ['--method', 'rqkmeans', '--tokenizer', 'size=6', '--tokenizer', 'levels=2']
+    shutil.copytree(toy, tmp_path/'toy')
+    items = json.loads((toy/'toy.item.json').read_text())
+    for n in range(10): items[str(n)].update(title='Soap', description='a soap')
+    (tmp_path/'toy'/'toy.item.json').write_text(json.dumps(items))
+    r = invoke('tokenize', tmp_path/'toy', *how, '--tokenizer', 'encoder=tfidf', '--out', tmp_path/'o')
+    assert '10 of 40 items share their text with another' in r.stderr and '10 of 40 items share their text vector with another, as items with one text do' in r.stdout and '22.5%' in r.stdout
+    assert 'made without interactions' in r.stdout and re.search(r'done in (\d+ s|\d+\.\d minutes); ', r.stderr)
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    np.save(tmp_path/'x.npy', x)
+    pd.DataFrame(dict(id=[*items], v=[*x])).to_parquet(tmp_path/'x.parquet')
+    for n, (file, method, words) in enumerate((('x.npy', how, 'x.npy: vectors of 5 numbers, row i for item i of 40 items'), ('x.parquet', how, 'x.parquet: vectors of 5 numbers, all 40 items matched by id'),
+                                               ('x.npy', ['--method', 'item'], 'x.npy: not used, item reads no texts and no vectors'))):
+        r = invoke('tokenize', tmp_path/'toy', *method, '--vectors', tmp_path/file, '--out', tmp_path/f'o{n}')
+        assert words in r.stderr.replace('\n', ' ') and 'text' not in r.stderr.replace('no texts', '').replace('test', '') and 'text' not in r.stdout, r.stderr
+
+def test_the_time_is_that_of_the_process():
+    "Imports count; seconds below two minutes"
+    assert [_took(s) for s in (.4, 2.6, 119, 120, 186)] == ['0 s', '3 s', '119 s', '2.0 minutes', '3.1 minutes']
+    code = 'import time; time.sleep(2); from genrec_nb.terminal import _since_start; print(_since_start())'
+    assert int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.split()[0]) >= 2
+
 def test_stages_are_lines_where_there_is_no_terminal():
     text, page = io.StringIO(), io.StringIO()
     with Bars(Console(file=text)) as bars:
@@ -220,6 +256,15 @@ def test_help_imports_nothing_large():
     code += "; import genrec_nb.data_facts, genrec_nb.report; print(sorted({'torch', 'sklearn', 'transformers'} & set(sys.modules)))"   # for `genrec describe`
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == '[]\n'*2
     for name in names: assert invoke(name, '--help').output.count('--') <= 14
+
+@pytest.mark.parametrize('columns', [30, 40, 60, 80])
+def test_help_cuts_no_name(columns):
+    "Every option of every command stands there whole; run says where a quick run goes"
+    import typer
+    for name, command in typer.main.get_command(app).commands.items():
+        text = invoke(name, '--help', columns=columns).output
+        assert {o for p in command.params for o in p.opts if o[0] == '-'} <= {*text.replace('│', ' ').split()} and '…' not in text, name
+    assert 'runs/NAME-quick' in ' '.join(invoke('run', '--help').output.replace('│', ' ').split())
 
 
 # ---- any width ----------------------------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ def test_the_digest_of_a_data_set_has_its_times():
     assert np.array_equal(later.interactions.items, DATA.interactions.items)
     assert DataConfig().key(DATA) != DataConfig().key(later)
 
-@pytest.mark.parametrize('how, words', [(TREE, 'fitted on leave-one-out'), (TEXT, 'made elsewhere'), (TokenizerConfig('random', levels=2, size=8), 'saw no interactions')])
+@pytest.mark.parametrize('how, words', [(TREE, 'fitted on leave-one-out'), (TEXT, 'made elsewhere'), (TokenizerConfig('random', levels=2, size=8), 'made without interactions')])
 def test_a_table_is_refused_under_another_split(tmp_path, how, words):
     made = tokenize_items(DATA, LOO, how, vectors=X if how is TEXT else None)
     made.save(tmp_path/'made')

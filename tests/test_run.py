@@ -9,6 +9,9 @@ from hypothesis import given, strategies as st
 from oracles import change_held_out, kill_when, quick, slowly, small_data
 from genrec_nb.core import GenrecError, GenrecWarning, MissingTextError, SettingError, read_json, read_settings, whole_file, write_json
 from genrec_nb.metrics import evaluate_ranking, ranking_metrics
+from genrec_nb.options import _pairs
+from genrec_nb.pages import _rules_share
+from genrec_nb.report import _user_card
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.rankers import load_ranker
 from genrec_nb.splits import leave_one_out
@@ -88,6 +91,34 @@ def test_a_run_leaves_what_it_promises(finished):
     assert search['search'] == 'exact' and 'all items are ranked exactly' in page
     assert GenerativeRecommender.from_pretrained(folder/'model').config.decode.alpha == stored['methods'][best]['alpha']
     assert load_config(folder/'config.toml') == small_config(data)
+
+
+def test_a_model_below_an_untrained_baseline_is_said(finished):
+    "Where one of the three ranks validation users better; in metrics.json and in the report; with an option that can be given"
+    data, folder, metrics = finished
+    best = max(COUNTED, key=lambda n: metrics['methods'][n]['valid_ndcg@10'])
+    below = metrics['methods'][best]['valid_ndcg@10'] > metrics['methods'][metrics['chosen']]['valid_ndcg@10']
+    said = metrics['below_baseline']
+    assert below == bool(said) and (not said or best in said and metrics['chosen'] in said and said in (folder/'report.html').read_text())
+    def ndcg(**figures): return {n: {'valid_ndcg@10': x} for n, x in dict(popularity=.1, transitions=.2, rules=.3).items() | figures.items()}
+    assert run_module._below_baseline(ndcg(children=.3), 'children', 'x') == '' and run_module._below_baseline(ndcg(children=.3, itemknn=.9), 'children', 'x') == ''
+    assert 'rules, an untrained baseline, ranks better' in run_module._below_baseline(ndcg(children=.29), 'children', 'x')
+    for changes, epochs, option in (({}, 2, 'train.epochs=4'), ({}, 1, 'train.lr=0.002'), (dict(rules_weight=0), 2, 'rules_weight=fitted')):
+        helps = run_module._Run(small_config(data, **changes), None, None, {}).helps('children', dict(children=dict(epochs=epochs)))
+        assert f'--set {option}' in helps and load_config(overrides=_pairs([option], '--set'))
+
+
+def test_the_report_shows_the_part_of_the_rules(finished):
+    data, folder, metrics = finished
+    trials, _, split = trials_of(small_config(data))
+    rec = GenerativeRecommender.from_pretrained(folder/'work'/trials['several'].key/'model')
+    assert 'sequential rules' not in _user_card(rec, split.test, 0)
+    rec.config = replace(rec.config, decode=replace(rec.config.decode, rules_weight='fitted'))
+    seen = [rec.catalog.ids[i] for i in split.test.history(0)]
+    counted, card = rec.explain_rules(seen, rec.recommend(seen, 1)[0].id), str(_user_card(rec, split.test, 0))
+    assert counted.weight == rec.weights['rules']['product'] > 0 and f'of sequential rules {counted.counted:.4f} (weight {counted.weight:.2f})' in card and 'By the generator alone:' in card
+    assert metrics['fitted']['rules'].keys() == {'product', 'mixture'} and '&#34;fitted&#34;: {' in (folder/'report.html').read_text()
+    assert _rules_share(dict(rules_share=.75, config=dict(rules_weight='fitted'))).startswith('; sequential rules have 75% of its probability') and not _rules_share(dict(rules_share=0, config={}))
 
 
 def test_the_metrics_are_those_of_the_stored_lists(finished):
@@ -170,8 +201,11 @@ def test_every_damaged_file_of_a_model_is_one_line(finished, tmp_path, how):
         raw = path.read_bytes()
         path.write_bytes(raw[:len(raw)//2] if how == 'half' else bytes(range(256))*4)
         try: GenerativeRecommender.from_pretrained(tmp_path/'model')
-        except GenrecError as e: assert 'model' in str(e) and '\n' not in str(e), path
+        except GenrecError as e: assert str(path) in str(e) and str(e).endswith('train again') and '\n' not in str(e), e
         else: assert 0, path
+        path.unlink()                                                           # and where it is missing
+        if path.name not in ('rules.json', 'tokenizer_config.json'):
+            with pytest.raises(GenrecError, match=path.name): GenerativeRecommender.from_pretrained(tmp_path/'model')
         path.write_bytes(raw)
     assert len(GenerativeRecommender.from_pretrained(tmp_path/'model').catalog)
 
@@ -290,7 +324,7 @@ def test_every_row_of_the_table(finished, tmp_path):
 @pytest.mark.parametrize('given, message', [
     (dict(compare=['SASRek']), 'expected one of SASRec, vocabulary, children'), (dict(identifiers='itme'), "did you mean 'item'"),
     (dict(weighting='igdd'), "did you mean 'igd'"), ({'weighting_options.beta': .5, 'weighting': 'igd'}, 'a setting of its own'), (dict(split='tim'), 'leave-one-out, time'),
-    (dict(users=0), 'users is 0'), (dict(alpha=1.5), 'alpha is 1.5'), ({'decode.alpha': .1}, 'a setting of its own, alpha'), ({'train.lrr': 1}, "did you mean 'lr'"),
+    (dict(users=0), 'users is 0'), (dict(alpha=1.5), 'alpha is 1.5'), ({'decode.alpha': 1.5}, 'alpha is 1.5'), ({'decode.rules_weight': 'fited'}, 'expected fitted'), ({'train.lrr': 1}, "did you mean 'lr'"),
     ({'train.epochs': 0}, 'epochs is 0'), ({'tokenizer.method': 'title'}, "backbone 'llm'"), (dict(aplha=.1), "did you mean 'alpha'"),
     ({'model.dmodel': 3}, "did you mean 'd_model'")])
 def test_settings_that_cannot_be(given, message):
@@ -301,6 +335,11 @@ def test_settings_from_a_file_and_by_name(tmp_path):
     (tmp_path/'c.toml').write_text('data = "x"\n[train]\nlr = 1e-3\nepochs = 7\n')
     c = load_config(tmp_path/'c.toml', {'train.epochs': 9, 'seed': 3})
     assert (c.data, c.train.lr, c.train.epochs, c.seed) == ('x', 1e-3, 9, 3)
+    (tmp_path/'old.toml').write_text('rules_weight = "fitted"\nalpha = 0.3\n[decode]\nrules_weight = 0\nalpha = 0\n')  # as older versions wrote it
+    (tmp_path/'new.toml').write_text('[decode]\nrules_weight = 0\nalpha = 0.3\n')
+    old, new = (load_config(tmp_path/f'{n}.toml', {'decode.assistant_weight': .5}) for n in ('old', 'new'))
+    assert [(c.rules_weight, c.alpha, c.assistant_weight) for c in (old, new)] == [('fitted', .3, .5), (0, .3, .5)]
+    assert load_config(tmp_path/'new.toml', {'rules_weight': .5}).rules_weight == load_config(tmp_path/'old.toml', {'decode.rules_weight': .5}).rules_weight == .5
     q = load_config(overrides={'train.lr': 1e-3}, quick=True)
     assert (q.tokenizer.method, q.tokenizer.encoder, q.train.epochs, q.train.lr) == ('rqkmeans', 'tfidf', 2, 1e-3)
 

@@ -1,23 +1,27 @@
 "Names read from the source are those of the classes; errors come before torch."
-import inspect, json, subprocess, sys
+import inspect, json, re, subprocess, sys
+from pathlib import Path
 from dataclasses import MISSING, asdict, fields
 import pytest
+import typer
 from hypothesis import given, settings, strategies as st
 from transformers import T5Config, TrainingArguments
 from transformers.activations import ACT2FN
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.causal_lm import LMConfig
-from genrec_nb.core import GenrecError, SettingError, read_settings
+from genrec_nb.cli import app
+from genrec_nb.core import GenrecError, SettingError, _read_spec, read_settings
 from genrec_nb.experiments.grid import Grid, Tune
 from genrec_nb.generators import BACKBONES, _defaults
 from genrec_nb.item_decoder import ItemDecoderConfig
 from genrec_nb.limits import DecoderSizes, T5Sizes, _ACTIVATIONS, _TRAINER_LIMITS
 from genrec_nb.objectives import PUBLISHED, WEIGHTINGS, _SHORT
+from genrec_nb.options import _COLUMN_NAMES
 from genrec_nb.presets import PRESETS, preset_settings
 from genrec_nb.rankers import _RANKERS
 from genrec_nb.rec_config import RecommenderConfig
 from genrec_nb.run import RunConfig
-from genrec_nb.setting_names import _check_grid, _check_run, _check_trainer_settings, _entries, _fields, _methods, _model_settings, _weightings
+from genrec_nb.setting_names import _check_grid, _check_run, _check_trainer_settings, _entries, _fields, _methods, _model_settings, _run_names, _weightings
 from genrec_nb.tokenizer_config import TOKENIZERS, TokenizerConfig
 from genrec_nb.tiger import tiger_t5
 from genrec_nb.train import TrainConfig, _training_arguments
@@ -83,8 +87,8 @@ IMPOSSIBLE = [
     dict(train=dict(epochs='abc')), dict(train=dict(lr=0)), dict(train=dict(metric='foo')), dict(train=dict(eval_users=-1)), dict(decode=dict(search='foo')), dict(decode=dict(beams=2.5)),
     dict(alpha=2), dict(seed='x'), dict(split='foo'), dict(backbone='lmm'), dict(compare=['foo']), dict(tokenizer=dict(levels=0)), dict(tokenizer=dict(policy='foo')),
     dict(tokenizer=dict(method='hkmeans', options=dict(leaf='x'))), dict(model=dict(d_model='wide')), dict(backbone='llm', model=dict(tuning='foo')),
-    dict(weighting='foo'), dict(weighting=3), dict(weighting='cft', weighting_options=dict(lamda=1)), dict(weighting='fg', weighting_options=dict(form='foo')),
-    dict(baselines='foo'), dict(baselines=['ease', 'sasrek']), dict(baselines=dict(wide=dict(kind='ease', lam='much'))), dict(baselines=dict(mf=dict(foo=1))),
+    dict(epochs=3), dict(tokenizer=dict(options=dict(size=3))), dict(tokenizer=dict(options=dict(methd=3))), dict(weighting='foo'), dict(weighting=3), dict(weighting='cft', weighting_options=dict(lamda=1)), dict(weighting='fg', weighting_options=dict(form='foo')),
+    dict(baselines=dict(sasrec=dict(heads=3))), dict(baselines=dict(bert4rec=dict(dim=7))), dict(baselines=dict(hgn=dict(warmup=2))), dict(baselines='foo'), dict(baselines=['ease', 'sasrek']), dict(baselines=dict(wide=dict(kind='ease', lam='much'))), dict(baselines=dict(mf=dict(foo=1))),
 ])
 def test_the_line_is_that_of_the_class(wrong):
     def line(f):
@@ -99,6 +103,9 @@ def test_what_is_right_passes():
     _check_run(dict(data='x', train=dict(lr=1), tokenizer=dict(method='letter', levels=4, options=dict(clusters=3)), model=dict(d_model=8), trainer=dict(bf16=True, adam_beta2=.9)))
     _check_run(dict(backbone='llm', model=dict(base='x', r=8)))
     for name in PRESETS: _check_run(preset_settings(name), name)
+    for path in (Path(__file__).parents[1]/'nbs'/'results').glob('*.toml'): _check_grid(_read_spec(path), str(path))
+    search = dict(seeds=[0], values=dict(igd={'model.d_model': [30, 60], 'model.num_heads': [3]}, sasrec=dict(dim=[30], heads=[3, 5])))  # only together
+    _check_grid(dict(data='x', weightings=['igd'], baselines=['sasrec'], tune=search), '')
     _check_run(asdict(RunConfig()))
     _check_run(dict(tokenizer=dict(options=dict(balanced=True))), quick=True)                  # of the method of a quick run
     _check_grid(dict(data='ml-100k', train=dict(lr=.1), decode=dict(beams=5), tune=dict(seeds=[0], values={})), 'g')
@@ -128,6 +135,28 @@ def test_whatever_is_given_is_right_or_one_of_our_errors(x):
     except GenrecError as e: assert '\n' not in str(e)
 
 
+# ---- advice -------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {n: {o for p in c.params for o in p.opts if o[:2] == '--'} | {'--help'} for n, c in typer.main.get_command(app).commands.items()}
+
+def test_settings_and_options_in_messages_exist():
+    "Whatever a message tells to give, a command takes"
+    text = '\n'.join(p.read_text() for p in (ROOT/'genrec_nb').rglob('*.py') if p.name not in ('options.py', '_modidx.py'))
+    own = {n for m in _methods().values() for n in _fields(m, 'tokenizer_config')}
+    known = {'set': {*_fields('RunConfig', 'run'), *(n for b in BACKBONES for n in _run_names(b))}, 'tokenizer': {*_fields('TokenizerConfig', 'tokenizer_config'), *own}, 'model': {n for b in BACKBONES for n in _model_settings(b)},
+             'column': {*_COLUMN_NAMES}}
+    found = [(option, name) for option, name in re.findall(r'--(set|tokenizer|model|column) ([a-z_]+(?:\.[a-z_]+)*)=', text)]
+    assert len(found) > 20 and not [f'--{option} {name}' for option, name in found if name not in known[option]]
+    assert not {*re.findall(r"""(?<=[\s(`'"])--[a-z][a-z-]*""", text)} - {o for c in COMMANDS.values() for o in c} - {'--version', *'--porcelain --untracked-files --short --no-input --ignore-requires-python --no-deps --disable-pip-version-check'.split()} # of git and pip
+
+def test_commands_in_the_pages_have_their_options():
+    pages = [(p, json.loads(p.read_text())) for p in sorted((ROOT/'nbs').rglob('*.ipynb'))]
+    lines = [(p.name, line) for p, d in pages for c in d['cells'] for line in re.split(r'[\n`;|]', ''.join(c['source']))] + [('README', line) for line in (ROOT/'README.md').read_text().splitlines()]
+    found = [(where, m[1], option) for where, line in lines if (m := re.match(r'\s*genrec (\w+) ([^#]*)', line)) and m[1] in COMMANDS for option in re.findall(r'(?<=\s)--[a-z-]+', m[2])]
+    assert len(found) > 30 and not [f for f in found if f[2] not in COMMANDS[f[1]]]
+
+
 # ---- before torch --------------------------------------------------------------------------------------------------
 
 WRONG = [
@@ -153,6 +182,22 @@ WRONG = [
     (['tokenize', 'shop', '--out', 'o', '--method', 'rqvae', '--tokenizer', 'size=0'], '1 or more'), (['tokenize', 'shop', '--out', 'o', '--method', 'rqvae', '--tokenizer', 'lr=nan'], 'finite'),
     (['compare', 'sizes.toml'], 'sizes.toml: data.toy.model: d_model is -1'), (['compare', 'trainer.toml'], 'trainer.toml: trainer: adam_beta2 is 1'),
     (['reproduce', 'foo'], 'expected one of'), (['reproduce', 'igd', '--data', 'nowhere'], 'no known'),
+    # a setting without its section, or under another one; a path that is nearly right
+    *((['run', 'shop', '--set', f'{given}=3'], f"did you mean '{full}'?") for given, full in dict(epochs='train.epochs', beams='decode.beams', d_model='model.d_model', levels='tokenizer.levels', bf16='trainer.bf16').items()),
+    *((['run', 'shop', *given], f"did you mean '{full}'?") for *given, full in (('--set', 'model.epochs=3', 'train.epochs'), ('--set', 'train.dropout=.1', 'model.dropout'), ('--model', 'lr=1', 'train.lr'), ('--tokenizer', 'methd=letter', 'method'),
+                                                                                ('--set', 'tokenizer.options.size=3', 'tokenizer.size'))),
+    (['run', 'shop', '--tokenizer', 'foo=letter'], 'Known: method, levels, size,'), (['tokenize', 'shop', '--out', 'o', '--method', 'letter', '--tokenizer', 'foo=1'], 'Known: method, levels, size,'),
+    (['run', 'shap'], "did you mean 'shop'?"), (['describe', 'ml100k'], "did you mean 'ml-100k'?"), (['run', 'shop', '--vectors', 'bad.tml'], "did you mean 'bad.toml'?"), (['inspect', 'saved/modle'], "did you mean 'saved/model'?"),
+    (['recommend', 'save', '--history', 'x'], "did you mean 'saved'?"), (['compare', 'gird.toml'], "did you mean 'grid.toml'?"), (['recommend', '.', '--history', 'x'], 'there is saved'),
+    # one name of a setting, with its section or without it
+    *((['run', 'shop', '--set', f'{name}=2'], words) for short, words in dict(alpha='alpha is 2', rules_weight='rules_weight: found 2', assistant_weight='assistant_weight is 2').items() for name in (short, f'decode.{short}')),
+    *((['recommend', 'saved', '--history', 'The red saw', '--set', f'{name}=2'], words) for short, words in dict(alpha='alpha is 2', rules_weight='rules_weight: found 2').items() for name in (short, f'decode.{short}')),
+    (['recommend', 'saved', '--history', 'The red saw', '--set', 'aplha=1'], "did you mean 'alpha'"), (['recommend', 'saved', '--history', 'The red saw', '--alpha', '1'], '--set alpha=VALUE'),
+    # what does not fit together in a baseline, and in the search of a grid
+    (['run', 'shop', '--set', 'baselines.sasrec.heads=3'], 'baselines.sasrec: dim 32 cannot be shared by 3 heads'), (['run', 'shop', '--set', 'baselines.wide={kind="bert4rec", dim=33}'], 'baselines.wide: dim 33 cannot'),
+    (['run', 'shop', '--set', 'baselines.gru4rec.dim=0'], '1 or more'), (['run', 'shop', '--set', 'baselines.sasrec.weight_decay=-1'], '0 or more'), (['compare', 'tune0.toml'], 'tune.values.igd.model: d_model 33 cannot'),
+    (['compare', 'tune1.toml'], 'tune.values.igd.train: lr is -1'), (['compare', 'tune2.toml'], 'beta is 2'), (['compare', 'tune3.toml'], 'tune.values: baselines.sasrec: dim 32 cannot be shared by 5'), (['compare', 'tune4.toml'], "did you mean 'values'"),
+    (['run', 'twice.toml'], 'twice.toml: alpha and decode.alpha are one setting'), (['run', 'shop', '--column', 'usr=a'], "did you mean 'user'"),
 ]
 CODE = '''
 import json, sys
@@ -175,6 +220,9 @@ def said(tmp_path_factory):
     for name, x in {'genrec.json': dict(format=2), 'config.json': {}, 'index.json': {}, 'counts.safetensors': {}, 'model/config.json': {}, 'catalog.json': dict(ids=['1'], titles=['The red saw'], texts=[''])}.items():
         (place/'saved'/'model'/name).write_text(json.dumps(x))
     (place/'bad.toml').write_text('train.lrr = 3')
+    for n, search in enumerate(('igd = { "model.d_model" = [32, 33] }', 'igd = { "train.lr" = [0.1, -1] }', 'igd = { beta = [0.1, 2] }', 'sasrec = { heads = [2, 5] }', 'x = 1')):
+        (place/f'tune{n}.toml').write_text(f'data = "ml-100k"\nweightings = ["igd"]\nbaselines = ["sasrec"]\n[tune]\nseeds = [0]\n[tune.{"valeus" if n == 4 else "values"}]\n{search}')
+    (place/'twice.toml').write_text('alpha = 0.1\ndecode.alpha = 0.2')
     (place/'grid.toml').write_text('data = "ml-100k"\nweighting = ["ce"]')
     (place/'values.toml').write_text('data = "ml-100k"\nweightings = ["cee"]')
     (place/'sizes.toml').write_text('[data.toy]\npath = "shop"\nmodel.d_model = -1')

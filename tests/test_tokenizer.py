@@ -247,7 +247,7 @@ def test_a_tfidf_encoder_is_saved_with_the_tokenizer(monkeypatch, tmp_path):
 
 
 REFUSED = [
-    ('leter', {}, "expected one of letter, rqvae"), ('rqkmeans', dict(options=dict(alpha=1)), "'alpha' is unknown.*Known: balanced, n_iter"), ('random', dict(options=dict(steps=1)), "'steps' is unknown"),
+    ('leter', {}, "expected one of letter, rqvae"), ('rqkmeans', dict(options=dict(alpha=1)), "'alpha' is unknown.*Known: method, levels, size, .*balanced, n_iter"), ('random', dict(options=dict(steps=1)), "'steps' is unknown"),
     ('tree', dict(levels=3), "does not use 'levels'"), ('random', dict(policy='extra'), "'policy'"), ('tree', dict(cf='sasrec'), "'cf'"), ('hkmeans', dict(policy='free'), "'policy'"), ('hkmeans', dict(options=dict(clusters=1)), 'clusters is 1, expected 2 or more'), ('hkmeans', dict(options=dict(leaf=0)), 'leaf is 0'),
     ('rqkmeans', dict(cf='sasrec', encoder='minilm'), "one source, and there are encoder='minilm' and cf='sasrec'"), ('pq', dict(policy='drop'), "policy is 'drop', expected one of extra"),
     ('rqvae', dict(levels=0), 'levels is 0'), ('rqvae', dict(size=[4, 4]), 'one for each of 3 levels'), ('rqvae', dict(options=dict(steps=1.5)), 'steps is 1.5, expected a whole number'),
@@ -427,7 +427,7 @@ def test_genrec_tokenize_tells_mistakes_in_one_line(shop, tmp_path):
     np.save(tmp_path/'cf.npy', CF[:-1])
     assert '59 rows' in said('--method', 'letter', '--tokenizer', f"cf={tmp_path/'cf.npy'}")
     told = ' '.join(genrec('tokenize', '--help').replace('│', ' ').split())
-    assert '.npy or .safetensors, float [items, 32]' in told and 'of index.json' in told
+    assert '.npy or .safetensors, float, items × 32' in told and 'of index.json' in told
     assert 'no known data set' in genrec('tokenize', 'nowhere', '--method', 'tree', '--out', tmp_path/'o', ok=False)
     assert not (tmp_path/'o').exists()
 

@@ -36,7 +36,8 @@ CODED = made('rqkmeans', levels=2, size=8)
 def judged(codes, size, rate_after=0., **more):
     "Grades of the verdicts on codes [N, L]: use, evenness, collisions before, after"
     use = codebook_report(codes, [size]*codes.shape[1])
-    collisions = dict(rate=use.collision_rate, largest=int(np.unique(codes, axis=0, return_counts=True)[1].max()))
+    n = np.unique(codes, axis=0, return_counts=True)[1]
+    collisions = dict(rate=use.collision_rate, items=int(n[n > 1].sum()), largest=int(n.max()))
     report = TokenizerReport('rqkmeans', use, collisions, dict(rate=rate_after, largest=1), [], [], (2, 2), 99, {}, **more)
     return [v.grade for v in report.verdicts()]
 
@@ -65,7 +66,14 @@ def test_verdicts_are_written_with_their_help():
 def test_equal_texts_are_named_as_the_cause():
     "Sixty items with four texts: whatever has collapsed, more text helps and not the number of codes"
     found = made('rqkmeans', np.repeat(np.eye(4, 8, dtype=np.float32), 15, axis=0), levels=2, size=16).report()
-    assert found.alike == pytest.approx(56/60) and found.verdicts()[0].grade == 'collapsed' and 'columns.text' in found.verdicts()[0].helps
+    first = found.verdicts()[0]
+    assert found.alike == pytest.approx(56/60) and first.grade == 'collapsed' and '--vectors' in first.helps and 'text' not in first.says + first.helps  # they were given
+    assert first.says.startswith('60 of 60 items share their vector with another') and '60 items share their codes, up to 15' in str(found.verdicts()[-2])
+    some = made('rqkmeans', np.repeat(np.eye(N, 8*N)[:, :N], 1, axis=0)[[0]*5 + list(range(5, N))], levels=2, size=8).report()
+    assert some.shared == 5 and some.alike == pytest.approx(4/N) and f'5 of {N} items share' in some.verdicts()[0].says
+    same = Dataset(DATA.name, Catalog(DATA.catalog.ids, DATA.catalog.titles, ['a red box', 'a blue box', 'a green ball']*(N//3)), DATA.interactions)
+    text = tokenize_items(same, None, TokenizerConfig('rqkmeans', levels=2, size=3, encoder='tfidf')).report().verdicts()[0]
+    assert text.says.startswith(f'{N} of {N} items share their text vector with another, as items with one text do') and '--column text=A,B' in text.helps
     assert {v.helps for v in found.verdicts() if v.grade != 'good'} == {found.verdicts()[0].helps}
 
 

@@ -1,4 +1,4 @@
-"""What the order of equal times does to figures: popularity, last-item transitions and SASRec on MovieLens-100K under several
+"""What the order of equal times does to figures: popularity, transitions and SASRec on MovieLens-100K under several
 orders. python .github/scripts/tie_rows.py OUT.json [--seeds 0,1,2] [--tie-seeds 0,1,2,3,4]
 
 'item descending' is the item order backwards: it shows which way a fixed order by item id moves each figure. Leave-one-out,
