@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
-from .core import (GenrecError, GenrecWarning, _tie_order, _without_bars, check_choice,
-                            patch)
+from .core import (FileError, GenrecError, GenrecWarning, _tie_order, _without_bars,
+                            check_choice, patch, require)
 from .trie import ItemTrie, _check_targets, runs
 
 # %% ../nbs/35_likelihood.ipynb #dd0b7529
@@ -96,7 +96,12 @@ class _Trained:
     @classmethod
     def from_pretrained(cls, name, *args, softmax=None, prior=None, **more):
         "As `transformers` does it; warns if another `softmax` or `prior` is asked for"
-        with _without_bars(): model = super().from_pretrained(name, *args, **more)
+        try:
+            with _without_bars(): model = super().from_pretrained(name, *args, **more)
+        except RuntimeError as e:
+            require('mismatched' not in str(e), f'{name}: the weights have other shapes than '
+                    'config.json says', FileError)
+            raise
         if softmax or prior: _as_trained(dict(softmax=softmax, prior=prior), model.config, name)
         return model
 

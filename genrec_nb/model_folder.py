@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/81_model_folder.ipynb #6f173548
-import json
+import json, re
 from contextlib import contextmanager
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -44,7 +44,7 @@ def _reading(part: Path): # a file of a saved recommender, or its folder
             RuntimeError) as e:
         ours, said = isinstance(e, GenrecError), ' '.join(str(e).split()) or type(e).__name__
         if ours and (said.endswith(_AGAIN) or str(part) not in said): raise # of an argument
-        if ours: raise type(e)(said + _AGAIN) from None
+        if ours: raise type(e)(re.sub(r'; did you mean [^;]*$', '', said) + _AGAIN) from None
         file = _unreadable(part) or part
         raise FileError(f'{file}: damaged or incomplete: {said[:300]}{_AGAIN}') from None
 

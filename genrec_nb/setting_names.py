@@ -299,7 +299,8 @@ def _check_run(given: dict, where: str = '', quick: bool = False) -> None:
         full = _run_names(given.get('backbone', 'packed'))
         _check_fields(given, 'RunConfig', 'run', full=full)
         parts = {k: v for k, v in given.items() if isinstance(v, dict)}
-        _check_method(parts.get('tokenizer', {}), None if quick else 'rqvae', 'tokenizer')
+        usual = 'rqkmeans' if quick and given.get('backbone') != 'llm' else 'rqvae'
+        _check_method(parts.get('tokenizer', {}), usual, 'tokenizer')
         _check_model_settings(given.get('backbone', 'packed'), parts.get('model', {}), full=full)
         _check_weighting(given.get('weighting'), parts.get('weighting_options', {}))
         _check_baselines(given.get('baselines', ''))

@@ -186,7 +186,7 @@ WRONG = [
     *((['run', 'shop', '--set', f'{given}=3'], f"did you mean '{full}'?") for given, full in dict(epochs='train.epochs', beams='decode.beams', d_model='model.d_model', levels='tokenizer.levels', bf16='trainer.bf16').items()),
     *((['run', 'shop', *given], f"did you mean '{full}'?") for *given, full in (('--set', 'model.epochs=3', 'train.epochs'), ('--set', 'train.dropout=.1', 'model.dropout'), ('--model', 'lr=1', 'train.lr'), ('--tokenizer', 'methd=letter', 'method'),
                                                                                 ('--set', 'tokenizer.options.size=3', 'tokenizer.size'))),
-    (['run', 'shop', '--tokenizer', 'foo=letter'], 'Known: method, levels, size,'), (['tokenize', 'shop', '--out', 'o', '--method', 'letter', '--tokenizer', 'foo=1'], 'Known: method, levels, size,'),
+    (['run', 'shop', '--tokenizer', 'foo=letter'], 'Known: method, levels, size,'), (['run', 'shop', '--quick', '--tokenizer', 'methd=letter'], "did you mean 'method'"), (['tokenize', 'shop', '--out', 'o', '--method', 'letter', '--tokenizer', 'foo=1'], 'Known: method, levels, size,'),
     (['run', 'shap'], "did you mean 'shop'?"), (['describe', 'ml100k'], "did you mean 'ml-100k'?"), (['run', 'shop', '--vectors', 'bad.tml'], "did you mean 'bad.toml'?"), (['inspect', 'saved/modle'], "did you mean 'saved/model'?"),
     (['recommend', 'save', '--history', 'x'], "did you mean 'saved'?"), (['compare', 'gird.toml'], "did you mean 'grid.toml'?"), (['recommend', '.', '--history', 'x'], 'there is saved'),
     # one name of a setting, with its section or without it
