@@ -81,9 +81,9 @@ def _longer_ids(rec, new: Catalog, policy: str | None, vectors=None) -> list[Ide
     if own: new = _own_vectors(vectors, new.ids)
     else: _with_encoder(made, rec.catalog.texts)
     placed = made.assign(new, policy)
-    if not rec.several: return [placed]
+    if len(rec.tables) == 1: return [placed]
     near = _stand_ins(placed.codes(), rec.counts)
-    return [placed, *(_absent(i, near) for i in rec.identifiers[1:])]
+    return [placed, *(_absent(i, near) for i in rec.tables[1:])]
 
 def _with_encoder(made: Tokenized, texts: list[str]) -> None:
     "The encoder of the old items, with what it had learned from their texts"

@@ -71,7 +71,7 @@ _Source = Annotated[str | None, typer.Argument(
 _Out = _may(Path, 'Folder for the results; if none is given runs/NAME, or runs/NAME-quick of a quick '
                   'run.')
 _Quick = _flag('--quick', 'A quick run: few epochs, nothing downloaded but the data.')
-_Preset = _may(str, 'Settings of a paper: tiger-letter, letter-tiger, multi-target, lc-rec, igd-paper; '
+_Preset = _may(str, 'Settings of a paper: tiger-letter, letter-tiger, multi-target, rpg, lc-rec, igd-paper; '
                'letter-paper, letter-release. Whatever else is given goes before them.')
 _Resume = _flag('--resume', 'Continue an interrupted run, the newest or that in the folder given, '
                             'with its own settings.')

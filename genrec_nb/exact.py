@@ -89,11 +89,11 @@ def products(self: _Scorer, level: _Level, at, hidden: Tensor) -> tuple[Tensor, 
     model, first = self.model, level.column - level.codes.shape[1]
     code, l = level.code[at], level.column
     prefix = sum(model.codes[first + j](c) for j, c in enumerate(level.codes[at].T))
-    table, bias = model.codes[l](code), model.bias[l][code]                  # [m, C, d], [m, C]
+    table, bias = model.code_table(l)[code], model.bias[l][code]             # [m, C, d], [m, C]
     if hidden.ndim == 2: # [m, d], a prefix and a user in each row
-        out = model.heads[l](hidden + prefix)
+        out = model.head_output(hidden + prefix, l)
         return out, (table @ out[..., None])[..., 0].float() + bias
-    out = model.heads[l](hidden + prefix)                                          # [b, m, d]
+    out = model.head_output(hidden + prefix, l)                                    # [b, m, d]
     return out, (out.transpose(0, 1) @ table.mT).transpose(0, 1).float() + bias
 
 # %% ../nbs/51_exact.ipynb #be30213f
@@ -103,7 +103,7 @@ def log_probabilities(self: _Scorer, level: _Level, at, hidden: Tensor, user) ->
     model, l, child = self.model, level.column, level.child[at]
     out, logp = self.products(level, at, hidden)
     if self.vocabulary: # over all codes of the level
-        every = F.linear(out, model.codes[l].weight, model.bias[l]).float()
+        every = F.linear(out, model.code_table(l), model.bias[l]).float()
         logp = logp - every.logsumexp(-1, keepdim=True)
     require(_finite(logp), _BROKEN)
     if self.vocabulary: return logp.masked_fill(child < 0, -torch.inf)

@@ -42,7 +42,8 @@ class ItemDecoderConfig(PreTrainedConfig):
     model_type = 'genrec_item_decoder'
     def __init__(self, vocab_size=3, first=(), sizes=(), levels=None, n_items=0, d_model=64,
                  num_layers=2, num_heads=4, head_ff=2, dropout=.2, max_items=50,
-                 softmax='vocabulary', prior='none', scale_embeddings=False, **kwargs):
+                 softmax='vocabulary', prior='none', scale_embeddings=False,
+                 mean_embeddings=False, cosine_temperature=0., **kwargs):
         _check_softmax(softmax, prior, counts=())
         self.first, self.sizes = list(first), list(sizes) # token range of each level
         self.levels = list(levels or [len(self.sizes)]) # how many levels each identifier has
@@ -52,6 +53,8 @@ class ItemDecoderConfig(PreTrainedConfig):
         self.softmax, self.prior = softmax, prior # over what; a prior for N items
         self.n_items = n_items
         self.scale_embeddings = scale_embeddings # items' vectors times sqrt(d_model)
+        self.mean_embeddings = mean_embeddings # of an item's codes instead of their sum
+        self.cosine_temperature = cosine_temperature # logits are cosines divided by it; 0: inner products
         tokens = dict(vocab_size=vocab_size, pad_token_id=PAD, eos_token_id=EOS)
         super().__init__(**{**kwargs, **tokens, 'use_cache': False})
 
@@ -82,6 +85,7 @@ class ItemDecoder(_Trained, PreTrainedModel, GenerationMixin):
         c = config
         self.codes = nn.ModuleList(nn.Embedding(k, c.d_model) for k in c.sizes)
         self.bias = nn.ParameterList(nn.Parameter(torch.zeros(k)) for k in c.sizes)
+        if c.cosine_temperature: self.bias.requires_grad_(False)                   # cosines have none
         self.place = nn.Embedding(c.max_items, c.d_model)
         self.blocks = nn.ModuleList(CausalBlock(c.d_model, c.num_heads, c.dropout)
                                     for _ in range(c.num_layers))
@@ -108,7 +112,8 @@ def _renamed(codes: np.ndarray) -> np.ndarray: # int [N, L] -> int64 [N, L]
 
 # %% ../nbs/42_item_decoder.ipynb #17df7cf9
 def _one_or_more(ids) -> list[Identifiers]:
-    "One or several identifiers; `GenrecError` for different catalogs, or the same twice"
+    """One or several identifiers, parallel digits one by one; `GenrecError` for different catalogs,
+    or the same twice"""
     ids = list(ids) if isinstance(ids, (list, tuple)) else [ids]
     sizes, codes = [i.n_items for i in ids], [_renamed(i.codes()) for i in ids if not i.is_ragged]
     if len(set(sizes)) != 1:
@@ -118,7 +123,7 @@ def _one_or_more(ids) -> list[Identifiers]:
     if twice:
         raise GenrecError(f'identifier {twice[0] + 1} of {len(ids)} gives every item a path that '
                           'it has already: give none of them twice')
-    return ids
+    return [digit for i in ids for digit in i.digits]
 
 # %% ../nbs/42_item_decoder.ipynb #53dedb59
 def _live_counts(counts, trie: ItemTrie) -> np.ndarray | None: # int64 [N]
@@ -203,14 +208,27 @@ def read(
     "The causal transformer over items, in [packed rows](causal_blocks.html)"
     rows = PackedRows(codes[..., 0] >= 0 if here is None else here)
     x = sum(e(c) for e, c in zip(self.codes, codes[rows.here].T))
+    x = x/len(self.codes) if self.config.mean_embeddings else x
     x = x*self.config.d_model**.5 if self.config.scale_embeddings else x
     return rows.pad(self.transform(x, rows))
 
 # %% ../nbs/42_item_decoder.ipynb #ec194f70
 @patch
+def head_output(self: ItemDecoder, u: Tensor, level: int) -> Tensor: # [..., d] -> [..., d]
+    "What the codes of a level are compared with; with a temperature, of length 1 and divided by it"
+    out, t = self.heads[level](u), self.config.cosine_temperature
+    return F.normalize(out, dim=-1)/t if t else out
+
+@patch
+def code_table(self: ItemDecoder, level: int) -> Tensor: # [K_level, d]
+    "Embeddings of the codes of a level; with a temperature, of length 1"
+    table = self.codes[level].weight
+    return F.normalize(table, dim=-1) if self.config.cosine_temperature else table
+
+@patch
 def level_logits(self: ItemDecoder, u: Tensor, level: int) -> Tensor: # [..., d] -> [..., K_level]
     "Scores of the codes of one level"
-    return F.linear(self.heads[level](u), self.codes[level].weight, self.bias[level])
+    return F.linear(self.head_output(u, level), self.code_table(level), self.bias[level])
 
 # %% ../nbs/42_item_decoder.ipynb #2b09fab1
 @patch

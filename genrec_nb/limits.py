@@ -28,6 +28,8 @@ class DecoderSizes:
     softmax: _Softmax = 'vocabulary' # over all tokens of a level, or the children of the prefix
     prior: _Prior = 'none' # with children, how often items are targets
     scale_embeddings: StrictBool = False # items' vectors times sqrt(d_model)
+    mean_embeddings: StrictBool = False # of an item's codes instead of their sum, as RPG
+    cosine_temperature: NonNegative = 0. # logits are cosines divided by it, as RPG; 0: inner products
 
     def __post_init__(self):
         d, heads = self.d_model, self.num_heads

@@ -159,6 +159,53 @@ weighting_options.targets.frequency.beta = 0.9    # code''').replace(
 'batch_size = 1024                     # code: 256 on each of 4 devices',
 'batch_size = 512                      # code')
 
+# %% ../nbs/85_presets.ipynb #f2958169
+PRESETS['rpg'] = '''
+backbone = "packed"                   # paper: a causal transformer over items
+weighting = "ce"                      # paper: the mean over the digits
+identifiers = []                      # one identifier an item
+split = "leave-one-out"               # paper
+
+[tokenizer]
+method = "opq"                        # paper
+levels = 16                           # code: Sports and Toys; Beauty 32, CDs 64
+size = 256                            # paper
+policy = "keep"                       # code: items may share all digits
+encoder = "sentence-transformers/sentence-t5-base" # code
+options.parallel = true               # paper
+options.whiten = 128                  # code: principal components of the text vectors
+
+[model]
+d_model = 448                         # code
+num_layers = 2                        # code
+num_heads = 4                         # code
+head_ff = 1                           # ours: LN(h + MLP(h)); code: h + SiLU(W h)
+dropout = 0.5                         # code: of embeddings and attention
+max_items = 50                        # code: last items of the history
+softmax = "vocabulary"                # paper: over all codes of a digit
+prior = "none"                        # code
+scale_embeddings = false              # code
+mean_embeddings = true                # paper
+cosine_temperature = 0.03             # code
+
+[train]
+epochs = 150                          # ours: patience ends it
+batch_size = 256                      # code
+lr = 3e-3                             # code: Sports and Toys; Beauty .01, CDs .001
+weight_decay = 0.0                    # code
+warmup = 0.1                          # ours: 10,000 steps in the code
+eval_every = 1                        # code
+patience = 20                         # code
+samples_per_epoch = 0                 # all
+
+[decode]
+weights = "equal"                     # code: the mean over the digits
+exclude_seen = false                  # code: seen items may come out
+
+[trainer]
+adam_beta2 = 0.999                    # code: the default of AdamW
+'''
+
 # %% ../nbs/85_presets.ipynb #f633ae21
 _ALPACA = r"""
 [model]

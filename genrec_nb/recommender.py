@@ -57,14 +57,15 @@ class GenerativeRecommender(ModelHubMixin):
         quantizer=None, # what made the codes, if anything did
     ):
         c = self.config = config or RecommenderConfig()
-        self.identifiers = ids if isinstance(ids, list) else [ids]
-        if c.backbone == 'packed': self.identifiers = [i.by_level() for i in self.identifiers]
-        if c.model.get('eos'): self.identifiers = [i.with_eos() for i in self.identifiers]
-        sizes = [i.n_items for i in self.identifiers]
+        self.tables = ids if isinstance(ids, list) else [ids]
+        if c.backbone == 'packed': self.tables = [i.by_level() for i in self.tables]
+        if c.model.get('eos'): self.tables = [i.with_eos() for i in self.tables]
+        self.identifiers = [digit for i in self.tables for digit in i.digits]
+        sizes = [i.n_items for i in self.tables]
         require(np.equal(sizes, len(catalog)), lambda n: f'identifiers of {sizes[n]} items, '
                 f"expected {len(catalog)}, the catalog's", SettingError)
         self.catalog, self.quantizer, self.counts = catalog, quantizer, np.asarray(counts)
-        given = self.identifiers if len(sizes) > 1 else self.ids
+        given = self.tables if len(sizes) > 1 else self.ids
         if model is None: model = _make_model(c.backbone, given, catalog, c.seed, c.model, counts)
         self.model = model
         prior = item_prior(self.counts)
@@ -77,7 +78,7 @@ class GenerativeRecommender(ModelHubMixin):
 
 # %% ../nbs/81_recommender.ipynb #22443dbe
 @patch(as_prop=True)
-def ids(self: GenerativeRecommender) -> Identifiers: return self.identifiers[0]
+def ids(self: GenerativeRecommender) -> Identifiers: return self.tables[0]
 @patch(as_prop=True)
 def trie(self: GenerativeRecommender) -> ItemTrie: return self.tries[0]
 @patch(as_prop=True)
@@ -93,9 +94,11 @@ def _place(self: GenerativeRecommender) -> None:
 
 @patch(as_prop=True)
 def names(self: GenerativeRecommender) -> list[str]: # of the identifiers
-    "Methods, or the names of tables"
+    "Methods, or the names of tables; parallel digits with their numbers"
     first, *more = _source_names(self.config.sources)
-    return ['table' if self.ids.kind == 'index' else first, *more]
+    named = zip(['table' if self.ids.kind == 'index' else first, *more], self.tables)
+    return [f'{name} digit {d}' if len(i.digits) > 1 else name
+            for name, i in named for d, _ in enumerate(i.digits, 1)]
 
 # %% ../nbs/81_recommender.ipynb #7e78e321
 @patch(as_prop=True)
@@ -126,7 +129,10 @@ def objective(self: GenerativeRecommender, vectors: np.ndarray | None = None): #
 # %% ../nbs/81_recommender.ipynb #f4f247ee
 @patch
 def exact(self: GenerativeRecommender, decode: DecodeConfig) -> ExactConfig:
-    "How identifiers and sequential rules are combined: with fitted weights, if there are any"
+    """How identifiers and sequential rules are combined: with fitted weights, if there are any;
+    raises `SettingError` for a mixture of parallel digits"""
+    require(not self.several or decode.combine in self.combinations, 'combine: parallel digits '
+            "are no distribution over items each, they have no mixture: take 'product'", SettingError)
     w = self.weights.get(decode.combine) if decode.weights == 'fitted' else decode.weights
     rules = decode.rules_weight
     if rules == 'fitted': rules = self.weights.get('rules', {}).get(decode.combine, 1.)
@@ -229,14 +235,21 @@ def _train(self: GenerativeRecommender, split: Split, vectors, folder, resume: b
     if self.several: self._fit_weights(split.valid)
     if c.backbone == 'packed': self.add_rules(split)
 
-_COMBINATIONS = 'product', 'mixture'
+@patch(as_prop=True)
+def combinations(self: GenerativeRecommender) -> tuple: # of 'product', 'mixture'
+    "How the identifiers can be combined; parallel digits have no mixture, one of them is no item"
+    parallel = len(self.identifiers) > len(self.tables)
+    return ('product', 'mixture')[:1 + (self.several and not parallel)]
+
+_KEPT = 2**27 # probabilities that are kept to fit weights
 
 @patch
 def _fit_weights(self: GenerativeRecommender, valid: Cases) -> None:
     "The weights of each combination that are most likely on validation users"
-    scored = validation_scores(self.model, valid)
+    users = _KEPT//(len(self.identifiers)*len(self.catalog))
+    scored = validation_scores(self.model, valid, min(1000, max(100, users)))
     self.weights = {how: list(fit_weights(self.model, scored, ExactConfig(how)).weights)
-                    for how in _COMBINATIONS}
+                    for how in self.combinations}
 
 @patch
 def add_rules(self: GenerativeRecommender,
@@ -249,9 +262,9 @@ def add_rules(self: GenerativeRecommender,
     counts, decode = count_rules(split.train, config), replace(self.config.decode, rules_weight=0.)
     self.model.rules = SequentialRules(counts, config).to(self.model.device)
     if _why_not_exact(self.model, decode): return self    # and it cannot be used
-    ways = [self.exact(replace(decode, combine=how)) for how in _COMBINATIONS[:1 + self.several]]
+    ways = [self.exact(replace(decode, combine=how)) for how in self.combinations]
     found = fit_rules(self.model, split.valid, ways, exclude_seen=decode.exclude_seen)
-    weights = {how: found[-1 if how == 'mixture' else 0].rules for how in _COMBINATIONS}
+    weights = dict(product=found[0].rules, mixture=found[-1].rules)
     self.weights = self.weights | dict(rules=weights)
     return self
 
@@ -331,7 +344,7 @@ def add_items(self: GenerativeRecommender,
     _longer_counts(self.model, ids[0], self.counts, count)
     kept = self.weights, self.result, self.figures
     counts = np.concatenate([self.counts, np.zeros(n, self.counts.dtype)])
-    model = self.model.set_items(ids if self.several else ids[0])
+    model = self.model.set_items(ids)
     GenerativeRecommender.__init__(self, both, ids, counts, model, self.config, self.quantizer)
     self.weights, self.result, self.figures = kept
     return self
@@ -424,8 +437,8 @@ def generate_model_card(self: GenerativeRecommender,
 def _save_pretrained(self: GenerativeRecommender, folder: Path) -> None:
     "Write everything that `from_pretrained` needs"
     self.model.save_pretrained(folder/'model')
-    tables = [f'index-{i}.json' if i else 'index.json' for i in range(len(self.identifiers))]
-    for name, ids in zip(tables, self.identifiers): ids.save(folder/name, self.catalog.ids)
+    tables = [f'index-{i}.json' if i else 'index.json' for i in range(len(self.tables))]
+    for name, ids in zip(tables, self.tables): ids.save(folder/name, self.catalog.ids)
     if self.quantizer is not None: self.quantizer.save(folder/'quantizer')
     if getattr(self.model, 'rules', None) is not None: save_rules(self.model.rules, folder)
     _write_tensors(folder/'counts.safetensors', dict(counts=torch.as_tensor(self.counts)))

@@ -229,6 +229,18 @@ def by_level(self: Identifiers) -> Identifiers: # itself if it is like that
     offsets = np.arange(len(self) + 1)*self.max_len
     return replace(self, flat=table.reshape(-1), offsets=offsets, tokens=list(tokens))
 
+# %% ../nbs/23_semantic_ids.ipynb #0c6f6bc4
+@patch(cached=True)
+def digits(self: Identifiers) -> list: # L identifiers of one level each, if they are parallel
+    "Identifiers that are predicted independently of each other: the levels, or the whole"
+    if not self.notes.get('parallel'): return [self]
+    notes, out = {k: v for k, v in self.notes.items() if k != 'parallel'}, []
+    for column in self.codes().T:
+        low, high = column.min(), column.max() + 1
+        tokens = SPECIAL + self.tokens[low:high]
+        out.append(Identifiers(column - low + 3, np.arange(len(self) + 1), tokens, self.kind, notes=notes))
+    return out
+
 # %% ../nbs/23_semantic_ids.ipynb #1b36d5d8
 @patch(cls_method=True)
 def random(cls: Identifiers,

@@ -148,6 +148,7 @@ def _coded(quantizer, s: Sources, c: TokenizerConfig) -> tuple[Identifiers, np.n
     sizes, policy = s.sizes or quantizer.sizes, c.policy or 'extra'
     ids = Identifiers.from_codes(codes, sizes, policy, near, seed=c.seed)
     if c.needs == ('cf',): ids.notes['unlinked'] = int((~x.any(1)).sum())
+    if c.parallel: ids.notes['parallel'] = True
     return ids, codes
 
 # %% ../nbs/80_tokenizer.ipynb #42780251

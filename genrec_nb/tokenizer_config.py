@@ -94,6 +94,7 @@ class _ProductOptions:
     "Settings of product quantization"
     n_iter: Count = 25 # rounds of k-means, and then of OPQ
     whiten: Natural = 0 # so many whitened principal components instead of the vectors; 0: none
+    parallel: StrictBool = False # digits are predicted independently of each other, as RPG's
 
 @tokenizer('pq', 'a part of the vector', _ProductOptions, **_CODED)
 @tokenizer('opq', 'a part of the rotated vector', _ProductOptions, **_CODED)
@@ -207,8 +208,8 @@ def _fill_shared(c) -> None:
     require(not (TOKENIZERS[c.method].either and c.encoder and c.cf),
             f'{c.method} quantizes the vectors of one source, and there are encoder={c.encoder!r} '
             f'and cf={str(c.cf)!r}: leave one out', SettingError)
-    uses = _used(c)
-    for name, default in _SHARED.items():
+    uses, default_policy = _used(c), 'keep' if c.parallel else 'extra'
+    for name, default in (_SHARED | dict(policy=default_policy)).items():
         given = getattr(c, name)
         if given is None and name in uses: setattr(c, name, default)
         if given is None or name in uses: continue
@@ -236,10 +237,15 @@ class TokenizerConfig:
         check_choice(self.method, TOKENIZERS, 'tokenizer')
         _fill_shared(self)
         require(self.encoder != '', 'encoder is an empty name', SettingError)
+        require(not self.parallel or self.policy != 'extra', "policy is 'extra', a running number "
+                "says nothing without the other digits: with parallel=true take 'keep'", SettingError)
         if self.size is not None: _level_sizes(self.size, self.levels)
         if self.cf is not None: self.cf = str(self.cf)         # what JSON can hold
         self.own()
         if lm := self.options.get('lm'): self.options = {**self.options, 'lm': _lm_name(lm)}
+
+    @property
+    def parallel(self) -> bool: return self.options.get('parallel') is True
 
 # %% ../nbs/79_tokenizer_config.ipynb #7c109b81
 @patch
