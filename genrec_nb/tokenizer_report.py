@@ -91,15 +91,16 @@ def _code_verdict(before: dict, helps: str) -> Verdict:
             f'{rate:.1%} of the items would have to go for all codes to differ'
     return _judged(rate, .1, .4, share if rate else 'all codes differ', helps)
 
-_APART = dict(title='titles that differ, by a year or a brand', words='titles that differ',
+_APART = dict(parallel='a path of their own beside the digits, --identifiers item',
+              title='titles that differ, by a year or a brand', words='titles that differ',
               index='a table without collisions, or --tokenizer method=rqkmeans')
 
-def _path_verdict(method: str, rate: float) -> Verdict: # rate of collisions after the policy
+def _path_verdict(how: str, rate: float) -> Verdict: # 'parallel', or the method; collisions
     "Do paths tell items apart?"
     share = f'{rate:.1%} of the items are more than there are paths: those on one path are ' \
             'recommended together'
     return _judged(rate, 0, .05, share if rate else 'every item has a path of its own',
-                   _APART.get(method, '--tokenizer policy=extra or sinkhorn'))
+                   _APART.get(how, '--tokenizer policy=extra or sinkhorn'))
 
 # %% ../nbs/80_tokenizer_report.ipynb #b80c0023
 def _coverage_verdict(covered: float) -> Verdict: # 0..1
@@ -122,7 +123,8 @@ def verdicts(self: TokenizerReport) -> list[Verdict]: # use and evenness where t
     if self.levels != 0: said += _use_verdicts(self.use, self.levels, helps[0])
     if self.levels is None and self.method != 'hkmeans': # which numbers the items of a leaf
         said.append(_code_verdict(self.before, helps[1]))
-    said.append(_path_verdict(self.method, self.after['rate']))
+    how = 'parallel' if self.notes.get('parallel') else self.method
+    said.append(_path_verdict(how, self.after['rate']))
     return said if self.covered is None else [*said, _coverage_verdict(self.covered)]
 
 # %% ../nbs/80_tokenizer_report.ipynb #b80c0017

@@ -172,6 +172,13 @@ def test_a_run_with_parallel_digits(tmp_path):
     assert {'new', rec.catalog.ids[0]} <= {x.id for x in ranked}
 
 
+def test_digits_that_items_share_are_said_with_what_helps():
+    "Not a running number, which is refused"
+    made = tokenize_items(DATA, SPLIT, TokenizerConfig(**OPQ | dict(levels=1)))
+    said = [str(v) for v in made.report().verdicts()]
+    assert any('recommended together' in x and '--identifiers item' in x for x in said) and not any('policy=extra' in x for x in said)
+
+
 # ---- refusals ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('changes, message', [
