@@ -4,10 +4,10 @@
     python .github/scripts/judge.py run DATA OUT.json --env ENV --minutes 60 --users 1000
 
 DATA is a folder NAME with NAME.inter.json, texts, and published tables NAME.letter.index.json and NAME.rqvae.index.json. Each
-model trains in a process of its own with one thread until its minutes of processor time are over, whatever else the machine does
-(the epoch that has begun is finished), and ranks
-the last items of the same drawn users, seen items kept. cornac's models have the settings that it ships (SASRec its defaults,
-TIGER its GRID recipe, LETTER its LETTER recipe on the published table, RPG its recipe) and keep their best state on validation.
+model trains in a process of its own with one thread until its minutes of processor time are over, whatever else the machine does (the
+epoch that has begun is finished), and ranks the last items of the same drawn users, seen items kept. cornac's models have the settings that it ships (SASRec its defaults,
+TIGER its GRID recipe, LETTER its LETTER recipe on the published table, RPG its recipe) and keep their best state on validation,
+the last three on 200 users of it.
 OUT.json holds figures by both libraries' metrics, seconds of processor time, peak memory, parameters, versions; a model that it holds already with
 the same minutes is not trained again."""
 import argparse, json, os, resource, subprocess, sys, time
@@ -75,7 +75,7 @@ def cornac_model(name: str, clock: Clock, shared: dict, seed: int):
         from cornac.models.letter import LETTER_CONFIG
         codes = shared['codes']
         own = dict(precomputed_semantic_ids=codes, rqvae_num_levels=codes.shape[1], rqvae_codebook_size=int(codes.max()) + 1)
-        return module.LETTER(**{**LETTER_CONFIG, **own, 'cf_weight': 0, 'model_selection': 'best', 'seed': seed, 'device': 'cpu'})
+        return module.LETTER(**{**LETTER_CONFIG, **own, 'cf_weight': 0, 'model_selection': 'best', 'val_sample': 200, 'seed': seed, 'device': 'cpu'})
     from cornac.models.rpg import RPG_CONFIG
     return module.RPG(**{**RPG_CONFIG, 'pca_dim': 0, 'val_sample': 200, 'seed': seed, 'device': 'cpu', 'lr_schedule': 'constant'})
 
