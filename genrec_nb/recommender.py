@@ -12,7 +12,7 @@ import torch
 from dataclasses import asdict, replace
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
-from .core import (GenrecError, SettingError, _check_items, _plural, check_keys,
+from .core import (FileError, GenrecError, SettingError, _check_items, _plural, check_keys,
                             patch, read_json, read_settings, require, versions, whole_folder, write_json,
                             _read_tensors, _write_tensors)
 from .data import Catalog, Dataset
@@ -40,6 +40,7 @@ from .explanations import (Explanation, JointExplanation, Recommendation, Recomm
 from .path_scores import (_compare_items, _path_words, _token_parts,
                                     _token_probabilities)
 from .generators import BACKBONES, _check_base, _make_model
+from .faults import _AGAIN
 from .model_folder import _FORMAT, _check_folder, _fetched, _model_card, _reading
 from .rec_config import RecommenderConfig, _check_sources, _source_names
 
@@ -464,6 +465,7 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     "Read a folder that `_save_pretrained` wrote"
     folder = Path(model_id)
     said = read_json(folder/'config.json')
+    require(said, f'{folder/"config.json"}: no settings in it' + _AGAIN, FileError)
     config = read_settings(RecommenderConfig, said, str(folder/'config.json'))
     with _reading(folder/'catalog.json'): catalog = Catalog(**read_json(folder/'catalog.json'))
     about = read_json(folder/'genrec.json')

@@ -342,12 +342,12 @@ def facts(self: _Run, made: list, rows: dict) -> dict: # made: `Tokenized`s
 _UNTRAINED = 'popularity', 'transitions', 'rules'
 
 def _below_baseline(methods: dict, chosen: str, helps: str) -> str: # '' if it is above
-    "Say that an untrained baseline ranks better than the chosen method, and what helps"
+    "Say that the chosen method is not ahead of an untrained baseline, and what helps"
     def ndcg(name): return methods[name]['valid_ndcg@10']
     best = max(_UNTRAINED, key=ndcg)
     if ndcg(best) <= ndcg(chosen): return ''
-    return (f'On the validation users {best}, an untrained baseline, ranks better than the saved '
-            f'model ({chosen}): NDCG@10 {ndcg(best):.4f} against {ndcg(chosen):.4f}; {helps}.')
+    return (f'On the validation users the saved model ({chosen}) is not ahead of {best}, an untrained '
+            f'baseline: NDCG@10 {ndcg(chosen):.4f} against {ndcg(best):.4f}; {helps}.')
 
 # %% ../nbs/86_run.ipynb #5583c875
 def _curves(work: Path) -> FitResult:

@@ -1,5 +1,5 @@
 "New items, many users, shared titles and empty lists, with a model that is trained already"
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -203,3 +203,11 @@ def test_a_cluster_of_four_recommends_the_same_though_a_worker_is_killed(rec, sa
     assert 'killed' in r.stdout and '4 workers, 1 of them replaced' in r.stdout, r.stdout
     recommend_file(rec, tmp_path/'h.parquet', tmp_path/'one.json', 4, size=8)
     assert (tmp_path/'o'/'four.json').read_text() == (tmp_path/'one.json').read_text()
+
+
+@pytest.mark.parametrize('part', ['config.json', 'catalog.json', 'index.json', 'genrec.json', 'model/config.json'])
+def test_a_part_that_was_emptied_is_refused(saved, tmp_path, part):
+    "Valid JSON with nothing in it is no set of defaults"
+    shutil.copytree(saved, tmp_path/'m')
+    (tmp_path/'m'/part).write_text('{}')
+    with pytest.raises(GenrecError, match='m/|/m: '): GenerativeRecommender.from_pretrained(tmp_path/'m')
