@@ -8,8 +8,8 @@ model trains in a process of its own with one thread until its minutes of proces
 epoch that has begun is finished), and ranks the last items of the same drawn users, seen items kept. cornac's models have the settings that it ships (SASRec its defaults,
 TIGER its GRID recipe, LETTER its LETTER recipe on the published table, RPG its recipe) and keep their best state on validation,
 the last three on 200 users of it.
-OUT.json holds figures by both libraries' metrics, seconds of processor time, peak memory, parameters, versions; a model that it holds already with
-the same minutes is not trained again."""
+OUT.json holds figures by both libraries' metrics, seconds of processor time, peak memory, parameters, versions. Lists and vectors are
+kept in OUT.work: what is there is not made again (delete it for other minutes, users or data)."""
 import argparse, json, os, resource, subprocess, sys, time
 from pathlib import Path
 import numpy as np
@@ -173,7 +173,7 @@ def run(a) -> None:
     from genrec_nb.metrics import ranking_metrics
     folder, theirs = a.out.with_suffix('.work'), a.env/'bin/python'
     if not theirs.exists(): sys.exit(f'judge: there is no environment in {a.env}: python .github/scripts/judge.py install {a.env}')
-    prepare(a.data, folder, a.users)
+    if not (folder/'shared.npz').exists(): prepare(a.data, folder, a.users)
     for name in a.models:
         if (folder/f'{name}.json').exists(): continue
         python, side = (sys.executable, 'ours') if name in OURS else (theirs, 'cornac')
