@@ -51,7 +51,7 @@ QUESTIONS = {'How do I train on my own CSV?': 'how_do_i', 'What happens when two
              'read a published index.json of LETTER': 'how_do_i', 'use a language model from Hugging Face': 'how_do_i',
              'resume a killed training': 'how_do_i', 'ConditionalGeneration': 'tiger', 'exclude items the user has seen': 'beam_search', "how does LETTER's diversity loss work": 'letter',
              'how are equal timestamps ordered': 'data', 'what does alpha do in decoding': 'glossary', 'how long does training take and what hardware': 'how_do_i',
-             'make a report from stored rows': 'how_do_i', 'zero-gain token': 'glossary', 'item_nats': 'exact', 'collis': 'collisions'}
+             'make a report from stored rows': 'how_do_i', 'compared with cornac on the same split': 'how_it_compares', 'zero-gain token': 'glossary', 'item_nats': 'exact', 'collis': 'collisions'}
 
 
 def test_the_search_answers_questions(site):
