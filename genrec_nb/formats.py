@@ -84,7 +84,8 @@ def _record(line: str, where: str) -> dict:
         try: found = read(line)
         except _NO_VALUE: continue
         if isinstance(found, dict): return found
-    raise FileError(f'{where}: expected a JSON object or a Python dictionary, found {line[:40]!r}')
+    raise FileError(f'{where}: expected a JSON object or a Python dictionary, found {line[:40]!r}; '
+                    'mend the line or delete it')
 
 # %% ../nbs/11_formats.ipynb #c4de4aa6
 _ESCAPE = r"""\\(?:[nrt\\'"]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})"""

@@ -274,8 +274,8 @@ def add_rules(self: GenerativeRecommender,
 def find_items(self: GenerativeRecommender, history: list) -> list[int]: # item numbers
     "Find item ids, titles or `Recommendation`s; an id is tried first, then a title"
     require(history is not None and not isinstance(history, str) and len(history) > 0,
-            f'the history is {history!r}: expected a list with at least one item id or title',
-            SettingError)
+            f'the history is {history!r}: expected a list with at least one item id or title'
+            + f'; write [{history!r}]'*bool(history), SettingError)
     def item(x):
         try: return self.catalog.index(x.id if isinstance(x, Recommendation) else x)
         except GenrecError: found = self.catalog.find(str(x))

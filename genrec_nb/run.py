@@ -116,12 +116,20 @@ def load_config(
 # %% ../nbs/86_run.ipynb #f7cd9786
 _MOVABLE = 'data', 'ids', 'vectors' # places: what lies there counts, see `_same_contents`
 
+def _differing(config: RunConfig, was: RunConfig) -> str: # 'train.epochs: 2, was 1'
+    "The settings that two runs do not share"
+    now, old = (_flat(plain(asdict(c))) for c in (config, was))
+    return ', '.join(f'{k}: {now.get(k)}, was {old.get(k)}' for k in {**old, **now}
+                     if old.get(k) != now.get(k) and k not in _MOVABLE)
+
 def _open_run(folder: str | Path, config: RunConfig, resume: bool) -> Path: # the folder
     "Make the folder of a run, or open it again; raises `GenrecError` if it belongs to another run"
     folder, mine = Path(folder), Path(folder)/'config.toml'
     there, why = mine.is_file(), None
     if there and not resume:
-        why = 'holds a run already; --resume goes on with it, another --out keeps both'
+        other = _differing(config, load_config(mine))
+        why = f'holds a run with other settings ({other}); name another --out' if other else \
+            'holds a run already; --resume goes on with it, another --out keeps both'
     elif resume and not there:
         others = ', '.join(sorted(str(p.parent) for p in folder.parent.glob('*/config.toml')))
         why = 'there is no run to resume' + f'; found {others}'*bool(others)
@@ -129,9 +137,8 @@ def _open_run(folder: str | Path, config: RunConfig, resume: bool) -> Path: # th
         why = 'exists and is no run; name another folder with --out'
     require(not why, f'{folder}: {why}', FileError)
     if not there: _write_spec(mine, config.to_dict())
-    given, stored = (_flat(plain(asdict(c))) for c in (config, load_config(mine)))
-    other = [k for k in {**stored, **given} if stored.get(k) != given.get(k) and k not in _MOVABLE]
-    require(not other, f'{folder}: was started with other settings ({", ".join(other)}); '
+    other = _differing(config, load_config(mine))
+    require(not other, f'{folder}: was started with other settings ({other}); '
             'resume with the same ones, or name another --out', SettingError)
     return folder
 

@@ -103,14 +103,16 @@ def _path_verdict(how: str, rate: float) -> Verdict: # 'parallel', or the method
                    _APART.get(how, '--tokenizer policy=extra or sinkhorn'))
 
 # %% ../nbs/80_tokenizer_report.ipynb #b80c0023
-def _coverage_verdict(covered: float) -> Verdict: # 0..1
+def _coverage_verdict(covered: float, helps: str = '') -> Verdict: # 0..1
     "Are the tokens of the items trained?"
-    return _judged(1 - covered, .05, .3, f'{covered:.1%} of the items consist of tokens that occur '
-                   'in training targets', 'codes that items share: --tokenizer method=rqkmeans')
+    share = f'{covered:.1%} of the items consist of tokens that occur in training targets'
+    return _judged(1 - covered, .05, .3, share,
+                   helps or 'codes that items share: --tokenizer method=rqkmeans')
 
 # %% ../nbs/80_tokenizer_report.ipynb #b80c0014
 _MORE = '--tokenizer levels=N or --tokenizer size=N with more of them'
 _OTHER = 'other identifiers: --tokenizer method=rqkmeans'
+_SHARED = 'fewer codes, which more items share, --tokenizer size=N; or more interactions'
 
 @patch
 def verdicts(self: TokenizerReport) -> list[Verdict]: # use and evenness where there are codes
@@ -125,7 +127,8 @@ def verdicts(self: TokenizerReport) -> list[Verdict]: # use and evenness where t
         said.append(_code_verdict(self.before, helps[1]))
     how = 'parallel' if self.notes.get('parallel') else self.method
     said.append(_path_verdict(how, self.after['rate']))
-    return said if self.covered is None else [*said, _coverage_verdict(self.covered)]
+    if self.covered is None: return said
+    return [*said, _coverage_verdict(self.covered, _SHARED if self.levels else '')]
 
 # %% ../nbs/80_tokenizer_report.ipynb #b80c0017
 _GRADES = 'collapsed', 'doubtful', 'good'

@@ -125,7 +125,7 @@ def test_a_run_prints_its_table_and_writes_its_settings(finished, seen, tmp_path
     line('run', out/'config.toml', '--set', 'decode.rules_weight=0', '--set', 'decode.alpha=.3', '--column', 'user=who', '--column', 'time=', '--out', tmp_path/'again')
     assert (seen[-1][0].rules_weight, seen[-1][0].alpha, seen[-1][0].columns) == (0, .3, dict(user='who', time=''))
     monkeypatch.undo()
-    assert 'other settings (alpha)' in line('run', out/'config.toml', '--set', 'alpha=0.3', '--resume', '--out', out)
+    assert 'other settings (alpha: 0.3, was ' in line('run', out/'config.toml', '--set', 'alpha=0.3', '--resume', '--out', out)
 
 def test_recommend_and_inspect(finished, toy):
     out, _ = finished
@@ -174,7 +174,7 @@ def test_mistakes_are_one_line_and_make_no_folder(finished, toy, tmp_path):
     for short, full in dict(FILE=str(tmp_path/'log'/'log.csv'), WHO='who', WHAT='what', WHEN='when').items(): advice = advice.replace(short, full)
     exec(advice.replace('interactions.csv', f'{tmp_path}/log/interactions.csv')); (tmp_path/'log'/'log.csv').unlink()
     assert len(prints('describe', tmp_path/'log', '--out', tmp_path/'d.html'))
-    assert 'no run to resume' in line('run', toy, '--resume', '--out', tmp_path/'o') and 'holds a run already' in line('run', toy, '--out', finished[0])
+    assert 'no run to resume' in line('run', toy, '--resume', '--out', tmp_path/'o') and 'holds a run with other settings' in line('run', toy, '--out', finished[0])
     assert 'epochs is 0' in run(toy, '--set', 'train.epochs=0') and "did you mean 'lr'" in run(toy, '--set', 'train.lrr=1') and 'alpha is 2' in run(toy, '--set', 'alpha=2')
     assert "did you mean 'weighting'" in run(toy, '--set', 'weigthing=fg') and "did you mean 'igd'" in run(toy, '--set', 'weighting=igdd')
     assert "did you mean 'd_model'" in run(toy, '--model', 'dmodel=3') and '--model d_model: expected NAME=VALUE' in run(toy, '--model', 'd_model')

@@ -155,3 +155,14 @@ def test_one_of_a_kind_is_counted_in_the_singular():
     assert said[0] == 'Interactions(1 user, 3 items, 3 interactions)' and said[1].startswith('Cases(1 case, 1 user,') and said[2].endswith('1 of 1 test target stands in its own history')
     assert said[3].startswith('1 user, leave-one-out; 1 item, full catalog') and '(1 of 1 target cannot be hit)' in said[3] and '1 user with fewer than 3 items was kept' in said[3]
     assert said[4].startswith('1 test case, the last tenth') and '1 user with fewer than 2 items was left out' in said[4]
+
+
+def test_several_items_in_one_word_are_said():
+    "Ids or titles with commas between them, as a user of a shell may write"
+    from genrec_nb.core import GenrecError
+    from genrec_nb.data import Catalog
+    catalog = Catalog(['b1', 'b2', 'b3'], ['Rose tea', 'Mint tea', 'Tea, black'], ['', '', ''])
+    assert catalog.find('tea, black') == 2
+    for said in ('b1,b2', 'rose tea, B3'):
+        with pytest.raises(GenrecError, match='several items: give each by itself'): catalog.find(said)
+    with pytest.raises(GenrecError, match='did you mean'): catalog.find('rose teas, mint')

@@ -298,3 +298,10 @@ def test_a_file_that_was_read_is_not_called_one_that_is_not_understood(tmp_path)
     for place in (tmp_path, tmp_path/'log.csv'):
         with pytest.raises(MissingTextError) as e: load_dataset(place, user='who', item='what')
         assert 'not understood: odd.csv' in str(e.value) and 'not understood: log.csv' not in str(e.value)
+
+
+def test_a_bad_line_of_the_items_is_named(tmp_path):
+    "And not hidden behind 'there are no texts'"
+    (tmp_path/'reviews_X_5.json').write_text(''.join(json.dumps(dict(reviewerID=f'u{u}', asin=f'B{(u + t)%5}', unixReviewTime=t)) + '\n' for u in range(6) for t in range(4)))
+    (tmp_path/'meta_X.json').write_text(''.join(f"{{'asin': 'B{i}', 'title': 'Thing {i}'}}\n" for i in range(5)) + "{'asin': 'B9', 'tit")
+    with pytest.raises(MissingTextError, match=r'meta_X.json, line 6: expected a JSON object.*delete it'): load_dataset(tmp_path)

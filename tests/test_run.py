@@ -150,7 +150,7 @@ def test_an_assistant_and_a_sample_of_users(finished, pages, tmp_path):
         assert got['methods'][name]['valid_ndcg@10'] == pytest.approx(ranking_metrics(rank(split.valid), split.valid.targets, (10,))['ndcg@10'])
     page = (out/'report.html').read_text()
     assert '20 test users, sampled once' in page and '50% of each step from a SASRec' in page and '+ assistant' not in (before/'report.html').read_text()
-    with pytest.raises(GenrecError, match=r'other settings \(assistant_weight\)'): run(replace(config, assistant_weight=.3), out, resume=True)
+    with pytest.raises(GenrecError, match=r'other settings \(assistant_weight: 0.3, was 0'): run(replace(config, assistant_weight=.3), out, resume=True)
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_does_not(finished, tmp_path):
@@ -285,7 +285,7 @@ def test_a_folder_belongs_to_one_run(finished, tmp_path):
     (tmp_path/'full'/'x').write_text('')
     for call, message in ((lambda: run(small_config(data), folder), '--resume goes on'), (lambda: run(small_config(data), tmp_path/'full'), 'is no run'),
                           (lambda: run(small_config(data), tmp_path/'none', resume=True), 'no run to resume'),
-                          (lambda: run(small_config(data, train=TINY['train'] | dict(lr=1e-3)), folder, resume=True), r'other settings \(train.lr\)'),
+                          (lambda: run(small_config(data, train=TINY['train'] | dict(lr=1e-3)), folder, resume=True), r'other settings \(train.lr: 0.001, was '),
                           (lambda: run(small_config(data, model={}), folder, resume=True), r'other settings \(model')):
         with pytest.raises(GenrecError, match=message): call()
 
