@@ -337,16 +337,10 @@ def load_files(
         notes += [found.note, *more]
     return _assemble(_name_of(files, place), rows, catalog, kinds, notes, files, ties, tie_seed)
 
-def _unread(path: Path) -> str:
-    "A file that is no table of items, with what is wrong in it where that can be said"
-    try: read_file(path)
-    except FileError as e: return str(e)
-    return path.name
-
 def _no_items(path, place: Path, others: list[_Seen]) -> str: # others: files that were not read
     "Why there are no texts"
     if path: return f'{path}: no such file, so the items have no text; add it, or text=False'
-    odd = '; '.join(_unread(s.path) for s in others if s.kind == '')
+    odd = '; '.join(s.error or s.path.name for s in others if s.kind == '')
     return (f'{place}: no file of items with ids and titles, so the items have no text; '
             'add items.csv with columns item and title, or do without (text=False)'
             + f'; not understood: {odd}'*bool(odd))
