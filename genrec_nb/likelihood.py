@@ -96,12 +96,10 @@ class _Trained:
     @classmethod
     def from_pretrained(cls, name, *args, softmax=None, prior=None, **more):
         "As `transformers` does it; warns if another `softmax` or `prior` is asked for"
-        try:
-            with _without_bars(): model = super().from_pretrained(name, *args, **more)
-        except RuntimeError as e:
-            require('mismatched' not in str(e), f'{name}: the weights have other shapes than '
-                    'config.json says', FileError)
-            raise
+        how = dict(ignore_mismatched_sizes=True, output_loading_info=True) # told below, in one line
+        with _without_bars(): model, info = super().from_pretrained(name, *args, **more, **how)
+        require(not info['mismatched_keys'], f'{name}: the weights have other shapes than '
+                'config.json says', FileError)
         if softmax or prior: _as_trained(dict(softmax=softmax, prior=prior), model.config, name)
         return model
 
