@@ -8,7 +8,7 @@ __all__ = ['nearest', 'generator', 'kmeans', 'sinkhorn', 'sinkhorn_codes', 'bala
            'quantizer_report']
 
 # %% ../nbs/20_kmeans.ipynb #606e1142
-import warnings
+import functools, warnings
 import numpy as np
 import pandas as pd
 import torch
@@ -18,7 +18,7 @@ from pathlib import Path
 from scipy.stats import entropy
 from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from .core import (FileError, SettingError, explain, patch, read_json, require, write_json,
                             _read_tensors, _write_tensors)
@@ -62,6 +62,7 @@ def _published_start(x: np.ndarray, k: int, random_state) -> np.ndarray: # [N, d
     return x[kmeans_plusplus(double, k, random_state=random_state, n_local_trials=1)[1]]
 
 # %% ../nbs/20_kmeans.ipynb #2bbf8290
+_one_thread = functools.cache(ThreadpoolController) # looks through the loaded libraries once, not for each k-means
 _SAMPLE = 65_536 # vectors that centers are learned on
 _BATCHED = 20_000 # beyond so many, mini-batches
 
@@ -84,7 +85,7 @@ def kmeans(
     init, n_init = (_published_start, 3) if start is None else (start.cpu().numpy(), 1)
     more = dict(n_clusters=k, init=init, n_init=n_init, max_iter=n_iter, random_state=seed)
     model = KMeans(**more) if len(some) <= _BATCHED else MiniBatchKMeans(batch_size=_CHUNK, **more)
-    with threadpool_limits(1), warnings.catch_warnings():
+    with _one_thread().limit(limits=1), warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning) # fewer distinct vectors than codes
         centers = torch.as_tensor(model.fit(some).cluster_centers_).float().to(x.device)
     return centers, nearest(x, centers)
