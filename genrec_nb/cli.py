@@ -169,12 +169,17 @@ def _show_run(m: dict) -> None: # m: as in metrics.json
            *map(escape, _verdicts(m)))
 
 # %% ../nbs/95_cli.ipynb #6f01608d
+_Skip = _flag('--skip-bad-lines', 'Leave out lines that cannot be read, and say how many.')
+
+def _bad_lines(skip: bool) -> str: return 'skip' if skip else 'error' # of `load_dataset`
+
 _Page = _may(Path, 'Page with two plots, runs/NAME-data.html if none is given.')
 
 @app.command('describe', cls=_Command)
 def _describe(
     data: Annotated[str, typer.Argument(help='Data set, as in `genrec run`.')],
     column: _Column = None,
+    skip: _Skip = False,
     out: _Page = None,
 ):
     "Say what is in a data set, what was read as what, and what decides its figures."
@@ -185,7 +190,7 @@ def _describe(
     from genrec_nb.data_facts import describe_data, plot_data
     from genrec_nb.loaders import load_dataset
     from genrec_nb.report import Page, _preformatted
-    found = load_dataset(data, **dict(text=None) | columns)
+    found = load_dataset(data, **dict(text=None, bad_lines=_bad_lines(skip)) | columns)
     lines = [*found.notes, *describe_data(found, encoder='minilm').lines()]
     _print(*map(escape, lines))
     path, page = out or Path('runs')/f'{found.name}-data.html', Page(f'Data: {found.name}')
@@ -224,6 +229,7 @@ def _tokenize(
     preset: _Preset = None,
     tokenizer: _Tokenizer = None,
     column: _Column = None,
+    skip: _Skip = False,
     vectors: _Vectors = None,
     split: Annotated[Literal['auto', 'leave-one-out', 'time'], typer.Option(
         help='Whose training part is used, as in the run to come.')] = 'auto',
@@ -243,7 +249,7 @@ def _tokenize(
     config = read_settings(TokenizerConfig, given)
     with _interruptible('nothing was written') as bars:
         found = tokenize(data, config, out, _columns(column), bars, _device(device), tie_seed,
-                         split, vectors and str(vectors))
+                         split, vectors and str(vectors), _bad_lines(skip))
     _show_tokenizer(found)
     _LOG.info('done in %s; see %s, report.json and index.json', _since_start(), out/'report.html')
 

@@ -12,8 +12,9 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 from .core import FileError, SettingError, require
-from .data import Catalog, _column
-from .formats import FileTable, recognize, _as_list, _ids, _NUMBER, _plain_name, _share
+from .data import Catalog
+from .formats import (FileTable, recognize, _as_list, _ids, _leave_out, _NUMBER,
+                               _plain_name, _share)
 
 # %% ../nbs/11_item_texts.ipynb #b56fbcab
 _TAG = re.compile(r'</?(?:br|p|b|i|em|strong|ul|ol|li|div|span|font|a|h\d|t[rdh])\b[^<>]*>', re.I)
@@ -56,7 +57,7 @@ def _no_prose(name: str, values: list[str]) -> str: # '' for titles and prose
 class _Items:
     "A catalog, and how it was read"
     catalog: Catalog
-    note: str
+    notes: list[str]
     categories: list | None = None # [N] as they stand in the file
     raw: bool = False
 
@@ -97,7 +98,10 @@ def _items_of(table: FileTable, item: str, title: str, text, category) -> _Items
     item = _there(df, item or f.item or 'item', where)
     wanted = _named_columns(text, df, where)
     title = _there(df, title or f.title or (wanted or ['title'])[0], where)
-    ids = _column(df.assign(**{item: _ids(df[item])}), item, where).tolist()
+    ids = _ids(df[item])
+    there = ids.notna().to_numpy()
+    _leave_out(~there, np.arange(len(df)), table, f'an item in column {item!r}', ids)
+    df, ids = df[there], ids[there].tolist()
     keep = _first_of_each(ids, f.raw)
     if len(keep) < len(ids): df, ids = df.iloc[keep], [ids[i] for i in keep]
     others = wanted if wanted else [c for c in df.columns if c not in (item, title)]
@@ -110,7 +114,7 @@ def _items_of(table: FileTable, item: str, title: str, text, category) -> _Items
     texts = f', texts {", ".join(map(repr, read))}'*bool(read)
     note = f'items: {table!r}, {f.name}: ids {item!r}, titles {title!r}{texts}{left}'
     kinds = [_as_list(v) or v for v in df[found]] if found else None
-    return _Items(catalog, note, kinds, f.raw)
+    return _Items(catalog, [note, *filter(None, [table.bad.note()])], kinds, f.raw)
 
 def _first_of_each(ids: list[str], raw: bool) -> np.ndarray: # int64 [n]
     "Of a shop's raw file the first record of each item; in other files none may be repeated"

@@ -13,41 +13,60 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .core import FileError, GenrecError, MissingTextError, _near_place, _plural, require
-from .data import (Catalog, Dataset, Interactions, _check_ties, _codes, _column,
-                            _histories, _offsets_of, _seconds)
+from .data import (Catalog, Dataset, Interactions, _check_ties, _codes, _histories,
+                            _offsets_of, _seconds)
 from .splits import Split, _cases, _prefixes
-from .formats import (explode, read_file, recognize, _as_list, _clock, _has_lists, _ids,
-                               _plain_name, _share)
+from .formats import (FileTable, explode, read_file, recognize, _as_list, _clock,
+                               _has_lists, _ids, _leave_out, _no_times, _plain_name, _share)
 from .item_texts import _Items, _items_of, _pair, _there
 
 # %% ../nbs/11_layouts.ipynb #f348c632
 _PAST_TIMES = 'historytimestamp', 'historytimestamps', 'historytimes', 'historytime'
 
-def _read_rows(path: Path, user, item, time) -> tuple[pd.DataFrame, str]: # rows; a note
-    "Interactions in columns user, item, time and history; raises `GenrecError`"
-    table = read_file(path, rows=200)
-    df, f = table.frame, recognize(list(table.frame.columns))
+def _role_columns(path: Path, user, item, time, how: str) -> tuple[dict, str]: # and the format
+    "What the columns of interactions are called, by role; raises `GenrecError`"
+    df = read_file(path, rows=200, bad_lines=how).frame
+    f = recognize(list(df.columns))
     user, item = (_there(df, given or found or role, path)
                   for given, found, role in ((user, f.user, 'user'), (item, f.item, 'item')))
     time = _time_column(df, f.time, time, (user, item), path)
     past = f.history if f.history not in ('', item) and f.history in df else ''
     then = next((c for c in df.columns if past and _plain_name(c) in _PAST_TIMES), '')
     names = dict(user=user, item=item, time=time, history=past, then=then)
-    names = {role: c for role, c in names.items() if c}
-    table = read_file(path, keep=list(dict.fromkeys(names.values())))
-    df = table.frame
+    return {role: c for role, c in names.items() if c}, f.name
+
+def _read_rows(path: Path, user, item, time, how: str = 'error') -> tuple[pd.DataFrame, list[str]]:
+    "Interactions in columns user, item, time and history, and notes; raises `GenrecError`"
+    names, kind = _role_columns(path, user, item, time, how)
+    table = read_file(path, keep=list(dict.fromkeys(names.values())), bad_lines=how)
+    df, user, item, time = table.frame, names['user'], names['item'], names.get('time', '')
     require(not _has_lists(df[user]), f'{path}: column {user!r} holds lists, expected one user id '
             'in each row', FileError)
-    df = explode(_plain_items(df, item), item, time, path)
+    df = _plain_items(df, item).assign(**{_ROW: np.arange(len(df))})
+    df = explode(df, item, time, path)
     rows = df[list(names.values())].set_axis(list(names), axis=1).reset_index(drop=True)
-    for role in ('user', 'item'): rows[role] = _ids(rows[role])
-    for role in names.keys() - {'history', 'then'}:
-        _column(rows[[role]].set_axis([names[role]], axis=1), names[role], path)
-    unit = ''
-    if time: rows['time'], unit = _clock(rows.time)
+    rows, unit = _whole_rows(rows, df[_ROW].to_numpy(), table, names)
     said = ', '.join(f'{r} {c!r}' for r, c in names.items()) + f' in {unit}'*bool(unit)
     said += '' if time else '; no times: the order of the rows counts'
-    return rows, f'interactions: {table!r}, {f.name}: {said}'
+    return rows, [f'interactions: {table!r}, {kind}: {said}', *filter(None, [table.bad.note()])]
+
+# %% ../nbs/11_layouts.ipynb #2efc0feb
+_ROW = '\0row' # a column with the number of the row in the file
+
+def _whole_rows(rows: pd.DataFrame, row: np.ndarray, table: FileTable, names: dict
+                ) -> tuple[pd.DataFrame, str]: # and the unit of times
+    "Rows with a user, an item and a time; others are refused, or left out and counted"
+    unit, time = '', 'time' in names
+    for role in ('user', 'item', 'time')[:2 + time]:
+        values, unit = (_ids(rows[role]), '') if role != 'time' else _clock(rows[role])
+        wrong = _no_times(values) if role == 'time' else values.isna().to_numpy()
+        article = 'an' if role == 'item' else 'a'
+        _leave_out(wrong, row, table, f'{article} {role} in column {names[role]!r}', values)
+        if wrong.any():
+            rows, row = rows[~wrong].reset_index(drop=True), row[~wrong]
+            values, unit = _clock(rows.time) if role == 'time' else (_ids(rows[role]), '')
+        rows = rows.assign(**{role: values})
+    return rows, unit
 
 # %% ../nbs/11_layouts.ipynb #08811872
 def _plain_items(df: pd.DataFrame, item: str) -> pd.DataFrame:
@@ -177,9 +196,9 @@ class _Seen:
     columns: list
     error: str = '' # why it cannot be read
 
-def _look(path: Path) -> _Seen:
+def _look(path: Path, how: str = 'error') -> _Seen: # how: `bad_lines`
     "Look at the first rows of a file"
-    try: df = read_file(path, rows=200).frame
+    try: df = read_file(path, rows=200, bad_lines=how).frame
     except GenrecError as e: return _Seen(path, '', [], str(e))
     columns = list(df.columns)
     f = recognize(columns)
@@ -254,14 +273,14 @@ def _not_understood(folder: Path, seen: list[_Seen]) -> str:
             "pandas.read_csv('FILE').rename(columns={'WHO': 'user', 'WHAT': 'item', 'WHEN': 'time'})"
             ".to_csv('interactions.csv', index=False)")
 
-def _found_files(place: Path, user, item) -> tuple[dict, list[_Seen]]: # part -> file; all files
+def _found_files(place: Path, user, item, how: str) -> tuple[dict, list[_Seen]]: # part -> file; all
     "The files of interactions in a folder, or around a file; raises `FileError`"
     folder = place if place.is_dir() else place.parent
     if place.is_file():
         if not _part_of(place):
-            return {'': place}, [_look(f) for f in _files(folder) if f != place]
+            return {'': place}, [_look(f, how) for f in _files(folder) if f != place]
         if place.parent.name.lower() in _PART: folder = folder.parent
-    seen = [_look(f) for f in _files(folder)]
+    seen = [_look(f, how) for f in _files(folder)]
     found = [s for s in seen
              if s.kind == 'interactions' or user and {user, item} <= {*s.columns}]
     if place.is_file():
@@ -272,13 +291,13 @@ def _found_files(place: Path, user, item) -> tuple[dict, list[_Seen]]: # part ->
     return _choose(found, folder), seen
 
 # %% ../nbs/11_layouts.ipynb #8a71c214
-def _rows_of(files: dict, user, item, time) -> tuple[pd.DataFrame, list[str]]:
+def _rows_of(files: dict, user, item, time, how: str) -> tuple[pd.DataFrame, list[str]]:
     "The interactions of one file, or of the files of a split; and notes"
     order, frames, notes = _ORDER, [], []
     for part in sorted(files, key=lambda p: order.index(p) if p else 0):
-        rows, note = _read_rows(files[part], user, item, time)
+        rows, more = _read_rows(files[part], user, item, time, how)
         frames.append(rows.assign(part=order.index(part) if part else 0))
-        notes.append(note)
+        notes += more
     rows, merged = _merge_repeats(pd.concat(frames, ignore_index=True))
     same = 'another in user, item and time'
     if merged: notes.append(_plural(merged, f'row that repeats {same} was merged',
@@ -319,22 +338,23 @@ def load_files(
     fields: str | list[str] | None = None, # columns for the encoder; None: titles and prose
     category: str | None = None, # column of categories; None: found by name
     ties: str = 'random', tie_seed: int | None = None, # see `load_dataset`
+    bad_lines: str = 'error', # see `load_dataset`
 ) -> Dataset:
     "Read raw files in any known format; raises `FileError` that says what was found"
     place, (item, own) = Path(place), _pair(item)
     require(place.exists(), f'{place}: no such file or folder{_near_place(place)}', FileError)
-    files, seen = _found_files(place, user, item)
+    files, seen = _found_files(place, user, item, bad_lines)
     first = next(iter(files.values()))
-    rows, notes = _rows_of(files, user, item, time)
+    rows, notes = _rows_of(files, user, item, time, bad_lines)
     catalog, kinds = None, None
     if text:
         path = Path(items) if items else _beside(seen, first)
         others = [s for s in seen if s.path not in files.values()]
         there = path is not None and path.is_file()
         require(there, _no_items(path, place, others), MissingTextError)
-        found = _items_of(read_file(path), own, title, fields, category)
+        found = _items_of(read_file(path, bad_lines=bad_lines), own, title, fields, category)
         rows, catalog, kinds, more = _of_chosen(rows, found, first)
-        notes += [found.note, *more]
+        notes += [*found.notes, *more]
     return _assemble(_name_of(files, place), rows, catalog, kinds, notes, files, ties, tie_seed)
 
 def _no_items(path, place: Path, others: list[_Seen]) -> str: # others: files that were not read

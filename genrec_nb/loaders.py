@@ -17,7 +17,7 @@ from filelock import FileLock
 from .core import (FileError, MissingTextError, check_choice, _check_place, explain,
                             read_json, require)
 from .data import Catalog, Dataset, _check_ties, _histories, _natural_order
-from .formats import read_file, _decode, _one_value
+from .formats import read_file, _check_bad_lines, _decode, _one_value
 from .item_texts import _items_of, _pair
 from .layouts import load_files
 
@@ -300,10 +300,12 @@ def load_dataset(
     text: bool | str | None = True, # columns of texts, 'A,B'; None: if every item has one; False: none
     ties: str = 'random', # order of a user's interactions at equal times: 'random', 'given', 'item'
     tie_seed: int | None = None, # of the random order; None: 0
+    bad_lines: str = 'error', # 'skip': lines that cannot be read are left out and counted
     **columns, # names of columns: user, item ('A,B' of two tables), time, title, category
 ) -> Dataset:
     "Load a data set by name or from files; raises `MissingTextError` if texts are missing"
-    d, how = Path(name), dict(ties=ties, tie_seed=tie_seed)
+    d, how = Path(name), dict(ties=ties, tie_seed=tie_seed, bad_lines=bad_lines)
+    _check_bad_lines(bad_lines)
     if text is None:
         try: return load_dataset(name, True, **how, **columns)
         except MissingTextError as e:

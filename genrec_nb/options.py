@@ -122,7 +122,7 @@ _SETTINGS = dict(epochs='train.epochs=N', samples_per_epoch='train.samples_per_e
 _OF_TOKENIZERS = 'levels', 'size', 'policy', 'encoder', 'cf', 'alpha', 'beta', 'clusters', 'seed'
 _OPTION = {'--option': '--tokenizer NAME=VALUE'}
 _MOVED = dict(run={'--' + k.replace('_', '-'): f'--set {v}' for k, v in _SETTINGS.items()} | _OPTION
-              | {'--data': 'genrec run DATA',
+              | {'--data': 'genrec run DATA', '--skip-bad-lines': '--set bad_lines=skip',
                  '--ids': '--tokenizer method=NAME, or --set ids=FILE for a table or folder'},
               tokenize={f'--{k}': f'--tokenizer {k}=VALUE' for k in _OF_TOKENIZERS} | _OPTION,
               recommend={'--alpha': '--set alpha=VALUE'})

@@ -253,6 +253,7 @@ def _tokenizer_page(
     page.add('Information gain', plot_gain_by_position(trie, gain, counts))
     history = getattr(made.quantizer, 'history', None)
     if history: page.add('Training', _plot_history(history))
+    if m.get('data_notes'): page.add('Data', _preformatted('\n'.join(m['data_notes'])))
     some = np.sort(_sample(ids.n_items, 14, made.config.seed))
     page.add('Some items', pd.DataFrame({'identifier': [' '.join(ids.names(i)) for i in some]},
                                         index=[catalog.titles[i][:60] for i in some]))

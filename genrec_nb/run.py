@@ -53,6 +53,7 @@ class RunConfig(RecommenderConfig):
     ties: Literal['random', 'given', 'item'] = 'random' # order of equal times, see `load_dataset`
     tie_seed: Natural | None = None # of the random order, whatever the training seed; None: 0
     title_words: Count | None = None # items with longer titles are left out; None: none is
+    bad_lines: Literal['error', 'skip'] = 'error' # lines that cannot be read, see `load_dataset`
     ids: str | None = None # an index.json, or a folder of `genrec tokenize`; None: made here
     compare: tuple[Literal[_COMPARED], ...] = _COMPARED # trainings beside that of the settings
     baselines: dict | list | str = '' # beside popularity and transitions: names, perhaps with settings
@@ -158,7 +159,8 @@ def _same_contents(folder: Path, own: Trial, config: RunConfig) -> None:
 def data_config(self: RunConfig) -> DataConfig:
     "The data and their split"
     return DataConfig(self.data, self.columns, self.split, self.users, self.vectors, self.ties,
-                      tie_seed=self.tie_seed, title_words=self.title_words)
+                      tie_seed=self.tie_seed, title_words=self.title_words,
+                      bad_lines=self.bad_lines)
 
 @patch(as_prop=True)
 def recommenders(self: RunConfig) -> dict: # label -> `RecommenderConfig`

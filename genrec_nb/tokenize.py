@@ -33,7 +33,7 @@ def _save_tokenized(
     report = made.report(counts)
     figures = dict(data=data.name, items=len(data.catalog), config=asdict(made.config),
                    **report.to_dict(), source=made.source, versions=versions(), seconds=seconds,
-                   fitted_on=_fitted_on(made.ids.notes), **facts)
+                   fitted_on=_fitted_on(made.ids.notes), data_notes=data.notes, **facts)
     def pages(part):
         write_json(part/'report.json', figures)
         _tokenizer_page(made, report, figures, counts, data.catalog).save(part/'report.html')
@@ -59,16 +59,18 @@ def tokenize(
     tie_seed: int | None = None, # order of equal times in the histories, see `load_dataset`
     split: str = 'auto', # whose training part is used, see `DataConfig`
     vectors: str | None = None, # file of item vectors instead of an encoder's, see `DataConfig`
+    bad_lines: str = 'error', # lines of the data that cannot be read, see `load_dataset`
 ) -> dict: # what report.json holds
     "Tokenize a catalog; leaves tokenizer, report.json and report.html in the folder, or nothing"
     folder, progress, columns = Path(folder), _Timed(progress or _Silent()), columns or {}
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     require(not taken, f'{folder}: exists and is not empty; name another --out', FileError)
     progress.stage('data')
-    about = DataConfig(data, columns, split, None, vectors, tie_seed=tie_seed)
+    about = DataConfig(data, columns, split, None, vectors, tie_seed=tie_seed, bad_lines=bad_lines)
     serves = about.serves(config)
     if _needs_text(config) and not serves: about.require_text(f'the tokenizer {config.method}')
-    found = load_dataset(data, tie_seed=tie_seed, **dict(text=None) | columns)
+    how = dict(text=None, tie_seed=tie_seed, bad_lines=bad_lines)
+    found = load_dataset(data, **how | columns)
     for note in found.notes: _LOG.info('%s', note)
     given = found.split if split == 'auto' else None
     split = given or _SPLITS[split](found.interactions)

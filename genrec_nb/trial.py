@@ -37,6 +37,7 @@ class DataConfig:
     ties: Literal['random', 'given', 'item'] = 'random' # order of equal times, see `load_dataset`
     tie_seed: Natural | None = None # of the random order, whatever the training seed; None: 0
     title_words: Count | None = None # items with longer titles are left out; None: none is
+    bad_lines: Literal['error', 'skip'] = 'error' # lines that cannot be read, see `load_dataset`
     def __post_init__(self): check_keys(self.columns, _COLUMNS, 'columns')
 
 # %% ../nbs/83_trial.ipynb #5b396e98
@@ -58,7 +59,7 @@ _SPLITS = {'auto': leave_one_out, 'leave-one-out': leave_one_out, 'time': global
 @patch
 def load(self: DataConfig) -> tuple[Dataset, Split]:
     "Data and split; raises `GenrecError` if there is nobody to evaluate or nothing to learn from"
-    how = dict(text=None, ties=self.ties, tie_seed=self.tie_seed)
+    how = dict(text=None, ties=self.ties, tie_seed=self.tie_seed, bad_lines=self.bad_lines)
     data = load_dataset(self.path, **how | self.columns)
     if self.title_words: data = _without_long_titles(data, self.title_words)
     given = data.split if self.split == 'auto' else None
@@ -184,7 +185,7 @@ def _needs_text(c: TokenizerConfig) -> bool:
 @patch
 def require_text(self: DataConfig, who: str) -> None:
     "Raise `MissingTextError` if an item has no text, which `who` needs"
-    try: load_dataset(self.path, **self.columns)
+    try: load_dataset(self.path, bad_lines=self.bad_lines, **self.columns)
     except MissingTextError as e:
         text = {'text', 'titles', 'categories'}
         others = ', '.join(m for m, how in TOKENIZERS.items() if not text & set(how.needs))

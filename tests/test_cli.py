@@ -185,6 +185,25 @@ def test_mistakes_are_one_line_and_make_no_folder(finished, toy, tmp_path):
     assert "'7'" in run(toy, '--set', f'ids={tmp_path}/short.json', *TINY[8:])
     assert not (tmp_path/'o').exists()
 
+def test_bad_lines_are_left_out_by_every_command(tmp_path):
+    "And their number is in the console, in metrics.json and on the page; by default each command refuses them"
+    rows = [f'u{u},{(u + 3*t) % 9},{10*u + t}\n' for u in range(20) for t in range(6)]
+    (tmp_path/'reviews.csv').write_text('user,item,time\n' + ''.join(rows[:50] + ['u1,2,3,4\n', 'u1,2,soon\n'] + rows[50:]))
+    (tmp_path/'items.csv').write_text('item,title\n' + ''.join(f'{i},Thing {i}\n' for i in range(9)))
+    (tmp_path/'out').mkdir()
+    commands = dict(run=[*TINY[:6], *TINY[8:], '--tokenizer', 'levels=2'], describe=[], tokenize=['--method', 'random', '--tokenizer', 'size=8'])
+    for name, args in commands.items():
+        out, skip = tmp_path/'out'/f'{name}.html', ['--set', 'bad_lines=skip'] if name == 'run' else ['--skip-bad-lines']
+        refusal = line(name, tmp_path/'reviews.csv', *args, '--out', out)
+        assert 'reviews.csv, line 52: expected at most 3 values as in the head' in refusal and ' '.join(skip) in refusal and not out.exists()
+        r = invoke(name, tmp_path/'reviews.csv', *args, *skip, '--out', out)
+        assert r.exit_code == 0, r.exception or r.output
+        page = out if out.is_file() else out/'report.html'
+        assert 'reviews.csv: 2 bad lines were left out' in ' '.join(r.output.split()) and 'reviews.csv: 2 bad lines were left out' in page.read_text(), name
+    said = json.loads((tmp_path/'out'/'run.html'/'metrics.json').read_text())['notes'], json.loads((tmp_path/'out'/'tokenize.html'/'report.json').read_text())['data_notes']
+    assert all(any('2 bad lines' in n for n in notes) for notes in said)
+    assert '--set bad_lines=skip' in line('run', tmp_path/'reviews.csv', '--skip-bad-lines')
+
 
 # ---- how it ends --------------------------------------------------------------------------------------------------
 

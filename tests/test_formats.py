@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import raw
 from hypothesis import HealthCheck, example, given, settings, strategies as st
-from genrec_nb.core import FileError, GenrecError, MissingTextError
-from genrec_nb.formats import _as_json, _loads, _pick, _picked, _records, read_file
+from genrec_nb.core import FileError, GenrecError, MissingTextError, SettingError
+from genrec_nb.formats import BadLines, _as_json, _loads, _pick, _picked, _records, read_file
 from genrec_nb.item_texts import _clean, _no_prose
 from genrec_nb.loaders import load_dataset, load_files, _read_items
 
@@ -84,9 +84,9 @@ def test_wanted_columns_of_dictionaries_are_what_python_reads(records):
     lines = [repr(r) for r in records]
     truth = [ast.literal_eval(s) for s in lines]
     file = lambda: io.StringIO(''.join(s + '\n' for s in lines), newline='')
-    assert [r for x in _records(file(), 'f', None) for r in x] == truth
+    assert [r for x in _records(file(), BadLines('f'), None) for r in x] == truth
     wanted = lambda r: {k: r.get(k) for k in WANTED}
-    assert [wanted(r) for x in _records(file(), 'f', None, WANTED) for r in x] == list(map(wanted, truth))
+    assert [wanted(r) for x in _records(file(), BadLines('f'), None, WANTED) for r in x] == list(map(wanted, truth))
     pick = _pick(WANTED)
     for s, r in zip(lines, truth):                        # a line that is picked is a dictionary, and gives the same
         if m := pick(s): assert _picked([s], pick, WANTED) == [wanted(r)]
@@ -249,3 +249,57 @@ def test_columns_for_the_encoder_are_those_that_are_named(tmp_path):
     assert load_dataset(tmp_path, text='maker').catalog.texts == named != load_dataset(tmp_path).catalog.texts
     assert DataConfig(str(tmp_path), dict(text='maker')).load()[0].catalog.texts == named
     with pytest.raises(GenrecError, match="no column 'makr'"): load_dataset(tmp_path, text='makr')
+
+# ---- bad lines -----------------------------------------------------------------------------------------------------
+
+REVIEW = lambda u, i, t: json.dumps(dict(reviewerID=f'u{u}', asin=f'B{i}', unixReviewTime=1_300_000_000 + t)) + '\n'
+BAD_RECORDS = ['{"reviewerID": "u0", "as\n', 'garbage\n', '[1, 2]\n', '{"reviewerID": null, "asin": "B1", "unixReviewTime": 1300000000}\n', '{"asin": "B1", "unixReviewTime": 1300000000}\n',
+               '{"reviewerID": "u1", "asin": "B1", "unixReviewTime": "n/a"}\n', '{"reviewerID": "u1", "asin": "", "unixReviewTime": 1300000000}\n']
+BAD_ROWS = ['u0,B1,1300000000,more\n', 'u0,"B1,1300000000\n', 'u0\n', ',B1,1300000000\n', 'u0,B1,\n', 'u0,B1,yesterday\n']
+
+def with_bad(lines, bad, at): return lines[:at] + [bad]*2 + lines[at:] + [bad]
+
+@pytest.mark.parametrize('form, bad, at', [(f, b, at) for f, bads in (('json', BAD_RECORDS), ('csv', BAD_ROWS)) for b in bads for at in (0, 7, 300)])
+def test_bad_lines_are_named_and_counted_or_left_out(tmp_path, form, bad, at):
+    "Wherever they stand, in the first line, in the first that are looked at, and behind; the rest is what it would be without them"
+    pairs = [(u, (u + 3*t) % 9, 10*u + t) for u in range(60) for t in range(6)]
+    lines, head = ([REVIEW(*p) for p in pairs], '') if form == 'json' else ([f'u{u},B{i},{1_300_000_000 + t}\n' for u, i, t in pairs], 'user,item,time\n')
+    path = tmp_path/f'reviews.{form}'
+    path.write_text(head + ''.join(lines))
+    want = load_dataset(path, text=False)
+    path.write_text(head + ''.join(with_bad(lines, bad, at)))
+    place, said = at + 1 + bool(head), ''
+    with pytest.raises(FileError) as e: load_dataset(path, text=False)
+    assert f'{path}, line {place}: expected' in str(e.value) and '3 lines are bad in all' in str(e.value) and '--skip-bad-lines' in str(e.value) and '\n' not in str(e.value)
+    found = load_dataset(path, text=False, bad_lines='skip')
+    assert histories(found) == histories(want)
+    note, = [n for n in found.notes if 'bad lines' in n]
+    assert 'reviews.' in note and '3 bad lines were left out' in note and f'line {place}: expected' in note
+
+def test_bad_lines_of_items_are_left_out(tmp_path):
+    made(tmp_path, 'amazon2018')
+    f = tmp_path/'meta_Beauty.json'
+    whole = f.read_text()
+    f.write_text('{"asin": "B9", "tit\n' + whole + '{"title": "without an id"}\n')
+    with pytest.raises(GenrecError, match=r'meta_Beauty.json, line 1: .*'): load_dataset(tmp_path)
+    with pytest.raises(FileError, match=r'line 1: expected a JSON object or a Python dictionary, found .*it is the only bad line'): read_file(f)
+    d = load_dataset(tmp_path, bad_lines='skip')
+    assert len(d.catalog) == 9 and any('meta_Beauty.json: 2 bad lines were left out' in n for n in d.notes)
+
+def test_many_bad_lines(tmp_path):
+    "Counting ends somewhere; and a file with more bad lines than good ones is refused whatever is asked for"
+    f = tmp_path/'reviews.json'
+    f.write_text(''.join(REVIEW(1, n % 7, n) for n in range(3000)) + '{"reviewerID": \n'*2000)
+    with pytest.raises(FileError, match='line 3001: .*at least 2,000 lines are bad in all'): load_dataset(f, text=False)
+    assert any('2,000 bad lines' in n for n in load_dataset(f, text=False, bad_lines='skip').notes)
+    f.write_text(''.join(REVIEW(1, n % 7, n) for n in range(30)) + '{"reviewerID": \n'*31)
+    with pytest.raises(FileError, match='31 lines are bad and 30 are good: is it the right file'): load_dataset(f, text=False, bad_lines='skip')
+    with pytest.raises(SettingError, match="bad_lines is 'skp', expected one of error, skip; did you mean 'skip'"): load_dataset(f, text=False, bad_lines='skp')
+
+def test_rows_over_several_lines_are_read_around_a_bad_one(tmp_path):
+    text = 'user,item,note\nu,1,"two\nlines"\nu,2,"a ""quote"""\nu,3,"never closed\nv,1,x\n'
+    (tmp_path/'a.csv').write_text(text)
+    with pytest.raises(FileError, match=r"line 5: expected at most 3 values as in the head, found 'u,3,\"never closed'"): read_file(tmp_path/'a.csv')
+    assert read_file(tmp_path/'a.csv', bad_lines='skip').frame.values.tolist() == [['u', '1', 'two\nlines'], ['u', '2', 'a "quote"'], ['v', '1', 'x']]
+    (tmp_path/'a.csv').write_text('user,item,note\nu,1,"two\nlines"\n,2,x\nu,2,y\n')
+    with pytest.raises(FileError, match="a.csv, line 4: expected a user in column 'user', found nothing"): load_dataset(tmp_path/'a.csv', text=False)

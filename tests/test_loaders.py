@@ -96,7 +96,7 @@ def test_tables(tmp_path):
     with refused('no text', 'text=False'): load_dataset(tmp_path)
     assert load_dataset(tmp_path, text=False).catalog.titles==['a','b']
     (tmp_path/'interactions.csv').write_text('user,item,time\nu,,2\n')
-    with refused("'item'", 'missing', 'row 1'): load_dataset(tmp_path, text=False)
+    with refused("'item'", 'found nothing', 'line 2'): load_dataset(tmp_path, text=False)
     (tmp_path/'interactions.csv').write_text('user,item,time\nu,a,2\nu,a,b,2,3,4\n')
     with refused('interactions.csv', 'line 3'): load_dataset(tmp_path, text=False)
     (tmp_path/'interactions.csv').write_text('')
