@@ -13,8 +13,7 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig,
                           LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
-from transformers.utils import logging as hf_logging
-from .core import FileError, SettingError, _without_bars
+from .core import FileError, SettingError, _check_tensors, _untied, _weights_file, _without_bars
 from .loaders import cache_dir
 
 
@@ -77,17 +76,15 @@ def _find_gguf(folder: Path) -> Path: # the file of 4-bit weights, its SHA-256 c
 # %% ../nbs/60_backbones.ipynb #8640f6c4
 def _convert_gguf(path: Path, folder: Path) -> None:
     "Turn quantized weights into an ordinary float32 model that can be saved, loaded and trained"
-    source, level = dict(gguf_file=path.name), hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
+    source = dict(gguf_file=path.name)
     with _without_bars():
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **source)
     AutoTokenizer.from_pretrained(path.parent, **source).save_pretrained(folder)
-    hf_logging.set_verbosity(level)
     config = loaded.config.to_dict()
     for name in ('quantization_config', '_name_or_path'): config.pop(name, None)
     model = type(loaded)(type(loaded.config).from_dict(config))
     model.load_state_dict(loaded.state_dict(), strict=True)
-    model.save_pretrained(folder)
+    with _without_bars(): model.save_pretrained(folder)
 
 # %% ../nbs/60_backbones.ipynb #29c3d701
 def smollm2_folder() -> Path: # a folder for `from_pretrained`
@@ -166,7 +163,9 @@ def load_lm(
     tokenizer, more = load_tokenizer(name), _four_bits(of, device) if four_bit else {}
     source = _source(name, _WEIGHT_FILES, 'weights')
     with _loading(name, 'model'):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=of, trust_remote_code=False, **more)
+        model, info = AutoModelForCausalLM.from_pretrained(source, dtype=of, trust_remote_code=False,
+                                                           output_loading_info=True, **more)
+    _check_tensors(_weights_file(source), _untied(model, info['missing_keys']))
     return model if four_bit else model.to(device), tokenizer
 
 # %% ../nbs/60_backbones.ipynb #d61ceb3c

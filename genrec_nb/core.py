@@ -374,22 +374,43 @@ def _write_tensors(path: str | Path, tensors: dict, about: dict | None = None) -
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part, about)
 
 # %% ../nbs/00_core.ipynb #60f54795
-def _read_tensors(path: str | Path, device: str = 'cpu') -> dict: # name -> tensor
-    "Read tensors; raises `FileError` if the file is missing or damaged"
+def _check_tensors(path: str | Path, missing) -> None: # missing: names
+    "Raise `FileError` for tensors that a file should hold: what was not read would be random"
+    missing = sorted(missing)
+    first = ', '.join(missing[:3]) + ', …'*(len(missing) > 3)
+    n = _plural(len(missing), 'tensor is', 'tensors are')
+    require(not missing, f'{path}: {n} missing: {first}', FileError)
+
+def _untied(model, missing) -> set: # model: of transformers; missing: names
+    "Without the further names of tied weights, whose first name is missing, too"
+    missing, tied = set(missing), getattr(model, 'all_tied_weights_keys', None) or {}
+    return {k for k in missing if tied.get(k) not in missing}
+
+def _weights_file(name: str | Path) -> Path: # name: of a model
+    "The file of a folder's weights; the folder itself, or the name, if there is no one file"
+    file = Path(name)/'model.safetensors'
+    return file if file.is_file() else Path(name)
+
+def _read_tensors(path: str | Path, device: str = 'cpu', names=()) -> dict: # name -> tensor
+    "Read tensors; raises `FileError` if the file is damaged or lacks one of `names`"
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     require(Path(path).is_file(), f'{path}: no such file', FileError)
     with explain(f'{path}: not a readable safetensors file', OSError, SafetensorError):
-        return load_file(path, str(device))
+        found = load_file(path, str(device))
+    _check_tensors(path, set(names) - found.keys())
+    return found
 
 @contextlib.contextmanager
 def _without_bars():
-    "No progress bars of transformers while a model is read"
+    "No progress bars and no reports of transformers while a model is read or written"
     from transformers.utils import logging as hf
-    shown = hf.is_progress_bar_enabled()
+    shown, level = hf.is_progress_bar_enabled(), hf.get_verbosity()
     hf.disable_progress_bar()
+    hf.set_verbosity_error()
     try: yield
     finally:
+        hf.set_verbosity(level)
         if shown: hf.enable_progress_bar()
 
 # %% ../nbs/00_core.ipynb #cd9a9e6e

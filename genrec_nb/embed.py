@@ -177,7 +177,7 @@ def save(self: SentenceEncoder, folder: str | Path) -> None:
 # %% ../nbs/12_embed.ipynb #b904ac1a
 def _load_tfidf(folder: Path, known: dict) -> TfidfEncoder:
     "A fitted encoder from its folder"
-    tensors = _read_tensors(folder/'encoder.safetensors')
+    tensors = _read_tensors(folder/'encoder.safetensors', names=['idf', 'components'])
     arrays = {name: t.numpy() for name, t in tensors.items()}
     enc = TfidfEncoder(known['dim'], known['seed'])
     enc.texts, enc.tfidf.idf_ = known['texts'], arrays['idf']

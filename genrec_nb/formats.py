@@ -124,9 +124,12 @@ def check(self: BadLines) -> None:
     "Raise `FileError` for bad lines that are not left out, or are the most"
     if not self.n or self.skip and self.n <= self.good: return
     what = 'it is the only bad line; mend it, delete it, or ' + _SKIP_THEM.replace('them', 'it')
-    if self.n > 1: what = f'{self.count} lines are bad in all; mend them, delete them, or {_SKIP_THEM}'
-    if self.skip: what = f'{self.n:,} lines are bad and {self.good:,} are good: is it the right file?'
-    if not self.good: what = 'no line is good: is it the right file, and are its columns named right?'
+    if self.n > 1:
+        what = f'{self.count} lines are bad in all; mend them, delete them, or {_SKIP_THEM}'
+    if self.skip:
+        what = f'{self.n:,} lines are bad and {self.good:,} are good: is it the right file?'
+    if not self.good:
+        what = 'no line is good: is it the right file, and are its columns named right?'
     raise FileError(f'{self.path}, {self.first}; {what}')
 
 # %% ../nbs/11_formats.ipynb #c4de4aa6
@@ -307,7 +310,8 @@ def _split_rows(lines, width: int, bad: BadLines, **how): # how: for `csv.reader
             if row: yield row
             taken.clear()
         at += 1
-        bad.add(f'line {at}', f'at most {_plural(width, "value")} as in the head', taken[0].rstrip())
+        expected = f'at most {_plural(width, "value")} as in the head'
+        bad.add(f'line {at}', expected, taken[0].rstrip())
         again.extendleft(reversed(taken[1:]))
 
 def _until_error(rows):
@@ -377,7 +381,8 @@ class FileTable:
     path: Path
     form: str # 'JSON lines', 'a table with tabs', ..
     encoding: str = '' # '' for Parquet
-    bad: BadLines | None = None # lines that were left out
+    bad: BadLines | None = None # lines that were left out; None: nothing is known of any
+    def __post_init__(self): self.bad = self.bad or BadLines(self.path)
     def __repr__(self):
         rows, columns = self.frame.shape
         odd = '' if self.encoding in ('', 'utf-8-sig') else f' in {self.encoding}'

@@ -255,7 +255,7 @@ def save(self: Quantizer, folder: str | Path) -> None:
     "Write quantizer.safetensors and quantizer.json; `load_quantizer` reads them"
     meta, tensors = self.to_files()
     _write_tensors(Path(folder)/'quantizer.safetensors', tensors)
-    write_json(Path(folder)/'quantizer.json', dict(kind=self.kind, **meta))
+    write_json(Path(folder)/'quantizer.json', dict(kind=self.kind, tensors=[*tensors], **meta))
 
 def load_quantizer(folder: str | Path, device='cpu') -> Quantizer: # equal to what was saved
     "Read a saved quantizer; raises `FileError` for an unknown kind, damaged or mismatched files"
@@ -264,7 +264,7 @@ def load_quantizer(folder: str | Path, device='cpu') -> Quantizer: # equal to wh
     kind = meta.pop('kind', None) if isinstance(meta, dict) else None
     require(kind in _KINDS, f'{folder}/quantizer.json: kind is {kind!r}, expected one of '
             f'{", ".join(_KINDS)} (other kinds: import the module that makes them first)', FileError)
-    tensors = _read_tensors(weights, device)
+    tensors = _read_tensors(weights, device, meta.pop('tensors', ()))
     unlike = f'{folder}: its two files do not belong together'
     with explain(unlike, KeyError, TypeError, RuntimeError, SettingError):
         return _KINDS[kind].from_files(meta, tensors)

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from dataclasses import asdict, replace
 from pathlib import Path
-from peft import PeftModel
-from safetensors.torch import load_file
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache
 from .core import (FileError, SettingError, patch, read_json, read_settings, require,
-                            whole_folder, write_json, _write_tensors)
+                            whole_folder, write_json, _check_tensors, _read_tensors,
+                            _without_bars, _write_tensors)
 from .semantic_ids import Identifiers, PAD
 from .likelihood import _check_softmax
 from .backbones import _peft_quiet, adapt, add_code_tokens, _grow_rows, load_lm
@@ -163,7 +164,8 @@ _COUNTS = 'counts.safetensors' # of a model with a prior
 
 def _read_counts(folder: Path) -> np.ndarray | None:
     "How often each item was a training target, if it was saved"
-    return load_file(folder/_COUNTS)['counts'].numpy() if (folder/_COUNTS).is_file() else None
+    if not (folder/_COUNTS).is_file(): return None
+    return _read_tensors(folder/_COUNTS, names=['counts'])['counts'].numpy()
 
 @patch
 def _logit_scale(self: LanguageRecommender) -> float | None:
@@ -174,7 +176,7 @@ def _logit_scale(self: LanguageRecommender) -> float | None:
 def save_pretrained(self: LanguageRecommender, folder: str | Path) -> Path: # the folder
     "Write what `from_pretrained` needs; a folder is replaced if it holds a saved recommender"
     adapters = dict(save_embedding_layers=False) if isinstance(self.lm, PeftModel) else {}
-    with whole_folder(folder, 'llm.json') as part:
+    with whole_folder(folder, 'llm.json') as part, _without_bars():
         self.lm.save_pretrained(part/'lm', **adapters)
         self.tokenizer.save_pretrained(part/'lm')
         self.ids.save(part/'index.json')
@@ -184,6 +186,15 @@ def save_pretrained(self: LanguageRecommender, folder: str | Path) -> Path: # th
     return Path(folder)
 
 # %% ../nbs/62_language_recommender.ipynb #dcc727a6
+_ADAPTERS = 'adapter_model.safetensors'
+
+def _check_adapters(lm: PeftModel, folder: Path) -> None:
+    "Raise `FileError` if the saved adapters lack a tensor that these have"
+    file = folder/_ADAPTERS
+    if not file.is_file(): return
+    with safe_open(file, 'pt') as f: saved = set(f.keys())
+    _check_tensors(file, get_peft_model_state_dict(lm, save_embedding_layers=False).keys() - saved)
+
 @patch(cls_method=True)
 def from_pretrained(cls: LanguageRecommender,
     folder: str | Path, # what `save_pretrained` wrote
@@ -204,4 +215,7 @@ def from_pretrained(cls: LanguageRecommender,
     tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     with torch.random.fork_rng(), _peft_quiet():
         _grow_rows(model, len(tokenizer))
-        return cls(PeftModel.from_pretrained(model, where, is_trainable=True), tokenizer, ids, c, counts)
+        try: adapted = PeftModel.from_pretrained(model, where, is_trainable=True)
+        except KeyError as e: _check_tensors(where/_ADAPTERS, e.args)    # of new rows
+        _check_adapters(adapted, where)
+        return cls(adapted, tokenizer, ids, c, counts)

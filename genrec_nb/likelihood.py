@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
-from .core import (FileError, GenrecError, GenrecWarning, _tie_order, _without_bars,
-                            check_choice, patch, require)
+from .core import (FileError, GenrecError, GenrecWarning, _check_tensors, _tie_order,
+                            _untied, _weights_file, _without_bars, check_choice, patch,
+                            require)
 from .trie import ItemTrie, _check_targets, runs
 
 # %% ../nbs/35_likelihood.ipynb #dd0b7529
@@ -100,8 +101,13 @@ class _Trained:
         with _without_bars(): model, info = super().from_pretrained(name, *args, **more, **how)
         require(not info['mismatched_keys'], f'{name}: the weights have other shapes than '
                 'config.json says', FileError)
+        _check_tensors(_weights_file(name), _untied(model, info['missing_keys']))
         if softmax or prior: _as_trained(dict(softmax=softmax, prior=prior), model.config, name)
         return model
+
+    def save_pretrained(self, *args, **more):
+        "As `transformers` does it, without its progress bar"
+        with _without_bars(): return super().save_pretrained(*args, **more)
 
 # %% ../nbs/35_likelihood.ipynb #65c26f6b
 @dataclass(eq=False)

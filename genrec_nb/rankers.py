@@ -143,7 +143,7 @@ def load_ranker(folder: str | Path) -> ItemRanker: # of any kind, ready to rank
     if missing: raise FileError(f'{file}: {", ".join(missing)} of a {meta["kind"]} is missing')
     config = read_settings(config, meta['config'], f'{file}: config')
     model = cls(*(meta[n] for n in cls.sizes), config)
-    try: model.load_state_dict(_read_tensors(tensors))
+    try: model.load_state_dict(_read_tensors(tensors, names=model.state_dict()))
     except RuntimeError as e:
         what = str(e).splitlines()[-1].strip()
         raise FileError(f'{tensors}: the tensors do not fit ranker.json ({what})') from None

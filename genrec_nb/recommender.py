@@ -471,7 +471,7 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     about = read_json(folder/'genrec.json')
     ids = [Identifiers.load(folder/name, catalog) for name in about.get('tables', ['index.json'])]
     with _reading(folder/'counts.safetensors'):
-        counts = _read_tensors(folder/'counts.safetensors')['counts'].numpy()
+        counts = _read_tensors(folder/'counts.safetensors', names=['counts'])['counts'].numpy()
     quantizer = load_quantizer(folder/'quantizer') if (folder/'quantizer').is_dir() else None
     given = ids if len(ids) > 1 else ids[0]
     with _reading(folder/'model'):

@@ -96,7 +96,7 @@ def save_rules(rules: SequentialRules, folder: str | Path) -> None:
 def load_rules(folder: str | Path, n_items: int) -> SequentialRules:
     "Read them back; raises `FileError` for damaged files, or those of another catalog"
     file, said = Path(folder)/'rules.safetensors', Path(folder)/'rules.json'
-    settings, x = read_json(said), _read_tensors(file)
+    settings, x = read_json(said), _read_tensors(file, names=['start', 'item', 'count'])
     require(settings, f'{said}: no settings in it: save the recommender again', FileError)
     config = read_settings(RulesConfig, settings, str(said))
     x.setdefault('counted', torch.tensor([n_items]))           # of an older version
