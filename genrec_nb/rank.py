@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from .core import GenrecError, _check_items
+from .core import GenrecError, require, _check_items
 from .splits import Cases
 from .trie import ItemTrie
 from .objectives import token_nll
@@ -29,6 +29,14 @@ def _gather(x, accelerator=None) -> list:
     "What every process has"
     return [x] if accelerator is None or accelerator.num_processes == 1 else gather_object([x])
 
+# %% ../nbs/54_rank.ipynb #173c6b84
+def _check_removed(removed, targets: np.ndarray, trie: ItemTrie) -> torch.Tensor: # [R], [cases]
+    "Removed items on the trie's device; raises `GenrecError` if one of them is to be found"
+    lost = np.isin(targets, removed).sum()
+    require(not lost, f'{lost:,} of {len(targets):,} targets are removed items, which no list can '
+            'hold: restore them, or leave these cases out')
+    return torch.as_tensor(removed, device=trie.device)
+
 # %% ../nbs/54_rank.ipynb #d91f34df
 def rank_each(
     model, # anything with `prefill` and `decode_step`, perhaps `restart`
@@ -41,6 +49,7 @@ def rank_each(
     accelerator=None, # shares the cases among processes; None: one process
     assistant=None, # float [cases, N] scores, needed if an assistant_weight > 0
     exact: ExactConfig = ExactConfig(), # how several identifiers are combined
+    removed=None, # int64 [R] items that nobody is recommended
 ) -> list: # for each config int64 [cases, k] items, best first, -1 where nothing is left
     "Ranked items of every case by several searches; items of the whole history are seen"
     if assistant is not None and len(assistant) != len(cases):
@@ -48,12 +57,14 @@ def rank_each(
     first = trie[0] if isinstance(trie, (list, tuple)) else trie
     _check_items(cases.items, first.n_items)
     _check_items(cases.targets, first.n_items, -1, 'as a target')
+    if removed is not None: removed = _check_removed(removed, cases.targets, first)
     mine, longest = _share(len(cases), accelerator), int(np.diff(cases.offsets).max(initial=1))
     trie = first
     if assistant is not None: assistant = torch.as_tensor(assistant)[mine].to(trie.device)
     seen = torch.from_numpy(cases.tail(longest)[mine]).to(trie.device)
     history = seen[:, -model.config.max_items:]
-    found = search_each(model, trie, history, k, configs, gain, seen, batch_size, assistant, exact)
+    found = search_each(model, trie, history, k, configs, gain, seen, batch_size, assistant, exact,
+                        removed)
     ranked = [np.full((len(cases), k), -1) for _ in configs]
     for rows, lists in _gather((mine, [f.items.cpu().numpy() for f in found]), accelerator):
         for whole, part in zip(ranked, lists): whole[rows] = part

@@ -73,6 +73,7 @@ class GenerativeRecommender(ModelHubMixin):
         self.tries = [_by_count(ItemTrie.build(i), self.counts) for i in self.identifiers]
         self.gains = [information_gain(t, prior, c.gain) for t in self.tries]
         self._place()
+        self.removed = np.zeros(0, np.int64)                   # items that nobody is recommended
         self.weights = {}                                      # fitted ones, by combination
         self.result = None                                     # the `FitResult`, after `fit`
         self.figures = {}                                      # name -> value, for the model card
@@ -151,7 +152,8 @@ def rank_each(self: GenerativeRecommender,
     _check_items(cases.items, len(self.catalog))
     scores = None if assistant is None else assistant.scores(cases).detach()
     def rank(tries, gains, decodes, **how):
-        return rank_each_user(self.model, tries, cases, decodes, gains, k, assistant=scores, **how)
+        return rank_each_user(self.model, tries, cases, decodes, gains, k, assistant=scores,
+                              removed=self.removed, **how)
     if not self.several and not any(d.rules_weight for d in decodes):
         return rank(self.trie, self.gain, decodes)
     tries, gains = (self.tries, self.gains) if self.several else (self.trie, self.gain)
@@ -299,7 +301,7 @@ def recommend(self: GenerativeRecommender,
     if assistant is not None: scores = assistant.scores(_one_case(items)).detach().to(seen.device)
     gain, read = self.gains if self.several else self.gain, seen[:, -self.model.config.max_items:]
     found, = search_each(self.model, self.trie, read, k, [decode], gain, seen, None, scores,
-                         self.exact(decode))
+                         self.exact(decode), torch.from_numpy(self.removed))
     pairs = zip(found.items[0].tolist(), found.scores[0].tolist())
     ids, titles = self.catalog.ids, self.catalog.titles
     return Recommendations(Recommendation(i, ids[i], titles[i], s) for i, s in pairs if i >= 0)
@@ -315,12 +317,15 @@ def why_few(self: GenerativeRecommender,
     history: list, k: int = 10, decode: DecodeConfig | None = None, assistant=None # of `recommend`
 ) -> str: # one sentence
     "Why `recommend` finds fewer than k items: the catalog, the history, the beams or the model"
-    d, n, seen = decode or self._wide(k), len(self.catalog), len(set(self.find_items(history)))
+    d, n, gone = decode or self._wide(k), len(self.catalog) - len(self.removed), self.removed
+    seen = len({*self.find_items(history)} - {*gone.tolist()})
     left, hint = n - seen*d.exclude_seen, '; --set decode.exclude_seen=false keeps them'
+    if not n: return 'all items of the catalog are removed; restore_items() brings them back'
     if not left: return f'all {n:,} items of the catalog stand in the history{hint}'
     if left < k:
         out = f', and {seen:,} of them in the history are left out{hint}'
-        return f'the catalog has {_plural(n, "item")}' + out*(left < n)
+        without = f' without the {len(gone):,} removed ones'*(len(gone) > 0)
+        return f'the catalog has {_plural(n, "item")}{without}' + out*(left < n)
     found = len(self.recommend(history, k, d, assistant))
     if found >= k: return f'there are {k} items, as many as k={k}; give the k of the short list'
     if d.beams < k and chosen_search(self.model, self.trie, d) == 'beam':
@@ -343,11 +348,30 @@ def add_items(self: GenerativeRecommender,
     if rules is not None: self.model.rules = with_new_items(rules, n)
     both = Catalog(old.ids + new.ids, old.titles + new.titles, old.texts + new.texts)
     _longer_counts(self.model, ids[0], self.counts, count)
-    kept = self.weights, self.result, self.figures
+    kept = self.weights, self.result, self.figures, self.removed
     counts = np.concatenate([self.counts, np.zeros(n, self.counts.dtype)])
     model = self.model.set_items(ids)
     GenerativeRecommender.__init__(self, both, ids, counts, model, self.config, self.quantizer)
-    self.weights, self.result, self.figures = kept
+    self.weights, self.result, self.figures, self.removed = kept
+    return self
+
+# %% ../nbs/81_recommender.ipynb #377e59f9
+@patch
+def remove_items(self: GenerativeRecommender,
+    items: list, # item ids or titles
+) -> GenerativeRecommender: # itself
+    "Recommend these items to nobody from now on; raises `GenrecError` for an unknown item"
+    gone = self.find_items(items) if len(items) else []
+    self.removed = np.union1d(self.removed, np.asarray(gone, np.int64))
+    return self
+
+@patch
+def restore_items(self: GenerativeRecommender,
+    items: list | None = None, # item ids or titles; None: all that were removed
+) -> GenerativeRecommender: # itself
+    "Recommend removed items again; raises `GenrecError` for an unknown item"
+    back = self.removed if items is None else self.find_items(items)
+    self.removed = np.setdiff1d(self.removed, back)
     return self
 
 # %% ../nbs/81_recommender.ipynb #20c2ad35
@@ -391,7 +415,8 @@ def explain(self: GenerativeRecommender,
     if not self.several:
         e = self._explain_one(read, target, decode)
         return self._label(e, 0, target) if labels else e
-    found = _compare_items(self.model, self.identifiers, read, target, items, titles, self.gains,
+    out = items + self.removed.tolist()
+    found = _compare_items(self.model, self.identifiers, read, target, out, titles, self.gains,
                            decode, self.exact(decode))
     which = found.pop('which')
     e = JointExplanation.compare([self.names[n] for n in which], **found)
@@ -446,7 +471,8 @@ def _save_pretrained(self: GenerativeRecommender, folder: Path) -> None:
     write_json(folder/'catalog.json', asdict(self.catalog))
     write_json(folder/'config.json', asdict(self.config))
     about = dict(format=_FORMAT, versions=versions(), tables=tables, weights=self.weights)
-    write_json(folder/'genrec.json', about | dict(figures=self.figures))
+    gone = [self.catalog.ids[i] for i in self.removed]
+    write_json(folder/'genrec.json', about | dict(figures=self.figures, removed=gone))
 
 # %% ../nbs/81_recommender.ipynb #9b36de95
 @patch
@@ -482,6 +508,7 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     if any(folder.glob('rules.*')): model.rules = load_rules(folder, len(catalog)).to(device)
     rec = cls(catalog, ids, counts, model, config, quantizer)
     rec.figures, rec.weights = about.get('figures') or {}, about.get('weights') or {}
+    with _reading(folder/'genrec.json'): rec.remove_items(about.get('removed') or [])
     return rec
 
 # %% ../nbs/81_recommender.ipynb #a9baf7fa

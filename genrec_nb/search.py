@@ -65,6 +65,13 @@ class Found:
     proved: Tensor | None = None # bool [M] are they the best of all? None: nobody knows, of a beam
     prefixes: Tensor | None = None # int64 [M] that branch and bound looked at
 
+# %% ../nbs/53_search.ipynb #076aed12
+def _without(config: DecodeConfig, seen: Tensor, removed: Tensor) -> tuple: # [M, S], [R]
+    "The configuration and the `seen` that leave out removed items, too, for every user"
+    everybody = removed.to(seen.device).expand(len(seen), -1)
+    out = torch.cat([seen, everybody], 1) if config.exclude_seen else everybody
+    return replace(config, exclude_seen=True), out
+
 # %% ../nbs/53_search.ipynb #1ca718e8
 def search_each(
     model, # an `ItemDecoder`, or anything with `prefill` and `decode_step`
@@ -77,8 +84,13 @@ def search_each(
     batch_size: int | None = None, # users in a beam search together; None: as the model wants
     assistant: Tensor | None = None, # float [M, N] scores, needed if an assistant_weight > 0
     exact: ExactConfig = ExactConfig(), # how several identifiers are combined
+    removed: Tensor | None = None, # int64 [R] items that nobody is recommended
 ) -> list[Found]: # one for each config
     "Ranked items for any number of users, by several searches"
+    if removed is not None and len(removed):
+        each = [_without(c, history if seen is None else seen, removed) for c in configs]
+        return [search_each(model, trie, history, k, [c], gain, s, batch_size, assistant, exact)[0]
+                for c, s in each]
     how = [chosen_search(model, trie, c) for c in configs]
     if isinstance(model, ItemDecoder): trie = model.tries[0]   # colliding items in the same order
     by_beam = [c for c, name in zip(configs, how) if name == 'beam']

@@ -1,6 +1,7 @@
 "New items, many users, shared titles and empty lists, with a model that is trained already"
 import json, os, shutil, subprocess, sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from genrec_nb.core import FileError, GenrecError, GenrecWarning, MissingTextErr
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.exact import exact_scores
 from genrec_nb.loaders import load_dataset
+from genrec_nb.splits import Cases
 from genrec_nb.many_users import recommend_file
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 
@@ -50,6 +52,37 @@ def test_new_items_are_recommended_read_and_explained(rec, saved, tmp_path):
 def test_items_that_cannot_be_added(rec, items, kind, words):
     with pytest.raises(kind, match=words): rec.add_items(items)
     assert len(rec.catalog) == 40 and rec.recommend(['3'], 3)
+
+@pytest.mark.parametrize('which, decode', [*product(['saved', 'saved_both'], [{}, dict(exclude_seen=False), dict(alpha=.3)]), ('saved', dict(search='beam', beams=40)), ('saved', dict(search='beam', beams=40, alpha=.3))], ids=str)
+def test_removed_items_leave_every_list_and_nothing_else_changes(request, tmp_path, which, decode):
+    rec = GenerativeRecommender.from_pretrained(request.getfixturevalue(which))
+    decode, cases = DecodeConfig(**decode), Cases(np.zeros(1), np.array([3, 5]), np.array([0, 2]), np.array([8]))
+    everything = rec.recommend(['3', '5'], 40, decode)
+    gone = ['5', everything[0].title, everything[4].id, everything[20].id]
+    numbers = rec.find_items(gone)
+    assert rec.remove_items(gone) is rec and rec.remove_items(gone[:1]).removed.tolist() == sorted(set(numbers))
+    kept = [(x.id, pytest.approx(x.score, abs=1e-5)) for x in everything if x.item not in numbers]
+    assert [(x.id, x.score) for x in rec.recommend(['3', '5'], len(kept), decode)] == kept
+    rec.save_pretrained(tmp_path/'m')
+    again = GenerativeRecommender.from_pretrained(tmp_path/'m')
+    assert [(x.id, x.score) for x in again.recommend(['3', '5'], len(kept), decode)] == kept
+    with pytest.raises(GenrecError, match='targets are removed items, which no list can hold'): rec.remove_items([rec.catalog.ids[cases.targets[0]]]).rank(cases, 5, decode)
+    assert rec.restore_items().recommend(['3', '5'], 40, decode) == everything
+
+def test_removed_items_and_many_users_new_items_and_empty_lists(rec, tmp_path):
+    gone = [rec.recommend(h, 1)[0].id for h in (['3', '5'], ['7'])]
+    rec.remove_items(gone)
+    (tmp_path/'rows.csv').write_text('user,item\na,3\na,5\nb,7\n')
+    recommend_file(rec, tmp_path/'rows.csv', tmp_path/'out.csv', 40)
+    lists = pd.read_csv(tmp_path/'out.csv', dtype=str)
+    assert len(lists) == 2*40 - 3 - 2*len({*gone}) and not {*gone} & {*lists['item']}
+    with pytest.raises(GenrecError, match='no title is'): rec.remove_items(['nothing of the kind'])
+    rec.add_items(NEW)
+    assert not {*gone} & {x.id for x in rec.recommend(['3', '5'], 43)}
+    assert 'without the' in rec.why_few(['3'], 43)
+    rec.remove_items(rec.catalog.ids)
+    assert len(rec.recommend(['3'], 5)) == 0 and 'restore_items' in rec.why_few(['3'], 5)
+    assert len(rec.restore_items(['n1']).recommend(['3'], 5)) == 1
 
 @pytest.fixture(scope='module')
 def saved_both(tmp_path_factory):
