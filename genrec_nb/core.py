@@ -361,6 +361,14 @@ def read_json(path: Path | str) -> object:
         raise FileError(f'{place}: {e.msg}; expected JSON') from None
 
 # %% ../nbs/00_core.ipynb #b7241187
+def _members(path: Path | str, *names: str) -> dict:
+    "Read a JSON object that has these members; raises `FileError` that names those it lacks"
+    x = read_json(path)
+    require(isinstance(x, dict), f'{path}: expected a JSON object, found {str(x)[:40]!r}', FileError)
+    missing = [n for n in names if n not in x]
+    require(not missing, f'{path}: lacks its {", ".join(missing)}', FileError)
+    return x
+
 def write_json(path: str | Path, data: object) -> None:
     "Write JSON so that a reader never sees half a file"
     text = json.dumps(data, ensure_ascii=False)

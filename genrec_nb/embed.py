@@ -19,7 +19,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
 from .core import (FileError, GenrecError, GenrecWarning, MissingTextError, explain, patch,
-                            read_json, require, whole_file, whole_folder, write_json, _read_tensors,
+                            require, whole_file, whole_folder, write_json, _members, _read_tensors,
                             _without_bars, _write_tensors, _writing)
 from .faults import _drop
 from .loaders import cache_dir, fetch
@@ -189,7 +189,7 @@ def _load_tfidf(folder: Path, known: dict) -> TfidfEncoder:
 # %% ../nbs/12_embed.ipynb #bfc6721f
 def load_encoder(folder: str | Path, device: str | None = None) -> TfidfEncoder | SentenceEncoder:
     "Load a saved encoder; raises `FileError` if a sentence encoder has other weights now"
-    known = read_json(Path(folder)/'encoder.json')
+    known = _members(Path(folder)/'encoder.json', 'kind')
     with explain(f'{folder}: damaged', KeyError, TypeError, ValueError):
         if known['kind'] == 'tfidf': return _load_tfidf(Path(folder), known)
         enc = SentenceEncoder(known['name'], known['max_length'], device)

@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
-from .core import (FileError, SettingError, explain, patch, read_json, require, write_json,
+from .core import (FileError, SettingError, explain, patch, require, write_json, _members,
                             _read_tensors, _write_tensors)
 from .embed import check_vectors
 
@@ -260,8 +260,8 @@ def save(self: Quantizer, folder: str | Path) -> None:
 def load_quantizer(folder: str | Path, device='cpu') -> Quantizer: # equal to what was saved
     "Read a saved quantizer; raises `FileError` for an unknown kind, damaged or mismatched files"
     folder = Path(folder)
-    meta, weights = read_json(folder/'quantizer.json'), folder/'quantizer.safetensors'
-    kind = meta.pop('kind', None) if isinstance(meta, dict) else None
+    meta, weights = _members(folder/'quantizer.json', 'kind'), folder/'quantizer.safetensors'
+    kind = meta.pop('kind')
     require(kind in _KINDS, f'{folder}/quantizer.json: kind is {kind!r}, expected one of '
             f'{", ".join(_KINDS)} (other kinds: import the module that makes them first)', FileError)
     tensors = _read_tensors(weights, device, meta.pop('tensors', ()))

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
-from .core import FileError, GenrecError, _near_place, explain, read_json, require
+from .core import FileError, GenrecError, _members, _near_place, explain, require
+from .data import Catalog
 from .faults import _AGAIN
 from .metrics import _popularity_order
 
@@ -53,10 +54,24 @@ _FORMAT = 2 # of saved folders
 _FILES = ('genrec.json',), ('config.json',), ('catalog.json',), ('index.json',), \
     ('counts.safetensors',), ('model/config.json', 'model/llm.json') # one of each
 
+def _read_about(file: Path) -> dict: # file: genrec.json
+    "Format, versions, parts; raises `FileError` if it names neither format nor versions"
+    with _reading(file):
+        return _members(file, *() if 'versions' in _members(file) else ('format', 'versions'))
+
+def _read_catalog(file: Path) -> Catalog:
+    "The items of a saved recommender; raises `FileError`"
+    with _reading(file):
+        names = 'ids', 'titles', 'texts'
+        columns = [_members(file, *names)[n] for n in names]
+        lists = all(isinstance(x, list) and all(isinstance(v, str) for v in x) for x in columns)
+        require(lists, f'{file}: expected lists of texts as {", ".join(names)}', FileError)
+        return Catalog(*columns)
+
 def _check_folder(folder: Path) -> None:
     "Raise `FileError` if a part is missing, `GenrecError` if another version wrote the folder"
     there = [any((folder/name).is_file() for name in names) for names in _FILES]
-    with _reading(folder): about = read_json(folder/'genrec.json') if there[0] else dict(format=_FORMAT)
+    about = _read_about(folder/'genrec.json') if there[0] else dict(format=_FORMAT)
     by = (about.get('versions') or {}).get('genrec_nb', 'unknown')
     require(about.get('format') == _FORMAT,
             f'{folder}: saved by version {by} in another format than this version '
@@ -65,6 +80,11 @@ def _check_folder(folder: Path) -> None:
         ''.join(f'; there is {p.parents[1]}' for p in sorted(folder.glob('*/model/genrec.json'))[:1])
     def missing(i): return f'{folder}: no saved recommender here ({_FILES[i][0]} is missing){hint}'
     require(there, missing, FileError)
+    lost = [p for p in about.get('parts', ()) if not (folder/p).exists()]
+    require(not lost, f'{folder}: {", ".join(lost)} is missing, which it was saved with{_AGAIN}',
+            FileError)
+    model = folder/'model'/'config.json'
+    with _reading(model): _members(model, 'model_type') if model.is_file() else None
 
 # %% ../nbs/81_model_folder.ipynb #05592fa7
 _CARD = """---

@@ -55,13 +55,10 @@ def _columns(given: list[str] | None) -> dict:
 # %% ../nbs/94_options.ipynb #70de3b2c
 def _check_titles(folder, history: list[str] | None) -> None: # folder: of a model
     "Raise `GenrecError` for an unknown item; without torch"
-    from contextlib import suppress
-    from genrec_nb.core import FileError, read_json
-    from genrec_nb.data import Catalog
-    with suppress(FileError, TypeError):                # a damaged one is told by the model's loader
-        catalog = Catalog(**read_json(folder/'catalog.json'))
-        for x in history or ():
-            if x not in catalog.ids: catalog.find(x)
+    from genrec_nb.model_folder import _read_catalog
+    catalog = _read_catalog(folder/'catalog.json')
+    for x in history or ():
+        if x not in catalog.ids: catalog.find(x)
 
 # %% ../nbs/94_options.ipynb #711af960
 def _device(name: str | None) -> str:

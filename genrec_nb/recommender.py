@@ -41,7 +41,8 @@ from .path_scores import (_compare_items, _path_words, _token_parts,
                                     _token_probabilities)
 from .generators import BACKBONES, _check_base, _make_model
 from .faults import _AGAIN
-from .model_folder import _FORMAT, _check_folder, _fetched, _model_card, _reading
+from .model_folder import (_FORMAT, _check_folder, _fetched, _model_card, _read_catalog,
+                                    _reading)
 from .rec_config import RecommenderConfig, _check_sources, _source_names
 
 # %% ../nbs/81_recommender.ipynb #c9a4fd6f
@@ -470,9 +471,10 @@ def _save_pretrained(self: GenerativeRecommender, folder: Path) -> None:
     _write_tensors(folder/'counts.safetensors', dict(counts=torch.as_tensor(self.counts)))
     write_json(folder/'catalog.json', asdict(self.catalog))
     write_json(folder/'config.json', asdict(self.config))
-    about = dict(format=_FORMAT, versions=versions(), tables=tables, weights=self.weights)
-    gone = [self.catalog.ids[i] for i in self.removed]
-    write_json(folder/'genrec.json', about | dict(figures=self.figures, removed=gone))
+    about = dict(format=_FORMAT, versions=versions(), tables=tables, weights=self.weights,
+                 figures=self.figures, removed=[self.catalog.ids[i] for i in self.removed])
+    parts = [p for p in ('quantizer', 'rules.json', 'rules.safetensors') if (folder/p).exists()]
+    write_json(folder/'genrec.json', about | dict(parts=tables + parts))
 
 # %% ../nbs/81_recommender.ipynb #9b36de95
 @patch
@@ -493,7 +495,7 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     said = read_json(folder/'config.json')
     require(said, f'{folder/"config.json"}: no settings in it' + _AGAIN, FileError)
     config = read_settings(RecommenderConfig, said, str(folder/'config.json'))
-    with _reading(folder/'catalog.json'): catalog = Catalog(**read_json(folder/'catalog.json'))
+    catalog = _read_catalog(folder/'catalog.json')
     about = read_json(folder/'genrec.json')
     ids = [Identifiers.load(folder/name, catalog) for name in about.get('tables', ['index.json'])]
     with _reading(folder/'counts.safetensors'):

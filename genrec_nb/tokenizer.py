@@ -11,7 +11,8 @@ import numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from .core import (FileError, GenrecError, MissingTextError, SettingError, explain,
-                            patch, read_json, read_settings, require, versions, whole_folder, write_json)
+                            patch, read_json, read_settings, require, versions, whole_folder, write_json,
+                            _members)
 from .data import Catalog, Dataset
 from .splits import Split, leave_one_out
 from .loaders import _read_items
@@ -248,6 +249,8 @@ def assign(self: Tokenized,
     return self.ids.append(self.quantizer.encode(x), policy, near, exhausted='free')
 
 # %% ../nbs/80_tokenizer.ipynb #c26a520e
+_PARTS = 'quantizer', 'encoder', 'codes.npy', 'cf.safetensors' # which not every tokenizer has
+
 @patch
 def save(self: Tokenized,
     folder: str | Path, # made, or replaced if it holds a saved tokenizer
@@ -262,7 +265,8 @@ def save(self: Tokenized,
         seen = self.ids.notes.get('split')
         if self.cf is not None: save_vectors(part/'cf.safetensors', self.cf, seen)
         config = asdict(self.config) if self.config else None
-        about = dict(config=config, source=self.source, versions=versions())
+        parts = [p for p in _PARTS if (part/p).exists()]
+        about = dict(config=config, source=self.source, versions=versions(), parts=parts)
         write_json(part/'tokenizer.json', about)
         if more: more(part)
     return Path(folder)
@@ -273,7 +277,11 @@ def _check_table(folder: Path, items) -> list: # the item ids
     for name in ('tokenizer.json', 'index.json', 'index.vocab.json'):
         require((folder/name).is_file(), f'{folder}: no saved tokenizer here ({name} is missing); '
                 '`genrec tokenize` makes one', FileError)
-    own = read_json(folder/'index.vocab.json')['items']
+    lost = [p for p in _members(folder/'tokenizer.json', 'config', 'versions').get('parts', ())
+            if not (folder/p).exists()]
+    require(not lost, f'{folder}: {", ".join(lost)} is missing, which it was saved with; copy the '
+            'folder again, or make the tokenizer again', FileError)
+    own = _members(folder/'index.vocab.json', 'items')['items']
     keys = own if items is None else list(getattr(items, 'ids', items))
     require(keys == own, f'{folder}: was made for another catalog, {len(own)} items '
             f'from {own[0]!r} to {own[-1]!r}, not {len(keys)} from {keys[0]!r} to {keys[-1]!r}',

@@ -238,9 +238,36 @@ def test_a_cluster_of_four_recommends_the_same_though_a_worker_is_killed(rec, sa
     assert (tmp_path/'o'/'four.json').read_text() == (tmp_path/'one.json').read_text()
 
 
-@pytest.mark.parametrize('part', ['config.json', 'catalog.json', 'index.json', 'genrec.json', 'model/config.json'])
-def test_a_part_that_was_emptied_is_refused(saved, tmp_path, part):
-    "Valid JSON with nothing in it is no set of defaults"
+PARTS = {'config.json': 'no settings|expected', 'catalog.json': 'lacks its ids, titles, texts|JSON object', 'index.json': 'lacks|list', 'genrec.json': 'lacks its format, versions|JSON object',
+         'model/config.json': 'lacks its model_type|JSON object', 'quantizer/quantizer.json': 'lacks its kind|JSON object', 'index.vocab.json': 'lacks'}
+
+@pytest.mark.parametrize('text', ['{}', '[]'])
+@pytest.mark.parametrize('part', PARTS)
+def test_a_part_that_was_emptied_is_refused(saved, tmp_path, part, text):
+    "Valid JSON with nothing in it is no set of defaults; the file is named, what it lacks, and what to do, without Python's words"
     shutil.copytree(saved, tmp_path/'m')
-    (tmp_path/'m'/part).write_text('{}')
-    with pytest.raises(GenrecError, match='m/|/m: '): GenerativeRecommender.from_pretrained(tmp_path/'m')
+    (tmp_path/'m'/part).write_text(text)
+    with pytest.raises(GenrecError, match=f'm/{part}: .*({PARTS[part]}).*copy the folder again') as e: GenerativeRecommender.from_pretrained(tmp_path/'m')
+    assert not [w for w in ('__init__', 'argument', 'object has no', 'unknown in another format') if w in str(e.value)]
+
+@pytest.mark.parametrize('part', ['quantizer', 'index.json'])
+def test_a_part_that_is_gone_is_named(saved, tmp_path, part):
+    shutil.copytree(saved, tmp_path/'m')
+    (tmp_path/'m'/part).rename(tmp_path/'away')
+    with pytest.raises(FileError, match=f'm: .*{part}.* is missing.*copy the folder again'): GenerativeRecommender.from_pretrained(tmp_path/'m').add_items(NEW)
+
+def test_a_tokenizer_without_its_parts_is_refused(tmp_path):
+    from genrec_nb.tokenizer import load_tokenized, tokenize_items
+    from genrec_nb.tokenizer_config import TokenizerConfig
+    data = load_dataset(small_data(tmp_path/'toy'))
+    made = tokenize_items(data, None, TokenizerConfig('rqkmeans', encoder='tfidf', size=4, levels=2)).save(tmp_path/'made')
+    for part in ('quantizer', 'encoder', 'codes.npy'):
+        (made/part).rename(tmp_path/'away')
+        with pytest.raises(FileError, match=f'made: {part} is missing, which it was saved with'): load_tokenized(made)
+        (tmp_path/'away').rename(made/part)
+    for part, lacks in {'tokenizer.json': 'config, versions', 'index.vocab.json': 'items', 'encoder/encoder.json': 'kind', 'quantizer/quantizer.json': 'kind'}.items():
+        whole = (made/part).read_text()
+        (made/part).write_text('{}')
+        with pytest.raises(FileError, match=f'made/{part}: lacks its {lacks}'): load_tokenized(made)
+        (made/part).write_text(whole)
+    assert load_tokenized(made).quantizer
