@@ -344,7 +344,7 @@ def _show_list(rec, history: list[str], k: int, why: bool) -> None:
 def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k: int, **how) -> None:
     "Lists for all users of a file"
     from genrec_nb.core import _plural
-    from genrec_nb.many_users import recommend_file
+    from genrec_nb.many_users import _near_items, recommend_file
     n = len(rec.catalog)
     if k > n: _LOG.warning('-k is %d, and the catalog has %s', k, _plural(n, 'item'))
     out = out or histories.with_name(f'{histories.name.split(".")[0]}-lists.{form or "json"}')
@@ -352,16 +352,30 @@ def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k:
         n = recommend_file(rec, histories, out, k, form, progress=bars, **how)
     unknown = _plural(n['unknown'], 'item of a history is', 'items of histories are')
     _print(f'{_plural(n["users"], "user")}, {n["without"]:,} of them without a recommendation; '
-           f'{unknown} unknown and left out')
+           f'{unknown} unknown and left out'
+           + escape(f': {near}'*bool(near := _near_items(n['unknown_names'], rec.catalog))))
     _LOG.info('written to %s', out)
 
-_Histories = _may(Path, 'File of histories: a row an interaction, or a list a user, in any format.')
+_Histories = _may(Path, 'File of histories, CSV, JSON lines or Parquet: a row an interaction (columns '
+                        'user, item, perhaps time), or a row a user with a list (columns user, items); '
+                        'items by id or title.')
+_HistoryColumn = _some('What a column of the histories is called: user, item, time.',
+                       metavar='NAME=COLUMN')
 _NewItems = _may(Path, 'New items, which the model has not been trained with, in any format.')
 _NewVectors = _may(Path, 'Vectors of the new items, where the model was trained with own vectors.')
-_Lists = _may(Path, 'File for the lists of --histories; must not exist.')
-_Form = Annotated[str | None, typer.Option('--format', help='Of --out: json, csv or parquet.')]
+_Lists = _may(Path, 'File for the lists of all users; must not exist.')
+_Form = Annotated[str | None, typer.Option('--format', help='Of that file: json, csv or parquet.')]
 _SetDecode = _some('Any setting of decoding: alpha=0.1, rules_weight=0, exclude_seen=false, beams=50; '
                    'as saved if not given; once for each.', '--set')
+
+def _check_histories(path: Path, out: Path | None, columns: dict) -> None:
+    "Raise `GenrecError` for a file of histories without the columns, and a taken --out; no torch"
+    from genrec_nb.core import FileError, require
+    from genrec_nb.formats import read_file
+    from genrec_nb.many_users import _history_columns
+    require(not (out and out.exists()), f'{out}: exists; name another file', FileError)
+    _history_columns(read_file(path, rows=100).frame, path, columns)
+
 _Why = _flag('--explain', 'Show the tokens of the first recommendation.')
 
 # %% ../nbs/95_cli.ipynb #f0dc6d4a
@@ -371,6 +385,7 @@ def _recommend(
         metavar='RUN', help='Folder of a run, or of a saved recommender.')],
     history: _some('Title or id of an item, oldest first; once for each.', metavar='ITEM') = None,
     histories: _Histories = None,
+    column: _HistoryColumn = None,
     items: _NewItems = None,
     vectors: _NewVectors = None,
     out: _Lists = None,
@@ -385,7 +400,7 @@ def _recommend(
     "Recommend the next items for a history of titles, or for all users of a file."
     _set_up_logging()
     from dataclasses import replace
-    from genrec_nb.core import SettingError, require
+    from genrec_nb.core import SettingError, check_choice, check_keys, require
     from genrec_nb.model_folder import _check_folder, _fetched
     from genrec_nb.setting_names import _check_device, _check_there
     require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
@@ -393,8 +408,12 @@ def _recommend(
     require(bool(items) or not vectors, '--vectors are those of new items: give --items FILE, too',
             SettingError)
     changes = _decode_changes(change)
+    check_choice(form or 'json', ('json', 'csv', 'parquet'), '--format')
+    names = _columns(column)
+    check_keys(names, ('user', 'item', 'time'), '--column')
     _check_there(histories, items, vectors)
     _check_device(device)
+    if histories: _check_histories(histories, out, names)
     folder = _fetched(folder)
     _check_folder(folder)
     if not items: _check_titles(folder, history)
@@ -402,7 +421,9 @@ def _recommend(
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
     rec.config = replace(rec.config, decode=replace(rec.config.decode, **changes))
     if items: rec.add_items(items, vectors=vectors)
-    if histories: return _recommend_file(rec, histories, out, form, k, jobs=jobs, cluster=cluster)
+    if histories:
+        return _recommend_file(rec, histories, out, form, k, jobs=jobs, cluster=cluster,
+                               columns=names)
     _show_list(rec, history, k, why)
 
 # %% ../nbs/95_cli.ipynb #526e656a

@@ -70,10 +70,10 @@ def _named_columns(given, df: pd.DataFrame, where) -> list[str] | None: # None: 
     for c in names: _there(df, c.strip(), where)
     return [c.strip() for c in names]
 
-def _there(df: pd.DataFrame, name: str, where) -> str:
-    "The column, if it is there; raises `GenrecError`"
-    names = ', '.join(map(repr, df.columns))
-    require(name in df.columns, f'{where}: no column {name!r}; the columns are {names}')
+def _there(df: pd.DataFrame, name: str, where, role: str = '') -> str: # role: see `_COLUMNS`
+    "The column, if it is there; raises `GenrecError` with the option that names another"
+    names, hint = ', '.join(map(repr, df.columns)), f'; name it with --column {role}=NAME'*bool(role)
+    require(name in df.columns, f'{where}: no column {name!r}; the columns are {names}{hint}')
     return name
 
 # %% ../nbs/11_item_texts.ipynb #1b7d65e6
@@ -95,9 +95,9 @@ def _items_of(table: FileTable, item: str, title: str, text, category) -> _Items
     "The catalog of a table of items, in the order of the file; raises `GenrecError`"
     df, where, f = table.frame, table.path, recognize(list(table.frame.columns))
     require(len(df) > 0, f'{where}: holds no items', FileError)
-    item = _there(df, item or f.item or 'item', where)
+    item = _there(df, item or f.item or 'item', where, 'item')
     wanted = _named_columns(text, df, where)
-    title = _there(df, title or f.title or (wanted or ['title'])[0], where)
+    title = _there(df, title or f.title or (wanted or ['title'])[0], where, 'title')
     ids = _ids(df[item])
     there = ids.notna().to_numpy()
     _leave_out(~there, np.arange(len(df)), table, f'an item in column {item!r}', ids)

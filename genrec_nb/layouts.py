@@ -27,7 +27,7 @@ def _role_columns(path: Path, user, item, time, how: str) -> tuple[dict, str]: #
     "What the columns of interactions are called, by role; raises `GenrecError`"
     df = read_file(path, rows=200, bad_lines=how).frame
     f = recognize(list(df.columns))
-    user, item = (_there(df, given or found or role, path)
+    user, item = (_there(df, given or found or role, path, role)
                   for given, found, role in ((user, f.user, 'user'), (item, f.item, 'item')))
     time = _time_column(df, f.time, time, (user, item), path)
     past = f.history if f.history not in ('', item) and f.history in df else ''

@@ -8,33 +8,43 @@ __all__ = ['recommend_file']
 # %% ../nbs/82_many_users.ipynb #ed437017
 import csv, json, tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import FileError, _Silent, check_choice, explain, require, whole_file
+from .core import FileError, _near, _Silent, check_choice, explain, require, whole_file
 from .workers import _in_workers
 from .data import Catalog, _offsets_of
-from .formats import explode, read_file, recognize, _clock, _has_lists, _ids, _in_pandas
+from .formats import (explode, read_file, recognize, _by_name, _clock, _has_lists, _ids,
+                               _in_pandas)
 from .item_texts import _there
 from .splits import Cases
 
 # %% ../nbs/82_many_users.ipynb #e99f053f
-def _by_user(df: pd.DataFrame, where) -> pd.DataFrame: # columns user, item; rows in order
+def _history_columns(df: pd.DataFrame, where, given: dict | None = None) -> tuple[str, str, str]:
+    "The columns of users, items and times ('': none); given: their names, by role"
+    f, given = recognize(list(df.columns)), given or {}
+    user = given.get('user') or f.user or 'user'
+    item = given.get('item') or f.item or _by_name(list(df.columns), 'title') or 'item'
+    time = given.get('time', f.time) or ''
+    if time: _there(df, time, where, 'time')
+    return _there(df, user, where, 'user'), _there(df, item, where, 'item'), time
+
+def _by_user(df: pd.DataFrame, where, given: dict | None = None) -> pd.DataFrame: # user, item
     "One row an interaction, each user's rows together and in order of time"
-    f = recognize(list(df.columns))
-    user, item = _there(df, f.user or 'user', where), _there(df, f.item or 'item', where)
-    df = explode(df.reset_index(drop=True), item, f.time, where)
+    user, item, time = _history_columns(df, where, given)
+    df = explode(df.reset_index(drop=True), item, time, where)
     rows = pd.DataFrame(dict(user=_ids(df[user]), item=_ids(df[item])))
-    order = _clock(df[f.time])[0].argsort(kind='stable') if f.time else rows.index
+    order = _clock(df[time])[0].argsort(kind='stable') if time else rows.index
     rows = rows.iloc[np.asarray(order)]
     first = pd.factorize(_ids(df[user]))[1]
     return rows.sort_values('user', kind='stable', key=lambda u: pd.Index(first).get_indexer(u))
 
-def _pieces(path: Path, size: int):
+def _pieces(path: Path, size: int, given: dict | None = None):
     "Tables of at most `size` users with lists (Parquet), or the whole file"
     head = read_file(path, rows=100)
-    item = recognize(list(head.frame.columns)).item
-    if head.form != 'Parquet' or not item or not _has_lists(head.frame[item]):
+    _, item, _ = _history_columns(head.frame, path, given)
+    if head.form != 'Parquet' or not _has_lists(head.frame[item]):
         yield read_file(path).frame
         return
     import pyarrow as pa
@@ -43,17 +53,37 @@ def _pieces(path: Path, size: int):
         for batch in pq.ParquetFile(path).iter_batches(size): yield _in_pandas(batch)
 
 # %% ../nbs/82_many_users.ipynb #5c6a2444
-def _cases_of(rows: pd.DataFrame, catalog: Catalog) -> tuple[list[str], Cases, int]:
-    "Users, histories as cases without targets, and how many items are unknown"
+@dataclass
+class _Unknown:
+    "Items of histories that are in no catalog: how many, and the first of them by name"
+    n: int = 0
+    names: list = field(default_factory=list) # three at most
+    def add(self, other: '_Unknown') -> None:
+        "Those of another batch"
+        self.n += other.n
+        self.names = list(dict.fromkeys(self.names + other.names))[:3]
+
+def _item_places(items: pd.Series, catalog: Catalog) -> np.ndarray: # int64 [n], -1: unknown
+    "The items by their ids; those that are no id, by their titles in any case"
+    found = pd.Index(catalog.ids, dtype=object).get_indexer(items)
+    if (found >= 0).all(): return found
+    titles = {t.strip().lower(): i for i, t in reversed([*enumerate(catalog.titles)])}
+    code, names = pd.factorize(items[found < 0].astype(str).str.strip().str.lower())
+    found[found < 0] = np.array([titles.get(name, -1) for name in names], np.int64)[code]
+    return found
+
+def _cases_of(rows: pd.DataFrame, catalog: Catalog) -> tuple[list[str], Cases, _Unknown]:
+    "Users, histories as cases without targets, and the items that are unknown"
     first = pd.Index(rows.user).drop_duplicates().tolist()
     place = {u: n for n, u in enumerate(first)}
     who = np.array([place[u] for u in rows.user], np.int64)
-    items = pd.Index(catalog.ids, dtype=object).get_indexer(rows.item)
+    items = _item_places(rows.item, catalog)
     known = items >= 0
     n = np.bincount(who[known], minlength=len(first))
     all_users, past = np.arange(len(first)), items[known].astype(np.int32)
     cases = Cases(all_users, past, _offsets_of(n), np.full(len(first), -1))
-    return first, cases, int((~known).sum())
+    names = rows.item[~known].dropna().drop_duplicates().head(3).tolist()
+    return first, cases, _Unknown(int((~known).sum()), names)
 
 # %% ../nbs/82_many_users.ipynb #c16e2812
 class _Lines:
@@ -85,13 +115,14 @@ class _ParquetLists:
     def close(self) -> None: self.file.close()
 
 # %% ../nbs/82_many_users.ipynb #b7c1e002
-def _batches(path: Path, catalog: Catalog, size: int) -> Iterator[tuple]: # (users, cases, unknown)
+def _batches(path: Path, catalog: Catalog, size: int, given: dict | None = None
+             ) -> Iterator[tuple]: # (users, cases, unknown)
     "At most `size` users each"
-    for piece in _pieces(path, size):
-        users, cases, unknown = _cases_of(_by_user(piece, path), catalog)
+    for piece in _pieces(path, size, given):
+        users, cases, unknown = _cases_of(_by_user(piece, path, given), catalog)
         for a in range(0, len(users), size):
             here = users[a:a + size]
-            yield here, cases.take(np.arange(a, a + len(here))), unknown if a == 0 else 0
+            yield here, cases.take(np.arange(a, a + len(here))), _Unknown() if a else unknown
 
 # %% ../nbs/82_many_users.ipynb #b7c1e004
 def _rank_some(rec, cases: Cases, k: int) -> list[list[int]]: # items of each user, best first
@@ -140,24 +171,30 @@ def recommend_file(
     jobs: int = 1, # processes, of one thread each
     cluster: str | None = None, # address of a dask scheduler instead, whose workers share the disk
     progress=None, # something with `stage` and `advance`
-) -> dict: # users, without (a list), unknown (items of histories)
+    columns: dict | None = None, # names of the columns user, item, time; None: by usual names
+) -> dict: # users, without (a list), unknown (items of histories), unknown_names (the first three)
     "Recommend for every user of a file, in bounded memory; raises `GenrecError`"
     path, out, progress = Path(histories), Path(out), progress or _Silent()
     form = form or out.suffix.lstrip('.').replace('jsonl', 'json') or 'json'
     check_choice(form, _FORMS, 'the format')
     require(not out.exists(), f'{out}: exists; name another file', FileError)
     progress.stage('recommend')
-    done = dict(users=0, without=0, unknown=0)
+    done, lost = dict(users=0, without=0), _Unknown()
     with whole_file(out) as part:
         writer = (_ParquetLists if form == 'parquet' else _Lines)(part, form, rec.catalog)
         try:
-            batches = _batches(path, rec.catalog, size)
+            batches = _batches(path, rec.catalog, size, columns)
             for users, unknown, lists in _lists(rec, batches, k, jobs, cluster, out):
                 writer.write(users, lists)
                 done['users'] += len(users)
                 done['without'] += sum(not x for x in lists)
-                done['unknown'] += unknown
+                lost.add(unknown)
                 progress.advance(done['users'])
         finally: writer.close()
         require(done['users'] > 0, f'{path}: holds no histories', FileError)
-    return done
+    return done | dict(unknown=lost.n, unknown_names=lost.names)
+
+def _near_items(names: list[str], catalog: Catalog) -> str: # names: unknown ones
+    "Each with the nearest id or title"
+    known = [*catalog.ids, *catalog.titles]
+    return '; '.join(f'{n!r}' + (near and f',{near}') for n in names for near in [_near(n, known)])

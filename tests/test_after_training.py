@@ -13,7 +13,7 @@ from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.exact import exact_scores
 from genrec_nb.loaders import load_dataset
 from genrec_nb.splits import Cases
-from genrec_nb.many_users import recommend_file
+from genrec_nb.many_users import recommend_file, _near_items
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 
 @pytest.fixture(scope='module')
@@ -186,19 +186,38 @@ def test_many_users_are_as_one(rec, tmp_path, form):
     pd.DataFrame(dict(user=list(past), items=list(past.values()))).to_parquet(tmp_path/'lists.parquet')
     for name in ('rows.csv', 'lists.parquet'):
         out = tmp_path/f'{name}.out'
-        assert recommend_file(rec, tmp_path/name, out, 4, form, size=2) == dict(users=6, without=1, unknown=1)
+        assert recommend_file(rec, tmp_path/name, out, 4, form, size=2) == dict(users=6, without=1, unknown=1, unknown_names=['999'])
         if form == 'json': got = {r['user']: r['items'] for r in map(json.loads, out.read_text().splitlines())}
         elif form == 'csv': got = {str(u): g.item.astype(str).tolist() for u, g in pd.read_csv(out).groupby('user')} | dict(nobody=[])
         else: got = {r.user: list(r.items_) for r in pd.read_parquet(out).rename(columns=dict(items='items_')).itertuples()}
         assert got == {u: [x.id for x in rec.recommend([str(i) for i in h], 4)] if u != 'nobody' else [] for u, h in past.items()}
     if form == 'json':                                     # in two processes, the model read from a folder
-        assert recommend_file(rec, tmp_path/'rows.csv', tmp_path/'two.json', 4, size=2, jobs=2) == dict(users=6, without=1, unknown=1)
+        assert recommend_file(rec, tmp_path/'rows.csv', tmp_path/'two.json', 4, size=2, jobs=2) == dict(users=6, without=1, unknown=1, unknown_names=['999'])
         assert (tmp_path/'two.json').read_text() == (tmp_path/'rows.csv.out').read_text() and not list(tmp_path.glob('.model-*'))
     with pytest.raises(FileError, match='exists'): recommend_file(rec, tmp_path/'rows.csv', out, 4, form)
     with pytest.raises(SettingError, match='one of json, csv, parquet'): recommend_file(rec, tmp_path/'rows.csv', tmp_path/'x', 4, 'xml')
     (tmp_path/'bad.csv').write_text('a,b\n1,2\n')
-    with pytest.raises(GenrecError, match='no column'): recommend_file(rec, tmp_path/'bad.csv', tmp_path/'y.json')
+    with pytest.raises(GenrecError, match="bad.csv: no column 'user'; the columns are 'a', 'b'; name it with --column user=NAME"): recommend_file(rec, tmp_path/'bad.csv', tmp_path/'y.json')
     assert not (tmp_path/'y.json').exists()
+
+
+@pytest.mark.parametrize('form', ['csv', 'json', 'parquet', 'parquet of lists'])
+def test_histories_of_titles_and_unknown_items(rec, tmp_path, form):
+    "Titles in any case are what their ids are; the first unknown items are named; columns may have any name"
+    past = dict(ann=['item 5', '7', 'Item 3'], bob=['Itm 3', '7', 'nothing like it', 'Itm 3', 'Itm 9', 'Itm 8'])
+    rows = pd.DataFrame([(u, i) for u, h in past.items() for i in h], columns=['who', 'what'])
+    file, out = tmp_path/'histories', tmp_path/'lists.json'
+    if form == 'csv': rows.to_csv(file, index=False)
+    elif form == 'json': rows.to_json(file, orient='records', lines=True)
+    elif form == 'parquet': rows.to_parquet(file)
+    else: pd.DataFrame(dict(who=list(past), what=list(past.values()))).to_parquet(file)
+    said = recommend_file(rec, file, out, 4, size=1, columns=dict(user='who', item='what'))
+    assert said == dict(users=2, without=0, unknown=5, unknown_names=['Itm 3', 'nothing like it', 'Itm 9'])
+    got = {r['user']: r['items'] for r in map(json.loads, out.read_text().splitlines())}
+    assert got == dict(ann=[x.id for x in rec.recommend(['5', '7', '3'], 4)], bob=[x.id for x in rec.recommend(['7'], 4)])
+    assert _near_items(['Itm 3', 'nothing like it'], rec.catalog) == "'Itm 3', did you mean 'Item 3'?; 'nothing like it'"
+    rows.rename(columns=dict(who='user', what='title')).to_csv(tmp_path/'t.csv', index=False)                 # a column of titles needs no name
+    assert recommend_file(rec, tmp_path/'t.csv', tmp_path/'t.json', 4) == said and (tmp_path/'t.json').read_text() == out.read_text()
 
 
 FOUR_WORKERS = '''
