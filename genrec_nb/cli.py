@@ -351,9 +351,10 @@ def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k:
     with _interruptible('nothing was written') as bars:
         n = recommend_file(rec, histories, out, k, form, progress=bars, **how)
     unknown = _plural(n['unknown'], 'item of a history is', 'items of histories are')
+    near = _near_items(n['unknown_names'], rec.catalog)
     _print(f'{_plural(n["users"], "user")}, {n["without"]:,} of them without a recommendation; '
            f'{unknown} unknown and left out'
-           + escape(f': {near}'*bool(near := _near_items(n['unknown_names'], rec.catalog))))
+           + escape(f': {near}'*bool(near)))
     _LOG.info('written to %s', out)
 
 _Histories = _may(Path, 'File of histories, CSV, JSON lines or Parquet: a row an interaction (columns '
