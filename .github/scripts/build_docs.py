@@ -285,9 +285,17 @@ def prepare_pages(work):
 
 
 def render(folder):
-    "smalldocs, with the color of a kind of token looked up once."
-    from smalldocs import cli, highlight
+    "smalldocs, with the color of a kind of token looked up once, and the sidebar's other pages written once a folder."
+    from fastcore.xml import to_xml
+    from smalldocs import cli, highlight, layout
     highlight.css_class = functools.cache(highlight.css_class)
+    write, written = layout.Layout.side_item, {}
+    def side_item(self, item, depth):
+        if item.sep or item.section or item.page is self.page: return write(self, item, depth)
+        key = self.page.out.parent, id(item)
+        if key not in written: written[key] = layout.Safe(to_xml(write(self, item, depth), indent=False))
+        return written[key]
+    layout.Layout.side_item = side_item
     return cli.main(['render', '--quiet', '--strict', str(folder)])
 
 
