@@ -369,6 +369,17 @@ _Form = Annotated[str | None, typer.Option('--format', help='Of that file: json,
 _SetDecode = _some('Any setting of decoding: alpha=0.1, rules_weight=0, exclude_seen=false, beams=50; '
                    'as saved if not given; once for each.', '--set')
 
+def _check_settings(folder: Path) -> None:
+    "Raise `GenrecError` for settings of a saved recommender that cannot be; without torch"
+    from genrec_nb.core import FileError, _members, check_keys, require
+    from genrec_nb.model_folder import _reading
+    from genrec_nb.setting_names import _fields
+    file = folder/'config.json'
+    with _reading(file):
+        given = _members(file)
+        require(bool(given), f'{file}: no settings in it', FileError)
+        check_keys(given, _fields('RecommenderConfig', 'rec_config'), str(file))
+
 def _check_histories(path: Path, out: Path | None, columns: dict) -> None:
     "Raise `GenrecError` for a file of histories without the columns, and a taken --out; no torch"
     from genrec_nb.core import FileError, require
@@ -402,7 +413,6 @@ def _recommend(
     _set_up_logging()
     from dataclasses import replace
     from genrec_nb.core import SettingError, check_choice, check_keys, require
-    from genrec_nb.model_folder import _check_folder, _fetched
     from genrec_nb.setting_names import _check_device, _check_there
     require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
             SettingError)
@@ -414,9 +424,12 @@ def _recommend(
     check_keys(names, ('user', 'item', 'time'), '--column')
     _check_there(histories, items, vectors)
     _check_device(device)
-    if histories: _check_histories(histories, out, names)
+    from genrec_nb.model_folder import _check_catalog, _check_folder, _fetched # after the options
     folder = _fetched(folder)
     _check_folder(folder)
+    _check_settings(folder)
+    _check_catalog(folder/'catalog.json')
+    if histories: _check_histories(histories, out, names)
     if not items: _check_titles(folder, history)
     from genrec_nb.recommender import GenerativeRecommender
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))

@@ -8,20 +8,18 @@ __all__ = []
 # %% ../nbs/81_model_folder.ipynb #6f173548
 import json, re
 from contextlib import contextmanager
-from huggingface_hub import ModelCard, ModelCardData, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from .core import FileError, GenrecError, _members, _near_place, explain, require
-from .data import Catalog
 from .faults import _AGAIN
-from .metrics import _popularity_order
 
 # %% ../nbs/81_model_folder.ipynb #db93c88e
 def _fetched(name: str | Path, **hub) -> Path: # hub: of `snapshot_download`
     "A folder on this machine, a run's folder with the recommender in its model/, or from the Hub"
     folder = Path(name)
     if not folder.exists() and '/' in str(name) and not folder.is_absolute():
+        from huggingface_hub import snapshot_download      # here: other names need no network
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
         with explain(f'{name}: no such folder, and not to be had from the Hub', OSError,
                      HfHubHTTPError, HFValidationError, hint=_near_place(folder)):
             folder = Path(snapshot_download(str(name), **hub))
@@ -59,14 +57,20 @@ def _read_about(file: Path) -> dict: # file: genrec.json
     with _reading(file):
         return _members(file, *() if 'versions' in _members(file) else ('format', 'versions'))
 
-def _read_catalog(file: Path) -> Catalog:
-    "The items of a saved recommender; raises `FileError`"
+_COLUMNS = 'ids', 'titles', 'texts' # of catalog.json
+
+def _check_catalog(file: Path) -> list: # ids, titles, texts
+    "What catalog.json holds; raises `FileError`"
     with _reading(file):
-        names = 'ids', 'titles', 'texts'
-        columns = [_members(file, *names)[n] for n in names]
+        columns = [_members(file, *_COLUMNS)[n] for n in _COLUMNS]
         lists = all(isinstance(x, list) and all(isinstance(v, str) for v in x) for x in columns)
-        require(lists, f'{file}: expected lists of texts as {", ".join(names)}', FileError)
-        return Catalog(*columns)
+        require(lists, f'{file}: expected lists of texts as {", ".join(_COLUMNS)}', FileError)
+        return columns
+
+def _read_catalog(file: Path): # a `Catalog`
+    "The items of a saved recommender; raises `FileError`"
+    from genrec_nb.data import Catalog                     # here: a check needs no pandas
+    with _reading(file): return Catalog(*_check_catalog(file))
 
 def _check_folder(folder: Path) -> None:
     "Raise `FileError` if a part is missing, `GenrecError` if another version wrote the folder"
@@ -131,8 +135,10 @@ def _model_card(
     rec, # a `GenerativeRecommender`
     name: str, # of the repository
     license: str, # of the weights, as the Hub names it
-) -> ModelCard:
+): # a `ModelCard`
     "Data, figures, license, and an example that runs"
+    from huggingface_hub import ModelCard, ModelCardData
+    from genrec_nb.metrics import _popularity_order
     figures = dict(rec.figures)
     if rec.result is not None: figures['best on the validation users'] = f'{rec.result.best:.4f}'
     data = ModelCardData(license=license, library_name='genrec_nb',

@@ -285,6 +285,26 @@ def test_help_cuts_no_name(columns):
         assert {o for p in command.params for o in p.opts if o[0] == '-'} <= {*text.replace('│', ' ').split()} and '…' not in text, name
     assert 'runs/NAME-quick' in ' '.join(invoke('run', '--help').output.replace('│', ' ').split())
 
+def test_wrong_options_and_files_of_recommend_are_said_before_anything_large_is_imported(finished, tmp_path):
+    "Options and the model's own files without pandas and the Hub's client, histories without torch"
+    model, good, bad = tmp_path/'m', tmp_path/'good.csv', tmp_path/'bad.csv'
+    shutil.copytree(finished[0]/'model', model)
+    good.write_text('user,item\nu,3\n'), bad.write_text('a,b\nu,3\n')
+    def broken(part):
+        shutil.copytree(model, tmp_path/part)
+        (tmp_path/part/part).write_text('{}')
+        return tmp_path/part
+    some = ['--histories', good]
+    small = [([model, *some, '--set', 'beam=3'], "did you mean 'beams'"), ([model, *some, '--set', 'alpha=7'], 'alpha is 7'), ([model, *some, '--format', 'cvs'], "did you mean 'csv'"), ([model, *some, '--device', 'tpu'], '--device'),
+             ([model, *some, '--column', 'usr=a'], "did you mean 'user'"), ([model, '--histories', tmp_path/'nowhere.csv'], 'no such file'), ([tmp_path/'nowhere', *some], 'no saved recommender'),
+             *(([broken(p), *some], p) for p in ('genrec.json', 'config.json', 'catalog.json'))]
+    large = [([model, '--histories', bad], '--column user=NAME'), ([model, '--history', 'Itm 3'], 'did you mean'), ([model, *some, '--out', good], 'exists')]
+    code = 'import sys; from typer.testing import CliRunner; from genrec_nb.cli import app\n'
+    for cases, without in ((small, ['torch', 'pandas', 'transformers', 'huggingface_hub', 'sklearn']), (large, ['torch', 'transformers', 'sklearn'])):
+        code += ''.join(f"print(CliRunner().invoke(app, {['recommend', *map(str, args)]}).exception)\n" for args, _ in cases) + f"print(sorted(set({without}) & set(sys.modules)))\n"
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.splitlines()
+    for (_, words), text in zip([*small, (0, '[]'), *large, (0, '[]')], said, strict=True): assert words in text, (words, text)
+
 
 # ---- any width ----------------------------------------------------------------------------------------------------
 

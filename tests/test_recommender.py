@@ -271,14 +271,14 @@ def test_folders_that_cannot_be_read(writer, tmp_path):
 def test_sharing_uploads_the_folder_and_loading_takes_it_from_the_hub(writer, tmp_path, monkeypatch):
     "The client is replaced: what is uploaded is what is read back"
     import shutil
-    import genrec_nb.model_folder as module
+    import huggingface_hub
     import huggingface_hub.hub_mixin as mixin
     class Hub:
         def __init__(self, token=None): pass
         def create_repo(self, repo_id, private, exist_ok): Hub.private = private; return type('Url', (), dict(repo_id=repo_id))
         def upload_folder(self, repo_id, folder_path, **more): shutil.copytree(folder_path, tmp_path/'hub'); return f'https://hub/{repo_id}'
     monkeypatch.setattr(mixin, 'HfApi', Hub)
-    monkeypatch.setattr(module, 'snapshot_download', lambda name, **more: tmp_path/'hub')
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, **more: tmp_path/'hub')
     assert writer.push_to_hub('someone/films', license='mit') == 'https://hub/someone/films' and Hub.private
     assert 'license: mit' in (tmp_path/'hub'/'README.md').read_text()
     history = DATA.catalog.ids[:3]
