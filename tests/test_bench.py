@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'.github'/'scripts'))
 import bench
-from bench import BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, format_bench, gain_error, generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, measure_lm_step, race, race_diversity, race_groups, race_lm, random_catalog, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit
+from bench import BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, format_bench, free_search, measure_constraint, gain_error, generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, measure_lm_step, race, race_diversity, race_groups, race_lm, random_catalog, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit
 from genrec_nb.core import GenrecError
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.semantic_ids import Identifiers
@@ -310,8 +310,25 @@ def test_scientific_is_taken_where_it_is(tmp_path, monkeypatch):
         assert history.tolist()[2][-5:] == [6, 7, 8, 9, 10] and len(history) == 3           # all but the last of each user
     assert model.tokenizer.convert_ids_to_tokens(model.own[model.ids.path(7).tolist()].tolist()) == ['<a_1>', '<b_2>']
 
+def test_free_search_is_the_best_of_all_strings():
+    "As many beams as two tokens make strings lose nothing: brute force over all of them"
+    ids = Identifiers.random(6, levels=2, size=3, seed=0)
+    model, history, n = tiger_t5(ids, d_model=16, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=8).eval(), torch.tensor([[1, 2], [-1, 5]]), ids.vocab_size
+    token, score = free_search(model, history, n*n, 2)
+    with torch.inference_mode():
+        logits, state = model.prefill(history)
+        first, tokens = logits.log_softmax(2)[:, 0], torch.arange(n).expand(2, n)
+        both = first[..., None] + model.decode_step(state, tokens, torch.zeros_like(tokens)).log_softmax(2)
+    torch.testing.assert_close(score, both.flatten(1).sort(1, descending=True).values)
+    assert (token[:, 0] == both.flatten(1).argmax(1) % n).all()
+
+def test_the_constraint_is_measured_and_shown(monkeypatch):
+    monkeypatch.setattr('bench.in_fresh_process', lambda name, n: dict(measure_constraint=measure_constraint)[name](50, rounds=1, users=3, beams=4))
+    text = format_bench(run_bench(['constraint'], quick=True))
+    assert text.count('50 items, T5') == 2 and text.count('packed decoder') == 2 and 'constrained/free' in text
+
 def test_unknown_name_is_refused():
-    with pytest.raises(GenrecError, match="'speed', expected some of: trie, catalog, decode, exact, backbones, tokenizers"): run_bench(['speed'])
+    with pytest.raises(GenrecError, match="'speed', expected some of: trie, catalog, decode, constraint, exact, backbones, tokenizers"): run_bench(['speed'])
 
 
 def test_result_is_json_and_reads_well(monkeypatch):

@@ -35,7 +35,7 @@ from genrec_nb.batches import history_tokens
 from genrec_nb.tiger import tiger_t5
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.generators import BACKBONES
-from genrec_nb.beam_search import Beams, DecodeConfig, _expand_items, recommend
+from genrec_nb.beam_search import Beams, DecodeConfig, _expand_items, beam_search, recommend
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.rank import _rank_cases, rank_each
 from genrec_nb.train import TrainConfig, _batch_targets, fit
@@ -381,6 +381,54 @@ def bench_decode(
     return dict(data=what, users=users, beams=beams, tokens=trie.max_depth, seed=0, mean_history=float((history >= 0).sum(1).double().mean()),
                 seconds=seconds(times), ratio=compare, **agreement(results['engine'], results['generate, batches of 32']),
                 encoder_share=ratio(times, 'encoder alone', 'engine'), ms_per_user={n: 1000*median(times[n]['wall'])/users for n in times})
+
+@torch.inference_mode()
+def free_search(
+    model, # with `prefill` and `decode_step`
+    history: torch.Tensor, # int64 [B, H]
+    beams: int, # k
+    length: int, # tokens
+) -> tuple[torch.Tensor, torch.Tensor]: # (last tokens int64 [B, k], scores float [B, k])
+    "Beam search that may write any token of the vocabulary: no trie, no candidates, nothing left out"
+    logits, state = model.prefill(history)
+    score = torch.zeros(len(history), 1)
+    for step in range(length):
+        total = (score[..., None] + logits.float().log_softmax(2)).flatten(1)
+        score, place = total.topk(min(beams, total.shape[1]))
+        token = place % logits.shape[2]
+        if step < length - 1: logits = model.decode_step(state, token, place//logits.shape[2])
+    return token, score
+
+def measure_constraint(
+    n: int, # items
+    rounds: int = 5, # A B A B ..
+    users: int = 64, # B
+    beams: int = 20, # k
+    seed: int = 0, # of the catalog
+) -> dict: # seconds and ratios of both generators
+    "A search that follows the trie and one that follows nothing, of the same model, in turns"
+    ids, _ = random_catalog(n, seed=seed)
+    rng, config = np.random.default_rng(seed), DecodeConfig(beams, search='beam', exclude_seen=False)
+    history, trie = torch.from_numpy(rng.integers(0, n, (users, 10))), ItemTrie.build(ids)
+    out, models = {}, {'T5': lambda: tiger_t5(ids), 'packed decoder': lambda: item_decoder(ids, softmax='vocabulary', prior='none')}
+    for name, make in models.items():
+        model = make().eval()
+        def searched(search): return [search(rows) for rows in history.split(32)]
+        ways = dict(constrained=lambda: searched(lambda x: beam_search(model, trie, x, config)), free=lambda: searched(lambda x: free_search(model, x, beams, ids.max_len)))
+        times, _ = race(ways, rounds)
+        out[name] = dict(seconds=seconds(times), ratio={c: ratio(times, 'constrained', 'free', c) for c in ('wall', 'cpu')})
+    return dict(items=n, nodes=trie.n_nodes, users=users, beams=beams, tokens=ids.max_len, seed=seed, models=out)
+
+def bench_constraint(
+    quick: bool = False, # up to 10^4 items
+    progress=None, # something with `stage(name)`
+) -> dict:
+    "what the constraint costs: beam search along the trie against beam search over all tokens, same model"
+    stage, sizes = progress.stage if progress else lambda name: None, []
+    for n in (10**3, 10**4) if quick else (10**4, 10**5, 10**6, 10**7):
+        stage(f'constraint: {n:,} items, fresh process')
+        sizes.append(in_fresh_process('measure_constraint', n))
+    return dict(sizes=sizes)
 
 def exact_case(
     name: str, # data set
@@ -837,7 +885,7 @@ def bench_llm(
         out['checkpointed' if on else 'plain'] = in_fresh_process('measure_lm_step', batch, 512, on)
     return out
 
-BENCHES = dict(trie=bench_trie, catalog=bench_catalog, decode=bench_decode, exact=bench_exact, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm) # the first line of each docstring describes it
+BENCHES = dict(trie=bench_trie, catalog=bench_catalog, decode=bench_decode, constraint=bench_constraint, exact=bench_exact, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm) # the first line of each docstring describes it
 
 def run_bench(
     names: list[str] | None = None, # which of `BENCHES`; None: trie and decode, which need no training
@@ -876,6 +924,11 @@ def decode_lines(r: dict) -> list[str]:
     rows = [f'{n:>44}: {1000*s["wall"]["median"]/r["users"]:>7.1f} ms a user' + (f', engine is {format_ratio(r["ratio"][n]["wall"])} faster ({r["ratio"][n]["cpu"]["median"]:.1f} × by processor time)' if n in r['ratio'] else '')
             for n, s in r['seconds'].items()]
     return [head, *rows, f'{"":>4}identical lists: {r["identical"]:.1%} of users, largest difference of scores {r["difference"]:.0e}; the encoder is {r["encoder_share"]["median"]:.0%} of the engine\'s time']
+
+def constraint_lines(r: dict) -> list[str]:
+    "Text of `bench_constraint`"
+    return [f'{x["items"]:>12,} items, {n}: {1000*m["seconds"]["constrained"]["cpu"]["median"]/x["users"]:.1f} ms a user of processor time, free {1000*m["seconds"]["free"]["cpu"]["median"]/x["users"]:.1f}: '
+            f'constrained/free {m["ratio"]["cpu"]["median"]:.2f} [{m["ratio"]["cpu"]["min"]:.2f}, {m["ratio"]["cpu"]["max"]:.2f}]' for x in r['sizes'] for n, m in x['models'].items()]
 
 def exact_lines(r: dict) -> list[str]:
     "Text of `bench_exact`"
@@ -925,7 +978,7 @@ def format_bench(
     result: dict, # from `run_bench`
 ) -> str: # lines of text
     "Readable table of all measurements"
-    m, text = result['machine'], dict(trie=trie_lines, catalog=catalog_lines, decode=decode_lines, exact=exact_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines)
+    m, text = result['machine'], dict(trie=trie_lines, catalog=catalog_lines, decode=decode_lines, constraint=constraint_lines, exact=exact_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines)
     lines = [f'{m["processor"]}, {m["cores"]} cores, {m["threads"]} threads; python {m["python"]}, torch {m["torch"]}, transformers {m["transformers"]}, numpy {m["numpy"]}']
     for name, r in result['results'].items(): lines += ['', f'{name}: {BENCHES[name].__doc__.splitlines()[0]}', *text[name](r)]
     return '\n'.join(lines)
