@@ -55,7 +55,8 @@ _FILES = ('genrec.json',), ('config.json',), ('catalog.json',), ('index.json',),
 def _read_about(file: Path) -> dict: # file: genrec.json
     "Format, versions, parts; raises `FileError` if it names neither format nor versions"
     with _reading(file):
-        return _members(file, *() if 'versions' in _members(file) else ('format', 'versions'))
+        known = {'format', 'versions'} & _members(file).keys()
+        return _members(file, *() if known else ('format', 'versions'))
 
 _COLUMNS = 'ids', 'titles', 'texts' # of catalog.json
 

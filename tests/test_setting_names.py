@@ -217,7 +217,7 @@ def said(tmp_path_factory):
     place = tmp_path_factory.mktemp('early')
     (place/'shop').mkdir()
     (place/'saved'/'model'/'model').mkdir(parents=True)
-    for name, x in {'genrec.json': dict(format=2), 'config.json': {}, 'index.json': {}, 'counts.safetensors': {}, 'model/config.json': {}, 'catalog.json': dict(ids=['1'], titles=['The red saw'], texts=[''])}.items():
+    for name, x in {'genrec.json': dict(format=2), 'config.json': dict(seed=0), 'index.json': {}, 'counts.safetensors': {}, 'model/config.json': dict(model_type=''), 'catalog.json': dict(ids=['1'], titles=['The red saw'], texts=[''])}.items():
         (place/'saved'/'model'/name).write_text(json.dumps(x))
     (place/'bad.toml').write_text('train.lrr = 3')
     for n, search in enumerate(('igd = { "model.d_model" = [32, 33] }', 'igd = { "train.lr" = [0.1, -1] }', 'igd = { beta = [0.1, 2] }', 'sasrec = { heads = [2, 5] }', 'x = 1')):
