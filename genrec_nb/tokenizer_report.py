@@ -61,11 +61,15 @@ _STEPS = f'{_FEWER}, or --tokenizer steps=N with more steps and --tokenizer revi
 _HELPS = dict(rqkmeans=f'{_FEWER}, or --tokenizer balanced=true', rqvae=_STEPS, letter=_STEPS, pq=_FEWER,
               opq=_FEWER, hkmeans='--tokenizer clusters=N with fewer clusters')
 
-def _use_verdicts(use: CodebookReport, levels: int | None, helps: str) -> list[Verdict]:
-    "Are the codes of the first levels used, and evenly?"
+_FORCED = .8 # a level is not judged where more of its tokens leave nothing to choose
+
+def _use_verdicts(use: CodebookReport, levels: int | None, helps: str, zero=()) -> list[Verdict]:
+    "Are the codes of the first levels used, and evenly? zero: share of zero-gain tokens of each"
     n = int(use.counts[0].sum())
     most = np.array([min(len(c), n) for c in use.counts[:levels]])
-    unused, even = 1 - use.used[:levels]/most, use.perplexity[:levels]/most
+    forced = np.array([0 < l < len(zero) and zero[l] > _FORCED for l in range(len(most))])
+    unused = np.where(forced, 0, 1 - use.used[:levels]/most)
+    even = np.where(forced, 1, use.perplexity[:levels]/most)
     a, b = int(unused.argmax()), int(even.argmin())
     return [_judged(unused[a], .1, .5, f'level {a + 1}, the least used, uses {use.used[a]} of '
                     f'{most[a]} codes', helps),
@@ -110,7 +114,7 @@ def _coverage_verdict(covered: float, helps: str = '') -> Verdict: # 0..1
                    helps or 'codes that items share: --tokenizer method=rqkmeans')
 
 # %% ../nbs/80_tokenizer_report.ipynb #b80c0014
-_MORE = '--tokenizer levels=N or --tokenizer size=N with more of them'
+_MORE = '--tokenizer levels=N with more levels' # larger ones would be used less
 _OTHER = 'other identifiers: --tokenizer method=rqkmeans'
 _SHARED = 'fewer codes, which more items share, --tokenizer size=N; or more interactions'
 
@@ -122,7 +126,7 @@ def verdicts(self: TokenizerReport) -> list[Verdict]: # use and evenness where t
     helps = [_DIFFER[of]]*2 if same else [_HELPS.get(self.method, _OTHER), _MORE]
     n, said = int(self.use.counts[0].sum()), []
     if self.alike is not None: said = [_vector_verdict(self.alike, self.shared or 0, n, of)]
-    if self.levels != 0: said += _use_verdicts(self.use, self.levels, helps[0])
+    if self.levels != 0: said += _use_verdicts(self.use, self.levels, helps[0], self.zero)
     if self.levels is None and self.method != 'hkmeans': # which numbers the items of a leaf
         said.append(_code_verdict(self.before, helps[1]))
     how = 'parallel' if self.notes.get('parallel') else self.method

@@ -94,3 +94,26 @@ def test_a_published_table_is_judged_by_its_numbers(codes, grades):
     said = report.verdicts()
     assert report.use.to_dict()['sizes'][:2] == ([10, 10] if codes[0] else [16, 16]) and report.levels == 2
     assert [v.grade for v in said][:2] == grades[:2] and said[-1].grade == ('collapsed' if codes[0] else said[-1].grade)
+
+
+@pytest.mark.parametrize('n, levels, size', [(n, l, s) for n in (12, 40) for l in (2, 3) for s in (4, 16, 64) if s <= n])
+def test_advice_does_not_go_in_a_circle(n, levels, size):
+    "Followed three times on a small catalog, it never asks for what it advised against: fewer codes a level, more levels, and nothing back"
+    x, said = np.random.default_rng(n).normal(size=(n, 6)).astype(np.float32), []
+    data = shop(n)
+    for _ in range(3):
+        report = tokenize_items(data, None, TokenizerConfig('rqkmeans', levels=levels, size=size), x).report()
+        helps = ' '.join(v.helps for v in report.verdicts() if v.grade != 'good')
+        said.append(helps)
+        assert 'size=N with more' not in helps and 'levels=N with fewer' not in helps and 'more of them' not in helps
+        if 'size=N with fewer' in helps: size = max(size//2, 2)
+        if 'levels=N with more' in helps: levels += 1
+
+
+def test_a_level_that_is_nearly_forced_is_not_judged():
+    "Where a first code leaves one item, the second one is no choice, whatever share of its codes it uses"
+    codes = np.stack([np.arange(16), np.arange(16) % 2], 1)
+    use = codebook_report(codes, [16, 16])
+    fine = dict(rate=0., items=0, largest=1)
+    def first(zero): return TokenizerReport('rqkmeans', use, fine, fine, [1., 0.], zero, (2, 2), 99, {}).verdicts()[0]
+    assert first([0., .95]).grade == 'good' and first([0., .95]).says.startswith('level 1') and first([0., .1]).grade == 'collapsed'
