@@ -83,6 +83,8 @@ class DataFacts:
     same_text: int # items that share their text with another
     same_title: int
     cut: int | None = None # texts that the encoder cuts
+    no_text: int = 0 # items without a text
+    no_title: int = 0 # items that are called by their ids, as they have no title
 
 def describe_data(
     data: Dataset,
@@ -99,7 +101,8 @@ def describe_data(
         ties.tied_targets, ties.seen_targets, int((train[split.test.targets] == 0).sum()),
         split.skipped, int((train == 0).sum()), _alike(c.texts),
         _alike(c.titles) if c.titles != c.ids else 0,
-        cut_texts(texts, encoder) if texts and encoder is not None else None)
+        cut_texts(texts, encoder) if texts and encoder is not None else None,
+        len(c) - len(texts), sum(t in (i, f'item {i}') for i, t in zip(c.ids, c.titles)))
 
 # %% ../nbs/13_data_facts.ipynb #2128f141
 @patch
@@ -125,6 +128,10 @@ def lines(self: DataFacts) -> list[str]:
                     f'of {f.items:,} items were never chosen in training'): f.unused_items,
             _shared_texts(f.same_text, f.items): f.same_text,
             f'{f.same_title:,} items share their title with another': f.same_title,
+            _plural(f.no_text, f'of {f.items:,} items has no text',
+                    f'of {f.items:,} items have no text'): f.no_text,
+            _plural(f.no_title, f'of {f.items:,} items has no title, its id stands for it',
+                    f'of {f.items:,} items have no title, their ids stand for it'): f.no_title,
             f'{_plural(f.cut or 0, "text is", "texts are")} longer than the encoder reads': f.cut}
     counts = {'user': f.users, 'item': f.items, 'interaction': f.interactions,
               'test case': f.targets}

@@ -36,7 +36,7 @@ def test_counts_by_brute_force(seed):
 
 def test_clean_data_say_little(tmp_path):
     df = pd.DataFrame([(u, i, t) for u in 'abc' for t, i in enumerate('vwxyz')], columns=['user', 'item', 'time'])
-    f = describe_data(Dataset.from_frame(df, time='time'))
+    f = describe_data(Dataset.from_frame(df, pd.DataFrame(dict(item=[*'vwxyz'], title=[f'the {i}' for i in 'vwxyz'])), time='time'))
     assert f.lines() == ['3 users, 5 items, 15 interactions, 3 test cases', '3 test targets (100.0%) were never chosen in training', '2 of 5 items were never chosen in training']
     assert type(f)(**asdict(f)) == f and f.cut is None
 
@@ -69,3 +69,14 @@ def test_pieces_counted_by_words_are_those_of_the_whole_text():
     texts = ["Rosie's soap—50 % off!", 'naïve café 北京烤鸭 x'*9, '', ' a  b ', 'supercalifragilistic '*300, '[SEP] is_a_mark, e.g. <br/>', 'ß İstanbul ﬁne 1,000.5']
     assert _pieces(texts) == [len(whole.encode(t).ids) for t in texts]
     assert cut_texts(texts, 'minilm') == 1
+
+
+def test_items_without_title_or_text_are_counted(tmp_path):
+    rows = ''.join(f'u{u},{(u + t) % 6},{t}\n' for u in range(6) for t in range(4))
+    (tmp_path/'interactions.csv').write_text('user,item,time\n' + rows)
+    bare = describe_data(load_dataset(tmp_path, text=None))
+    assert (bare.no_text, bare.no_title) == (6, 6) and '6 of 6 items have no text' in ' '.join(bare.lines())
+    (tmp_path/'items.csv').write_text('item,title,note\n' + ''.join(f'{i},{"" if i == 2 else f"T{i}"},a long note {i}\n' for i in range(6)))
+    with pytest.warns(UserWarning, match='empty title'): some = describe_data(load_dataset(tmp_path))
+    assert (some.no_text, some.no_title) == (0, 1) and '1 of 6 items has no title, its id stands for it' in some.lines()
+    with pytest.warns(UserWarning, match='empty title'): assert 'no text' not in ' '.join(describe_data(load_dataset(tmp_path)).lines())
