@@ -74,8 +74,10 @@ def patch(f=None, *, as_prop: bool = False, cached: bool = False, cls_method: bo
 # %% ../nbs/00_core.ipynb #509138ea
 def _near(name: object, known) -> str:
     "Ask for the nearest known name, if one is near"
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], 1)
-    return f' did you mean {near[0]!r}?' if near else ''
+    low = {str(k).lower(): str(k) for k in reversed([*known])}
+    near = difflib.get_close_matches(str(name).lower(), low, 1)
+    near = near or [k for k in low if sorted(k) == sorted(str(name).lower())]     # 'gf' for 'fg'
+    return f' did you mean {low[near[0]]!r}?' if near else ''
 
 # %% ../nbs/00_core.ipynb #0a42bf79
 def _nearest_place(path: Path) -> Path | None: # None: none is near

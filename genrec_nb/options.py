@@ -132,4 +132,4 @@ class _Command(_NarrowHelp, TyperCommand):
         old = next((a for a in names if a in moved), None)
         if old is None: return super().parse_args(ctx, args)
         from genrec_nb.core import SettingError
-        raise SettingError(f'{old} is now: {moved[old]}')
+        raise SettingError(f'genrec {self.name} has no option {old}: instead write {moved[old]}')

@@ -127,3 +127,9 @@ def test_tensors_of_any_layout_are_written(tmp_path):
 def test_digest_names_the_content():
     assert digest(dict(a=0, b=[1.])) == digest(dict(b=(1,), a=np.float32(0))) != digest(dict(a=1, b=[1])) and len(digest(b'x')) == 12
     assert plain({1: Train()})['1']['epochs'] == 60
+
+
+@pytest.mark.parametrize('name, near', [('gf', 'fg'), ('FG', 'fg'), ('IGD', 'igd'), ('igdd', 'igd'), ('zz', None)])
+def test_near_names_are_found_in_any_case_and_with_letters_exchanged(name, near):
+    with pytest.raises(SettingError) as e: check_choice(name, ('ce', 'igd', 'fg'), 'weighting')
+    assert (f'did you mean {near!r}?' in str(e.value)) == (near is not None) and ('did you mean' in str(e.value)) == (near is not None)
