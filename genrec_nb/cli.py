@@ -111,6 +111,12 @@ def _check_before(file, changes: dict, quick: bool, preset, resume: bool, device
     _check_there(given.get('ids'), given.get('vectors'))
 
 # %% ../nbs/95_cli.ipynb #cff6cab4
+def _done(m: dict) -> str: # m: as in metrics.json
+    "How long all stages took, as the report says it, and the process with all that it loaded"
+    from genrec_nb.core import _took
+    stages = _took(sum(m['seconds'].values()))
+    return f'done: all stages took {stages}, {_since_start()} with loading'
+
 def _start(file, changes: dict, quick: bool, preset, folder: Path | None, resume: bool, device):
     "A run, or the rest of one, once its settings are known to be possible"
     from genrec_nb.run import load_config, run                 # bring torch
@@ -119,7 +125,7 @@ def _start(file, changes: dict, quick: bool, preset, folder: Path | None, resume
     with _interruptible(f'`genrec run --resume --out {folder}` continues') as bars:
         metrics = run(config, folder, resume, bars, device=_device(device))
     _show_run(metrics)
-    _LOG.info('done in %s; see %s, metrics.json, and model/', _since_start(), folder/'report.html')
+    _LOG.info('%s; see %s, metrics.json, and model/', _done(metrics), folder/'report.html')
 
 # %% ../nbs/95_cli.ipynb #cd37d16a
 @app.command('run', cls=_Command)
@@ -251,7 +257,7 @@ def _tokenize(
         found = tokenize(data, config, out, _columns(column), bars, _device(device), tie_seed,
                          split, vectors and str(vectors), _bad_lines(skip))
     _show_tokenizer(found)
-    _LOG.info('done in %s; see %s, report.json and index.json', _since_start(), out/'report.html')
+    _LOG.info('%s; see %s, report.json and index.json', _done(found), out/'report.html')
 
 # %% ../nbs/95_cli.ipynb #b8fbdb4e
 def _show_tokenizer(f: dict) -> None: # f: as in report.json

@@ -131,7 +131,7 @@ def _results(page: Page, m: dict, evaluations: list, trainings: dict) -> None:
     figures = {f'Recall_at_10_of_{name}': recall[name] for name in shown}
     page.add('Results', _facts(**figures, zero_gain_tokens=f'{m["zero_gain_share"]:.1%}',
                               collisions_before_repair=f'{m["collisions_before"]["rate"]:.2%}',
-                              time=_took(sum(m['seconds'].values()))),
+                              time_of_all_stages=_took(sum(m['seconds'].values()))),
              *[m['below_baseline']]*bool(m['below_baseline']))
     c = m['config']
     methods = (_DECODER if c['backbone'] == 'packed' else _WEIGHTED).format(**c)

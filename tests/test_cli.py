@@ -104,7 +104,9 @@ def test_folders_of_runs(seen, tmp_path, monkeypatch):
     (['run', '--option', 'a=1'], '--tokenizer NAME=VALUE'), (['run', '--alpha=.2'], '--set alpha=VALUE'), (['recommend', 'x', '--alpha', '.2'], '--set alpha=VALUE'), (['run', '--train', 'lr=1'], '--set train.NAME=VALUE'),
     (['tokenize', 'x', '--levels', 3], '--tokenizer levels=VALUE'), (['tokenize', 'x', '--option', 'a=1'], '--tokenizer NAME=VALUE'),
 ])
-def test_former_options_are_refused_with_the_new_spelling(args, words): assert words in line(*args)
+def test_former_options_are_refused_with_the_new_spelling(args, words):
+    old = next(str(a) for a in args if str(a).startswith('--')).partition('=')[0]
+    assert f'genrec {args[0]} has no option {old}: instead write ' in line(*args) and words in line(*args)
 
 
 # ---- a run --------------------------------------------------------------------------------------------------------
@@ -116,6 +118,7 @@ def test_a_run_prints_its_table_and_writes_its_settings(finished, seen, tmp_path
     assert said and any(v['says'] in text for v in said) and all(n in text for n in metrics['verdicts']) and 'stand' in (out/'report.html').read_text()
     assert all(m in text for m in metrics['methods']) and f'★ {metrics["chosen"]}' in text and 'zero-gain' in text
     assert metrics['below_baseline'] in text.replace('\n', ' ')
+    assert f'<b>{_took(sum(metrics["seconds"].values()))}</b>time of all stages' in (out/'report.html').read_text()    # as the console names it
     assert f'{metrics["methods"]["children softmax"]["ndcg@10"]:.4f}'.removeprefix('0') in text
     line('run', out/'config.toml', '--out', tmp_path/'again')
     line('run', '--resume', '--out', out)
@@ -231,7 +234,7 @@ def test_warnings_are_lines_on_the_error_stream(tmp_path):
     items = json.loads((data/'toy.item.json').read_text()); items['3']['title'] = ''
     (data/'toy.item.json').write_text(json.dumps(items))
     r = invoke('tokenize', data, '--method', 'random', '--tokenizer', 'size=8', '--out', tmp_path/'o')
-    assert r.exit_code == 0 and "genrec: " in r.stderr and "1 item has an empty title, the first is '3'" in r.stderr and 'done in' in r.stderr, r.stderr
+    assert r.exit_code == 0 and "genrec: " in r.stderr and "1 item has an empty title, the first is '3'" in r.stderr and 'done: all stages took' in r.stderr, r.stderr
     assert 'collision rate' in r.stdout and 'title' not in r.stdout
 
 def test_tokenize_says_what_its_vectors_come_from(toy, tmp_path):
@@ -243,7 +246,7 @@ def test_tokenize_says_what_its_vectors_come_from(toy, tmp_path):
     (tmp_path/'toy'/'toy.item.json').write_text(json.dumps(items))
     r = invoke('tokenize', tmp_path/'toy', *how, '--tokenizer', 'encoder=tfidf', '--out', tmp_path/'o')
     assert '10 of 40 items share their text with another' in r.stderr and '10 of 40 items share their text vector with another, as items with one text do' in r.stdout and '22.5%' in r.stdout
-    assert 'made without interactions' in r.stdout and re.search(r'done in (\d+ s|\d+\.\d minutes); ', r.stderr)
+    assert 'made without interactions' in r.stdout and re.search(r'done: all stages took (\d+ s|\d+\.\d minutes), (\d+ s|\d+\.\d minutes) with loading; ', r.stderr)
     x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     np.save(tmp_path/'x.npy', x)
     pd.DataFrame(dict(id=[*items], v=[*x])).to_parquet(tmp_path/'x.parquet')
