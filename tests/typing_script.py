@@ -56,7 +56,7 @@ from genrec_nb.more_sequential_baselines import (BERT4Rec, BERT4RecConfig, Caser
 from genrec_nb.rankers import Popularity, RulesRanker, Transitions, load_ranker, save_ranker
 from genrec_nb.sequential_rules import RulesConfig, SequentialRules, count_rules
 from genrec_nb.data_facts import DataFacts, describe_data
-from genrec_nb.formats import FileTable, Format, read_file, recognize
+from genrec_nb.formats import BadLines, FileTable, Format, read_file, recognize
 from genrec_nb.significance import MeanDifference, RankTable, SignFlip, VarianceComponents
 from genrec_nb.terminal import Bars
 from genrec_nb.tiger import TigerT5, TokenLoss
@@ -200,7 +200,8 @@ def named(data: DataConfig) -> str:
 
 
 def files(path: str, data: Dataset) -> list[str]:
-    table: FileTable = read_file(path)
+    table: FileTable = read_file(path, bad_lines='skip')
+    bad: BadLines | None = table.bad
     known: Format = recognize(list(table.frame.columns))
     facts: DataFacts = describe_data(data)
     return [known.name, *facts.lines()]
