@@ -318,6 +318,19 @@ def _decode_changes(given: list[str] | None) -> dict:
     _check_fields(found, 'DecodeConfig', 'beam_search', '--set')
     return found
 
+# %% ../nbs/95_cli.ipynb #effe1da0
+def _listed(given: list[str] | None) -> list[str]: # ids or titles
+    "Each as it is given, or the lines of the file that it names; raises `FileError`"
+    from genrec_nb.core import FileError
+    found = []
+    for one in given or []:
+        if not Path(one).is_file(): found.append(one); continue
+        try: lines = Path(one).read_text(encoding='utf-8-sig').splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise FileError(f'{one}: cannot be read as UTF-8 text, an item a line: {e}') from None
+        found += [line.strip() for line in lines if line.strip()]
+    return found
+
 # %% ../nbs/95_cli.ipynb #c2c6d073
 def _show_explanation(e) -> None: # of one identifier, or of several
     "The tokens of each identifier, and what they stand for; of several, which one decided"
@@ -370,6 +383,8 @@ _HistoryColumn = _some('What a column of the histories is called: user, item, ti
                        metavar='NAME=COLUMN')
 _NewItems = _may(Path, 'New items, which the model has not been trained with, in any format.')
 _NewVectors = _may(Path, 'Vectors of the new items, where the model was trained with own vectors.')
+_Without = _some('Title or id of an item that nobody is recommended, or a file with one a line.',
+                metavar='ITEM')
 _Lists = _may(Path, 'File for the lists of all users; must not exist.')
 _Form = Annotated[str | None, typer.Option('--format', help='Of that file: json, csv or parquet.')]
 _SetDecode = _some('Any setting of decoding: alpha=0.1, rules_weight=0, exclude_seen=false, beams=50; '
@@ -406,6 +421,7 @@ def _recommend(
     column: _HistoryColumn = None,
     items: _NewItems = None,
     vectors: _NewVectors = None,
+    without: _Without = None,
     out: _Lists = None,
     form: _Form = None,
     k: Annotated[int, typer.Option('-k', min=1, help='How many items.')] = 10,
@@ -436,11 +452,13 @@ def _recommend(
     _check_settings(folder)
     _check_catalog(folder/'catalog.json')
     if histories: _check_histories(histories, out, names)
-    if not items: _check_titles(folder, history)
+    gone = _listed(without)
+    if not items: _check_titles(folder, [*(history or []), *gone])
     from genrec_nb.recommender import GenerativeRecommender
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
     rec.config = replace(rec.config, decode=replace(rec.config.decode, **changes))
     if items: rec.add_items(items, vectors=vectors)
+    rec.remove_items(gone)
     if histories:
         return _recommend_file(rec, histories, out, form, k, jobs=jobs, cluster=cluster,
                                columns=names)

@@ -434,8 +434,9 @@ def fit_weights(
 ) -> ExactConfig: # with weights
     "Weights of the identifiers with the largest likelihood on validation users"
     scored = valid if isinstance(valid, ValidationScores) else validation_scores(model, valid)
-    fitted = _fit(scored.logp, scored.targets, exact.combine)
-    return replace(exact, weights=tuple(round(w, 4) for w in fitted))
+    fitted = [round(w, 4) for w in _fit(scored.logp, scored.targets, exact.combine)]
+    if not any(fitted): fitted = [round(1/len(fitted), 4)]*len(fitted) # none is better than chance
+    return replace(exact, weights=tuple(fitted))
 
 # %% ../nbs/51_exact.ipynb #2def8c15
 _WEIGHTS = [n/20 for n in range(20)] # below 1: an item without a rule keeps a probability

@@ -146,6 +146,16 @@ def test_recommend_and_inspect(finished, toy):
     assert first in text and 'such as' in text and 'Item ' in text and 'none of the' in line('inspect', out, '--prefix', 'nothing')
     assert 'did you mean' in line('recommend', out, '--history', 'Itm 3') and prints('--version').startswith('genrec_nb ')
 
+def test_items_out_of_stock_are_left_out(finished, tmp_path):
+    "By id, by title and as a file of both; unknown ones and other files are refused before torch"
+    out, _ = finished
+    listed = lambda *a: {l.split()[-2] for l in prints('recommend', out, '--history', 'Item 3', '-k', '40', *a).splitlines() if 'Item' in l}
+    (tmp_path/'gone.txt').write_text('\ufeff5\r\n\r\nItem 8\r\n', encoding='utf-8')
+    assert listed() - listed('--without', tmp_path/'gone.txt', '--without', 'Item 9') == {'5', '8', '9'}
+    assert 'did you mean' in line('recommend', out, '--history', 'Item 3', '--without', 'Itm 5')
+    (tmp_path/'gone.bin').write_bytes(b'\xff\xfe\x00')
+    assert 'cannot be read as UTF-8 text, an item a line' in line('recommend', out, '--history', 'Item 3', '--without', tmp_path/'gone.bin')
+
 def test_more_items_than_the_catalog_has(finished, tmp_path):
     "One history: what there is, and why no more; a file of histories: a line, and lists of the rest"
     out, _ = finished

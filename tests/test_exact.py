@@ -6,7 +6,7 @@ from hypothesis import example, given, strategies as st
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.splits import Cases
-from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_weights, item_nats, rank_exact, _first_topk, _fit
+from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_weights, item_nats, rank_exact, _first_topk, _fit, ValidationScores
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.rank import _case_ce, _rank_cases
 from genrec_nb.semantic_ids import Identifiers
@@ -198,6 +198,15 @@ def test_nats_and_fitted_weights():
         fitted, equal = fit_weights(model, valid, ExactConfig(how)), ExactConfig(how)
         assert item_nats(model, valid, fitted) < item_nats(model, valid, equal)
     assert rank_exact(model, valid, 7).shape == (60, 7)
+
+def test_where_no_identifier_is_better_than_chance_they_weigh_the_same():
+    "The best product then weighs nothing, which ranks nothing"
+    sure = torch.full((2, 3, 4), -30.)
+    sure[:, :, 0] = -1e-9                                    # certain, and always wrong
+    scores = ValidationScores(sure.log_softmax(2), torch.tensor([1, 2, 3]))
+    assert max(_fit(scores.logp, scores.targets, 'product')) < 1e-3
+    assert fit_weights(None, scores, ExactConfig('product')).weights == (.5, .5)
+
 
 def test_weights_find_the_expert():
     "One identifier knows the targets, the other is noise"
