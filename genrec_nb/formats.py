@@ -546,8 +546,10 @@ def _place_of(table: FileTable, row: int) -> str: # 'line 8'; 'row 8' where ther
     "Where a row of a table stands in its file, if nothing has been left out"
     if not table.form.startswith(('records', 'a table')) or table.bad.n: return f'row {row + 1}'
     head = not table.form.startswith('records') and not table.form.endswith('no head')
-    read = lambda f: next(islice(_beginnings(f, table.form), row + head, None))
-    return f'line {_decode(table.path, read)[0]}'
+    read = lambda f: next(islice(_beginnings(f, table.form), row + head, None), 0)
+    try: line = _decode(table.path, read)[0]
+    except csv.Error: line = 0                                 # pandas counts rows in another way
+    return f'line {line}' if line else f'row {row + 1}'
 
 # %% ../nbs/11_formats.ipynb #56942206
 def _leave_out(wrong: np.ndarray, row: np.ndarray, table: FileTable, what: str, values) -> None:

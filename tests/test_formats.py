@@ -1,5 +1,5 @@
 "Raw files: every kind read alike, whatever its dialect; splits that are there; texts; broken files"
-import ast, gzip, io, json, os
+import ast, gzip, io, json, os, re
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -206,6 +206,12 @@ def test_any_bytes_give_a_result_or_one_line(tmp_path_factory, data):
     for read in (load_files, _read_items):
         try: read(folder/'x.csv', **dict(text=False) if read is load_files else {})
         except GenrecError as e: assert '\n' not in str(e)
+
+@pytest.mark.parametrize('text', ['user,item,time\n1,2,x\n3,4,"', 'user,item,time\n1,2,1\n\r"', 'user,item,time\n1,2,3\n4,5,6\n7,8,x'], ids=repr)
+def test_a_bad_row_has_a_place_even_where_lines_and_rows_are_counted_differently(tmp_path, text):
+    (tmp_path/'x.csv').write_bytes(text.encode())
+    try: load_files(tmp_path/'x.csv', text=False)
+    except GenrecError as e: assert re.search(r'line \d|row \d|x\.csv', str(e)) and '\n' not in str(e)
 
 @settings(max_examples=40*MORE, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(st.sampled_from(sorted(raw.KINDS)), st.integers(0, 10**6), st.binary(min_size=0, max_size=3))
