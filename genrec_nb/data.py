@@ -104,20 +104,23 @@ def from_texts(cls: Catalog,
     others: list[list[str]], # [N] further texts, in the order an encoder should read them
     where: str = 'the items', # the source, for messages
 ) -> Catalog: # in the order given
-    "A catalog from titles and further texts; raises `MissingTextError` for an item without any"
+    "A catalog from titles and further texts; raises `MissingTextError` if half the items have none"
     def words(x): return ' '.join(str(x).split())
     ids, titles = [str(x) for x in ids], [words(t) for t in titles]
     parts = [[t, *map(words, other)] for t, other in zip(titles, others)]
     texts = ['. '.join(x.rstrip('.') for x in part if x) for part in parts]
     _refuse_repeats(ids, where)
-    require([t != '' for t in texts], lambda i: f'{where}: item {ids[i]!r} has neither title nor '
-            f'other text ({texts.count("")} such items); add text to them', MissingTextError)
-    if '' in titles:
-        first, n = ids[titles.index('')], titles.count('')
-        count = _plural(n, 'item has', 'items have')
-        warnings.warn(f'{where}: {count} an empty title, the first is {first!r}; '
-                      '"item <id>" stands for it', GenrecWarning, stacklevel=4)
-    return cls(ids, [t or f'item {i}' for i, t in zip(ids, titles)], texts)
+    few = 2*texts.count('') < len(texts)
+    require([few or t != '' for t in texts], lambda i: f'{where}: item {ids[i]!r} has neither '
+            f'title nor other text ({texts.count("")} of {len(ids):,} items); add text to them',
+            MissingTextError)
+    for what, empty in ('neither title nor other text', texts), ('an empty title', titles):
+        if '' not in empty: continue
+        first, n = ids[empty.index('')], _plural(empty.count(''), 'item has', 'items have')
+        warnings.warn(f'{where}: {n} {what}, the first is {first!r}; "item <id>" stands for it',
+                      GenrecWarning, stacklevel=4)
+    named = lambda values: [v or f'item {i}' for i, v in zip(ids, values)]
+    return cls(ids, named(titles), named(texts))
 
 # %% ../nbs/10_data.ipynb #7bbc118c
 def _offsets_of(lengths: np.ndarray) -> np.ndarray: # int [M] -> int64 [M+1], the last is the total

@@ -95,6 +95,7 @@ def describe_data(
     x, c = data.interactions, data.catalog
     split = split or data.split or leave_one_out(x)
     ties, train = x.count_ties(split.test), split.train.item_counts()
+    none = sum(t in ('', f'item {i}') for i, t in zip(c.ids, c.texts))
     texts = [t for t in c.texts if t]
     return DataFacts(
         x.n_users, x.n_items, len(x.items), _repeats(x), ties.tied, len(split.test),
@@ -102,7 +103,7 @@ def describe_data(
         split.skipped, int((train == 0).sum()), _alike(c.texts),
         _alike(c.titles) if c.titles != c.ids else 0,
         cut_texts(texts, encoder) if texts and encoder is not None else None,
-        len(c) - len(texts), sum(t in (i, f'item {i}') for i, t in zip(c.ids, c.titles)))
+        none, sum(t in (i, f'item {i}') for i, t in zip(c.ids, c.titles)))
 
 # %% ../nbs/13_data_facts.ipynb #2128f141
 @patch
@@ -128,8 +129,8 @@ def lines(self: DataFacts) -> list[str]:
                     f'of {f.items:,} items were never chosen in training'): f.unused_items,
             _shared_texts(f.same_text, f.items): f.same_text,
             f'{f.same_title:,} items share their title with another': f.same_title,
-            _plural(f.no_text, f'of {f.items:,} items has no text',
-                    f'of {f.items:,} items have no text'): f.no_text,
+            _plural(f.no_text, f'of {f.items:,} items has no text, its id is all there is to read',
+                    f'of {f.items:,} items have no text, their ids are all there is to read'): f.no_text,
             _plural(f.no_title, f'of {f.items:,} items has no title, its id stands for it',
                     f'of {f.items:,} items have no title, their ids stand for it'): f.no_title,
             f'{_plural(f.cut or 0, "text is", "texts are")} longer than the encoder reads': f.cut}

@@ -119,6 +119,9 @@ def _check_bad_lines(how: object) -> bool: # are they left out?
     check_choice(how, ('error', 'skip'), 'bad_lines')
     return how == 'skip'
 
+_DATES = ('no line is good: times are numbers of seconds, or dates such as 2013-05-27; convert '
+          "others: df['time'] = pandas.to_datetime(df['time'], dayfirst=True)")
+
 @patch
 def check(self: BadLines) -> None:
     "Raise `FileError` for bad lines that are not left out, or are the most"
@@ -130,6 +133,7 @@ def check(self: BadLines) -> None:
         what = f'{self.n:,} lines are bad and {self.good:,} are good: is it the right file?'
     if not self.good:
         what = 'no line is good: is it the right file, and are its columns named right?'
+        if 'a time in' in self.first: what = _DATES
     raise FileError(f'{self.path}, {self.first}; {what}')
 
 # %% ../nbs/11_formats.ipynb #c4de4aa6

@@ -46,7 +46,7 @@ _KINDS = {'numbers': rf'[$€£]?\s*{_NUMBER}\s*[%€]?', 'yes or no': r'(?i:tru
 def _no_prose(name: str, values: list[str]) -> str: # '' for titles and prose
     "Why a column is nothing that an encoder should read"
     some = [v for v in values[:2000] if v][:500]
-    if not some: return 'empty'
+    if not some: return 'without text'
     for kind, pattern in _KINDS.items():
         if _share(some, pattern) > .5: return kind
     if re.search(r'(?:^|_)(?:id|ID)$|[a-z]I[dD]$', name): return 'ids'

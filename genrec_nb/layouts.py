@@ -319,7 +319,8 @@ def _of_chosen(rows: pd.DataFrame, items: _Items, where
             '--column item=A,B names the ids of both', MissingTextError)
     taken = set(rows.item[known])
     keep = np.array([n for n, i in enumerate(c.ids) if i in taken], np.int64)
-    left, notes = len(c) - len(keep), []
+    chosen, notes = set(rows.item), []
+    left = sum(i not in chosen for i in c.ids)
     if left: notes.append(_plural(left, f'of {len(c):,} items was never chosen and is left out',
                                   f'of {len(c):,} items were never chosen and are left out'))
     if lost: notes.append(f'left out: {_plural(lost, "item")} without text, with '

@@ -33,12 +33,14 @@ def _history_columns(df: pd.DataFrame, where, given: dict | None = None) -> tupl
 def _by_user(df: pd.DataFrame, where, given: dict | None = None) -> pd.DataFrame: # user, item
     "One row an interaction, each user's rows together and in order of time"
     user, item, time = _history_columns(df, where, given)
+    everybody = _ids(df[user]).dropna().drop_duplicates()
     df = explode(df.reset_index(drop=True), item, time, where)
     rows = pd.DataFrame(dict(user=_ids(df[user]), item=_ids(df[item])))
     order = _clock(df[time])[0].argsort(kind='stable') if time else rows.index
-    rows = rows.iloc[np.asarray(order)]
-    first = pd.factorize(_ids(df[user]))[1]
-    return rows.sort_values('user', kind='stable', key=lambda u: pd.Index(first).get_indexer(u))
+    idle = everybody[~everybody.isin(rows.user)]               # with an empty list
+    rows = pd.concat([rows.iloc[np.asarray(order)], pd.DataFrame(dict(user=idle, item=None))])
+    place = pd.Index(everybody)
+    return rows.sort_values('user', kind='stable', key=place.get_indexer, ignore_index=True)
 
 def _pieces(path: Path, size: int, given: dict | None = None):
     "Tables of at most `size` users with lists (Parquet), or the whole file"
@@ -78,12 +80,12 @@ def _cases_of(rows: pd.DataFrame, catalog: Catalog) -> tuple[list[str], Cases, _
     place = {u: n for n, u in enumerate(first)}
     who = np.array([place[u] for u in rows.user], np.int64)
     items = _item_places(rows.item, catalog)
-    known = items >= 0
+    known, there = items >= 0, rows.item.notna().to_numpy()
     n = np.bincount(who[known], minlength=len(first))
     all_users, past = np.arange(len(first)), items[known].astype(np.int32)
     cases = Cases(all_users, past, _offsets_of(n), np.full(len(first), -1))
-    names = rows.item[~known].dropna().drop_duplicates().head(3).tolist()
-    return first, cases, _Unknown(int((~known).sum()), names)
+    names = rows.item[~known & there].drop_duplicates().head(3).tolist()
+    return first, cases, _Unknown(int((~known & there).sum()), names)
 
 # %% ../nbs/82_many_users.ipynb #c16e2812
 class _Lines:

@@ -46,7 +46,8 @@ def chosen_search(
     why, items = _refused(model, trie, config), isinstance(model, ItemDecoder)
     no_beam = _why_no_beam(model, config)
     if config.search == 'beam':
-        require(not no_beam, f"{no_beam}: take search='exact'", SettingError)
+        other = ', or rules_weight=0'*no_beam.startswith('sequential')
+        require(not no_beam, f"{no_beam}: take search='exact'{other}", SettingError)
         return 'beam'
     if no_beam or config.search == 'exact':
         require(items or not config.rules_weight, 'sequential rules need the exact ranking of an '

@@ -132,7 +132,7 @@ def verdicts(self: TokenizerReport) -> list[Verdict]: # use and evenness where t
     how = 'parallel' if self.notes.get('parallel') else self.method
     said.append(_path_verdict(how, self.after['rate']))
     if self.covered is None: return said
-    return [*said, _coverage_verdict(self.covered, _SHARED if self.levels else '')]
+    return [*said, _coverage_verdict(self.covered, _SHARED if self.method != 'item' else '')]
 
 # %% ../nbs/80_tokenizer_report.ipynb #b80c0017
 _GRADES = 'collapsed', 'doubtful', 'good'

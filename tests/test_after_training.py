@@ -69,6 +69,15 @@ def test_removed_items_leave_every_list_and_nothing_else_changes(request, tmp_pa
     with pytest.raises(GenrecError, match='targets are removed items, which no list can hold'): rec.remove_items([rec.catalog.ids[cases.targets[0]]]).rank(cases, 5, decode)
     assert rec.restore_items().recommend(['3', '5'], 40, decode) == everything
 
+@pytest.mark.parametrize('form', ['json', 'parquet'])
+def test_a_user_with_an_empty_list_is_counted_and_gets_one(rec, tmp_path, form):
+    rows = pd.DataFrame(dict(user=['ann', 'nil', 'cy'], items=[['3'], [], ['nothing']]))
+    (rows.to_json(tmp_path/'h.json', orient='records', lines=True) if form == 'json' else rows.to_parquet(tmp_path/'h.parquet'))
+    done = recommend_file(rec, tmp_path/f'h.{form}', tmp_path/'out.json', 3)
+    lists = [json.loads(l) for l in (tmp_path/'out.json').read_text().splitlines()]
+    assert [(x['user'], len(x['items'])) for x in lists] == [('ann', 3), ('nil', 0), ('cy', 0)]
+    assert (done['users'], done['without'], done['unknown']) == (3, 2, 1)
+
 def test_removed_items_and_many_users_new_items_and_empty_lists(rec, tmp_path):
     gone = [rec.recommend(h, 1)[0].id for h in (['3', '5'], ['7'])]
     rec.remove_items(gone)

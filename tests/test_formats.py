@@ -161,7 +161,7 @@ def test_columns_by_name(tmp_path):
     assert load_files(tmp_path/'log.csv', text=False, user='who', item='what', time=None).interactions.times is None
 
 @pytest.mark.parametrize('name, values, why', [('price', ['$3.99', '5'], 'numbers'), ('average_rating', ['a', 'b'], 'by its name'), ('image', ['http://x.org/a.jpg'], 'links'), ('also_buy', ['B000000001, B000000002'], 'codes'),
-                                               ('tmdbId', ['tt a'], 'ids'), ('details', [''], 'empty'), ('made', ['2014-01-02'], 'dates'), ('story', ['Once upon a time'], ''), ('brand', ['Lush', 'L8'], ''), ('genres', ['Drama, War'], '')])
+                                               ('tmdbId', ['tt a'], 'ids'), ('details', [''], 'without text'), ('made', ['2014-01-02'], 'dates'), ('story', ['Once upon a time'], ''), ('brand', ['Lush', 'L8'], ''), ('genres', ['Drama, War'], '')])
 def test_what_is_prose(name, values, why): assert _no_prose(name, values) == why
 
 def test_texts_are_cleaned():
