@@ -7,6 +7,7 @@ __all__ = ['cut_texts', 'DataFacts', 'describe_data', 'plot_data']
 
 # %% ../nbs/13_data_facts.ipynb #eabfbbf1
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogFormatter
 import numpy as np
 import pandas as pd
 from dataclasses import dataclass
@@ -184,4 +185,7 @@ def plot_data(data: Dataset, split: Split | None = None) -> plt.Figure:
     b.set(title='Do few items get most choices?', xlabel='items, most chosen first',
           ylabel='share of all choices', xscale='log')
     b.legend(frameon=False)
+    for axis in (a.xaxis, b.xaxis): # plain numbers, no powers of ten
+        axis.set_major_formatter('{x:,.0f}')
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, .4)))
     return fig
