@@ -96,8 +96,20 @@ def _changes(pairs: list[dict], **own) -> dict: # own: options of one setting, N
     given = {k: v for k, v in own.items() if v is not None}
     return {k: v for p in [*pairs, given] for k, v in p.items()}
 
+# %% ../nbs/95_cli.ipynb #3103d517
+def _check_out(folder: Path) -> None:
+    "Raise `FileError` if something else stands where a new run is to be written"
+    from genrec_nb.core import FileError, require
+    require(not folder.is_file(), f'{folder}: is a file, name a folder with --out', FileError)
+    there = folder.is_dir() and any(folder.iterdir())
+    why = 'exists and is no run; name another folder with --out'
+    if (folder/'config.toml').is_file():
+        why = f'holds a run already; genrec run --resume --out {folder} goes on with it, another ' \
+              '--out keeps both'
+    require(not there, f'{folder}: {why}', FileError)
+
 # %% ../nbs/95_cli.ipynb #c4fe80b3
-def _check_before(file, changes: dict, quick: bool, preset, resume: bool, device) -> None:
+def _check_before(file, changes: dict, quick: bool, preset, out, resume: bool, device) -> None:
     "Raise `GenrecError` for wrong settings and missing places of a run; without torch"
     from genrec_nb.core import _check_place, check_keys
     from genrec_nb.presets import _given_settings, _merge, preset_settings
@@ -107,6 +119,7 @@ def _check_before(file, changes: dict, quick: bool, preset, resume: bool, device
     check_keys(given.get('columns', {}), _COLUMN_NAMES, 'columns')
     _check_device(device)
     if resume: return                                 # `run` says it with the data that have moved
+    if out: _check_out(out)
     _check_place(str(given.get('data', 'ml-100k')))
     _check_there(given.get('ids'), given.get('vectors'))
 
@@ -157,7 +170,7 @@ def _run(
                        vectors=vectors and str(vectors), baselines=baselines)
     same = resume and not (file or preset) and (folder/'config.toml').is_file()
     file = folder/'config.toml' if same else file
-    _check_before(file, changes, quick, preset, resume, device)
+    _check_before(file, changes, quick, preset, out, resume, device)
     _start(file, changes, quick, preset, folder, resume, device)
 
 # %% ../nbs/95_cli.ipynb #727f072a

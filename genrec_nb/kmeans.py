@@ -21,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from .core import (FileError, SettingError, explain, patch, require, write_json, _members,
-                            _read_tensors, _write_tensors)
+                            _check_tensors, _read_tensors, _write_tensors)
 from .embed import check_vectors
 
 # %% ../nbs/20_kmeans.ipynb #2028ed52
@@ -264,8 +264,10 @@ def load_quantizer(folder: str | Path, device='cpu') -> Quantizer: # equal to wh
     kind = meta.pop('kind')
     require(kind in _KINDS, f'{folder}/quantizer.json: kind is {kind!r}, expected one of '
             f'{", ".join(_KINDS)} (other kinds: import the module that makes them first)', FileError)
-    tensors = _read_tensors(weights, device, meta.pop('tensors', ()))
-    unlike = f'{folder}: its two files do not belong together'
+    unlike, names = f'{folder}: its two files do not belong together', meta.pop('tensors', ())
+    tensors = _read_tensors(weights, device)
+    if names: require(not tensors.keys() - {*names}, unlike, FileError)
+    _check_tensors(weights, {*names} - tensors.keys())
     with explain(unlike, KeyError, TypeError, RuntimeError, SettingError):
         return _KINDS[kind].from_files(meta, tensors)
 

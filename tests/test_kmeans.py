@@ -280,7 +280,7 @@ def test_whole_numbers_and_lists_become_floats():
 def test_sizes_that_do_not_fit(size, levels):
     with pytest.raises(GenrecError, match=f'expected one positive number or one for each of {levels} levels'): _level_sizes(size, levels)
 
-@pytest.mark.parametrize('text,message', [('{"kind": "oracle"}', "kind is 'oracle', expected one of residual_kmeans"), ('[1]', 'kind is None'),
+@pytest.mark.parametrize('text,message', [('{"kind": "oracle"}', "kind is 'oracle', expected one of residual_kmeans"), ('[1]', 'expected a JSON object'),
                                           ('{"kind": "residual_kmeans",}', 'line 1, column'), ('{"kind": "residual_kmeans"}', 'do not belong together')])
 def test_bad_description(tmp_path, text, message):
     residual_kmeans(cloud(20, 6), 1, 4).save(tmp_path)
