@@ -24,7 +24,7 @@ from genrec_nb.experiments.grid import Grid, Tune
 from genrec_nb.experiments.reproduce import Table, read_table
 from genrec_nb.experiments.results import Block, Results
 from genrec_nb.cluster_labels import ClusterLabel, find_prefix, label_prefixes
-from genrec_nb.explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
+from genrec_nb.explanations import (Explanation, JointExplanation, Recommendation, Recommendations, RulesExplanation,
                                     Strip, TokenPart)
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.grounding import ground
@@ -32,6 +32,7 @@ from genrec_nb.causal_blocks import CausalBlock, PackedRows
 from genrec_nb.dynamic_trie import DynamicTrie
 from genrec_nb.item_decoder import ItemDecoder, ItemDecoderConfig
 from genrec_nb.kmeans import CodebookReport, Quantizer, ResidualQuantizer
+from genrec_nb.limits import DecoderSizes, T5Sizes
 from genrec_nb.causal_lm import LanguageRecommender, LMConfig
 from genrec_nb.language_recommender import language_recommender
 from genrec_nb.letter import LETTER, LETTERConcat, LETTERConfig
@@ -246,3 +247,11 @@ def texts(titles: list[str]) -> list: return [TfidfEncoder, SentenceEncoder, Bar
 def errors(given: dict) -> DecodeConfig:
     try: return read_settings(DecodeConfig, given, 'decode')
     except (SettingError, FileError, MissingTextError, GenrecError, GenrecWarning): raise
+
+
+def sizes(width: int) -> tuple[int, str]:
+    packed, t5 = DecoderSizes(d_model=width, num_layers=1), T5Sizes(d_model=width)
+    return packed.max_items + t5.max_items, t5.softmax
+
+
+def share(said: RulesExplanation) -> float: return said.weight*said.counted + sum(part for _, part in said.votes)
