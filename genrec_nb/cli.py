@@ -334,10 +334,11 @@ def _decode_changes(given: list[str] | None) -> dict:
 # %% ../nbs/95_cli.ipynb #effe1da0
 def _listed(given: list[str] | None) -> list[str]: # ids or titles
     "Each as it is given, or the lines of the file that it names; raises `FileError`"
+    from os.path import isfile
     from genrec_nb.core import FileError
     found = []
     for one in given or []:
-        if not Path(one).is_file(): found.append(one); continue
+        if not isfile(one): found.append(one); continue           # False for a very long title, too
         try: lines = Path(one).read_text(encoding='utf-8-sig').splitlines()
         except (OSError, UnicodeDecodeError) as e:
             raise FileError(f'{one}: cannot be read as UTF-8 text, an item a line: {e}') from None

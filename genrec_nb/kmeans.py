@@ -62,7 +62,7 @@ def _published_start(x: np.ndarray, k: int, random_state) -> np.ndarray: # [N, d
     return x[kmeans_plusplus(double, k, random_state=random_state, n_local_trials=1)[1]]
 
 # %% ../nbs/20_kmeans.ipynb #2bbf8290
-_one_thread = functools.cache(ThreadpoolController) # looks through the loaded libraries once, not for each k-means
+_one_thread = functools.cache(ThreadpoolController) # finds the loaded libraries once
 _SAMPLE = 65_536 # vectors that centers are learned on
 _BATCHED = 20_000 # beyond so many, mini-batches
 

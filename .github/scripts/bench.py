@@ -196,6 +196,18 @@ def in_fresh_process(
     if done.returncode or not lines: raise GenrecError(f'{function}{args} failed in its own process: {(done.stderr.strip() or "no output").splitlines()[-1]}')
     return json.loads(lines[-1][6:])
 
+def each_in_fresh_process(
+    name: str, # of a measurement: `measure_NAME` takes the number of items
+    sizes: tuple[int, ...], # numbers of items
+    progress=None, # something with `stage(name)`
+) -> dict: # sizes: what was measured of each
+    "Catalogs of several sizes, each measured in a new Python"
+    found = []
+    for n in sizes:
+        if progress: progress.stage(f'{name}: {n:,} items, fresh process')
+        found.append(in_fresh_process(f'measure_{name}', n))
+    return dict(sizes=found)
+
 def bench_trie(
     quick: bool = False, # smaller catalogs
     progress=None, # something with `stage(name)`
@@ -278,11 +290,7 @@ def bench_catalog(
     progress=None, # something with `stage(name)`
 ) -> dict:
     "catalogs of 10^3 to 10^7 items: seconds, bytes, additions; against gathering sorted rows"
-    stage, sizes = progress.stage if progress else lambda name: None, []
-    for n in (10**3, 10**5) if quick else (10**3, 10**4, 10**5, 10**6, 10**7):
-        stage(f'catalog: {n:,} items, fresh process')
-        sizes.append(in_fresh_process('measure_catalog', n))
-    return dict(sizes=sizes)
+    return each_in_fresh_process('catalog', (10**3, 10**5) if quick else (10**3, 10**4, 10**5, 10**6, 10**7), progress)
 
 def data_folder(
     name: str, # such as 'Beauty'
@@ -424,11 +432,7 @@ def bench_constraint(
     progress=None, # something with `stage(name)`
 ) -> dict:
     "what the constraint costs: beam search along the trie against beam search over all tokens, same model"
-    stage, sizes = progress.stage if progress else lambda name: None, []
-    for n in (10**3, 10**4) if quick else (10**4, 10**5, 10**6, 10**7):
-        stage(f'constraint: {n:,} items, fresh process')
-        sizes.append(in_fresh_process('measure_constraint', n))
-    return dict(sizes=sizes)
+    return each_in_fresh_process('constraint', (10**3, 10**4) if quick else (10**4, 10**5, 10**6, 10**7), progress)
 
 def exact_case(
     name: str, # data set
