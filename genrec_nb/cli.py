@@ -425,6 +425,20 @@ def _check_histories(path: Path, out: Path | None, columns: dict) -> None:
 
 _Why = _flag('--explain', 'Show the tokens of the first recommendation.')
 
+# %% ../nbs/95_cli.ipynb #3b3d1e36
+def _check_options(history, histories, items, vectors, form, columns: dict, device) -> None:
+    "Raise `GenrecError` for options of `genrec recommend` that cannot be; without torch"
+    from genrec_nb.core import SettingError, check_choice, check_keys, require
+    from genrec_nb.setting_names import _check_device, _check_there
+    require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
+            SettingError)
+    require(bool(items) or not vectors, '--vectors are those of new items: give --items FILE, too',
+            SettingError)
+    check_choice(form or 'json', ('json', 'csv', 'parquet'), '--format')
+    check_keys(columns, ('user', 'item', 'time'), '--column')
+    _check_there(histories, items, vectors)
+    _check_device(device)
+
 # %% ../nbs/95_cli.ipynb #f0dc6d4a
 @app.command('recommend', cls=_Command)
 def _recommend(
@@ -448,18 +462,8 @@ def _recommend(
     "Recommend the next items for a history of titles, or for all users of a file."
     _set_up_logging()
     from dataclasses import replace
-    from genrec_nb.core import SettingError, check_choice, check_keys, require
-    from genrec_nb.setting_names import _check_device, _check_there
-    require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
-            SettingError)
-    require(bool(items) or not vectors, '--vectors are those of new items: give --items FILE, too',
-            SettingError)
-    changes = _decode_changes(change)
-    check_choice(form or 'json', ('json', 'csv', 'parquet'), '--format')
-    names = _columns(column)
-    check_keys(names, ('user', 'item', 'time'), '--column')
-    _check_there(histories, items, vectors)
-    _check_device(device)
+    changes, names = _decode_changes(change), _columns(column)
+    _check_options(history, histories, items, vectors, form, names, device)
     from genrec_nb.model_folder import _check_catalog, _check_folder, _fetched # after the options
     folder = _fetched(folder)
     _check_folder(folder)
