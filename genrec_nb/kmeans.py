@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass, field
 from pathlib import Path
 from scipy.stats import entropy
-from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
@@ -54,12 +54,22 @@ def generator(seed: int, device='cpu') -> torch.Generator:
     "A random generator of its own, so that nothing depends on global state"
     return torch.Generator(device=device).manual_seed(int(seed))
 
+# %% ../nbs/20_kmeans.ipynb #ad6e1e12
+def _draw_centers(x: np.ndarray, k: int, random_state) -> list[int]: # float64 [N, d] -> k rows
+    "k-means++ (Arthur and Vassilvitskii 2007), one draw a center"
+    squares, weight, near, rows = (x*x).sum(1), np.ones(len(x)), np.inf, []
+    for _ in range(k):
+        sums = weight.cumsum()
+        row = min(int(sums.searchsorted(random_state.uniform()*sums[-1])), len(x) - 1)
+        rows.append(row)
+        near = weight = np.minimum(near, (squares - 2*(x @ x[row]) + squares[row]).clip(0))
+    return rows
+
 def _published_start(x: np.ndarray, k: int, random_state) -> np.ndarray: # [N, d] -> [k, d]
-    "k-means++ on 16 vectors a code, without the greedy choice among several draws"
+    "k-means++ on 16 vectors a code"
     most = max(16*k, 2048)
     if len(x) > most: x = x[random_state.permutation(len(x))[:most]]
-    double = x.astype(float) # once: scikit-learn would convert all of x again for each center
-    return x[kmeans_plusplus(double, k, random_state=random_state, n_local_trials=1)[1]]
+    return x[_draw_centers(x.astype(float), k, random_state)]
 
 # %% ../nbs/20_kmeans.ipynb #2bbf8290
 _one_thread = functools.cache(ThreadpoolController) # finds the loaded libraries once
