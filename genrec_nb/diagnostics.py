@@ -54,7 +54,8 @@ def _label_numbers(labels) -> np.ndarray: # int64 [N]
 
 def _majority_share(group: np.ndarray, label: np.ndarray) -> float: # int [N] each
     "Share of items whose label is the most common one of their group"
-    return float(pd.crosstab(group, label).max(axis=1).sum()/len(group))
+    (group, _), items = np.unique([group, label], axis=1, return_counts=True)
+    return float(pd.Series(items).groupby(group).max().sum()/items.sum())
 
 # %% ../nbs/34_diagnostics.ipynb #9a3c8557
 def level_purity(codes, labels, seed: int = 0) -> dict: # int [N, L], N names or numbers
