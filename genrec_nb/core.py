@@ -471,11 +471,12 @@ def _commit() -> str | None: # with '+' if files have changed since; None outsid
 
 # %% ../nbs/00_core.ipynb #e8a24658
 _DEPENDENCIES = 'torch', 'transformers', 'peft', 'numpy', 'scipy', 'scikit-learn'
+_version = functools.cache(importlib.metadata.version) # a folder of files is searched for each
 
 def versions() -> dict: # name -> version
     "Versions of what figures depend on, the commit of a checkout, and torch's threads"
     from genrec_nb import __version__
     import torch
-    found = {name.replace('-', '_'): importlib.metadata.version(name) for name in _DEPENDENCIES}
+    found = {name.replace('-', '_'): _version(name) for name in _DEPENDENCIES}
     return dict(genrec_nb=__version__, commit=_commit(), threads=torch.get_num_threads(),
                 python=platform.python_version(), **found)

@@ -6,7 +6,7 @@
 __all__ = ['check_vectors', 'TfidfEncoder', 'SentenceEncoder', 'load_encoder', 'make_encoder', 'embed_texts', 'nearest_items']
 
 # %% ../nbs/12_embed.ipynb #6a1b825a
-import functools, hashlib, importlib.metadata, json, re, warnings
+import functools, hashlib, json, re, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
 from .core import (FileError, GenrecError, GenrecWarning, MissingTextError, explain, patch,
                             require, whole_file, whole_folder, write_json, _members, _read_tensors,
-                            _without_bars, _write_tensors, _writing)
+                            _version, _without_bars, _write_tensors, _writing)
 from .faults import _drop
 from .loaders import cache_dir, fetch
 
@@ -121,6 +121,14 @@ def _load_encoder(where: str, max_length: int | None, device: str | None):
     if max_length: model.max_seq_length = max_length
     return model.eval()
 
+# %% ../nbs/12_embed.ipynb #51b8f197
+_file_hash = functools.cache(lambda path, size, changed: file_hash(path))
+
+def _content(path: Path) -> str: # 64 hexadecimal digits
+    "The SHA-256 of a file, read again only where its size or its time has changed"
+    found = path.stat()
+    return _file_hash(path, found.st_size, found.st_mtime_ns)
+
 # %% ../nbs/12_embed.ipynb #f63ad38d
 def _model_key(where: str) -> str:
     "What identifies a model: the SHA-256 of a folder's files, or a Hub name with its revision"
@@ -130,7 +138,7 @@ def _model_key(where: str) -> str:
         return f'{where}@{getattr(config, "_commit_hash", None)}'
     kinds = '.json', '.safetensors', '.txt', '.model'
     files = sorted(f for f in Path(where).rglob('*') if f.suffix in kinds)
-    return _sha256([[str(f.relative_to(where)), file_hash(f)] for f in files])
+    return _sha256([[str(f.relative_to(where)), _content(f)] for f in files])
 
 # %% ../nbs/12_embed.ipynb #85091355
 @dataclass
@@ -207,7 +215,7 @@ def make_encoder(encoder: object, device: str | None = None) -> object:
 def _cache_key(texts: list[str], encoder: object) -> str: # 64 hexadecimal digits
     "The name of texts, encoder and versions"
     libraries = 'scikit-learn', 'sentence-transformers', 'transformers'
-    return _sha256([encoder.key, list(map(importlib.metadata.version, libraries)), list(texts)])
+    return _sha256([encoder.key, list(map(_version, libraries)), list(texts)])
 
 # %% ../nbs/12_embed.ipynb #6045e189
 def _remembered(path: Path, n: int) -> np.ndarray | None:
