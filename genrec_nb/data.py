@@ -225,8 +225,9 @@ def _order(user: np.ndarray, time: np.ndarray | None, item: np.ndarray, ties: st
     if ties == 'given': return np.lexsort((time, user))
     order = np.lexsort((item, time, user))
     if ties == 'item': return order
-    chance = np.random.default_rng(seed or 0).random(len(order))
-    return order[np.lexsort((chance, time[order], user[order]))]
+    t, u = time[order], user[order]
+    group = np.cumsum(np.r_[False, (t[1:] != t[:-1]) | (u[1:] != u[:-1])]) # of equal times
+    return order[np.lexsort((np.random.default_rng(seed or 0).random(len(order)), group))]
 
 # %% ../nbs/10_data.ipynb #e6d43eb8
 def _check_ties(ties: str, seed: int | None, timed: bool, where: str) -> None:

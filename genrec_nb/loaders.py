@@ -22,11 +22,12 @@ from .item_texts import _items_of, _pair
 from .layouts import load_files
 
 # %% ../nbs/11_loaders.ipynb #a8d200d8
-def _read_atomic(path: Path | str) -> pd.DataFrame: # columns without their types
+def _read_atomic(path: Path | str) -> pd.DataFrame: # floats and text, names without their types
     "Read one of RecBole's atomic files (.inter, .item, .user), whose head says `name:type`"
-    how = dict(sep='\t', quoting=csv.QUOTE_NONE, dtype=str, index_col=False)
+    how = dict(sep='\t', quoting=csv.QUOTE_NONE, index_col=False, na_values=[''], keep_default_na=False)
     with explain(f'{path}: not a readable table', ValueError, OSError):
-        df = pd.read_csv(path, na_values=[''], keep_default_na=False, **how)
+        head = pd.read_csv(path, nrows=0, **how).columns
+        df = pd.read_csv(path, dtype={c: 'f8' if c.endswith(':float') else str for c in head}, **how)
     require(all(':' in c for c in df.columns), f'{path}: expected a head of name:type columns, '
             f'found {", ".join(map(repr, df.columns))}', FileError)
     return df.rename(columns=lambda c: c.split(':')[0])

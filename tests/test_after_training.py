@@ -200,9 +200,6 @@ def test_many_users_are_as_one(rec, tmp_path, form):
         elif form == 'csv': got = {str(u): g.item.astype(str).tolist() for u, g in pd.read_csv(out).groupby('user')} | dict(nobody=[])
         else: got = {r.user: list(r.items_) for r in pd.read_parquet(out).rename(columns=dict(items='items_')).itertuples()}
         assert got == {u: [x.id for x in rec.recommend([str(i) for i in h], 4)] if u != 'nobody' else [] for u, h in past.items()}
-    if form == 'json':                                     # in two processes, the model read from a folder
-        assert recommend_file(rec, tmp_path/'rows.csv', tmp_path/'two.json', 4, size=2, jobs=2) == dict(users=6, without=1, unknown=1, unknown_names=['999'])
-        assert (tmp_path/'two.json').read_text() == (tmp_path/'rows.csv.out').read_text() and not list(tmp_path.glob('.model-*'))
     with pytest.raises(FileError, match='exists'): recommend_file(rec, tmp_path/'rows.csv', out, 4, form)
     with pytest.raises(SettingError, match='one of json, csv, parquet'): recommend_file(rec, tmp_path/'rows.csv', tmp_path/'x', 4, 'xml')
     (tmp_path/'bad.csv').write_text('a,b\n1,2\n')

@@ -15,6 +15,7 @@ from genrec_nb.experiments.grid_report import summary
 from genrec_nb.experiments.results import Block, read_results
 from genrec_nb.experiments.grid import Grid, _points, read_grid
 from genrec_nb.loaders import load_dataset
+from genrec_nb.many_users import recommend_file
 from genrec_nb.metrics import ranking_metrics
 from genrec_nb.pipeline import _unpack
 from genrec_nb.recommender import GenerativeRecommender
@@ -146,6 +147,15 @@ def test_several_processes_give_the_same_rows(finished, toy, tmp_path):
     "In new processes, as users run them"
     run_grid(Grid(**settings(toy)), tmp_path/'o', jobs=2)
     assert {k: said(r) for k, r in trials(tmp_path/'o').items()} == {k: said(r) for k, r in trials(finished).items()}
+
+
+def test_several_processes_recommend_the_same(finished, tmp_path):
+    "In the processes of the test before this, started already; the folder with the model is gone afterwards"
+    rec = GenerativeRecommender.from_pretrained(sorted(finished.glob('work/*/model'))[0])
+    pd.DataFrame([(f'u{u}', i) for u in range(5) for i in range(u, u + 3)] + [('nobody', 999)], columns=['user', 'item']).to_csv(tmp_path/'rows.csv', index=False)
+    for name, jobs in (('one', 1), ('two', 2)):
+        assert recommend_file(rec, tmp_path/'rows.csv', tmp_path/name, 4, 'json', size=2, jobs=jobs) == dict(users=6, without=1, unknown=1, unknown_names=['999'])
+    assert (tmp_path/'two').read_text() == (tmp_path/'one').read_text() and not list(tmp_path.glob('.model-*'))
 
 
 @pytest.mark.parametrize('wanted', ['work/*/checkpoints/checkpoint-*/trainer_state.json', 'work/*/trained.json'], ids=['in training', 'before decoding'])

@@ -69,9 +69,11 @@ def bundle_katex(site, files):
         path = site/'site_libs'/'katex'/name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+    loads = re.compile(rf'<link rel="stylesheet" href="{KATEX_CDN}[^>]*>|<script src="{KATEX_CDN}[^>]*></script>')
     for page in site.rglob('*.html'):
-        up = '../'*(len(page.relative_to(site).parts)-1)
-        page.write_text(page.read_text().replace(KATEX_CDN, f'{up}site_libs/katex/'))
+        up, text = '../'*(len(page.relative_to(site).parts)-1), page.read_text()
+        if not re.search(r'\\\(|\\\[|\$\$', text): text = loads.sub('', text)      # two pages of three have no formula
+        page.write_text(text.replace(KATEX_CDN, f'{up}site_libs/katex/'))
 
 
 # ---- from notebooks to what smalldocs reads

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 QUIET = dict(TQDM_DISABLE='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TRANSFORMERS_VERBOSITY='error', TOKENIZERS_PARALLELISM='false',
              MPLBACKEND='Agg', IN_TEST='1', PYTHONHASHSEED='0', NO_COLOR='1', COLUMNS='110')
 LARGE = ['execnb.shell', 'nbdev.process', 'nbdev.showdoc', 'pandas.io.formats.style', 'matplotlib.pyplot', 'matplotlib_inline.backend_inline',
-         'scipy.stats', 'scipy.optimize', 'sklearn.cluster', 'sklearn.feature_extraction.text', 'transformers.modeling_utils', 'peft']
+         'scipy.stats', 'scipy.optimize', 'sklearn.cluster', 'sklearn.decomposition', 'sklearn.feature_extraction.text', 'transformers.trainer', 'transformers.models.t5.modeling_t5',
+         'transformers.models.llama.modeling_llama', 'peft', 'sentence_transformers', 'pydantic.dataclasses', 'pydantic.json_schema', 'pooch', 'pyarrow.pandas_compat', 'pyarrow.parquet',
+         'pandas.plotting', 'PIL.BmpImagePlugin', 'PIL.JpegImagePlugin', 'IPython.core.debugger', 'fastcore.test', 'typer.testing', 'rich.table']
 
 
 def environment():
@@ -77,7 +79,7 @@ def run_here(path, slow=False, store=True):
 
 
 def pictures_without_layout():
-    "Pictures that nobody will see are drawn once, without being laid out or cut to size: each of the three takes longer than the rest."
+    "Pictures that nobody will see are drawn once and small, without being laid out or cut to size: each takes longer than the rest."
     from matplotlib import backend_bases, layout_engine
     for engine in (layout_engine.ConstrainedLayoutEngine, layout_engine.TightLayoutEngine): engine.execute = lambda self, fig: None
     canvas = backend_bases.FigureCanvasBase
@@ -86,7 +88,7 @@ def pictures_without_layout():
     canvas.draw_idle = lambda self, *args, **kwargs: None                       # of an interactive session, at the end of each cell
     def print_figure(self, *args, **how):
         self.figure.get_layout_engine = lambda: None
-        return printed(self, *args, **{**how, 'bbox_inches': None})
+        return printed(self, *args, **{**how, 'bbox_inches': None, 'dpi': 20})
     canvas.print_figure = print_figure
 
 
