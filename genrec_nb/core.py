@@ -458,8 +458,9 @@ class _Silent:
     def advance(self, done: int) -> None: "So many steps are done"
 
 # %% ../nbs/00_core.ipynb #778587f1
+@functools.cache
 def _commit() -> str | None: # with '+' if files have changed since; None outside a checkout
-    "The commit of the library that is running"
+    "The commit of the library that is running, as it was when first asked for"
     import genrec_nb
     here = Path(genrec_nb.__file__).resolve().parents[1]
     if not (here/'.git').exists() or not shutil.which('git'): return None
