@@ -62,7 +62,7 @@ def run_here(path, slow=False, store=True):
     os.chdir(path.parent)
     for cell in nb.cells:
         if not skipped(cell): cell['outputs'] = []           # a cell that shows nothing would keep what it once showed
-    if not store: pictures_without_layout()
+    if not store: pictures_without_layout(), results_formatted_once(CaptureShell)
     shell = CaptureShell(path, mpl_format='png')
     try: shell.run_all(nb, exc_stop=True, preproc=skipped)
     except Exception:
@@ -90,6 +90,11 @@ def pictures_without_layout():
         self.figure.get_layout_engine = lambda: None
         return printed(self, *args, **{**how, 'bbox_inches': None, 'dpi': 20})
     canvas.print_figure = print_figure
+
+
+def results_formatted_once(shell):
+    "execnb formats what a cell returns; IPython's display hook did so before and threw it away: each picture was drawn twice."
+    shell.displayhook_class.compute_format_data = lambda self, result: ({}, {})
 
 
 class Forks:
