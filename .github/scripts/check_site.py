@@ -237,7 +237,7 @@ class Chromium:
         "Give the window that size, unless it has it."
         if self.size == (width, height): return
         self.size = width, height
-        self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=False)   # a phone would zoom out where a page is too wide
     def run(self, script):
         "The value of a JavaScript expression on the page (promises are awaited)."
         r = self.call('Runtime.evaluate', expression=script, awaitPromise=True, returnByValue=True)
