@@ -28,6 +28,7 @@ def embedded(url): return url.startswith(('data:', 'blob:', 'about:'))
 # ---- from the files
 
 COLORS = re.compile(r'<span class="[a-z]{2}">|</span>')                         # of highlighted code: most of a page's tags, with nothing to check
+SIDEBAR = re.compile(r'<nav id="quarto-sidebar".*?</nav>', re.S)                # two thirds of the tags that are left
 
 
 class Page(HTMLParser):
@@ -36,8 +37,13 @@ class Page(HTMLParser):
         super().__init__()
         self.ids, self.links, self.loads, self.css = set(), [], [], []
         self.in_style, self.in_code, self.code, self.words = False, None, [], []
-        self.feed(COLORS.sub('', text))
+        side = SIDEBAR.search(text)
+        self.feed(COLORS.sub('', text.replace(side[0], '') if side else text))
+        for part in map(entry, re.split('(?=<li )', side[0])) if side else ():
+            self.ids |= part.ids
+            for kept in ('links', 'loads', 'css', 'words'): getattr(self, kept).extend(getattr(part, kept))
         self.text = ' '.join(self.words)
+    def updatepos(self, i, j): return j                                        # lines are not counted
     def handle_starttag(self, tag, attrs):
         a = {k: v or '' for k, v in attrs}
         self.in_style = tag == 'style'
@@ -61,6 +67,12 @@ class Page(HTMLParser):
         if tag == 'pre' and self.in_code is not None:
             self.code.append(''.join(self.in_code))
             self.in_code = None
+
+
+@functools.cache
+def entry(text):
+    "An entry of the sidebar, which is the same on most pages."
+    return Page(text)
 
 
 def css_urls(text):
