@@ -445,7 +445,10 @@ def main():
     p.add_argument('--stage', type=Path, help=argparse.SUPPRESS)               # the child that runs nbdev inside the temporary copy
     p.add_argument('--render', type=Path, help=argparse.SUPPRESS)              # the child that writes the pages
     a = p.parse_args()
-    if a.stage: return prepare_pages(a.stage)
+    if a.stage:
+        prepare_pages(a.stage)
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(0)                                                            # the shells of a hundred notebooks would each search all objects for garbage
     if a.render: sys.exit(render(a.render))
     try: n = build(a.out.resolve())
     except (Unobtainable, Failed) as e: sys.exit(f'build_docs: {e}')
