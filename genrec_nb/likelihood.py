@@ -187,16 +187,13 @@ def alone(self: ChildSoftmax) -> Tensor: # bool [M]
     "Nodes without a sibling: the token into them is forced"
     return (self.trie.parent >= 0) & (self.trie.n_children[self.trie.parent.clamp(min=0)] == 1)
 
-# %% ../nbs/35_likelihood.ipynb #1ec6ae90
-@patch
-def log_probabilities(
-    self: ChildSoftmax,
-    logits: Tensor, # float [..., V]
-    nodes: Tensor, # int64 [...] prefixes; -1 (none): minus infinity everywhere
-) -> Tensor: # float32 [..., V]
-    "Log-probability of the next token with the priors, minus infinity where none can follow"
-    offsets = self.offsets(nodes.flatten(), 0, logits.shape[-1]).view(logits.shape)
-    return (logits.float() + offsets).log_softmax(-1).nan_to_num(nan=-torch.inf)
+# %% ../nbs/35_likelihood.ipynb #7dc10822
+@patch(cached=True)
+def decided(self: ChildSoftmax) -> Tensor: # bool [M]
+    "Prefixes that a single path continues: every token behind them is forced"
+    t = self.trie
+    first, last = (t.leaf[t.order[place.long()].long()] for place in (t.row, t.row + t.count - 1))
+    return first == last
 
 # %% ../nbs/35_likelihood.ipynb #e0533ffb
 def segment_log_softmax(z: Tensor, row: Tensor, n: int) -> Tensor: # float [E], int64 [E] -> [E]
@@ -218,6 +215,21 @@ def edge_log_softmax(
     child, row = self.edges(nodes)
     z = z.float() + self.prior[child] if prior else z.float()
     return segment_log_softmax(z if tau == 1 else z/tau, row, len(nodes))
+
+# %% ../nbs/35_likelihood.ipynb #1ec6ae90
+@patch
+def log_probabilities(
+    self: ChildSoftmax,
+    logits: Tensor, # float [..., V]
+    nodes: Tensor, # int64 [...] prefixes; -1 (none): minus infinity everywhere
+) -> Tensor: # float32 [..., V]
+    "Log-probability of the next token with the priors, minus infinity where none can follow"
+    (child, row), flat = self.edges(nodes.flatten()), logits.flatten(0, -2)
+    token = self.trie.token[child].long()
+    logp = self.edge_log_softmax(nodes.flatten(), flat[row, token]).nan_to_num(nan=-torch.inf)
+    out = torch.full_like(flat, -torch.inf, dtype=torch.float)
+    out[row, token] = logp
+    return out.view(logits.shape)
 
 # %% ../nbs/35_likelihood.ipynb #2b095023
 @patch

@@ -138,8 +138,9 @@ class _T5State:
     cross: list # of each decoder layer: keys and values of the history [B, S, heads*d_kv]
     cross_mask: Tensor # float [B, 1, 1, S], minus infinity at padding
     cache: list # of each layer: keys and values [B, n, heads*d_kv] of any beam's tokens, or None
-    visible: Tensor | None = None # bool [B, k, n] which of them each beam may see
+    visible: Tensor | None = None # bool [B, m, n] which of them each computed beam may see
     depth: list = field(default_factory=list) # position in the path of each of the n tokens
+    place: Tensor | None = None # int64 [B, k] which row of `visible` each beam has
     node: Tensor | None = None # int64 [B, k] the prefix of each beam, of a model over children
 
 # %% ../nbs/41_tiger.ipynb #d656c9c3
@@ -157,7 +158,7 @@ def _self_bias(self: TigerT5, state: _T5State, parents, own: Tensor) -> Tensor: 
     state.visible, state.depth = own, state.depth + [now]*own.shape[1]
     attention = self.decoder.block[0].layer[0].SelfAttention
     bias = attention.compute_bias(1, now + 1, past_seen_tokens=now)      # [1, heads, 1, depths]
-    bias = bias[..., torch.tensor(state.depth, device=own.device)]
+    bias = bias[..., torch.tensor(state.depth, dtype=torch.long, device=own.device)]
     return torch.where(own[:, None], bias, -torch.inf)
 
 # %% ../nbs/41_tiger.ipynb #883073b6
@@ -179,13 +180,24 @@ def _layer_step(block, h: Tensor, state: _T5State, l: int, bias: Tensor) -> Tens
     h = h + _attend(second.EncDecAttention, second.layer_norm(h), *state.cross[l], state.cross_mask)
     return feed_forward(h)
 
-# %% ../nbs/41_tiger.ipynb #4aab37b1
+# %% ../nbs/41_tiger.ipynb #c2fa51da
 @patch
-def _over_children(self: TigerT5, state: _T5State, logits: Tensor, tokens: Tensor, parents):
-    "Log-probabilities [B, k, V] over the children of each beam's prefix"
+def _undecided(self: TigerT5, state: _T5State, tokens: Tensor, parents) -> Tensor: # int64 [B, m]
+    "The beams to be computed: those with a choice before them, and others where a user has fewer"
+    if self.soft is None: return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     if parents is None: state.node = torch.zeros_like(tokens)
     else: state.node = self.soft.trie.step(_take_beams(state.node, parents), tokens)
-    return self.soft.log_probabilities(logits, state.node)
+    forced = (state.node < 0) | self.soft.decided[state.node.clamp(min=0)]
+    m = int((~forced).sum(1).max())
+    return forced.long().argsort(dim=1, stable=True)[:, :m]
+
+# %% ../nbs/41_tiger.ipynb #4aab37b1
+@patch
+def _over_children(self: TigerT5, state: _T5State, logits: Tensor, at: Tensor) -> Tensor: # [B, k, V]
+    "Log-probabilities over the children of each beam's prefix, from logits [B, m, V] of beams [B, m]"
+    every = logits.new_zeros(*state.node.shape, logits.shape[2])             # 0 where all is forced
+    every = every.scatter(1, at[..., None].expand_as(logits), logits)
+    return self.soft.log_probabilities(every, state.node)
 
 # %% ../nbs/41_tiger.ipynb #16dcb5ed
 @patch
@@ -195,14 +207,18 @@ def decode_step(
     tokens: Tensor, # int64 [B, k] last token of each beam
     parents: Tensor | None, # int64 [B, k] beam that each beam continues; None: the start token
 ) -> Tensor: # float [B, k, V] logits of the next token; over children log-probabilities
-    "One step for all beams of all users"
-    B, k = tokens.shape
-    own = torch.eye(k, dtype=torch.bool, device=tokens.device).expand(B, k, k)
-    bias = self._self_bias(state, parents, own)
-    h = self.decoder.embed_tokens(tokens)
+    "One step for the beams of all users, without those whose next tokens are all forced"
+    at, device = self._undecided(state, tokens, parents), tokens.device      # [B, m]
+    B, m = at.shape
+    own = torch.eye(m, dtype=torch.bool, device=device).expand(B, m, m)
+    before = None if parents is None else state.place.gather(1, parents.gather(1, at))
+    bias = self._self_bias(state, before, own)
+    h = self.decoder.embed_tokens(tokens.gather(1, at))
     for l, block in enumerate(self.decoder.block): h = _layer_step(block, h, state, l, bias)
     logits = self._output(self.decoder.final_layer_norm(h))
-    return logits if self.soft is None else self._over_children(state, logits, tokens, parents)
+    row = torch.arange(m, device=device).expand(B, m)
+    state.place = torch.zeros_like(tokens).scatter(1, at, row)
+    return logits if self.soft is None else self._over_children(state, logits, at)
 
 # %% ../nbs/41_tiger.ipynb #85f33c12
 @patch

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from genrec_nb.backbones import tiny_llama
-from genrec_nb.beam_search import DecodeConfig, beam_search, recommend
+from genrec_nb.beam_search import DecodeConfig, beam_search, recommend, recommend_each
 from genrec_nb.branch_and_bound import proved_items
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.splits import Cases
@@ -381,3 +381,34 @@ def test_every_weighting_in_nats_an_item(make):
     for same in ('igd', 'igd ', 'ranking '): assert value[same] == pytest.approx(value['uniform'], rel=1e-5)
     assert value['cft '] == pytest.approx(value['position'], rel=1e-5)
     assert len({round(value[n], 5) for n in ('uniform', 'position', 'front_greater', 'fg-prefix', 'frequency', 'ranking', 'cft', 'multi')}) == 8
+
+@DEEP
+@given(tables_with_counts(max_items=20, max_len=5))
+def test_decided_beams_need_no_step(case):
+    "Against a search that computes every beam: narrow beams, seen items, IGD-decoding; forced tokens before further choices"
+    paths, counts = case
+    ids, counts = identifiers(paths), np.array(counts)
+    N, trie = len(paths), ItemTrie.build(ids)
+    gain, history = information_gain(trie, item_prior(counts)), HISTORY % N*(HISTORY >= 0) - (HISTORY < 0).long()
+    model = t5(ids, counts)
+    below = [len(set(trie.leaf[trie.items_below(torch.tensor([n]))[0]].tolist())) for n in range(trie.n_nodes)]
+    assert model.soft.decided.tolist() == [n == 1 for n in below]
+    configs = [DecodeConfig(beams=k, alpha=a, exclude_seen=e) for k in (2, 4, N) for a, e in ((0., False), (.3, True))]
+    found = recommend_each(model, trie, history, N, configs, gain)
+    model.soft.__dict__['decided'] = torch.zeros(trie.n_nodes, dtype=torch.bool)
+    for (items, scores), (every, theirs) in zip(found, recommend_each(model, trie, history, N, configs, gain)):
+        assert items.tolist() == every.tolist()
+        torch.testing.assert_close(scores, theirs, atol=1e-5, rtol=0)
+
+def test_a_step_computes_undecided_beams_alone():
+    "Rows of the cache: the start, then as many as the user with the most choices has; none once all is forced"
+    ids = identifiers([[3, 3, 3, 3], [3, 3, 3, 4], [3, 4, 3, 3], [4, 3, 3, 3], [5, 3, 3, 3]])
+    model, alone = t5(ids), t5(ids, softmax='vocabulary')
+    for m, rows in ((model, [1, 2, 3, 4]), (alone, [1, 6, 11, 16])):
+        state = m.prefill(torch.tensor([[0, 1], [2, 3]]))[1]
+        kept, parents = [state.visible.shape[2]], torch.zeros(2, 5, dtype=torch.long)
+        for t in (0, 1, 2):
+            m.decode_step(state, m.paths[:, t].expand(2, 5), parents)
+            kept.append(state.visible.shape[2])
+            parents = torch.arange(5).expand(2, 5)
+        assert kept == (rows if m is alone else [1, 4, 6, 8]), kept
