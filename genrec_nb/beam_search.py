@@ -134,8 +134,9 @@ def _assistant_logp(trie: ItemTrie, mass: Tensor, child: Tensor) -> Tensor: # fl
 
 # %% ../nbs/50_beam_search.ipynb #72b0a255
 class _Search:
-    "Trie, options and what belongs to the users of one search"
-    def __init__(self, trie, config, gain=None, weights=None, seen=None, assistant=None):
+    "Trie, options and what belongs to the users of one search; `normalized`: the model gives ln P"
+    def __init__(self, trie, config, gain=None, weights=None, seen=None, assistant=None,
+                 normalized=False):
         require(not config.alpha or gain is not None,
                 'alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
         require(not config.assistant_weight or assistant is not None, 'assistant_weight > 0 '
@@ -143,6 +144,7 @@ class _Search:
         if config.alpha and weights is None: weights = decoding_weights(trie, gain, config.alpha)
         if not config.exclude_seen: seen = None
         self.trie, self.config, self.gain, self.weights = trie, config, gain, weights
+        self.normalized = normalized
         self.exhausted = None if seen is None else _exhausted_prefixes(trie, seen)
         self.mass = _assistant_mass(trie, assistant, seen) if config.assistant_weight else None
 
@@ -165,7 +167,8 @@ def log_probabilities(self: _Search, child: Tensor, logits: Tensor) -> Tensor:
     "Log-probability of each candidate [B, k, C] from logits [B, k, V], mixed with the assistant's"
     logits, share = logits.float(), self.config.assistant_weight
     logp = logits.gather(2, self.trie.token[child.clamp(min=0)].long().clamp(min=0))
-    if self.config.normalize == 'vocabulary': logp = logp - logits.logsumexp(2, keepdim=True)
+    if self.config.normalize == 'vocabulary' and not self.normalized:
+        logp = logp - logits.logsumexp(2, keepdim=True)
     require(_finite(logp.masked_fill(child < 0, 0.)), _BROKEN)
     if self.config.normalize == 'children':
         logp = logp.masked_fill(child < 0, -torch.inf).log_softmax(2).nan_to_num(nan=-torch.inf)
@@ -240,7 +243,8 @@ def beam_search(
 ) -> Beams: # up to `beams` finished paths a user
     "Constrained beam search with IGD-decoding, for a batch of users"
     _check_histories(trie, history, seen)
-    search = _Search(trie, config, gain, weights, history if seen is None else seen, assistant)
+    search = _Search(trie, config, gain, weights, history if seen is None else seen, assistant,
+                     getattr(model, 'normalized', False))
     B, k = len(history), config.beams
     node, score = history.new_zeros(B, 1), torch.zeros(B, 1, device=history.device)   # the root
     finished = Beams(node.new_full((B, k), -1), score.new_full((B, k), -torch.inf))

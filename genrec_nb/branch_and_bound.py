@@ -87,7 +87,8 @@ def proved_search(
     logits, state = model.prefill(history)
     found = beam_search(model, trie, history, config, gain, seen, weights, assistant,
                         (logits, state))
-    search = _Search(trie, config, gain, weights, seen, assistant)
+    search = _Search(trie, config, gain, weights, seen, assistant,
+                     getattr(model, 'normalized', False))
     best = Beams(found.nodes[:, :k], found.scores[:, :k])
     return _improve(model, search, best, *_prefill_again(model, state, history))
 

@@ -82,6 +82,7 @@ def _check_together(c: LMConfig) -> None:
 class LanguageRecommender(nn.Module):
     "A causal language model that generates items: titles, or codes as new tokens"
     _keys_to_ignore_on_save = None                                             # `Trainer` asks for it
+    normalized = True                                                          # a search step gives ln P
 
     def __init__(self,
         lm, # a causal language model, adapted or not

@@ -23,10 +23,12 @@ class TrieProcessor(LogitsProcessor):
         gain: Tensor | None = None, # float [M], needed if alpha > 0
         alpha: float = 0., # strength of IGD-decoding
         normalize: str = 'vocabulary', # as in `DecodeConfig`
+        prior: Tensor | None = None, # float [M] of a `ChildSoftmax`; then normalize is 'children'
         end: int = EOS, # token allowed after a finished path
         vocabulary: Tensor | None = None, # int64 [V] the model's id of each token, -1: none
     ):
-        self.trie, self.prompt, self.normalize, device = trie, prompt, normalize, trie.device
+        self.trie, self.prompt, self.prior, device = trie, prompt, prior, trie.device
+        self.normalize = normalize if prior is None else 'children'
         number = torch.arange(trie.vocab_size, device=device)
         self.to_model = number if vocabulary is None else torch.as_tensor(vocabulary, device=device)
         self.end = int(self.to_model[end])
@@ -56,6 +58,7 @@ def __call__(self: TrieProcessor, input_ids: Tensor, scores: Tensor) -> Tensor: 
     token = self.to_model[self.trie.token[child].long().clamp(min=0)].masked_fill(none, self.end)
     logp = scores.log_softmax(1).gather(1, token).masked_fill(none, -torch.inf)
     require(not logp.isnan().any(), _BROKEN)
+    if self.prior is not None: logp = logp + self.prior[child]
     if self.normalize == 'children': logp = logp.log_softmax(1).nan_to_num(nan=-torch.inf)
     out = torch.full_like(scores, -torch.inf)
     out = out.scatter_reduce(1, token, self.weights[child]*logp, 'amax')

@@ -98,6 +98,8 @@ def set_items(self: TigerT5, ids: Identifiers) -> TigerT5: # itself
 
 @patch(as_prop=True)
 def trees(self: TigerT5) -> list[ChildSoftmax]: return [self.soft]
+@patch(as_prop=True)
+def normalized(self: TigerT5) -> bool: return self.soft is not None # are a step's logits ln P?
 
 @patch
 def _apply(self: TigerT5, fn, *args, **kwargs):

@@ -96,14 +96,14 @@ def test_fresh_process_reports_a_failure_in_one_line(tmp_path, monkeypatch):
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('seed', range(2))
-def test_engine_and_generate_give_the_same_lists(seed):
+@pytest.mark.parametrize('seed, softmax', [(0, 'vocabulary'), (1, 'vocabulary'), (2, 'children')])
+def test_engine_and_generate_give_the_same_lists(seed, softmax):
     "Batches of other sizes and orders on both sides; histories of all lengths"
     ids = Identifiers.random(400, levels=3, size=12, seed=seed).with_eos()
     rng, trie = np.random.default_rng(seed), ItemTrie.build(ids)
     length = rng.integers(1, 12, 9)
     history = torch.from_numpy(np.where(np.arange(12, 0, -1) <= length[:, None], rng.integers(0, 400, (9, 12)), -1))
-    model = tiger_t5(ids, seed=seed, d_model=32, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=2, d_kv=16).eval()
+    model = tiger_t5(ids, seed=seed, softmax=softmax, d_model=32, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=2, d_kv=16).eval()
     ours = recommend(model, trie, history, 10, DecodeConfig(10, exclude_seen=False), batch_size=4)
     theirs = generate_items(model, trie, history, allowed_tokens(ids), 10, 5)
     same = agreement(ours, theirs)
@@ -214,9 +214,9 @@ def readers(n_items, n=5, width=6, seed=0):
     rng = np.random.default_rng([seed, 1])
     return torch.from_numpy(np.where(np.arange(width, 0, -1) <= rng.integers(1, width + 1, n)[:, None], rng.integers(0, n_items, (n, width)), -1))
 
-@pytest.mark.parametrize('kind, seed', [('titles', 0), ('codes', 1)])
-def test_race_of_language_models_agrees(kind, seed):
-    model, history = writer(kind, seed), readers(60, seed=seed)
+@pytest.mark.parametrize('kind, seed, softmax', [('titles', 0, 'vocabulary'), ('codes', 1, 'vocabulary'), ('titles', 2, 'children'), ('codes', 3, 'children')])
+def test_race_of_language_models_agrees(kind, seed, softmax):
+    model, history = writer(kind, seed, softmax=softmax), readers(60, seed=seed)
     r = race_lm(model, history, 6, 2, exact=5)
     assert r['identical'] == 1 and r['difference'] < 1e-3 and max(r['error'].values()) < 1e-3
     assert (r['users'], r['group'], r['beams'], r['longest']) == (5, 2, 6, model.trie.max_depth) and r['ratio']['wall']['rounds'] == 3
@@ -306,7 +306,7 @@ def test_scientific_is_taken_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv('GENREC_DATA', str(tmp_path))
     for kind, what in dict(titles='titles', codes='letter identifiers').items():
         name, model, history = llm_case(kind, tiny_llama(titles), 3)
-        assert name == f'Scientific, {what}' and model.trie.n_items == 20
+        assert name == f'Scientific, {what}, softmax over vocabulary' and model.trie.n_items == 20
         assert history.tolist()[2][-5:] == [6, 7, 8, 9, 10] and len(history) == 3           # all but the last of each user
     assert model.tokenizer.convert_ids_to_tokens(model.own[model.ids.path(7).tolist()].tolist()) == ['<a_1>', '<b_2>']
 

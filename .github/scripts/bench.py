@@ -35,7 +35,7 @@ from genrec_nb.batches import history_tokens
 from genrec_nb.tiger import tiger_t5
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.generators import BACKBONES
-from genrec_nb.beam_search import Beams, DecodeConfig, _expand_items, beam_search, recommend
+from genrec_nb.beam_search import Beams, DecodeConfig, _expand_items, _item_share, beam_search, recommend
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.rank import _rank_cases, rank_each
 from genrec_nb.train import TrainConfig, _batch_targets, fit
@@ -303,18 +303,19 @@ def decode_case(
     users: int, # B
     items: int = 20, # last items of each history
     seed: int = 0, # of the synthetic case
-) -> tuple[str, Identifiers, torch.Tensor]: # (what it is, paths that end with EOS, histories int64 [B, H])
+) -> tuple: # (what it is, paths that end with EOS, histories int64 [B, H], training targets int64 [N])
     "Beauty with LETTER's identifiers where the data are, else random codes of the same shape with histories of like lengths"
     folder = data_folder('Beauty')
     if folder:
         ids = Identifiers.from_index(folder/'Beauty.letter.index.json').with_eos()
-        cases = leave_one_out(load_dataset(folder, text=False).interactions).test
-        return 'Beauty, letter identifiers, real histories', ids, torch.from_numpy(cases.tail(items)[:users])
+        split = leave_one_out(load_dataset(folder, text=False).interactions)
+        return 'Beauty, letter identifiers, real histories', ids, torch.from_numpy(split.test.tail(items)[:users]), split.train.target_counts()
     rng = np.random.default_rng(seed)
     ids = Identifiers.random(12_101, levels=4, size=256, seed=seed).with_eos()
     length = (4 + rng.geometric(.2, users)).clip(max=items)
     history = rng.integers(0, ids.n_items, (users, items))
-    return 'synthetic: 12,101 items, 4 codes of 256', ids, torch.from_numpy(np.where(np.arange(items, 0, -1) <= length[:, None], history, -1))
+    counts = (9/(1 + np.arange(ids.n_items)/100)).astype(int)                # a few of them often
+    return 'synthetic: 12,101 items, 4 codes of 256', ids, torch.from_numpy(np.where(np.arange(items, 0, -1) <= length[:, None], history, -1)), counts
 
 def allowed_tokens(
     ids: Identifiers,
@@ -330,19 +331,20 @@ def generate_items(
     model, # a `TigerT5`
     trie: ItemTrie, # to read the answers
     history: torch.Tensor, # int64 [B, H]
-    allowed: dict, # from `allowed_tokens`
+    allowed: dict, # from `allowed_tokens`; a model with a prior has our processor instead
     beams: int, # k
     batch_size: int, # users in one call
 ) -> tuple[torch.Tensor, torch.Tensor]: # (items int64 [B, k], scores float [B, k])
     "Ranked items by `transformers`' own beam search"
-    out = []
+    out, law = [], dict(prefix_allowed_tokens_fn=lambda _, path: allowed.get(tuple(path.tolist()), [EOS]), renormalize_logits=model.soft is not None)
+    if hasattr(model, 'counts'): law = dict(logits_processor=[TrieProcessor(trie, prior=model.soft.prior)])
     for rows in history.split(batch_size):
         x, mask = history_tokens(model.paths, rows)
         found = model.generate(input_ids=x, attention_mask=mask, num_beams=beams, num_return_sequences=beams, max_new_tokens=trie.max_depth,
-                               prefix_allowed_tokens_fn=lambda _, path: allowed.get(tuple(path.tolist()), [EOS]),
-                               length_penalty=0., return_dict_in_generate=True, output_scores=True)
+                               **law, length_penalty=0., return_dict_in_generate=True, output_scores=True)
         nodes = trie.walk(found.sequences[:, 1:])[:, -1].view(-1, beams)
-        out.append(_expand_items(trie, Beams(nodes, found.sequences_scores.view(-1, beams)), beams))
+        share = _item_share(model, trie, DecodeConfig())                      # of colliding items, if there is a prior
+        out.append(_expand_items(trie, Beams(nodes, found.sequences_scores.view(-1, beams)), beams, share=share))
     return tuple(torch.cat(x) for x in zip(*out))
 
 @torch.inference_mode()
@@ -364,31 +366,43 @@ def agreement(
     "Are these the same lists?"
     return dict(identical=float((a[0] == b[0]).all(1).double().mean()), difference=float((a[1] - b[1]).abs().nan_to_num().max()))
 
+def race_t5(
+    ids: Identifiers, # paths that end with EOS
+    history: torch.Tensor, # int64 [B, H]
+    beams: int, # k
+    quick: bool, # one opponent, two rounds
+    **how, # softmax, prior and counts of the model
+) -> dict: # seconds, ratios, agreement
+    "Engine, `generate` fed in several ways, the encoder and an item decoder in turns"
+    trie, allowed, config = ItemTrie.build(ids), allowed_tokens(ids), DecodeConfig(beams, search='beam', exclude_seen=False)
+    t5 = tiger_t5(ids, **how).eval()
+    codes = Identifiers(ids.codes()[:, :-1].reshape(-1), np.arange(ids.n_items + 1)*(ids.max_len - 1), ids.tokens)   # without EOS
+    small, small_trie = item_decoder(codes, **how).eval(), ItemTrie.build(codes)
+    by_length, users = history[torch.argsort((history >= 0).sum(1), stable=True)], len(history)
+    engine = lambda: recommend(t5, trie, history, beams, config)
+    ways = {'generate, batches of 32': lambda: generate_items(t5, trie, history, allowed, beams, 32)}
+    if not quick: ways['generate, batches of 32 sorted by length'] = lambda: generate_items(t5, trie, by_length, allowed, beams, 32)
+    if not (quick or how): ways['generate, one batch'] = lambda: generate_items(t5, trie, history, allowed, beams, users)
+    times, results = race({'engine': engine, **ways, 'encoder alone': lambda: encode_only(t5, history),
+                           'packed decoder': lambda: recommend(small, small_trie, history, beams, config)}, 2 if quick else 3, warm_up=False)
+    compare = {w: dict(wall=ratio(times, w, 'engine'), cpu=ratio(times, w, 'engine', 'cpu')) for w in ways}
+    return dict(seconds=seconds(times), ratio=compare, **agreement(results['engine'], results['generate, batches of 32']),
+                engine_over_encoder={c: ratio(times, 'engine', 'encoder alone', c) for c in ('wall', 'cpu')},
+                ms_per_user={n: {c: 1000*median(t[c])/users for c in t} for n, t in times.items()})
+
 def bench_decode(
     quick: bool = False, # 24 users instead of 256
     progress=None, # something with `stage(name)`
     beams: int = 20, # k
 ) -> dict:
-    "decoding with T5, beam 20: one cache a user against generate(prefix_allowed_tokens_fn=..)"
+    "decoding with T5, beam 20: one cache a user, and over children no forced token, against generate(prefix_allowed_tokens_fn=..)"
     stage = progress.stage if progress else lambda name: None
-    users, rounds = (24, 2) if quick else (256, 3)
-    what, ids, history = decode_case(users)
-    trie, allowed, config = ItemTrie.build(ids), allowed_tokens(ids), DecodeConfig(beams, exclude_seen=False)
-    t5 = tiger_t5(ids).eval()
-    codes = Identifiers(ids.codes()[:, :-1].reshape(-1), np.arange(ids.n_items + 1)*(ids.max_len - 1), ids.tokens)   # without EOS
-    small, small_trie = item_decoder(codes).eval(), ItemTrie.build(codes)
-    by_length = history[torch.argsort((history >= 0).sum(1), stable=True)]
-    engine = lambda: recommend(t5, trie, history, beams, config)
-    ways = {'generate, batches of 32': lambda: generate_items(t5, trie, history, allowed, beams, 32)}
-    if not quick: ways |= {'generate, one batch': lambda: generate_items(t5, trie, history, allowed, beams, users),
-                           'generate, batches of 32 sorted by length': lambda: generate_items(t5, trie, by_length, allowed, beams, 32)}
-    stage('decode: engine and generate in turns')
-    times, results = race({'engine': engine, **ways, 'encoder alone': lambda: encode_only(t5, history),
-                           'packed decoder': lambda: recommend(small, small_trie, history, beams, config)}, rounds, warm_up=False)
-    compare = {w: dict(wall=ratio(times, w, 'engine'), cpu=ratio(times, w, 'engine', 'cpu')) for w in ways}
-    return dict(data=what, users=users, beams=beams, tokens=trie.max_depth, seed=0, mean_history=float((history >= 0).sum(1).double().mean()),
-                seconds=seconds(times), ratio=compare, **agreement(results['engine'], results['generate, batches of 32']),
-                encoder_share=ratio(times, 'encoder alone', 'engine'), ms_per_user={n: 1000*median(times[n]['wall'])/users for n in times})
+    what, ids, history, counts = decode_case(24 if quick else 256)
+    found = dict(data=what, users=len(history), beams=beams, tokens=ids.max_len, seed=0, mean_history=float((history >= 0).sum(1).double().mean()), versions=versions())
+    for name, how in {'vocabulary': {}, 'children': dict(softmax='children'), 'children with prior': dict(softmax='children', prior='trie', counts=counts)}.items():
+        stage(f'decode: softmax over {name}, engine and generate in turns')
+        found[name] = race_t5(ids, history, beams, quick, **how)
+    return found
 
 @torch.inference_mode()
 def free_search(
@@ -755,6 +769,7 @@ def race_groups(
 
 class Watched(nn.Module):
     "A language recommender, and how much it read behind the prompts"
+    normalized = True
     def __init__(self, model):
         super().__init__()
         self.model, self.read = model, dict(passes=0, tokens=0, steps=0, written=0)
@@ -773,7 +788,7 @@ def lm_generate_items(
 ) -> tuple[torch.Tensor, torch.Tensor]: # (items int64 [B, k], scores float [B, k])
     "Ranked items by `transformers`' own beam search"
     x, mask = model.prompt(history)
-    law = TrieProcessor(model.trie, x.shape[1], vocabulary=model.own)
+    law = TrieProcessor(model.trie, x.shape[1], normalize=model.config.softmax, vocabulary=model.own)
     found = model.lm.generate(input_ids=x, attention_mask=mask, num_beams=beams, num_return_sequences=beams, max_new_tokens=model.trie.max_depth, do_sample=False,
                               logits_processor=[law], length_penalty=0., early_stopping='never', return_dict_in_generate=True, output_scores=True)
     path = found.sequences[:, x.shape[1]:]
@@ -791,6 +806,7 @@ def exact_scores(
     out, dtype = [], model.lm.get_input_embeddings().weight.dtype
     model.double()
     for rows, found in zip(history[:, None], items):
+        if model.soft is not None: out.append(-model(rows.expand(len(found), -1), found).nll.sum(1)); continue
         x, mask = model.prompt(rows.expand(len(found), -1))
         path, real = model.path_completions(found)
         mask = torch.cat([mask, real[:, :-1].long()], 1)
@@ -835,6 +851,7 @@ def llm_case(
     kind: str, # 'titles' or 'codes'
     lm: tuple, # (model, tokenizer), changed in place
     users: int, # M
+    softmax: str = 'vocabulary', # or 'children'
 ) -> tuple: # (what it is, `LanguageRecommender`, histories int64 [M, H])
     "An untrained language recommender and test users"
     name, data, file = llm_data()
@@ -843,8 +860,8 @@ def llm_case(
     else:
         vectors = embed_texts(data.catalog.texts, 'tfidf')
         what, ids = 'RQ-KMeans codes', Identifiers.from_codes(residual_kmeans(vectors, levels=3, size=64, seed=0).encode(vectors), policy='extra')
-    model = language_recommender(ids, lm)
-    return f'{name}, {what}', model, torch.from_numpy(leave_one_out(data.interactions).test.tail(model.config.max_items)[:users])
+    model = language_recommender(ids, lm, LMConfig(softmax=softmax))
+    return f'{name}, {what}, softmax over {softmax}', model, torch.from_numpy(leave_one_out(data.interactions).test.tail(model.config.max_items)[:users])
 
 def measure_lm_step(
     batch: int = 16, # samples
@@ -879,11 +896,12 @@ def bench_llm(
     smollm2_folder()                                                          # here it fails if the weights cannot be had
     users, size, batch = (8, 4, 2) if quick else (64, 8, 16)
     out = dict(model=SMOLLM2)
-    for kind, beams in (('titles', 10), ('codes', 20)):
-        stage(f'llm: {kind}, engine and generate in turns')
-        what, model, history = llm_case(kind, load_lm(dtype='float32', device='cpu'), users)
-        out[kind] = dict(data=what, **race_lm(model, history, beams, size, 1 if quick else 4))
-        del model
+    for softmax in ('vocabulary', 'children'):
+        for kind, beams in (('titles', 10), ('codes', 20)):
+            stage(f'llm: {kind}, softmax over {softmax}, engine and generate in turns')
+            what, model, history = llm_case(kind, load_lm(dtype='float32', device='cpu'), users, softmax)
+            out[kind if softmax == 'vocabulary' else f'{kind} over children'] = dict(data=what, **race_lm(model, history, beams, size, 1 if quick else 4))
+            del model
     for on in (False, True):
         stage(f'llm: a training step with{"" if on else "out"} gradient checkpointing, fresh process')
         out['checkpointed' if on else 'plain'] = in_fresh_process('measure_lm_step', batch, 512, on)
@@ -924,10 +942,14 @@ def catalog_lines(r: dict) -> list[str]:
 
 def decode_lines(r: dict) -> list[str]:
     "Text of `bench_decode`"
-    head = f'{"":>4}{r["data"]}; {r["users"]} users, {r["beams"]} beams, {r["tokens"]} tokens, {r["mean_history"]:.1f} items of history in the mean'
-    rows = [f'{n:>44}: {1000*s["wall"]["median"]/r["users"]:>7.1f} ms a user' + (f', engine is {format_ratio(r["ratio"][n]["wall"])} faster ({r["ratio"][n]["cpu"]["median"]:.1f} × by processor time)' if n in r['ratio'] else '')
-            for n, s in r['seconds'].items()]
-    return [head, *rows, f'{"":>4}identical lists: {r["identical"]:.1%} of users, largest difference of scores {r["difference"]:.0e}; the encoder is {r["encoder_share"]["median"]:.0%} of the engine\'s time']
+    lines = [f'{"":>4}{r["data"]}; {r["users"]} users, {r["beams"]} beams, {r["tokens"]} tokens, {r["mean_history"]:.1f} items of history in the mean']
+    for name in ('vocabulary', 'children', 'children with prior'):
+        x = r[name]
+        lines += [f'{"":>4}softmax over {name}:']
+        lines += [f'{n:>44}: {ms["cpu"]:>7.1f} ms a user of processor time' + (f', engine is {format_ratio(x["ratio"][n]["cpu"])} faster' if n in x['ratio'] else '')
+                  for n, ms in x['ms_per_user'].items()]
+        lines += [f'{"":>8}engine/encoder {format_ratio(x["engine_over_encoder"]["cpu"])}; identical lists: {x["identical"]:.1%} of users, largest difference of scores {x["difference"]:.0e}']
+    return lines
 
 def constraint_lines(r: dict) -> list[str]:
     "Text of `bench_constraint`"
