@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from scipy.sparse import csr_matrix
 from scipy.special import xlogy
 from sklearn.feature_extraction.text import CountVectorizer
-from .core import SettingError, _near, require
+from .core import SettingError, _distinct, _near, require
 from .data import Catalog
 from .semantic_ids import Identifiers
 from .trie import ItemTrie
@@ -91,7 +91,7 @@ def _word_lists(trie: ItemTrie, pairs: list, catalog: Catalog) -> dict: # node -
     "The words of some nodes against their siblings; pairs: (node, parent)"
     most = min(2000, max(200, 20_000//max(len(pairs), 1)))
     rows = {node: _rows_below(trie, node, most) for pair in pairs for node in pair}
-    read = np.unique(np.concatenate([[], *rows.values()])).astype(int)
+    read = _distinct(np.concatenate([[], *rows.values()])).astype(int)
     table, words = _word_table(_readable(catalog, trie.order.cpu().numpy()[read]))
     def count(rows): return np.asarray(table[np.searchsorted(read, rows)].sum(0)).ravel()
     found = {}

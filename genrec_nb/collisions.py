@@ -8,7 +8,7 @@ __all__ = ['POLICIES', 'collision_counts', 'resolve_collisions', 'compare_polici
 # %% ../nbs/23_collisions.ipynb #e3c2f9d0
 import numpy as np
 import pandas as pd
-from .core import _tie_order, check_choice, require
+from .core import _distinct, _tie_order, check_choice, require
 from .kmeans import sinkhorn_codes
 
 # %% ../nbs/23_collisions.ipynb #6f2db399
@@ -93,7 +93,7 @@ def _resolve_sinkhorn(codes: np.ndarray, rows, rounds: int = 20) -> np.ndarray: 
     for _ in range(rounds):
         group, before = _path_groups(codes), codes[:, -1].copy()
         size = np.bincount(group)[group] # [N] size of the item's group
-        for s in np.unique(size[size > 1]):
+        for s in _distinct(size[size > 1]):
             items = np.flatnonzero(size == s)
             items = items[np.argsort(group[items], kind='stable')]
             d = rows(items).reshape(len(items)//s, s, -1)

@@ -291,6 +291,11 @@ def _tie_order(
     if np.ndim(seed): return np.asarray(seed)
     return np.random.default_rng(seed).permutation(n)
 
+# %% ../nbs/00_core.ipynb #7f231f79
+def _distinct(x: np.ndarray) -> np.ndarray: # [...] -> [m] ascending
+    "Each number once; with counts, as numpy sorts then"
+    return np.unique(x, return_counts=True)[0]
+
 # %% ../nbs/00_core.ipynb #3c6e5d9d
 def _finite(x) -> bool: # tensor or array
     "Is no number NaN or infinite?"

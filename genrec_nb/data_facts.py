@@ -13,7 +13,7 @@ import pandas as pd
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from .core import GenrecError, SettingError, _plural, patch, require
+from .core import GenrecError, SettingError, _distinct, _plural, patch, require
 from .data import Dataset, Interactions
 from .loaders import fetch
 from .splits import Split, leave_one_out
@@ -22,7 +22,7 @@ from .splits import Split, leave_one_out
 def _repeats(x: Interactions) -> int:
     "Interactions with an item that the same user had before"
     pairs = x.users * x.n_items + x.items
-    return len(pairs) - len(np.unique(pairs))
+    return len(pairs) - len(_distinct(pairs))
 
 # %% ../nbs/13_data_facts.ipynb #22150e85
 def _alike(texts: list[str]) -> int: # texts: [N], empty ones do not count

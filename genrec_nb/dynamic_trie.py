@@ -9,7 +9,7 @@ __all__ = ['DynamicTrie']
 import numpy as np
 import torch
 from torch import Tensor
-from .core import _check_items, patch, require
+from .core import _check_items, _distinct, patch, require
 from .trie import ItemTrie, _assemble, _check_targets, _sorted_paths
 from .infogain import _leaf_places, _subtree_sum, _xlogx
 
@@ -147,7 +147,7 @@ def _shift(self: DynamicTrie, leaf: np.ndarray, items, targets) -> None: # int64
     "Add to the items and targets of every node on the way to some leaves"
     path, node = self._upwards(leaf), self._node
     real = path >= 0
-    at, nodes = path[real], np.unique(path[real])
+    at, nodes = path[real], _distinct(path[real])
     before = node['count'][nodes] > 0
     for name, x in dict(count=items, targets=targets).items():
         np.add.at(node[name], at, np.broadcast_to(np.reshape(x, (-1, 1)), path.shape)[real].astype(node[name].dtype))
@@ -162,7 +162,7 @@ def _sum_again(self: DynamicTrie, leaf: np.ndarray) -> None: # int64 [k]
     targets, terms = self._node['targets'], self._node['terms']
     terms[leaf] = _xlogx(torch.from_numpy(targets[leaf])).numpy()
     for nodes in self._upwards(leaf).T[1:]:
-        nodes = np.unique(nodes[nodes >= 0])
+        nodes = _distinct(nodes[nodes >= 0])
         child, at = self._two_runs(nodes)
         begin = np.flatnonzero(np.diff(at, prepend=-1))
         if len(begin): terms[nodes] = np.add.reduceat(terms[child], begin)
@@ -173,7 +173,7 @@ def _places(self: DynamicTrie, items) -> np.ndarray: # int64 [k]
     "The leaves of items; raises `GenrecError` for items that are unknown, removed, or named twice"
     items = np.atleast_1d(np.asarray(items, np.int64))
     _check_items(items, self.n_items, where='to be changed')
-    require(len(np.unique(items)) == len(items), 'an item is named twice')
+    require(len(_distinct(items)) == len(items), 'an item is named twice')
     here = self._item['here'][items]
     require(here, lambda i: f'item {items[i]} was removed: it cannot be a target, or be removed again; '
             'add it anew')
@@ -248,9 +248,10 @@ def _check_new(self: DynamicTrie, paths, counts) -> tuple: # int [k, l], int [k]
 @patch
 def _check_prefix_free(self: DynamicTrie, keys, leaf, first: int) -> None: # int64 [m], int64 [D]
     "Raise `GenrecError` if a path goes on behind a leaf, or ends at an inner node"
-    parents, M = np.unique(keys//self.vocab_size), self.base.n_nodes
+    parents, M = _distinct(keys//self.vocab_size), self.base.n_nodes
     old = parents[parents < M]
-    goes_on = np.isin(leaf, parents) | (leaf < M) & (self.first[np.minimum(leaf, M - 1) + 1] > self.first[np.minimum(leaf, M - 1)])
+    goes_on = np.r_[parents, -1][np.searchsorted(parents, leaf)] == leaf
+    goes_on |= (leaf < M) & (self.first[np.minimum(leaf, M - 1) + 1] > self.first[np.minimum(leaf, M - 1)])
     ends = old[(old > 0) & (self.first[old + 1] == self.first[old])]
     require(not len(ends) and not goes_on.any(), 'the path of a new item is the beginning of another, or '
             'goes on behind one: end the paths with EOS')

@@ -13,7 +13,8 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import FileError, _near_place, _plural, check_choice, explain, patch, require
+from .core import (FileError, _distinct, _near_place, _plural, check_choice, explain, patch,
+                            require)
 
 # %% ../nbs/11_formats.ipynb #318c7e4a
 def _open(path: Path, encoding: str = 'utf-8-sig') -> io.TextIOBase:
@@ -559,10 +560,10 @@ def _place_of(table: FileTable, row: int) -> str: # 'line 8'; 'row 8' where ther
 def _leave_out(wrong: np.ndarray, row: np.ndarray, table: FileTable, what: str, values) -> None:
     "Count the rows (their numbers: row) that lack something; raises `FileError` unless they may"
     if not wrong.any(): return
-    first, n = int(np.flatnonzero(wrong)[0]), len(np.unique(row[wrong]))
+    first, n = int(np.flatnonzero(wrong)[0]), len(_distinct(row[wrong]))
     found = values.iloc[first] if pd.notna(values.iloc[first]) else None
     table.bad.add(_place_of(table, int(row[first])), what, found, n)
-    table.bad.good = len(np.unique(row)) - n
+    table.bad.good = len(_distinct(row)) - n
     table.bad.check()
 
 # %% ../nbs/11_formats.ipynb #1747b0f6

@@ -12,7 +12,8 @@ from itertools import chain
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import FileError, GenrecError, MissingTextError, _near_place, _plural, require
+from .core import (FileError, GenrecError, MissingTextError, _distinct, _near_place, _plural,
+                            require)
 from .data import (Catalog, Dataset, Interactions, _check_ties, _codes, _histories,
                             _offsets_of, _seconds)
 from .splits import Split, _cases, _prefixes
@@ -182,7 +183,7 @@ def _split_by_parts(x: Interactions, part: np.ndarray, before: np.ndarray) -> Sp
         at = np.flatnonzero((part == p) & ~before & (place > 0))
         return _cases(x, user[at], place[at])
     valid, test = cases(1), cases(2)
-    return Split(train, valid, test, skipped=x.n_users - len(np.unique(test.users)))
+    return Split(train, valid, test, skipped=x.n_users - len(_distinct(test.users)))
 
 # %% ../nbs/11_layouts.ipynb #f7ce4b66
 _SKIP = ('.npy', '.npz', '.safetensors', '.pt', '.bin', '.toml', '.log', '.png', '.jpg', '.zip',

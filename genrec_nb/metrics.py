@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from dataclasses import dataclass
 from pandas.io.formats.style import Styler
-from .core import SettingError, _check_items, _check_k, _finite, _tie_order, patch, require
+from .core import (SettingError, _check_items, _check_k, _distinct, _finite, _tie_order, patch,
+                            require)
 from .display import _Shown, styled
 from .data import Interactions
 from .splits import Cases
@@ -290,7 +291,7 @@ def evaluate_ranking(
     Raises `GenrecError` for lists, cut-offs or targets that do not fit cases and catalog."""
     counts = train.item_counts()
     targets, users = (np.asarray(x, np.int64) for x in (cases.targets, cases.users))
-    ranked, n_users = _check_ranked(ranked, len(counts)), len(np.unique(users))
+    ranked, n_users = _check_ranked(ranked, len(counts)), len(_distinct(users))
     ranks, values = _rank_of(ranked, targets), ranking_metrics(ranked, targets, ks, per_user=True)
     require(targets < len(counts), lambda m: f'cases: found target {targets[m]}, but the catalog '
                                              f'of `train` has {len(counts)} items')

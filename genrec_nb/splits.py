@@ -8,7 +8,7 @@ __all__ = ['Cases', 'Split', 'leave_one_out', 'TieCounts', 'global_time']
 # %% ../nbs/10_splits.ipynb #3dcac1de
 import numpy as np
 from dataclasses import dataclass
-from .core import SettingError, _plural, digest, patch, require
+from .core import SettingError, _distinct, _plural, digest, patch, require
 from .data import Interactions, _offsets_of, _ragged_index
 
 # %% ../nbs/10_splits.ipynb #b96de24c
@@ -21,7 +21,7 @@ class Cases:
     targets: np.ndarray # int64 [M] what came next
     def __len__(self): return len(self.users)
     def __repr__(self):
-        users, mean = len(np.unique(self.users)), np.diff(self.offsets).mean() if len(self) else 0
+        users, mean = len(_distinct(self.users)), np.diff(self.offsets).mean() if len(self) else 0
         return (f'Cases({_plural(len(self), "case")}, {_plural(users, "user")}, '
                 f'mean history {mean:.1f})')
 
@@ -147,7 +147,7 @@ def count_ties(self: Interactions, test: Cases) -> TieCounts: # test: of a split
     tied = self.tied[self.offsets[test.users] + n]
     none = self.times is None
     return TieCounts(len(self.items), None if none else int(self.tied.sum()), len(test),
-                     None if none else int(tied.sum()), len(np.unique(seen)))
+                     None if none else int(tied.sum()), len(_distinct(seen)))
 
 # %% ../nbs/10_splits.ipynb #9714cabc
 def _check_time_split(x: Interactions, fractions: tuple) -> None:
