@@ -110,7 +110,7 @@ def test_the_two_by_two_of_igd_reads_one_training_at_two_strengths(sample, tmp_p
     t.grid.weightings = {n: t.grid.weightings[n] for n in ('BIGRec', 'BIGRec, IGD-tuning')}
     results = run_grid(t.grid, tmp_path/'o')
     found, block = reproduced(t, Block(results)), Block(results)
-    assert list(found.index) == ['popularity', 'transitions', 'BIGRec', 'BIGRec + IGD-decoding', 'BIGRec + IGD-tuning', 'BIGRec + IGD']
+    assert list(found.index) == ['popularity', 'transitions', 'rules', 'BIGRec', 'BIGRec + IGD-decoding', 'BIGRec + IGD-tuning', 'BIGRec + IGD']
     monkeypatch.setattr(reproduce, 'results_page', lambda results: Page('', sections=[('the rest', '', '')]))      # has its own tests
     assert [s[0] for s in reproduce_page(t, results).sections] == ['toy, words: ours and the published', 'the rest']
     for row, (method, a) in list(t.rows.items())[:4]: assert found['mean'][row] == pytest.approx(block.evaluations(a)[method][0]['ndcg@10'])
@@ -138,7 +138,7 @@ def test_names_are_looked_for_and_mistakes_told(tmp_path, monkeypatch):
     listed = shell.invoke(app, ['reproduce']).stdout
     assert all(name in listed for name in TABLES)
     r = shell.invoke(app, ['reproduce', 'igd', '--data', 'toy', '--dry-run'])
-    assert r.exit_code == 0 and '20 of 20 are to do' in r.stdout
+    assert r.exit_code == 0 and '21 of 21 are to do' in r.stdout
     wrong = shell.invoke(app, ['reproduce', 'igd', '--data', 'nowhere']).exception
     assert 'no known data set' in _explain_error(wrong)[0]
 

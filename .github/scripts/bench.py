@@ -888,13 +888,13 @@ def measure_lm_step(
                 **{c: t[0] for c, t in times['step'].items()}, before_gb=before, peak_gb=peak_memory())
 
 def bench_llm(
-    quick: bool = False, # 8 users instead of 64, a batch of 2 instead of 16
+    quick: bool = False, # 8 users instead of 16, a batch of 2 instead of 16
     progress=None, # something with `stage(name)`
 ) -> dict:
     "SmolLM2-135M writes titles and codes: prompts read once a user against generate(num_beams=..); memory of a training step"
     stage = progress.stage if progress else lambda name: None
     smollm2_folder()                                                          # here it fails if the weights cannot be had
-    users, size, batch = (8, 4, 2) if quick else (64, 8, 16)
+    users, size, batch = (8, 4, 2) if quick else (16, 8, 16)
     out = dict(model=SMOLLM2)
     for softmax in ('vocabulary', 'children'):
         for kind, beams in (('titles', 10), ('codes', 20)):

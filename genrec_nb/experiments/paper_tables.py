@@ -106,7 +106,7 @@ seeds = [0, 1, 2]
 alphas = [0]
 reference = "TIGER"
 keep_models = false
-baselines = ["popularity", "transitions", "itemknn", "ease", "mf", "lightgcn", "caser", "hgn",
+baselines = ["popularity", "transitions", "rules", "itemknn", "ease", "mf", "lightgcn", "caser", "hgn",
              "gru4rec", "bert4rec", "sasrec"]
 
 [ids.rqvae]
@@ -206,7 +206,7 @@ seeds = [0, 1, 2]
 alphas = [0, 0.2]
 reference = "BIGRec"
 keep_models = false
-baselines = ["popularity", "transitions"]
+baselines = ["popularity", "transitions", "rules"]
 
 [ids.words]
 method = "words"
@@ -304,7 +304,7 @@ seeds = [0, 1, 2]
 alphas = [0]
 reference = "ce"
 keep_models = false
-baselines = ["popularity", "transitions"]
+baselines = ["popularity", "transitions", "rules"]
 
 [ids.rqvae]
 method = "rqvae"
