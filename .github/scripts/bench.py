@@ -366,6 +366,22 @@ def agreement(
     "Are these the same lists?"
     return dict(identical=float((a[0] == b[0]).all(1).double().mean()), difference=float((a[1] - b[1]).abs().nan_to_num().max()))
 
+@torch.inference_mode()
+def computed_rows(
+    model, # a `TigerT5`
+    trie: ItemTrie,
+    history: torch.Tensor, # int64 [B, H]
+    config: DecodeConfig,
+    batch_size: int = 32, # as `recommend` does on a CPU
+) -> float: # rows of the decoder a user, the start token's with them
+    "How many beams are computed in all steps of a search together"
+    found = []
+    for rows in history[torch.argsort((history >= 0).sum(1), stable=True)].split(batch_size):
+        logits, state = model.prefill(rows)
+        beam_search(model, trie, rows, config, prefilled=(logits, state))
+        found += [state.visible.shape[2]]*len(rows)
+    return float(np.mean(found))
+
 def race_t5(
     ids: Identifiers, # paths that end with EOS
     history: torch.Tensor, # int64 [B, H]
@@ -386,7 +402,7 @@ def race_t5(
     times, results = race({'engine': engine, **ways, 'encoder alone': lambda: encode_only(t5, history),
                            'packed decoder': lambda: recommend(small, small_trie, history, beams, config)}, 2 if quick else 3, warm_up=False)
     compare = {w: dict(wall=ratio(times, w, 'engine'), cpu=ratio(times, w, 'engine', 'cpu')) for w in ways}
-    return dict(seconds=seconds(times), ratio=compare, **agreement(results['engine'], results['generate, batches of 32']),
+    return dict(seconds=seconds(times), ratio=compare, **agreement(results['engine'], results['generate, batches of 32']), rows=computed_rows(t5, trie, history, config),
                 engine_over_encoder={c: ratio(times, 'engine', 'encoder alone', c) for c in ('wall', 'cpu')},
                 ms_per_user={n: {c: 1000*median(t[c])/users for c in t} for n, t in times.items()})
 
@@ -888,18 +904,18 @@ def measure_lm_step(
                 **{c: t[0] for c, t in times['step'].items()}, before_gb=before, peak_gb=peak_memory())
 
 def bench_llm(
-    quick: bool = False, # 8 users instead of 16, a batch of 2 instead of 16
+    quick: bool = False, # 8 users instead of 64, a batch of 2 instead of 16
     progress=None, # something with `stage(name)`
 ) -> dict:
     "SmolLM2-135M writes titles and codes: prompts read once a user against generate(num_beams=..); memory of a training step"
     stage = progress.stage if progress else lambda name: None
     smollm2_folder()                                                          # here it fails if the weights cannot be had
-    users, size, batch = (8, 4, 2) if quick else (16, 8, 16)
+    users, size, batch = (8, 4, 2) if quick else (64, 8, 16)
     out = dict(model=SMOLLM2)
     for softmax in ('vocabulary', 'children'):
         for kind, beams in (('titles', 10), ('codes', 20)):
             stage(f'llm: {kind}, softmax over {softmax}, engine and generate in turns')
-            what, model, history = llm_case(kind, load_lm(dtype='float32', device='cpu'), users, softmax)
+            what, model, history = llm_case(kind, load_lm(dtype='float32', device='cpu'), users if softmax == 'vocabulary' else size, softmax) # `generate` goes to the end of the longest title
             out[kind if softmax == 'vocabulary' else f'{kind} over children'] = dict(data=what, **race_lm(model, history, beams, size, 1 if quick else 4))
             del model
     for on in (False, True):
