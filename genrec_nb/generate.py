@@ -29,6 +29,8 @@ class TrieProcessor(LogitsProcessor):
     ):
         self.trie, self.prompt, self.prior, device = trie, prompt, prior, trie.device
         self.normalize = normalize if prior is None else 'children'
+        require(prior is None or len(prior) == trie.n_nodes, lambda _: f'the prior has {len(prior)} '
+                f'numbers for {trie.n_nodes} nodes: take that of the ChildSoftmax of this trie')
         number = torch.arange(trie.vocab_size, device=device)
         self.to_model = number if vocabulary is None else torch.as_tensor(vocabulary, device=device)
         self.end = int(self.to_model[end])
