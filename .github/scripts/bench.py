@@ -1006,7 +1006,7 @@ def weighting_lines(r: dict) -> list[str]:
 def lm_lines(r: dict) -> list[str]:
     "Text of `bench_llm`"
     lines = []
-    for x in (r['titles'], r['codes']):
+    for x in (r[k] for k in ('titles', 'codes', 'titles over children', 'codes over children')):
         ms, read = x['ms_per_user'], x['read']
         lines += [f'{"":>4}{x["data"]}; {x["users"]} users in groups of {x["group"]}, {x["beams"]} beams, {x["longest"]} tokens at most, prompts of {x["mean_prompt"]:.0f} tokens in the mean',
                   f'{"engine":>20}: {ms["engine"]["wall"]:>7.1f} ms a user, {format_ratio(x["ratio"]["wall"])} faster ({x["ratio"]["cpu"]["median"]:.1f} × by processor time)', f'{"generate":>20}: {ms["generate"]["wall"]:>7.1f} ms a user',
