@@ -89,12 +89,13 @@ def products(self: _Scorer, level: _Level, at, hidden: Tensor) -> tuple[Tensor, 
     model, first = self.model, level.column - level.codes.shape[1]
     code, l = level.code[at], level.column
     prefix = sum(model.codes[first + j](c) for j, c in enumerate(level.codes[at].T))
-    table, bias = model.code_table(l)[code], model.bias[l][code]             # [m, C, d], [m, C]
+    out, every = model.head_output(hidden + prefix, l), model.code_table(l)
+    if hidden.ndim == 2 and len(every) <= 16*code.shape[1]: # reading rows apart would take longer
+        return out, F.linear(out, every, model.bias[l]).gather(1, code).float()
+    table, bias = every[code], model.bias[l][code]                           # [m, C, d], [m, C]
     if hidden.ndim == 2: # [m, d], a prefix and a user in each row
-        out = model.head_output(hidden + prefix, l)
         return out, (table @ out[..., None])[..., 0].float() + bias
-    out = model.head_output(hidden + prefix, l)                                    # [b, m, d]
-    return out, (out.transpose(0, 1) @ table.mT).transpose(0, 1).float() + bias
+    return out, (out.transpose(0, 1) @ table.mT).transpose(0, 1).float() + bias    # [b, m, d]
 
 # %% ../nbs/51_exact.ipynb #be30213f
 @patch
@@ -155,7 +156,7 @@ def scores(self: _Scorer, hidden: Tensor, memory: int, k: int = 0, seen=None) ->
         need = self.needed(level, out + share, k, seen) if k else None
         if need is None: table = self.all_prefixes(level, hidden, memory)
         else: table = self.some_prefixes(level, hidden, memory, need)
-        out += table[:, level.place]
+        out += table.index_select(1, level.place)
     return (out + share)/self.length
 
 # %% ../nbs/51_exact.ipynb #fbcdd6de
@@ -163,9 +164,9 @@ def scores(self: _Scorer, hidden: Tensor, memory: int, k: int = 0, seen=None) ->
 def needed(self: _Scorer, level: _Level, scores: Tensor, k: int, seen: Tensor | None):
     "Prefixes bool [b, m] that may lead to one of the k best items; None: too many to look at each"
     if self.mass is not None or int(level.done.sum()) < k: return None
-    prefix = scores[:, level.item] - self.tree.share[level.item]
+    prefix = scores.index_select(1, level.item) - self.tree.share[level.item]
     if seen is not None: scores = scores.masked_fill(seen, -torch.inf)
-    floor = scores[:, level.done].topk(k).values[:, -1:]
+    floor = scores.index_select(1, level.done.nonzero()[:, 0]).topk(k).values[:, -1:]
     need = prefix >= floor - 1e-5*floor.abs().nan_to_num(posinf=0.)
     return need if float(need.float().mean()) < .3 else None
 
@@ -336,7 +337,7 @@ def exact_search(
         if config.exclude_seen:
             total.masked_fill_(_is_seen(seen[part.rows], total.shape[1]), -torch.inf)
         order = model.tries[0].tie_order
-        best = order[_first_topk(total[:, order], k)]
+        best = order[_first_topk(total.index_select(1, order), k)]
         found = total.gather(1, best)
         items[part.rows, :best.shape[1]] = best.masked_fill(found == -torch.inf, -1)
         scores[part.rows, :best.shape[1]] = found
