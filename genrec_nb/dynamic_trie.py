@@ -246,7 +246,7 @@ def _check_new(self: DynamicTrie, paths, counts) -> tuple: # int [k, l], int [k]
 
 # %% ../nbs/32_dynamic_trie.ipynb #4a558b40
 @patch
-def _check_prefix_free(self: DynamicTrie, keys, leaf, first: int) -> None: # int64 [m], int64 [D]
+def _check_prefix_free(self: DynamicTrie, keys, leaf) -> None: # int64 [m], int64 [D]
     "Raise `GenrecError` if a path goes on behind a leaf, or ends at an inner node"
     parents, M = _distinct(keys//self.vocab_size), self.base.n_nodes
     old = parents[parents < M]
@@ -277,7 +277,7 @@ def add(
     paths, counts = self._check_new(paths, counts)
     all_paths, n, D, item = np.r_[self.new_paths, paths], self.n_items, len(self.new_paths), self._item
     keys, leaf = self._new_nodes(all_paths)
-    self._check_prefix_free(keys, leaf, D)
+    self._check_prefix_free(keys, leaf)
     old = slice(n - D, n)                                      # the items that were added before
     here, had = item['here'][old].astype(np.int64), item['counts'][old]
     self._shift(item['leaf'][old], -here, -had)
