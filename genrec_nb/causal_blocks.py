@@ -68,10 +68,18 @@ class CausalBlock(nn.Module):
         self.ff = nn.Sequential(nn.Linear(d, 4*d), nn.GELU(), nn.Linear(4*d, d))
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rows: PackedRows) -> Tensor: # [n, d] -> [n, d]
+    def attention(self, x: Tensor, rows: PackedRows) -> Tensor: # [n, d] -> [n, d]
+        "What the first step adds"
         qkv = rows.spread(self.qkv(self.norm1(x)))
         q, k, v = qkv.view(*rows.shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         p = self.p if self.training else 0.
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=rows.mask, dropout_p=p) # as q
-        x = x + self.drop(self.out(rows.collect(a.transpose(1, 2).flatten(2))))
-        return x + self.drop(self.ff(self.norm2(x)))
+        return self.drop(self.out(rows.collect(a.transpose(1, 2).flatten(2))))
+
+    def feed_forward(self, x: Tensor) -> Tensor: # [n, d] -> [n, d]
+        "What the second step adds"
+        return self.drop(self.ff(self.norm2(x)))
+
+    def forward(self, x: Tensor, rows: PackedRows) -> Tensor: # [n, d] -> [n, d]
+        x = x + self.attention(x, rows)
+        return x + self.feed_forward(x)

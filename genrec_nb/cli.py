@@ -81,7 +81,7 @@ _More = _may(str, "Identifiers of an item beside the tokenizer's: methods and ta
                   "between them, such as item,hkmeans or FILE.index.json; '' for none. With "
                   "settings of their own: in a configuration file.")
 _Baselines = _may(str, 'Further rows of the table, with commas between them: itemknn, ease, mf, '
-                  'lightgcn, gru4rec, caser, hgn, sasrec, bert4rec.')
+                  'lightgcn, gru4rec, caser, hgn, sasrec, esasrec, bert4rec.')
 _Model = _some('Setting of the backbone: d_model, num_layers, ..; of a language model base, '
                'tuning, r, max_items, tasks, ..')
 _Trainer = _some("Any of transformers' TrainingArguments: report_to=tensorboard, bf16=true.")

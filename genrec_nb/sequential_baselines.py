@@ -115,9 +115,13 @@ class SASRec(SequenceRanker):
     def __init__(self, n_items: int, config: SASRecConfig = SASRecConfig()):
         super().__init__(n_items, config)
         c, self.place = config, nn.Embedding(config.max_items, config.dim)
-        self.blocks = nn.ModuleList(CausalBlock(c.dim, c.heads, c.dropout) for _ in range(c.layers))
+        self.blocks = nn.ModuleList(self.block() for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.dim)
         self.start()
+    def block(self) -> nn.Module:
+        "One of its transformer blocks"
+        c = self.settings
+        return CausalBlock(c.dim, c.heads, c.dropout)
 
 # %% ../nbs/73_sequential_baselines.ipynb #e5c4c9ee
 @patch

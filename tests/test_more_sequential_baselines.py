@@ -1,19 +1,21 @@
-"GRU4Rec, Caser, HGN and BERT4Rec: a planted order is learned, formulas against loops, leaks, saved and loaded."
+"GRU4Rec, Caser, HGN, BERT4Rec and eSASRec: a planted order is learned, formulas against loops, leaks, saved and loaded."
 import math
 import numpy as np
 import pytest
 import torch
 from genrec_nb.core import GenrecError
 from genrec_nb.data import Interactions
-from genrec_nb.more_sequential_baselines import (BERT4Rec, BERT4RecConfig, Caser, CaserConfig, GRU4Rec, GRU4RecConfig, HGN, WindowConfig, _last_items, _UserWindows,
-                                                 train_bert4rec, train_caser, train_gru4rec, train_hgn)
+from genrec_nb.causal_blocks import PackedRows
+from genrec_nb.more_sequential_baselines import (BERT4Rec, BERT4RecConfig, Caser, CaserConfig, ESASRec, ESASRecConfig, GatedBlock, GRU4Rec, GRU4RecConfig, HGN, WindowConfig,
+                                                 _last_items, _sampled_ce, _UserWindows, train_bert4rec, train_caser, train_esasrec, train_gru4rec, train_hgn)
 from genrec_nb.rankers import load_ranker, save_ranker
 from genrec_nb.splits import Cases, leave_one_out
 
 N, U = 12, 24
 SHARED = dict(dim=16, dropout=0., epochs=25, eval_every=25, batch_size=4, patience=0, max_items=3, lr=1e-2)
 HOW = dict(gru4rec=(train_gru4rec, GRU4RecConfig(**SHARED)), caser=(train_caser, CaserConfig(**SHARED, window=2)), hgn=(train_hgn, WindowConfig(**SHARED, window=1)),
-           bert4rec=(train_bert4rec, BERT4RecConfig(**SHARED | dict(epochs=40, eval_every=40, batch_size=8), last=1.)))
+           bert4rec=(train_bert4rec, BERT4RecConfig(**SHARED | dict(epochs=40, eval_every=40, batch_size=8), last=1.)),
+           esasrec=(train_esasrec, ESASRecConfig(**SHARED, negatives=8)))
 every = pytest.mark.parametrize('kind', list(HOW))
 
 @pytest.fixture(scope='module')
@@ -102,6 +104,41 @@ def test_gru_against_its_equations():
         h = (1 - z)*new + z*h
     torch.testing.assert_close(m.read(torch.tensor([[4, 1]]))[0, 1], m.norm(h))
 
+def test_gated_block_against_attention_of_torch():
+    "Equations of LiGR, with torch's own attention, SwiGLU written out, and gates that read the state before the norm"
+    torch.manual_seed(0)
+    b, x = GatedBlock(6, 2, 0., 3).eval(), torch.randn(5, 6)
+    attention = torch.nn.MultiheadAttention(6, 2, batch_first=True)
+    attention.load_state_dict(dict(in_proj_weight=b.qkv.weight, in_proj_bias=b.qkv.bias) | {f'out_proj.{k}': v for k, v in b.out.state_dict().items()})
+    u, later = b.norm1(x)[None], torch.ones(5, 5).triu(1).bool()
+    h = x + torch.sigmoid(b.gates[0](x))*attention(u, u, u, attn_mask=later, need_weights=False)[0][0]
+    v, A, B, C = b.norm2(h), b.ff.a.weight, b.ff.b.weight, b.ff.c.weight
+    assert A.shape == (18, 6)
+    want = h + torch.sigmoid(b.gates[1](h))*(((v @ A.T)*torch.sigmoid(v @ A.T)*(v @ B.T)) @ C.T)
+    torch.testing.assert_close(b(x, PackedRows(torch.ones(1, 5).bool())), want)
+
+def test_sampled_softmax_against_a_loop():
+    torch.manual_seed(0)
+    h, e, prior, y = torch.randn(4, 3), torch.randn(7, 3), torch.randn(7), torch.tensor([2, 0, 6, 2])
+    torch.manual_seed(1)
+    found = _sampled_ce(h, e, y, prior, 5)
+    torch.manual_seed(1)
+    drawn = torch.randint(7, (4, 5))
+    def score(n, i): return math.exp(float(h[n] @ e[i] + prior[i]))
+    want = [-math.log(score(n, t)/(score(n, t) + sum(score(n, j) for j in drawn[n].tolist()))) for n, t in enumerate(y.tolist())]
+    assert abs(float(found) - sum(want)/4) < 1e-5
+
+def test_many_negatives_are_the_whole_softmax():
+    "Uniform negatives: K/N times the mass of the catalog, and gradients that point the same way"
+    torch.manual_seed(0)
+    m, x = ESASRec(20, ESASRecConfig(dim=8, dropout=0., negatives=20_000)), torch.randint(20, (6, 5))
+    m.item.weight.data.normal_()
+    def gradient(loss): return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(m.blocks.parameters()) + [m.item.weight])])
+    few = gradient(m(x)['loss'])
+    m.settings = ESASRecConfig(dim=8, dropout=0., negatives=0)
+    whole = gradient(m(x)['loss'])
+    assert torch.cosine_similarity(few, whole, 0) > .999 and abs(float(few.norm()/whole.norm()) - 1) < .02
+
 def test_windows_know_their_users(split):
     w = _UserWindows(split.train, 2)
     for n in range(len(w)):
@@ -116,4 +153,6 @@ def test_what_cannot_be(models, split):
         with pytest.raises(GenrecError, match='user 99.*0..23'): models[kind].rank(far, 3)
     with pytest.raises(GenrecError, match='dim 15 cannot be shared by 2 heads'): BERT4RecConfig(dim=15)
     with pytest.raises(GenrecError, match='mask is 2'): BERT4RecConfig(mask=2)
+    with pytest.raises(GenrecError, match='dim 15 cannot be shared by 2 heads'): ESASRecConfig(dim=15)
+    with pytest.raises(GenrecError, match='negatives is -1'): ESASRecConfig(negatives=-1)
     with pytest.raises(GenrecError, match='case 0.*empty'): models['bert4rec'].rank(Cases(np.array([0]), np.array([], int), np.array([0, 0]), np.array([1])), 3)

@@ -52,8 +52,8 @@ from genrec_nb.run import RunConfig
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.sequential_baselines import SASRec, SASRecConfig, SequenceConfig, SequenceRanker
 from genrec_nb.linear_baselines import (EASE, EASEConfig, ItemKNN, ItemKNNConfig, ItemMatrix, MF, MFConfig, train_ease, train_item_knn, train_mf)
-from genrec_nb.more_sequential_baselines import (BERT4Rec, BERT4RecConfig, Caser, CaserConfig, GRU4Rec, GRU4RecConfig, HGN, WindowConfig, WindowRanker,
-                                                 train_bert4rec, train_caser, train_gru4rec, train_hgn)
+from genrec_nb.more_sequential_baselines import (BERT4Rec, BERT4RecConfig, Caser, CaserConfig, ESASRec, ESASRecConfig, GatedBlock, GRU4Rec, GRU4RecConfig, HGN,
+                                                 WindowConfig, WindowRanker, train_bert4rec, train_caser, train_esasrec, train_gru4rec, train_hgn)
 from genrec_nb.rankers import Popularity, RulesRanker, Transitions, load_ranker, save_ranker
 from genrec_nb.sequential_rules import RulesConfig, SequentialRules, count_rules
 from genrec_nb.data_facts import DataFacts, describe_data
@@ -186,8 +186,8 @@ def more_baselines(split: Split, folder: str) -> ItemRanker:
     closed: list[ItemMatrix] = [train_item_knn(split, ItemKNNConfig()), train_ease(split, EASEConfig())]
     factors: MF = train_mf(split, MFConfig())
     learned: list[SequenceRanker] = [train_gru4rec(split, GRU4RecConfig()), train_caser(split, CaserConfig()), train_hgn(split, WindowConfig()),
-                                     train_bert4rec(split, BERT4RecConfig())]
-    kinds = [ItemKNN, EASE, GRU4Rec, Caser, HGN, BERT4Rec, WindowRanker, SequenceConfig, Popularity, Transitions, RulesRanker]
+                                     train_bert4rec(split, BERT4RecConfig()), train_esasrec(split, ESASRecConfig())]
+    kinds = [ItemKNN, EASE, GRU4Rec, Caser, HGN, BERT4Rec, ESASRec, GatedBlock, WindowRanker, SequenceConfig, Popularity, Transitions, RulesRanker]
     rules: SequentialRules = SequentialRules(count_rules(split.train, RulesConfig()))
     save_ranker(factors, folder)
     assert closed and learned and kinds and rules

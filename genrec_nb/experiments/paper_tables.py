@@ -107,7 +107,7 @@ alphas = [0]
 reference = "TIGER"
 keep_models = false
 baselines = ["popularity", "transitions", "rules", "itemknn", "ease", "mf", "lightgcn", "caser", "hgn",
-             "gru4rec", "bert4rec", "sasrec"]
+             "gru4rec", "bert4rec", "sasrec", "esasrec"]
 
 [ids.rqvae]
 method = "rqvae"
