@@ -9,7 +9,7 @@ __all__ = ['history_tokens', 'PrefixSamples', 'Windows', 'LengthBatches']
 import numpy as np
 import torch
 from torch import Tensor
-from .core import GenrecError, patch
+from .core import GenrecError, patch, require
 from .data import Interactions
 from .semantic_ids import EOS, PAD
 
@@ -91,21 +91,35 @@ def collate(self: Windows, samples: list[int]) -> dict:
     items = self.items[(start + step).clamp(max=len(self.items) - 1)]
     return dict(items=torch.where(step < length, items, -1))
 
+# %% ../nbs/40_batches.ipynb #a4e4ad97
+def _rounds(samples: int, batch_size: int, processes: int = 1) -> int: # batches of each process
+    "Rounds in which every process has a batch"
+    full, rest = divmod(samples, batch_size*processes)
+    require(full or rest >= processes, f'{samples} training samples cannot be shared by {processes} '
+            'processes: start fewer')
+    return full + (rest >= processes)
+
 # %% ../nbs/40_batches.ipynb #758ec72d
 class LengthBatches:
     "Batches of samples of similar length, in an order that depends on seed and epoch alone"
-    def __init__(self, samples, batch_size: int = 32, seed: int = 0, group: int = 16):
-        self.samples, self.batch_size, self.seed, self.epoch = samples, batch_size, seed, 0
+    def __init__(self, samples, batch_size: int = 32, seed: int = 0, group: int = 16, processes: int = 1):
+        self.samples, self.size, self.seed, self.epoch = samples, batch_size, seed, 0
         self.group = group # so many batches are sorted by length together
+        self.processes = processes # that take the batches in turns
 
-    def __len__(self): return -(-len(self.samples)//self.batch_size)
+    def __len__(self): return self.processes*_rounds(len(self.samples), self.size, self.processes)
     def __iter__(self):
-        rng, size = np.random.default_rng([self.seed, self.epoch]), self.batch_size
+        rng, size, W = np.random.default_rng([self.seed, self.epoch]), self.size, self.processes
         order = rng.permutation(len(self.samples))
         group = np.arange(len(order))//(size*self.group)
         order = order[np.lexsort([self.samples.lengths[order], group])]
         full = len(order)//size
-        for b in [*rng.permutation(full), *range(full, len(self))]: yield order[b*size:(b + 1)*size].tolist()
+        batches = np.split(order[:full*size], full) if full else []
+        batches = [batches[b] for b in rng.permutation(full)]
+        whole = full//W*W # batches of rounds in which every process has a full one
+        rest = np.concatenate([*batches[whole:], order[full*size:]])
+        last = np.array_split(rest, W) if len(self) > whole else []
+        for b in [*batches[:whole], *last]: yield b.tolist()
 
 # %% ../nbs/40_batches.ipynb #c2055e65
 @patch

@@ -29,7 +29,7 @@ from .trie import ItemTrie, _check_targets
 from .likelihood import _IN_TRAINING
 from .token_weights import uniform_weights
 from .objectives import MultiTargetLoss, WeightedLoss
-from .batches import LengthBatches, Windows
+from .batches import LengthBatches, Windows, _rounds
 from .beam_search import DecodeConfig
 from .exact import item_nats
 from .rank import _case_ce, _has_nats, _over_children, _rank_cases
@@ -87,7 +87,8 @@ class RankingTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # logs are kept in the state
 
     def get_train_dataloader(self):
-        batches = LengthBatches(self.samples, self.args.per_device_train_batch_size, self.args.seed)
+        size, seed, processes = self.args.per_device_train_batch_size, self.args.seed, self.args.world_size
+        batches = LengthBatches(self.samples, size, seed, processes=processes)
         loader = DataLoader(self.samples, batch_sampler=batches, collate_fn=self.samples.collate)
         return self.accelerator.prepare(loader)
 
@@ -154,8 +155,8 @@ class _Clock(TrainerCallback):
 
 # %% ../nbs/55_train.ipynb #0cd247b7
 def _steps_per_epoch(samples: int, batch_size: int, accumulate: int = 1, processes: int = 1) -> int:
-    "Optimizer steps: samples over batch size, processes and accumulation, rounded up each time"
-    return math.ceil(math.ceil(samples/batch_size/processes)/accumulate)
+    "Optimizer steps: rounds of batches over accumulation, rounded up"
+    return math.ceil(_rounds(samples, batch_size, processes)/accumulate)
 
 # %% ../nbs/55_train.ipynb #938dffdc
 def _on(trie, device): # a trie, or a list of them

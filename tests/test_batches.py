@@ -80,6 +80,24 @@ def test_length_batches_hold_each_sample_once(rows, size, group, epoch, prefix):
     again.set_epoch(epoch)
     assert got == list(again) == list(again)
 
+@quick
+@given(histories(), st.integers(1, 5), st.integers(2, 4), st.integers(0, 3))
+def test_processes_share_the_samples_of_an_epoch(rows, size, processes, epoch):
+    "Every process has a batch in each round, each sample is there once, full rounds are those of one process"
+    samples = PrefixSamples(interactions(rows), 4)
+    alone = LengthBatches(samples, size, 5)
+    if len(samples) < processes:
+        with pytest.raises(GenrecError, match=f'{len(samples)} training samples cannot be shared by {processes} processes'): list(LengthBatches(samples, size, 5, processes=processes))
+        return
+    shared = LengthBatches(samples, size, 5, processes=processes)
+    alone.set_epoch(epoch); shared.set_epoch(epoch)
+    one, got, rest = list(alone), list(shared), len(samples) % (size*processes)
+    assert len(got) == len(shared) and len(got) % processes == 0 and all(1 <= len(b) <= size for b in got)
+    full = len(samples)//(size*processes)*processes
+    assert got[:full] == one[:full]
+    left, want = [i for b in got[full:] for i in b], [i for b in one[full:] for i in b]
+    assert left == (want if rest >= processes else [])
+
 def test_length_batches_save_padding():
     rng = np.random.default_rng(0)
     samples = PrefixSamples(interactions([list(range(n)) for n in rng.integers(2, 60, 200)]), 50)

@@ -1,5 +1,5 @@
 """Training: gradients against plain torch, runs that break off, the best checkpoint, two processes."""
-import json, multiprocessing, os, socket
+import json, math, multiprocessing, os, socket
 import numpy as np
 import pytest
 import torch
@@ -565,8 +565,8 @@ def in_one_of_two(rank, port, out, size):
     ranked = _rank_cases(trainer.accelerator.unwrap_model(trainer.model), trie, SPLIT.valid, accelerator=trainer.accelerator)
     assert trainer.accelerator.process_index == rank and trainer.accelerator.num_processes == 2
     torch.save(dict(steps=watch.steps, end=flat(trainer.accelerator.unwrap_model(trainer.model)), ranked=torch.from_numpy(ranked), targets=targets), out/f'{rank}.pt')
-    fitted = fit(packed(), SPLIT.train, SPLIT.valid, trie, weights, TrainConfig(epochs=2, batch_size=size, eval_every=1, patience=0), out/'fit', use_cpu=True)
-    torch.save(dict(curve=fitted.curve(), best=fitted.best, best_epoch=fitted.best_epoch, epochs=fitted.epochs, end=flat(fitted.model)), out/f'fit{rank}.pt')
+    fitted = fit(packed(dropout=0.), SPLIT.train, SPLIT.valid, trie, weights, TrainConfig(epochs=2, batch_size=size, eval_every=1, patience=0), out/'fit', use_cpu=True)
+    torch.save(dict(curve=fitted.curve(), losses=fitted.losses, best=fitted.best, best_epoch=fitted.best_epoch, epochs=fitted.epochs, end=flat(fitted.model)), out/f'fit{rank}.pt')
     model, watch, loss = packed(dropout=0.), Watch(), loss_of(packed)
     loss.c = .05; loss.steps.fill_(9)
     args = _training_arguments(TrainConfig(epochs=1, batch_size=size), 1, out/'mixed', max_grad_norm=0., logging_steps=1, eval_strategy='no', save_strategy='no', load_best_model_at_end=False, use_cpu=True)
@@ -581,25 +581,24 @@ def two_processes(tmp_path_factory):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    both = [multiprocessing.get_context('fork').Process(target=in_one_of_two, args=(rank, port, folder, 4), daemon=True) for rank in range(2)]
+    both = [multiprocessing.get_context('fork').Process(target=in_one_of_two, args=(rank, port, folder, 5), daemon=True) for rank in range(2)]
     for p in both: p.start()
     both[0].join(120); both[1].join(10)
     for p in both: p.kill()
     assert [p.exitcode for p in both] == [0, 0]
     return folder
 
-def test_two_processes_are_one(two_processes):
-    "Same gradient in both, that of one process over both halves; together they see every target; same ranking, same curve"
+def test_two_processes_are_one(two_processes, tmp_path):
+    "Same gradient in both, that of one process over both halves; together they see every target once; same ranking; losses and curve of one that accumulates"
     a, b = (torch.load(two_processes/f'{r}.pt', weights_only=True) for r in range(2))
     assert all(torch.equal(p, q) for p, q in zip(a['steps'], b['steps'], strict=True)) and torch.equal(a['end'], b['end']) and torch.equal(a['ranked'], b['ranked'])
-    samples, size = packed().samples(SPLIT.train, 5), 4
-    batches = list(LengthBatches(samples, size, 0))
-    assert len(a['targets']) == -(-len(batches)//2)
+    samples, size = packed().samples(SPLIT.train, 5), 5
+    batches = list(LengthBatches(samples, size, 0, processes=2))
+    assert len(samples) % (2*size) not in (0, 1) and len(a['targets']) == math.ceil(len(samples)/size/2)  # the last step is not a full one
     one = [_batch_targets(samples.collate(x)).tolist() for x in batches]
-    pairs = list(zip(a['targets'], b['targets']))
-    assert [t for pair in pairs for t in pair][:len(one) - 1] == one[:-1]
-    missing = np.bincount(sum(one, []), minlength=N) - np.bincount(sum(a['targets'] + b['targets'], []), minlength=N)
-    assert (missing <= 0).all()                                                 # the last step may be filled up, nothing is left out
+    assert [t for pair in zip(a['targets'], b['targets']) for t in pair] == one
+    every = _batch_targets(samples.collate(list(range(len(samples))))).tolist()
+    assert sorted(sum(one, [])) == sorted(every)
     want, _ = by_hand(packed, batches[0] + batches[1])
     torch.testing.assert_close(a['steps'][0], want, rtol=1e-3, atol=1e-6)
     model = packed()
@@ -607,6 +606,10 @@ def test_two_processes_are_one(two_processes):
     assert torch.equal(a['ranked'], torch.from_numpy(_rank_cases(model, world(packed)[0], SPLIT.valid)))
     f, g = (torch.load(two_processes/f'fit{r}.pt', weights_only=True) for r in range(2))
     assert f['curve'] == g['curve'] and torch.equal(f['end'], g['end'])
+    single = fit(packed(dropout=0.), SPLIT.train, SPLIT.valid, *world(packed), TrainConfig(epochs=2, batch_size=size, accumulate=2, eval_every=1, patience=0), tmp_path, use_cpu=True)
+    np.testing.assert_allclose(f['losses'], single.losses, rtol=1e-5)
+    np.testing.assert_allclose(f['curve'], single.curve(), rtol=1e-3)
+    torch.testing.assert_close(f['end'], flat(single.model), rtol=1e-3, atol=1e-4)
     assert [e for e, _ in f['curve']] == [1, 2] and f['epochs'] == 2 and f['best_epoch'] in (1, 2)
     torch.nn.utils.vector_to_parameters(f['end'], model.parameters())
     assert f['best'] == ndcg(model, world(packed)[0])
@@ -615,7 +618,7 @@ def test_a_mixture_in_two_processes(two_processes):
     "The gradient of model and mixture is that of one process over both halves; both end alike; the log is that of the whole batch"
     a, b = (torch.load(two_processes/f'mixed{r}.pt', weights_only=True) for r in range(2))
     assert torch.equal(a['first'], b['first']) and torch.equal(a['s'], b['s']) and a['steps'] == b['steps'] == 9 + a['n'] and a['log'] == b['log']
-    batches, loss = list(LengthBatches(packed().samples(SPLIT.train, 5), 4, 0)), loss_of(packed)
+    batches, loss = list(LengthBatches(packed().samples(SPLIT.train, 5), 5, 0)), loss_of(packed)
     loss.c = .05; loss.steps.fill_(9)
     want, plain, parts = loss_by_hand(packed, loss, batches[0] + batches[1])
     torch.testing.assert_close(a['first'], want, rtol=1e-3, atol=1e-6)
