@@ -13,6 +13,7 @@ from .core import GenrecError, SettingError, patch
 from .data import Interactions, _offsets_of
 from .semantic_ids import EOS, Identifiers
 from .titles import title_ids, _tokenize_titles
+from .trie import shortest_paths
 from .batches import PrefixSamples, Windows
 
 # %% ../nbs/61_prompts.ipynb #20f08959
@@ -20,6 +21,7 @@ def title_identifiers(
     titles: list[str], # N titles
     tokenizer, # of the language model
     suffix: str = '\n', # text between title and EOS
+    shortest: bool = False, # end each path behind its last choice, see `shortest_paths`
 ) -> Identifiers: # ragged paths over the tokens that occur; equal titles share a path
     "Titles as token paths; raises `GenrecError` listing those with a special token and those that decode differently"
     special = tokenizer.all_special_tokens
@@ -31,7 +33,8 @@ def title_identifiers(
     if len(lost):
         raise GenrecError(f'the tokenizer cannot give back {_listed(titles, lost)}; '
                           'take another model, or other titles')
-    return title_ids(titles, tokenizer, suffix=suffix)
+    ids = title_ids(titles, tokenizer, suffix=suffix)
+    return shortest_paths(ids) if shortest else ids
 
 def _listed(titles: list[str], bad: list[int]) -> str:
     "How many, and the first ten with their numbers"
@@ -69,9 +72,9 @@ def _item_tokens(
     own: np.ndarray, # int64 [V] tokens of the language model
     tokenizer, # of the language model
 ) -> list[list[int]]: # the model's tokens for each item
-    "What an item looks like in a prompt: its title without line break, or its codes"
+    "What an item looks like in a prompt: its title without line break, its shortest path, or its codes"
     bodies = [own[p[p != EOS]].tolist() for p in np.split(ids.flat, ids.offsets[1:-1])]
-    if ids.backbone_ids is None: return bodies
+    if ids.backbone_ids is None or ids.notes.get('shortest'): return bodies
     texts = [t.strip() for t in tokenizer.batch_decode(bodies)]
     return tokenizer(texts, add_special_tokens=False)['input_ids']
 

@@ -177,13 +177,15 @@ class _TitleOptions:
     lm: str = 'smollm2-135m' # the language model, by name or folder
     suffix: str = '\n' # text behind every title
     drop: str = '' # regular expression: what to leave out first
+    shortest: bool = False # end each path behind its last choice, in the history as well
 
 def _model_title_ids(titles: list[str], **options) -> Identifiers: # of `TOKENIZERS['title'].options`
     "Titles in the tokens of a language model; raises `GenrecError` for those it cannot give back"
     from genrec_nb.backbones import load_tokenizer             # here: not everybody wants one
     from genrec_nb.prompts import title_identifiers
     own = _TitleOptions(**options)
-    return title_identifiers(short_titles(titles, own.drop), load_tokenizer(own.lm), own.suffix)
+    short = short_titles(titles, own.drop)
+    return title_identifiers(short, load_tokenizer(own.lm), own.suffix, own.shortest)
 
 @tokenizer('title', 'a piece of the title', _TitleOptions, needs=('titles',))
 def _title(s: Sources, c, own) -> Identifiers: return _model_title_ids(s.titles, **asdict(own))

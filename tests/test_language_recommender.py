@@ -399,13 +399,14 @@ def test_smollm2_finds_what_generate_finds():
     np.testing.assert_allclose(ours.scores, scores, atol=TOL)
 
 def packing(kind='titles', seed=0, **config):
-    "Untrained, lists as prompts"
+    "Untrained, lists as prompts; titles, the shortest paths of titles, or codes"
     if kind == 'codes': return make_codes(seed, config=LMConfig(base=None, r=4, max_tokens=256, seed=seed, packed=True, **config)).eval()
     titles = some_titles(40, seed)
     lm, tokenizer = base(titles, seed)
-    return LanguageRecommender(lm, tokenizer, title_identifiers(titles, tokenizer, suffix=''), LMConfig(base=None, max_tokens=400, packed=True, **config)).eval()
+    ids = title_identifiers(titles, tokenizer, '', shortest=kind == 'shortest')
+    return LanguageRecommender(lm, tokenizer, ids, LMConfig(base=None, max_tokens=400, packed=True, **config)).eval()
 
-@pytest.mark.parametrize('kind', ['titles', 'codes'])
+@pytest.mark.parametrize('kind', ['titles', 'shortest', 'codes'])
 @pytest.mark.parametrize('tau', [1., .7])
 def test_packed_losses_are_those_of_the_samples_alone(kind, tau):
     model = packing(kind)
@@ -417,6 +418,28 @@ def test_packed_losses_are_those_of_the_samples_alone(kind, tau):
         alone = [model(torch.tensor([r[:k]]), torch.tensor([r[k]]), tau=tau) for r in rows for k in range(1, len(r))]
     assert out.targets.tolist() == [r[k] for r in rows for k in range(1, len(r))] == _batch_targets(dict(items=items)).tolist()
     np.testing.assert_allclose(out.nll, torch.cat([a.nll for a in alone]), atol=TOL)
+
+def test_shortest_paths_are_what_is_read_and_written(tmp_path):
+    "The history holds the tokens of the paths, not words cut anew; search is exact over the children; a table that was read back is read the same way"
+    model = packing('shortest', softmax='children')
+    whole = title_identifiers(some_titles(40), model.tokenizer, suffix='')
+    cut = [whole.names(i)[:n] for i, n in enumerate(model.ids.lengths)]
+    assert [model.ids.names(i) for i in range(40)] == cut and model.ids.lengths.sum() < .8*whole.lengths.sum()
+    x, mask = model.prompt(torch.tensor([[3, 17, 8]]))
+    text = model.tokenizer.convert_ids_to_tokens(x[0].tolist())
+    gap = model.tokenizer.tokenize('\n')
+    listed = [t for i in (3, 17, 8) for t in [*(n for n in model.ids.names(i) if n != '</s>'), *gap]][:-len(gap)]
+    assert any(text[k:k + len(listed)] == listed for k in range(len(text)))
+    history = torch.tensor([[3, 17, 8], [-1, 5, 6]])
+    items, logp = recommend(model, model.trie, history, 40, DecodeConfig(beams=40, exclude_seen=False))
+    assert sorted(items[0].tolist()) == list(range(40))
+    by_item, first = logp.gather(1, items.argsort(1)), np.unique(model.ids.group, return_index=True)[1]     # of equal titles one
+    np.testing.assert_allclose(by_item[:, first].exp().sum(1), 1., atol=1e-4)
+    with torch.no_grad(): want = [-float(model(history[:1], torch.tensor([i])).nll.sum()) for i in items[0].tolist()]
+    np.testing.assert_allclose(logp[0], want, atol=1e-3)
+    model.ids.save(tmp_path/'index.json')
+    again = LanguageRecommender(model.lm, model.tokenizer, Identifiers.load(tmp_path/'index.json'), model.config).eval()
+    assert again.ids == model.ids and again.prompt.words == model.prompt.words
 
 def test_packed_training_learns_and_resumes(tmp_path):
     x = interactions(40, 6)

@@ -20,6 +20,7 @@ import genrec_nb.tokenize as tokenize_module
 from genrec_nb.tokenizer import _collaborative_embeddings, load_tokenized, tokenize_items
 from genrec_nb.tokenizer_config import _default_size, TokenizerConfig, TOKENIZERS
 from genrec_nb.tokenizer_report import compare_reports
+from genrec_nb.trie import shortest_paths
 
 N, CODED = 60, [m for m, how in TOKENIZERS.items() if 'text' in how.needs]
 NET = dict(steps=60, batch=32, hidden=[16])
@@ -192,6 +193,8 @@ def test_titles_are_what_the_language_model_cuts_and_read_back(all_made, tmp_pat
     assert tokenizer.decode(other.backbone_ids[other.path(3)[:-1]]) == 'item 3 !'
     short = made('title', options=dict(lm=LM, drop='^item')).ids
     assert [tokenizer.decode(short.backbone_ids[short.path(i)[:-1]]) for i in (0, 59)] == ['0\n', '59\n']
+    own = made('title', options=dict(lm=LM, shortest=True))
+    assert own.ids == shortest_paths(ids) == load_tokenized(own.save(tmp_path/'s')).ids and own.ids.lengths.sum() < ids.lengths.sum()
 
 
 def test_titles_that_cannot_be_are_refused(tmp_path):

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, strategies as st
 from genrec_nb.core import FileError, GenrecError
 from genrec_nb.semantic_ids import Identifiers
-from genrec_nb.trie import ItemTrie
+from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.trie import ItemTrie, shortest_paths
 from oracles import DictTrie, few, identifiers, quick, tables
 
 ARRAYS = [f.name for f in fields(ItemTrie)][:6]
@@ -33,6 +34,26 @@ def test_arrays_equal_dictionaries(paths):
         assert t.reduce_children(torch.arange(t.n_nodes).double()**2, how)[t.n_children > 0].tolist() == want
     width = t.max_depth
     assert t.item_nodes().tolist() == [[d.number[p[:k + 1]] for k in range(len(p))] + [-1]*(width - len(p)) for p in d.paths]
+
+
+@quick
+@given(tables())
+def test_shortest_paths_are_the_shortest_beginnings_of_their_own(paths):
+    "No path begins another, what was cut off had no gain, and one token less would name others, too"
+    ids = identifiers(paths)
+    short = shortest_paths(ids)
+    found, full = [tuple(short.path(i).tolist()) for i in range(len(paths))], [tuple(p) for p in paths]
+    for p, f in zip(found, full):
+        named = lambda beginning: {g for g in full if g[:len(beginning)] == beginning}
+        assert f[:len(p)] == p and named(p) == {f} and (len(p) == 1 or len(named(p[:-1])) > 1)
+    a, b = ItemTrie.build(ids), ItemTrie.build(short)
+    assert (short.group[:, None] == short.group).tolist() == (ids.group[:, None] == ids.group).tolist() and b.max_depth <= a.max_depth
+    gain, kept = (information_gain(t, item_prior(np.arange(1, len(paths) + 1))) for t in (a, b))
+    for i, p in enumerate(found):
+        whole, cut = gain[a.item_nodes()[i, :len(full[i])]], kept[b.item_nodes()[i, :len(p)]]
+        torch.testing.assert_close(whole[:len(p)], cut)
+        assert (whole[len(p):].abs() < 1e-6).all()
+    assert shortest_paths(short) == short and short.tokens == ids.tokens
 
 
 @few

@@ -68,7 +68,7 @@ from genrec_nb.tokenizer_report import TokenizerReport, Verdict
 from genrec_nb.train import FitResult, GenrecTrainer, RankingTrainer, TrainConfig
 from genrec_nb.tree_attention import LMState
 from genrec_nb.trial import DataConfig, Trial
-from genrec_nb.trie import ItemTrie
+from genrec_nb.trie import ItemTrie, shortest_paths
 
 
 def data() -> tuple[Dataset, Split]:
@@ -84,7 +84,7 @@ def data() -> tuple[Dataset, Split]:
 
 def identifiers(catalog: Catalog) -> tuple[Identifiers, ItemTrie]:
     ids = Identifiers.from_codes(np.zeros((5, 2), int), [4, 4], 'extra')
-    trie: ItemTrie = ItemTrie.build(ids)
+    trie: ItemTrie = ItemTrie.build(shortest_paths(ids))
     names: list[str] = ids.names(0)
     width: int = ids.max_len + ids.vocab_size + trie.n_nodes + trie.max_depth + len(names)
     ids.save(Path('index.json')), trie.to('cpu').describe()

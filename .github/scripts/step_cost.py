@@ -1,7 +1,7 @@
 """What a training step over the children costs beside one over the vocabulary: python .github/scripts/step_cost.py packed|t5|llm [DATA] [--rounds 5]
 
 Both in one process, in turns, on the same batch, with one thread: least processor time of the rounds, and floating-point operations of matrix products,
-forward and backward. `llm` is SmolLM2 with LoRA on packed titles, in float32."""
+forward and backward. `llm` is SmolLM2 with LoRA on packed titles, in float32; there a third step is over the children of shortest paths."""
 import argparse, contextlib, gc, time, warnings
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ def generators(kind: str, data, counts, max_items: int) -> dict: # softmax -> mo
         ids = Identifiers.random(len(data.catalog), 3, 64, seed=0)
         return {n: dict(packed=item_decoder, t5=tiger_t5)[kind](ids, counts=counts, **how) for n, how in OVER.items()}
     lm, tokenizer = load_lm(dtype='float32', device='cpu')
-    ids, lm = title_identifiers(short_titles(data.catalog.titles, r'\s*\(\d{4}\)$'), tokenizer, suffix=''), adapt(lm, dropout=0.)
+    titles, lm = short_titles(data.catalog.titles, r'\s*\(\d{4}\)$'), adapt(lm, dropout=0.)
     config = dict(base=None, packed=True, max_items=max_items, max_tokens=1024, checkpointing=False)
-    return {n: LanguageRecommender(lm, tokenizer, ids, LMConfig(**config, **how), counts) for n, how in OVER.items()}
+    made = lambda how, shortest=False: LanguageRecommender(lm, tokenizer, title_identifiers(titles, tokenizer, '', shortest), LMConfig(**config, **how), counts)
+    return {n: made(how) for n, how in OVER.items()} | {'children, shortest paths': made(OVER['children'], True)}
 
 
 def main(a):
@@ -51,7 +52,7 @@ def main(a):
     decide = models['children'].trees[0].deciding[out.targets]
     print(f'{a.kind}, {data.name}: {len(decide)} targets, of whose tokens {int(decide.sum())} decide')
     for what, x in (('GFLOP', flops), ('s', seconds)):
-        print(*(f'{n} {v:.3f} {what},' for n, v in x.items()), f'ratio {x["children"]/x["vocabulary"]:.3f}')
+        print('; '.join(f'{n} {v:.3f} {what}, {v/x["vocabulary"]:.3f} x' for n, v in x.items()))
 
 
 if __name__ == '__main__':
