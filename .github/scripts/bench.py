@@ -347,6 +347,10 @@ def generate_items(
         out.append(_expand_items(trie, Beams(nodes, found.sequences_scores.view(-1, beams)), beams, share=share))
     return tuple(torch.cat(x) for x in zip(*out))
 
+def by_length(history: torch.Tensor) -> torch.Tensor: # int64 [B, H]
+    "Users with short histories first"
+    return history[torch.argsort((history >= 0).sum(1), stable=True)]
+
 @torch.inference_mode()
 def encode_only(
     model, # a `TigerT5`
@@ -354,8 +358,7 @@ def encode_only(
     batch_size: int = 32, # as `recommend` does on a CPU
 ) -> None:
     "The part of the engine's work that is the encoder's"
-    order = torch.argsort((history >= 0).sum(1), stable=True)
-    for rows in history[order].split(batch_size):
+    for rows in by_length(history).split(batch_size):
         x, mask = history_tokens(model.paths, rows)
         model.encoder(input_ids=x, attention_mask=mask)
 
@@ -376,7 +379,7 @@ def computed_rows(
 ) -> float: # rows of the decoder a user, the start token's with them
     "How many beams are computed in all steps of a search together"
     found = []
-    for rows in history[torch.argsort((history >= 0).sum(1), stable=True)].split(batch_size):
+    for rows in by_length(history).split(batch_size):
         logits, state = model.prefill(rows)
         beam_search(model, trie, rows, config, prefilled=(logits, state))
         found += [state.visible.shape[2]]*len(rows)
@@ -394,10 +397,10 @@ def race_t5(
     t5 = tiger_t5(ids, **how).eval()
     codes = Identifiers(ids.codes()[:, :-1].reshape(-1), np.arange(ids.n_items + 1)*(ids.max_len - 1), ids.tokens)   # without EOS
     small, small_trie = item_decoder(codes, **how).eval(), ItemTrie.build(codes)
-    by_length, users = history[torch.argsort((history >= 0).sum(1), stable=True)], len(history)
+    users = len(history)
     engine = lambda: recommend(t5, trie, history, beams, config)
     ways = {'generate, batches of 32': lambda: generate_items(t5, trie, history, allowed, beams, 32)}
-    if not quick: ways['generate, batches of 32 sorted by length'] = lambda: generate_items(t5, trie, by_length, allowed, beams, 32)
+    if not quick: ways['generate, batches of 32 sorted by length'] = lambda: generate_items(t5, trie, by_length(history), allowed, beams, 32)
     if not (quick or how): ways['generate, one batch'] = lambda: generate_items(t5, trie, history, allowed, beams, users)
     times, results = race({'engine': engine, **ways, 'encoder alone': lambda: encode_only(t5, history),
                            'packed decoder': lambda: recommend(small, small_trie, history, beams, config)}, 2 if quick else 3, warm_up=False)
