@@ -16,7 +16,6 @@ from .core import (Count, FileError, GenrecError, Natural, SettingError, Share, 
                             explain, patch, plain, read_json, read_settings, _flat, require,
                             settings, versions, whole_folder, write_json, _write_spec)
 from .faults import _alone
-from .workers import _starting_workers
 from .data import Dataset
 from .data_facts import (DataFacts, describe_data, _check_beams, _misleading,
                                   _text_encoder)
@@ -33,8 +32,8 @@ from .tokenizer_report import Verdict, verdict_lines
 from .trial import DataConfig, Trial
 from .beam_search import _rules_weight
 from .own_vectors import _confirm_vectors
-from .pipeline import (_in_worker, _K, _default_device, _make_identifiers, _ranked_lists,
-                                run_trials, _Timed, _train_assistant, _work)
+from .pipeline import (_K, _default_device, _make_identifiers, _ranked_lists, run_trials,
+                                _Timed, _train_assistant, _work)
 from .baseline_trials import BaselineTrial, read_baselines, _trained_baseline
 from .presets import _given_settings, _merge, _SHORT, preset_settings
 from .pages import _run_page
@@ -298,23 +297,13 @@ def figures(self: _Run, baselines: dict) -> dict: # method -> what `evaluated` g
 
 # %% ../nbs/86_run.ipynb #8d9e51c0
 @patch
-def jobs(self: _Run, asked: int | None) -> int:
-    "How many trainings run side by side"
-    small = self.device == 'cpu' and self.config.backbone != 'llm'
-    return min(asked or (os.cpu_count() if small else 1), len(self.trials))
-
-@patch
-def tasks(self: _Run) -> list: # of (`Trial`, decodings)
-    "The longest first, the shortest last, so that processes end together: several identifiers .. vocabulary"
-    labels = sorted(self.trials, key=lambda n: (n != self.own.label, n == 'vocabulary'))
-    return [(self.trials[n], self.config.decodings(n)) for n in labels]
-
-@patch
-def train(self: _Run, jobs: int, progress) -> dict: # label -> row
+def train(self: _Run, jobs: int | None, progress) -> dict: # label -> row
     "Run the trials; raises `GenrecError` if one failed"
-    rows = {}
-    if jobs > 1: progress.stage(f'train {", ".join(self.trials)}', len(self.trials))
-    for row in run_trials(self.tasks(), self.folder, jobs, None, self.device, progress):
+    small, n = self.device == 'cpu' and self.config.backbone != 'llm', len(self.trials)
+    jobs = min(jobs or (os.cpu_count() if small else 1), n)
+    if jobs > 1: progress.stage(f'train {", ".join(self.trials)}', n)
+    rows, tasks = {}, [(t, self.config.decodings(label)) for label, t in self.trials.items()][::-1]
+    for row in run_trials(tasks, self.folder, jobs, None, self.device, progress):
         require(row['kind'] != 'failure', row.get('error'))
         rows[row['label']] = row
         if jobs > 1: progress.advance(len(rows))
@@ -431,16 +420,13 @@ def run(
     r.folder = _open_run(folder, r.config, resume)
     with _alone(r.folder):
         _same_contents(r.folder, r.own, r.config)
-        jobs = r.jobs(jobs)
-        with _starting_workers(_in_worker, jobs):
-            try: made = _make_identifiers(r.own, r.data, r.split, r.folder, r.device, progress)
-            except GenrecError:
-                if fresh: shutil.rmtree(folder)                # the corrected command may have its name
-                raise
-            for name, said in r.verdicts().items():
-                for line in verdict_lines(name, said): _LOG.info('%s', line)
-            progress.stage('baselines')
-            baselines = r.baselines(progress)
-        rows = r.train(jobs, progress)
+        try: made = _make_identifiers(r.own, r.data, r.split, r.folder, r.device, progress)
+        except GenrecError:
+            if fresh: shutil.rmtree(folder)                # the corrected command may have its name
+            raise
+        for name, said in r.verdicts().items():
+            for line in verdict_lines(name, said): _LOG.info('%s', line)
+        progress.stage('baselines')
+        baselines, rows = r.baselines(progress), r.train(jobs, progress)
         progress.stage('report')
         return r.finish(r.figures(baselines), made, rows, progress.seconds)

@@ -55,12 +55,3 @@ def _in_workers(
         except TerminatedWorkerError: continue
     raise GenrecError('worker processes were killed again and again (out of memory?): '
                       'take fewer jobs')
-
-# %% ../nbs/02_workers.ipynb #bdcfa238
-@contextmanager
-def _starting_workers(work: Callable, jobs: int): # what the calls to come will do, and how many at once
-    "While the body runs, processes start and import the module of `work`; they are ready behind it"
-    if jobs == 1: yield; return
-    with _workers(jobs, None): ready = Parallel(return_as='generator')([delayed(bool)(work)]*jobs)
-    try: yield
-    finally: list(ready)
