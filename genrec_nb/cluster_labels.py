@@ -10,7 +10,6 @@ import numpy as np
 from dataclasses import dataclass
 from scipy.sparse import csr_matrix
 from scipy.special import xlogy
-from sklearn.feature_extraction.text import CountVectorizer
 from .core import SettingError, _distinct, _near, require
 from .data import Catalog
 from .semantic_ids import Identifiers
@@ -40,6 +39,7 @@ def _readable(catalog: Catalog, items: np.ndarray) -> list[str]: # int [n] -> n 
 
 def _word_table(texts: list[str]) -> tuple[csr_matrix, np.ndarray]: # bool [n, V], V words
     "Which text has which word"
+    from sklearn.feature_extraction.text import CountVectorizer
     counter = CountVectorizer(binary=True, token_pattern=r"\w[\w'’-]*\w")
     try: table = counter.fit_transform(texts)
     except ValueError: return csr_matrix((len(texts), 0), dtype=int), np.array([], str) # no words

@@ -15,9 +15,6 @@ import numpy as np
 import torch
 from filelock import FileLock
 from pooch import file_hash
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.preprocessing import normalize
 from .core import (FileError, GenrecError, GenrecWarning, MissingTextError, explain, patch,
                             require, whole_file, whole_folder, write_json, _members, _read_tensors,
                             _version, _without_bars, _write_tensors, _writing)
@@ -56,11 +53,14 @@ def _checked(x: np.ndarray, n: int, where: str) -> np.ndarray: # float32 [n, d]
     return x
 
 # %% ../nbs/12_embed.ipynb #39e6fdfd
-_ngrams = CountVectorizer(analyzer='char_wb', ngram_range=(3, 5)).build_analyzer()
+@functools.cache
+def _ngrams(): # function (a text) -> its character n-grams
+    from sklearn.feature_extraction.text import CountVectorizer    # here: it takes a second to load
+    return CountVectorizer(analyzer='char_wb', ngram_range=(3, 5)).build_analyzer()
 
 def _terms(text: str) -> list[str]:
     "Words, marked with '=', and character n-grams"
-    return ['=' + w for w in re.findall(r'\w+', text.lower())] + _ngrams(text)
+    return ['=' + w for w in re.findall(r'\w+', text.lower())] + _ngrams()(text)
 
 # %% ../nbs/12_embed.ipynb #9d6f0849
 @dataclass
@@ -69,6 +69,7 @@ class TfidfEncoder:
     dim: int = 128 # d, length of the vectors
     seed: int = 0 # of the randomized SVD
     def __post_init__(self):
+        from sklearn.feature_extraction.text import TfidfVectorizer
         self.texts = '' # a digest of the texts it was fitted to
         self.tfidf = TfidfVectorizer(analyzer=_terms, sublinear_tf=True, max_features=2**17)
     @property
@@ -86,6 +87,7 @@ def _sha256(x) -> str: # 64 hexadecimal digits
 @patch
 def fit(self: TfidfEncoder, texts: list[str]) -> TfidfEncoder:
     "Learn the terms, their weights and the directions from the texts of a catalog"
+    from sklearn.decomposition import TruncatedSVD
     x = self.tfidf.fit_transform(texts)
     self.svd = TruncatedSVD(min(self.dim, x.shape[1]), n_iter=5, random_state=self.seed)
     with np.errstate(invalid='ignore'): self.svd.fit(x)       # a single text has no variance
@@ -96,6 +98,7 @@ def fit(self: TfidfEncoder, texts: list[str]) -> TfidfEncoder:
 @patch
 def encode(self: TfidfEncoder, texts: list[str], batch_size: int = 0) -> np.ndarray: # [N, dim]
     "Vectors of length one; zeros for a text of which no term is known, and beyond the rank"
+    from sklearn.preprocessing import normalize
     e = np.zeros((len(texts), self.dim), np.float32)
     found = self.svd.transform(self.tfidf.transform(texts))
     e[:, :found.shape[1]] = found
@@ -185,6 +188,7 @@ def save(self: SentenceEncoder, folder: str | Path) -> None:
 # %% ../nbs/12_embed.ipynb #b904ac1a
 def _load_tfidf(folder: Path, known: dict) -> TfidfEncoder:
     "A fitted encoder from its folder"
+    from sklearn.decomposition import TruncatedSVD
     tensors = _read_tensors(folder/'encoder.safetensors', names=['idf', 'components'])
     arrays = {name: t.numpy() for name, t in tensors.items()}
     enc = TfidfEncoder(known['dim'], known['seed'])
@@ -227,6 +231,7 @@ def _remembered(path: Path, n: int) -> np.ndarray | None:
 # %% ../nbs/12_embed.ipynb #9bc538ae
 def _embed(enc: object, texts: list[str], batch_size: int) -> np.ndarray:
     "Checked vectors; an encoder that has learned nothing yet learns from these texts"
+    from sklearn.preprocessing import normalize
     if not getattr(enc, 'fitted', True): enc.fit(texts)
     x = enc.encode(texts, batch_size=batch_size)
     return normalize(_checked(x, len(texts), f'the vectors of {enc}'))

@@ -12,8 +12,6 @@ import torch
 import scipy.sparse as sp
 from dataclasses import dataclass
 from functools import cached_property
-from sklearn.preprocessing import normalize
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 from .core import SettingError, patch, require
 from .data import Interactions
@@ -191,6 +189,8 @@ def cooccurrence_vectors(
     seed: int = 0, # of the randomized SVD
 ) -> np.ndarray: # float32 [N, dim], of length one; zero for items without a neighbor above chance
     "Item vectors by PPMI and SVD of co-occurrence (Levy and Goldberg 2014), without training"
+    from sklearn.preprocessing import normalize
+    from sklearn.utils.extmath import randomized_svd
     require(isinstance(train, Interactions),
             f'expected Interactions (split.train), found {type(train).__name__}')
     m = _ppmi(_near_pairs(train, window))

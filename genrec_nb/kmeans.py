@@ -11,13 +11,11 @@ __all__ = ['nearest', 'generator', 'kmeans', 'sinkhorn', 'sinkhorn_codes', 'bala
 import functools, warnings
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, field
 from pathlib import Path
-from scipy.stats import entropy
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from .core import (FileError, SettingError, explain, patch, require, write_json, _members,
@@ -90,6 +88,8 @@ def kmeans(
     start: Tensor | None = None, # float [k, d] centers to start from; None: the best of three draws
 ) -> tuple[Tensor, Tensor]: # (centers float32 [k, d], assignment int64 [N])
     "scikit-learn's k-means; raises `GenrecError` for NaN and for fewer vectors than codes"
+    from sklearn.cluster import KMeans, MiniBatchKMeans      # here: it takes a second to load
+    from sklearn.exceptions import ConvergenceWarning
     x = check_vectors(x, k)
     some = _sample(x, seed).cpu().numpy()
     init, n_init = (_published_start, 3) if start is None else (start.cpu().numpy(), 1)
@@ -329,7 +329,8 @@ class CodebookReport:
     @property
     def used(self) -> list[int]: return [int((c > 0).sum()) for c in self.counts]
     @property
-    def perplexity(self) -> list[float]: return [float(np.exp(entropy(c))) for c in self.counts]
+    def perplexity(self) -> list[float]:
+        return [float(np.exp(scipy.stats.entropy(c))) for c in self.counts]
 
 # %% ../nbs/20_kmeans.ipynb #148e8f0d
 @patch

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import StrictBool
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from typing import Literal
 from .core import (Count, GenrecError, NonNegative, SettingError, check_choice, explain,
@@ -186,6 +185,7 @@ def fit_letter(
 # %% ../nbs/22_letter.ipynb #a7f633b2
 def _nearest_neighbors(vectors) -> np.ndarray: # float [N, d] -> int64 [N]
     "Each item's most similar other item, by the cosine"
+    from sklearn.neighbors import NearestNeighbors
     near = NearestNeighbors(n_neighbors=1, metric='cosine')
     return near.fit(check_vectors(vectors, 2).cpu()).kneighbors(return_distance=False)[:, 0]
 

@@ -10,12 +10,11 @@ import re
 import warnings
 import numpy as np
 import pandas as pd
+import scipy
 import scipy.sparse as sp
 from collections import Counter
 from itertools import chain
 from pathlib import Path
-from scipy.stats import entropy
-from sklearn.cluster import SpectralClustering
 from .core import FileError, SettingError, check_choice, patch, read_json, require
 from .data import Interactions, _offsets_of
 from .loaders import fetch, _read_atomic
@@ -39,6 +38,7 @@ def _co_occurrence(train: Interactions) -> sp.csr_array: # `split.train` -> floa
 # %% ../nbs/25_other_tokenizers.ipynb #3fbca00a
 def _spectral_clusters(a: sp.csr_array, k: int, seed: int = 0) -> np.ndarray: # [n, n] -> int64 [n]
     "Normalized spectral clustering, numbered by first items; -1 for items without an edge"
+    from sklearn.cluster import SpectralClustering
     label, linked = np.full(a.shape[0], -1), np.flatnonzero(a.sum(1) > 0)
     if not len(linked): return label
     model = SpectralClustering(min(k, len(linked)), eigen_solver='lobpcg', random_state=seed,
@@ -220,6 +220,7 @@ def compare_identifiers(made: dict[str, Identifiers]) -> pd.DataFrame: # one row
     for name, ids in made.items():
         c, first = ids.collisions(), _first_tokens(ids)
         rows[name] = {'tokens': ids.lengths.mean(), 'longest': ids.max_len, 'vocabulary': ids.vocab_size,
-                      'first': len(first), 'perplexity': np.exp(entropy(first)), # of the first tokens
+                      'first': len(first), # first tokens
+                      'perplexity': np.exp(scipy.stats.entropy(first)),
                       'collisions %': 100*c['rate'], 'largest': c['largest']}
     return pd.DataFrame.from_dict(rows, orient='index')

@@ -10,9 +10,9 @@ __all__ = ['SignFlip', 'sign_flip_test', 'VarianceComponents', 'variance_compone
 import math
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy
 from dataclasses import dataclass
 from functools import lru_cache
-from scipy import stats
 from .core import SettingError, check_choice, patch, require
 
 # %% ../nbs/71_significance.ipynb #b489761c
@@ -146,7 +146,7 @@ class MeanDifference:
     level: float = .95 # of the interval; 1 - level is the level of the test
     components: VarianceComponents | None = None # where the standard error comes from
 
-    def _t(self, share): return stats.t.ppf(share, self.df) * self.se
+    def _t(self, share): return scipy.stats.t.ppf(share, self.df) * self.se
 
     def __repr__(self):
         low, high = self.interval
@@ -162,7 +162,7 @@ def interval(self: MeanDifference) -> tuple[float, float]: # lower and upper end
 @patch(as_prop=True)
 def p(self: MeanDifference) -> float: # two-sided
     if self.mean == 0 or self.se == 0: return float(self.mean == 0)
-    return 2 * float(stats.t.sf(abs(self.mean) / self.se, self.df))
+    return 2 * float(scipy.stats.t.sf(abs(self.mean) / self.se, self.df))
 
 # %% ../nbs/71_significance.ipynb #b6aa6b49
 def _influence(d: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
@@ -295,7 +295,7 @@ def _friedman(x: np.ndarray) -> tuple[float, float]:
     "Statistic and p; SciPy needs three methods, and gives nan where all values tie"
     if x.shape[1] < 3: return math.nan, math.nan
     if (x == x[:, :1]).all(): return 0., 1.
-    return tuple(map(float, stats.friedmanchisquare(*x.T)))
+    return tuple(map(float, scipy.stats.friedmanchisquare(*x.T)))
 
 # %% ../nbs/71_significance.ipynb #307bd89e
 def rank_methods(
@@ -309,9 +309,9 @@ def rank_methods(
     n, k = x.shape
     require(n > 1 and k > 1 and len(methods) == k, f'x: found {n} blocks x {k} methods and {len(methods)} names, '
                                                    'expected at least 2 of each')
-    mean = stats.rankdata(-x, axis=1).mean(0)
+    mean = scipy.stats.rankdata(-x, axis=1).mean(0)
     order = np.argsort(mean, kind='stable')
-    r, q = mean[order], stats.studentized_range.ppf(level, k, np.inf) / np.sqrt(2)
+    r, q = mean[order], scipy.stats.studentized_range.ppf(level, k, np.inf) / np.sqrt(2)
     cd = float(q * np.sqrt(k * (k + 1) / (6 * n)))
     last = np.searchsorted(r, r + cd, side='right') - 1                     # the farthest method within reach
     groups = [(i, int(j)) for i, j in enumerate(last) if j > i and (i == 0 or j > last[i - 1])]
