@@ -15,8 +15,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'.github'/'scripts'))
 import bench
-from bench import BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, format_bench, free_search, measure_constraint, gain_error, generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, measure_lm_step, race, race_diversity, race_groups, race_lm, random_catalog, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit
+from bench import BENCHES, agreement, allowed_tokens, array_gains, batch_epoch, dict_gains, diversity_error, exact_codes, exact_scores, flops_of, format_bench, free_search, measure_constraint, gain_error, generate_items, in_fresh_process, letter_model, llm_case, lm_generate_items, loop_clusters, loop_diversity, loop_epoch, machine, matmul_peak, measure_lm_step, race, race_diversity, race_groups, race_lm, random_catalog, ratio, run_bench, spread_of, tokenizer_lines, topic_vectors, train_steps, write_vectors, TimeLimit
 from genrec_nb.core import GenrecError
+from genrec_nb.data import Interactions
+from genrec_nb.splits import leave_one_out
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.infogain import item_prior
@@ -326,6 +328,30 @@ def test_the_constraint_is_measured_and_shown(monkeypatch):
     monkeypatch.setattr('bench.in_fresh_process', lambda name, n: dict(measure_constraint=measure_constraint)[name](50, rounds=1, users=3, beams=4))
     text = format_bench(run_bench(['constraint'], quick=True))
     assert text.count('50 items, T5') == 2 and text.count('packed decoder') == 2 and 'constrained/free' in text
+
+def test_products_are_counted():
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    assert flops_of(lambda: a @ b) == 2*3*4*5
+    assert 1e6 < matmul_peak(torch.device('cpu'), torch.float32, 64, rounds=2) < 1e15
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_device_is_measured_and_shown(monkeypatch, dtype):
+    "Shares follow from what was counted and timed; bfloat16 is what an accelerator computes in"
+    monkeypatch.setattr(bench, 'data_folder', lambda name: None)
+    large, small = bench.device_case(20)[1:], (Identifiers.random(50, levels=2, size=8, seed=0),)
+    assert large[0].n_items == 12_101 and large[1].train.n_items == 12_101
+    rng = np.random.default_rng(0)
+    split = leave_one_out(Interactions(rng.integers(0, 50, 300), np.arange(0, 301, 6), [str(u) for u in range(50)], 50))
+    monkeypatch.setattr(bench, 'device_case', lambda users: ('small', *small, split))
+    monkeypatch.setattr(bench, 'matmul_peak', lambda *a: 1e9)
+    found = bench.bench_device(True, device='cpu', dtype=dtype)
+    assert found['dtype'] == dtype and found['users'] == 40
+    for x in found['training'].values(): assert x['share_of_peak'] == pytest.approx(x['tflops_per_step']*1e12*x['samples_per_second']/x['batch']/1e9)
+    assert {w for ways in found['ranking'].values() for w in ways} == {'constrained', 'free', 'constraint', 'exact'}
+    text = format_bench(dict(machine=machine(), results=dict(device=found)))
+    assert (text.count('samples a second'), text.count(' users a second,'), text.count('the time of free')) == (4, 7, 2)
+
 
 def test_unknown_name_is_refused():
     with pytest.raises(GenrecError, match="'speed', expected some of: trie, catalog, decode, constraint, exact, backbones, tokenizers"): run_bench(['speed'])

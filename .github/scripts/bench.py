@@ -1,6 +1,6 @@
 """Speed, measured as ratios of two things in one run.
 
-    OMP_NUM_THREADS=1 python .github/scripts/bench.py [trie catalog decode exact tokenizers backbones weightings llm] [--quick] [--out FILE.json]
+    OMP_NUM_THREADS=1 python .github/scripts/bench.py [trie catalog decode exact tokenizers backbones weightings llm device] [--quick] [--out FILE.json]
 
 Both sides of a race take turns and must give the same results. The figures in nbs/results/bench.json were made so.
 """
@@ -9,14 +9,17 @@ import gc, json, math, os, platform, random, subprocess, sys, tempfile, time
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))                # this checkout's library, whatever else is installed
 from genrec_nb.core import GenrecError, versions, write_json
+from genrec_nb.data import Interactions
 from genrec_nb.splits import leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.embed import embed_texts
@@ -31,11 +34,12 @@ from genrec_nb.dynamic_trie import DynamicTrie
 from genrec_nb.collisions import _sort_rows
 from genrec_nb.infogain import information_gain, item_prior, item_table
 from genrec_nb.objectives import MultiTargetLoss, make_weighting
-from genrec_nb.batches import history_tokens
+from genrec_nb.batches import LengthBatches, history_tokens
 from genrec_nb.tiger import tiger_t5
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.generators import BACKBONES
 from genrec_nb.beam_search import Beams, DecodeConfig, _expand_items, _item_share, beam_search, recommend
+from genrec_nb.exact import exact_search
 from genrec_nb.generate import TrieProcessor
 from genrec_nb.rank import _rank_cases, rank_each
 from genrec_nb.train import TrainConfig, _batch_targets, fit
@@ -432,7 +436,7 @@ def free_search(
 ) -> tuple[torch.Tensor, torch.Tensor]: # (last tokens int64 [B, k], scores float [B, k])
     "Beam search that may write any token of the vocabulary: no trie, no candidates, nothing left out"
     logits, state = model.prefill(history)
-    score = torch.zeros(len(history), 1)
+    score = torch.zeros(len(history), 1, device=history.device)
     for step in range(length):
         total = (score[..., None] + logits.float().log_softmax(2)).flatten(1)
         score, place = total.topk(min(beams, total.shape[1]))
@@ -928,7 +932,127 @@ def bench_llm(
         out['checkpointed' if on else 'plain'] = in_fresh_process('measure_lm_step', batch, 512, on)
     return out
 
-BENCHES = dict(trie=bench_trie, catalog=bench_catalog, decode=bench_decode, constraint=bench_constraint, exact=bench_exact, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm) # the first line of each docstring describes it
+def wait(device: torch.device) -> None:
+    "Until the device has done what it was told"
+    if device.type == 'cuda': torch.cuda.synchronize(device)
+
+def matmul_peak(
+    device: torch.device,
+    dtype: torch.dtype,
+    n: int, # rows and columns
+    rounds: int = 5,
+) -> float: # FLOP/s
+    "What a product of two square matrices reaches at best: the roof"
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    def product(): a @ b; wait(device)
+    times, _ = race(dict(product=product), rounds)
+    return 2*n**3/min(times['product']['wall'])
+
+def flops_of(f) -> int: # function without arguments
+    "Floating-point operations of the products in a call, as PyTorch counts them"
+    with FlopCounterMode(display=False) as counter: f()
+    return counter.get_total_flops()
+
+class StepClock(TrainerCallback):
+    "Seconds from step `first` to the last"
+    def __init__(self, first: int, device: torch.device): self.first, self.device = first, device
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.first: wait(self.device); self.start = time.perf_counter()
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps: wait(self.device); self.seconds = time.perf_counter() - self.start
+
+def device_case(
+    users: int, # at most
+    seed: int = 0, # of the synthetic case
+) -> tuple: # (what it is, identifiers, split)
+    "Beauty with LETTER's identifiers where the data are, else random codes and histories of the same shape"
+    folder = data_folder('Beauty')
+    if folder: return 'Beauty, letter identifiers', Identifiers.from_index(folder/'Beauty.letter.index.json'), leave_one_out(load_dataset(folder, text=False).interactions)
+    rng = np.random.default_rng(seed)
+    ids = Identifiers.random(12_101, levels=4, size=256, seed=seed)
+    lengths = (5 + rng.geometric(.25, users)).clip(max=60)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = rng.integers(0, ids.n_items, offsets[-1])
+    return 'synthetic: 12,101 items, 4 codes of 256', ids, leave_one_out(Interactions(items, offsets, [str(u) for u in range(users)], ids.n_items))
+
+def measure_training(
+    make, # function without arguments: a model on the device
+    ids: Identifiers,
+    split,
+    device: torch.device,
+    batch: int, # samples a step
+    steps: int, # timed, behind three others
+    peak: float, # FLOP/s
+) -> dict: # samples a second, share of the peak
+    "A training as `fit` does it, without evaluations; bfloat16 on an accelerator"
+    model, clock, config = make(), StepClock(3, device), TrainConfig(batch_size=batch, patience=0)
+    trie = ItemTrie.build(ids)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(model, split.train, split.valid, trie, None, config, folder, callbacks=[clock], max_steps=steps + 3, bf16=device.type != 'cpu', use_cpu=device.type == 'cpu',
+            eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
+    samples = model.samples(split.train, 20)
+    rows = sorted(LengthBatches(samples, batch), key=lambda rows: samples.lengths[rows].mean())
+    inputs = {k: x.to(device) for k, x in samples.collate(rows[len(rows)//2]).items()}
+    flops = flops_of(lambda: model(**inputs).nll.sum().backward())
+    return dict(batch=batch, steps=steps, samples_per_second=batch*steps/clock.seconds, tflops_per_step=flops/1e12, share_of_peak=flops*steps/clock.seconds/peak, parameters=sum(p.numel() for p in model.parameters()))
+
+@torch.inference_mode()
+def measure_ranking(
+    ways: dict, # name -> function (histories of a batch of users)
+    history: torch.Tensor, # int64 [B, H], on the device
+    batch: int, # users at once
+    rounds: int,
+    peak: float, # FLOP/s
+) -> dict: # name -> users a second, share of the peak
+    "The same users in several ways, in turns"
+    def all_users(way):
+        def run():
+            for rows in history.split(batch): way(rows)
+            wait(history.device)
+        return run
+    runs = {name: all_users(way) for name, way in ways.items()}
+    times, _ = race(runs, rounds)
+    out = {}
+    for name, t in times.items():
+        flops = flops_of(runs[name])
+        out[name] = dict(users_per_second=spread_of([len(history)/x for x in t['wall']]), share_of_peak=flops/median(t['wall'])/peak)
+    if {'constrained', 'free'} <= ways.keys(): out['constraint'] = dict(ratio=ratio(times, 'constrained', 'free'))
+    return out
+
+def bench_device(
+    quick: bool = False, # a few steps and users
+    progress=None, # something with `stage(name)`
+    device: str | None = None, # as PyTorch names it; None: an accelerator if there is one
+    dtype: str | None = None, # of the weights in ranking; None: bfloat16 on an accelerator, else float32
+    beams: int = 20, # k
+) -> dict:
+    "T5 and the item decoder on one device: training samples and ranked users a second, what the constraint costs, and which share of a matrix product's speed is reached"
+    stage = progress.stage if progress else lambda name: None
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    on = device.type != 'cpu'
+    dtype = getattr(torch, dtype or ('bfloat16' if on else 'float32'))
+    users, batch, steps = (40, 8, 2) if quick else (8192, 1024, 100) if on else (256, 64, 12)
+    stage('device: a matrix product')
+    peak = matmul_peak(device, dtype, 8192 if on else 256 if quick else 1024)
+    what, ids, split = device_case(max(users, 200))
+    counts, history = split.train.target_counts(), torch.from_numpy(split.test.tail(20)[:users]).to(device)
+    made = dict(T5=lambda **how: tiger_t5(ids, **how).to(device), **{'item decoder': lambda **how: item_decoder(ids, **how).to(device)})
+    over = dict(vocabulary={}, children=dict(softmax='children', prior='trie', counts=counts))
+    out = dict(device=torch.cuda.get_device_name(device) if on else processor_name(), dtype=str(dtype).removeprefix('torch.'), data=what, users=len(history), beams=beams, peak_tflops=peak/1e12, seed=0, training={}, ranking={}, versions=versions())
+    for name, make in made.items():
+        for softmax, how in over.items():
+            if name == 'item decoder' and not how: how = dict(softmax='vocabulary', prior='none')
+            stage(f'device: {name} over {softmax}')
+            out['training'][f'{name}, {softmax}'] = measure_training(lambda: make(**how), ids, split, device, batch, steps, peak)
+            model, trie, config = make(**how).eval().to(dtype), ItemTrie.build(ids).to(device), DecodeConfig(beams, search='beam', exclude_seen=False)
+            ways = dict(constrained=lambda x: beam_search(model, trie, x, config))
+            if softmax == 'vocabulary': ways['free'] = lambda x: free_search(model, x, beams, ids.max_len)
+            elif name != 'T5': ways['exact'] = lambda x: exact_search(model, x, beams, replace(config, search='exact'))
+            out['ranking'][f'{name}, {softmax}'] = measure_ranking(ways, history, 512 if on else 32, 2 if quick else 3, peak)
+    return out
+
+
+BENCHES = dict(trie=bench_trie, catalog=bench_catalog, decode=bench_decode, constraint=bench_constraint, exact=bench_exact, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm, device=bench_device) # the first line of each docstring describes it
 
 def run_bench(
     names: list[str] | None = None, # which of `BENCHES`; None: trie and decode, which need no training
@@ -1021,11 +1145,20 @@ def lm_lines(r: dict) -> list[str]:
         lines.append(f'{"":>4}a LoRA step, bfloat16, {x["batch"]} x {x["tokens"]} tokens of {x["data"]}, {on} gradient checkpointing, fresh process: peak {x["peak_gb"]:.2f} GB ({x["before_gb"]:.2f} GB before), processor time {x["cpu"]:.0f} s')
     return lines
 
+def device_lines(r: dict) -> list[str]:
+    lines = [f'{"":>4}{r["device"]}, {r["dtype"]}; {r["data"]}; a matrix product reaches {r["peak_tflops"]:.3g} TFLOP/s']
+    for name, x in r['training'].items(): lines.append(f'{"":>4}training {name}, batches of {x["batch"]}: {x["samples_per_second"]:,.0f} samples a second, {x["share_of_peak"]:.1%} of the product')
+    for name, ways in r['ranking'].items():
+        for way, x in ways.items():
+            if way == 'constraint': lines.append(f'{"":>4}ranking {name}: constrained takes {format_ratio(x["ratio"])} the time of free')
+            else: lines.append(f'{"":>4}ranking {name}, {way}: {x["users_per_second"]["median"]:,.0f} users a second, {x["share_of_peak"]:.1%} of the product')
+    return lines
+
 def format_bench(
     result: dict, # from `run_bench`
 ) -> str: # lines of text
     "Readable table of all measurements"
-    m, text = result['machine'], dict(trie=trie_lines, catalog=catalog_lines, decode=decode_lines, constraint=constraint_lines, exact=exact_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines)
+    m, text = result['machine'], dict(trie=trie_lines, catalog=catalog_lines, decode=decode_lines, constraint=constraint_lines, exact=exact_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines, device=device_lines)
     lines = [f'{m["processor"]}, {m["cores"]} cores, {m["threads"]} threads; python {m["python"]}, torch {m["torch"]}, transformers {m["transformers"]}, numpy {m["numpy"]}']
     for name, r in result['results'].items(): lines += ['', f'{name}: {BENCHES[name].__doc__.splitlines()[0]}', *text[name](r)]
     return '\n'.join(lines)
