@@ -166,9 +166,8 @@ _BROKEN = ('the model gave NaN or infinite logits, which rank nothing: was it tr
 def log_probabilities(self: _Search, child: Tensor, logits: Tensor) -> Tensor:
     "Log-probability of each candidate [B, k, C] from logits [B, k, V], mixed with the assistant's"
     logits, share = logits.float(), self.config.assistant_weight
+    if self.config.normalize == 'vocabulary' and not self.normalized: logits = logits.log_softmax(2)
     logp = logits.gather(2, self.trie.token[child.clamp(min=0)].long().clamp(min=0))
-    if self.config.normalize == 'vocabulary' and not self.normalized:
-        logp = logp - logits.logsumexp(2, keepdim=True)
     require(_finite(logp.masked_fill(child < 0, 0.)), _BROKEN)
     if self.config.normalize == 'children':
         logp = logp.masked_fill(child < 0, -torch.inf).log_softmax(2).nan_to_num(nan=-torch.inf)

@@ -34,7 +34,7 @@ def _store(self: LanguageRecommender, state: LMState, user: Tensor, node: Tensor
         return
     child = self.trie.children(node)
     real, token = child >= 0, self.own[self.trie.token[child.clamp(min=0)].long()].clamp(min=0)
-    logp = logits.gather(1, token) - logits.logsumexp(1, keepdim=True)
+    logp = logits.log_softmax(1).gather(1, token)
     state.logp[user[:, None].expand_as(child)[real], child[real]] = logp[real]
 
 # %% ../nbs/62_language_recommender.ipynb #6cb03636

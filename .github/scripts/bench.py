@@ -444,6 +444,49 @@ def free_search(
         if step < length - 1: logits = model.decode_step(state, token, place//logits.shape[2])
     return token, score
 
+class StaticTables:
+    "The tables of STATIC (arXiv 2602.22647) for paths of one length: dense for the first two tokens, rows of (token, next node) behind them"
+    def __init__(self, trie: ItemTrie):
+        V, D, device = trie.vocab_size, trie.max_depth, trie.device
+        token, children = trie.token.long(), trie.n_children.long()
+        self.start = torch.zeros(V, dtype=torch.bool, device=device)
+        one, two = (torch.arange(*trie.level[d:d + 2].tolist(), device=device) for d in (1, 2))
+        self.start[token[one]] = True
+        self.node = torch.zeros(V, dtype=torch.long, device=device).index_put((token[one],), one)
+        pair = token[trie.parent[two]], token[two]
+        self.mask = torch.zeros(V, V, dtype=torch.bool, device=device).index_put(pair, self.start.new_ones(()))
+        self.state = torch.zeros(V, V, dtype=torch.long, device=device).index_put(pair, two)
+        self.edges, self.first = torch.stack([token, torch.arange(len(token), device=device)], 1), trie.first.long()
+        self.width = [int(children[slice(*trie.level[d:d + 2].tolist())].max()) for d in range(D)]   # most children at each depth
+
+    def below(self, node: torch.Tensor, logp: torch.Tensor, depth: int) -> tuple: # int64 [n], float [n, V] -> (float, int64, int64) [n, C]
+        "Log-probabilities, tokens and nodes of the children, as many as any node of this depth has"
+        begin, place = self.first[node][:, None], torch.arange(self.width[depth], device=node.device)
+        token, child = self.edges[(begin + place).clamp(max=len(self.edges) - 1)].unbind(-1)
+        return torch.where(begin + place < self.first[node + 1][:, None], logp.gather(1, token.clamp(min=0)), -torch.inf), token, child
+
+@torch.inference_mode()
+def static_search(
+    model, # with `prefill` and `decode_step`
+    tables: StaticTables,
+    history: torch.Tensor, # int64 [B, H]
+    beams: int, # k
+) -> tuple[torch.Tensor, torch.Tensor]: # (leaves int64 [B, k], scores float [B, k])
+    "STATIC's beam search: the vocabulary masked for the first two tokens, then the children gathered; no user's history left out"
+    logits, state = model.prefill(history)
+    score, token = logits[:, 0].float().log_softmax(1).masked_fill(~tables.start, -torch.inf).topk(beams)
+    node, parent = tables.node[token], torch.zeros_like(token)
+    for depth in range(1, len(tables.width)):
+        logp = model.decode_step(state, token, parent).float().log_softmax(2).flatten(0, 1)
+        if depth == 1:
+            best, tokens = logp.masked_fill(~tables.mask[token.flatten()], -torch.inf).topk(beams)
+            nodes = tables.state[token.flatten()[:, None], tokens]
+        else: best, tokens, nodes = tables.below(node.flatten(), logp, depth)
+        best, tokens, nodes = (x.view(len(history), beams, -1) for x in (best, tokens, nodes))
+        score, place = (score[..., None] + best).flatten(1).topk(beams)
+        token, node, parent = tokens.flatten(1).gather(1, place), nodes.flatten(1).gather(1, place), place//tokens.shape[2]
+    return node, score
+
 def measure_constraint(
     n: int, # items
     rounds: int = 5, # A B A B ..
@@ -451,17 +494,19 @@ def measure_constraint(
     beams: int = 20, # k
     seed: int = 0, # of the catalog
 ) -> dict: # seconds and ratios of both generators
-    "A search that follows the trie and one that follows nothing, of the same model, in turns"
+    "A search that follows the trie, STATIC's, and one that follows nothing, of the same model, in turns"
     ids, _ = random_catalog(n, seed=seed)
     rng, config = np.random.default_rng(seed), DecodeConfig(beams, search='beam', exclude_seen=False)
     history, trie = torch.from_numpy(rng.integers(0, n, (users, 10))), ItemTrie.build(ids)
-    out, models = {}, {'T5': lambda: tiger_t5(ids), 'packed decoder': lambda: item_decoder(ids, softmax='vocabulary', prior='none')}
+    tables, out, models = StaticTables(trie), {}, {'T5': lambda: tiger_t5(ids), 'packed decoder': lambda: item_decoder(ids, softmax='vocabulary', prior='none')}
     for name, make in models.items():
         model = make().eval()
         def searched(search): return [search(rows) for rows in history.split(32)]
-        ways = dict(constrained=lambda: searched(lambda x: beam_search(model, trie, x, config)), free=lambda: searched(lambda x: free_search(model, x, beams, ids.max_len)))
-        times, _ = race(ways, rounds)
-        out[name] = dict(seconds=seconds(times), ratio={c: ratio(times, 'constrained', 'free', c) for c in ('wall', 'cpu')})
+        ways = dict(constrained=lambda: searched(lambda x: beam_search(model, trie, x, config)), static=lambda: searched(lambda x: static_search(model, tables, x, beams)), free=lambda: searched(lambda x: free_search(model, x, beams, ids.max_len)))
+        times, found = race(ways, rounds)
+        ours, theirs = (torch.cat([x.nodes if way == 'constrained' else x[0] for x in found[way]]) for way in ('constrained', 'static'))
+        out[name] = dict(seconds=seconds(times), identical=float((ours == theirs).all(1).double().mean()), ratio={c: ratio(times, 'constrained', 'free', c) for c in ('wall', 'cpu')},
+                         static={c: ratio(times, 'static', 'constrained', c) for c in ('wall', 'cpu')})
     return dict(items=n, nodes=trie.n_nodes, users=users, beams=beams, tokens=ids.max_len, seed=seed, models=out)
 
 def bench_constraint(
@@ -1099,7 +1144,7 @@ def decode_lines(r: dict) -> list[str]:
 def constraint_lines(r: dict) -> list[str]:
     "Text of `bench_constraint`"
     return [f'{x["items"]:>12,} items, {n}: {1000*m["seconds"]["constrained"]["cpu"]["median"]/x["users"]:.1f} ms a user of processor time, free {1000*m["seconds"]["free"]["cpu"]["median"]/x["users"]:.1f}: '
-            f'constrained/free {m["ratio"]["cpu"]["median"]:.2f} [{m["ratio"]["cpu"]["min"]:.2f}, {m["ratio"]["cpu"]["max"]:.2f}]' for x in r['sizes'] for n, m in x['models'].items()]
+            f'constrained/free {m["ratio"]["cpu"]["median"]:.2f} [{m["ratio"]["cpu"]["min"]:.2f}, {m["ratio"]["cpu"]["max"]:.2f}], STATIC/ours {m["static"]["cpu"]["median"]:.2f}, {m["identical"]:.1%} identical' for x in r['sizes'] for n, m in x['models'].items()]
 
 def exact_lines(r: dict) -> list[str]:
     "Text of `bench_exact`"
