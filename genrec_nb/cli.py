@@ -238,6 +238,7 @@ _NOTES = dict(unlinked=('item that was', 'items that were', ' chosen together wi
               revived=('dead code', 'dead codes', ' revived while training'),
               kept=('item', 'items', ' that found no free path'))
 
+# %% ../nbs/95_cli.ipynb #255a749c
 @app.command('tokenize', cls=_Command)
 def _tokenize(
     data: Annotated[str, typer.Argument(help='Data set, as in `genrec run`.')],
@@ -390,6 +391,7 @@ def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k:
            + escape(f': {near}'*bool(near)))
     _LOG.info('written to %s', out)
 
+# %% ../nbs/95_cli.ipynb #d542d0bc
 _Histories = _may(Path, 'File of histories, CSV, JSON lines or Parquet: a row an interaction (columns '
                         'user, item, perhaps time), or a row a user with a list (columns user, items); '
                         'items by id or title.')
@@ -415,6 +417,7 @@ def _check_settings(folder: Path) -> None:
         require(bool(given), f'{file}: no settings in it', FileError)
         check_keys(given, _fields('RecommenderConfig', 'rec_config'), str(file))
 
+# %% ../nbs/95_cli.ipynb #eb6efc76
 def _check_histories(path: Path, out: Path | None, columns: dict) -> None:
     "Raise `GenrecError` for a file of histories without the columns, and a taken --out; no torch"
     from genrec_nb.core import FileError, require

@@ -160,6 +160,7 @@ def rank_each(self: GenerativeRecommender,
     tries, gains = (self.tries, self.gains) if self.several else (self.trie, self.gain)
     return [rank(tries, gains, [d], exact=self.exact(d))[0] for d in decodes]
 
+# %% ../nbs/81_recommender.ipynb #544748a5
 @patch
 def rank(self: GenerativeRecommender,
     cases: Cases, # histories
@@ -175,6 +176,7 @@ def _wide(self: GenerativeRecommender, k: int) -> DecodeConfig:
     "The configuration's, with as many beams as items are asked for, or more"
     return replace(self.config.decode, beams=max(self.config.decode.beams, k))
 
+# %% ../nbs/81_recommender.ipynb #2cc1e69f
 @patch
 def search_facts(self: GenerativeRecommender,
     cases: Cases, # histories and their targets; some are sampled
@@ -247,6 +249,7 @@ def combinations(self: GenerativeRecommender) -> tuple: # of 'product', 'mixture
 
 _KEPT = 2**27 # probabilities that are kept to fit weights
 
+# %% ../nbs/81_recommender.ipynb #6d6da788
 @patch
 def _fit_weights(self: GenerativeRecommender, valid: Cases) -> None:
     "The weights of each combination that are most likely on validation users"
@@ -400,6 +403,7 @@ def _explain_one(self: GenerativeRecommender, read: list, item: int, decode) -> 
     part = 0. if share is None else float(share[item])
     return Explanation(self.catalog.titles[item], parts, decode.alpha, decode.length_penalty, part)
 
+# %% ../nbs/81_recommender.ipynb #3d109c0c
 @patch
 @torch.inference_mode()
 def explain(self: GenerativeRecommender,

@@ -348,6 +348,7 @@ def _check_tune(given: dict, backbone: str) -> None: # given: a grid
                 else: _check_baselines({name: _named_settings(given.get('baselines')).get(name, {}) | own})
             _check_parts(_searched(point, given, how), how.get('backbone', backbone), f'tune.values.{name}.')
 
+# %% ../nbs/93_setting_names.ipynb #e9c91102
 def _searched(point: dict, grid: dict, how: dict) -> dict: # point: 'train.lr' -> value
     "The settings of training and model at a point of a search"
     parts = {p: {**grid.get(p, {}), **how.get(p, {})} for p in ('train', 'model')}

@@ -1,10 +1,12 @@
-"""Train a language model on titles and store how it ranks: python .github/scripts/llm_rows.py DATA OUT.jsonl [--weighting ce|igd] [--softmax vocabulary|children] [--shortest] [--minutes 30] [--seed 0] [--split time]
+"""Train a language model on titles and store how it ranks: python .github/scripts/llm_rows.py DATA OUT.jsonl [--weighting ce|igd] [--softmax vocabulary|children] [--shortest] [--ways BIGRec D3] [--minutes 30] [--seed 0] [--split time]
 
 One line of OUT.jsonl per call: SmolLM2-135M with LoRA on packed histories, plain cross-entropy or IGD-tuning, normalized over the whole vocabulary or,
 with a prior by how often items are targets, over the children of a prefix; titles whole, or with `--shortest` up to their last choice; decoded plainly and with IGD-decoding under the
 settings of BIGRec (scores divided by length), of D3 in IGD's release (not divided) and of D3 proper (a SASRec as the assistant). Nothing is tuned but
 the weight of the assistant, which the validation users choose. Popularity and SASRec rank the same test users. The adapters stay beside OUT.jsonl,
 with the time that their training took; a second call ranks by them.
+
+`--ways` names the settings to decode with, and `--alpha 0` leaves out IGD-decoding, where ranking takes too long.
 
 `--samples` says how many windows are trained on. `--minutes` says how long instead: a few steps are timed, and as many windows taken as fit, so that
 losses of different cost are compared at equal time (processor time by number of threads, validation not counted).
@@ -33,6 +35,7 @@ from genrec_nb.titles import short_titles
 from genrec_nb.batches import LengthBatches
 from genrec_nb.train import TrainConfig, fit
 
+WAYS = ('BIGRec', 'D3 (release)', 'D3')
 SHARES = (.25, .5, .75) # of the assistant
 BEAMS = dict(beams=10)
 
@@ -111,12 +114,12 @@ def main(a):
     model.merge()
     assistant = train_sasrec(split, SASRecConfig(), a.seed)
     clock('assistant')
-    d3 = {g: DecodeConfig(**BEAMS, assistant_weight=g) for g in SHARES}
-    looked = {g: ranking_metrics(r, valid.targets, (10,))['ndcg@10'] for g, r in zip(d3, ranked(model, valid, list(d3.values()), gain, assistant))}
-    share = max(looked, key=looked.get)
+    d3 = {} if 'D3' not in a.ways else {g: DecodeConfig(**BEAMS, assistant_weight=g) for g in SHARES}
+    looked = {g: ranking_metrics(r, valid.targets, (10,))['ndcg@10'] for g, r in zip(d3, ranked(model, valid, list(d3.values()), gain, assistant))} if d3 else {}
+    share = max(looked, key=looked.get, default=None)
     clock('validation')
-    ways = {'BIGRec': DecodeConfig(**BEAMS, length_penalty=1.), 'D3 (release)': DecodeConfig(**BEAMS), 'D3': d3[share]}
-    configs = {(name, alpha): replace(c, alpha=alpha) for name, c in ways.items() for alpha in (0., a.alpha)}
+    ways = {'BIGRec': DecodeConfig(**BEAMS, length_penalty=1.), 'D3 (release)': DecodeConfig(**BEAMS), **({'D3': d3[share]} if d3 else {})}
+    configs = {(name, alpha): replace(ways[name], alpha=alpha) for name in a.ways for alpha in dict.fromkeys((0., a.alpha))}
     found = dict(zip(configs, ranked(model, test, list(configs.values()), gain, assistant)))
     clock('test')
     page = lambda items, name: evaluate_ranking(items, test, split.train, (1, 5, 10), name).to_dict(ranks=True)
@@ -131,7 +134,7 @@ def main(a):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('data'); p.add_argument('out', type=Path)
-    p.add_argument('--split', choices=SPLITS, default='leave-one-out'); p.add_argument('--weighting', default='ce'); p.add_argument('--softmax', choices=['vocabulary', 'children'], default='vocabulary'); p.add_argument('--shortest', action='store_true', help='end titles behind their last choice'); p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--split', choices=SPLITS, default='leave-one-out'); p.add_argument('--weighting', default='ce'); p.add_argument('--softmax', choices=['vocabulary', 'children'], default='vocabulary'); p.add_argument('--shortest', action='store_true', help='end titles behind their last choice'); p.add_argument('--ways', nargs='+', choices=WAYS, default=WAYS, help='to decode'); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--beta', type=float, default=.1); p.add_argument('--alpha', type=float, default=.2)
     p.add_argument('--minutes', type=float, help='of training, instead of --samples'); p.add_argument('--tune', action='store_true', help='train only'); p.add_argument('--samples', type=int, default=2700); p.add_argument('--max-items', type=int, default=20); p.add_argument('--max-tokens', type=int, default=1024); p.add_argument('--batch', type=int, default=2); p.add_argument('--lr', type=float, default=3e-3)
     p.add_argument('--users', type=int, default=None, help='test cases, drawn; all unless told'); p.add_argument('--eval-users', type=int, default=60); p.add_argument('--dtype', default='float32', help='bfloat16 trains faster where the processor has it, and 24 times slower where not')
