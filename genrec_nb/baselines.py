@@ -99,6 +99,7 @@ def _transitions(train: Interactions) -> sparse.csr_array: # [N, N], rows sum to
     T.sum_duplicates()
     return sparse.diags_array(1/np.maximum(T.sum(1), 1)) @ T
 
+# %% ../nbs/72_baselines.ipynb #71ccba5e
 def transition_ranking(
     train: Interactions, # the training part of a split, nothing else
     cases: Cases, # M histories

@@ -54,6 +54,7 @@ def _rules_weight(w) -> float | str:
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
+# %% ../nbs/50_beam_search.ipynb #c1166c83
 @settings
 class DecodeConfig:
     "How to search"

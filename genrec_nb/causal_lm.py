@@ -30,6 +30,7 @@ def _names(x): # a list
     "Names with commas between them are a list, too"
     return [n.strip() for n in x.split(',')] if isinstance(x, str) else x
 
+# %% ../nbs/62_causal_lm.ipynb #c0a60f2c
 @settings
 class LMConfig:
     "Settings of a language model that recommends"

@@ -294,6 +294,7 @@ _Index = _may(Path, 'Table of an earlier assign to continue; if not given, that 
 _Policy = _may(str, 'Equal codes: free or keep; a table made with extra takes only extra. As for '
                     'the old items if not given.')
 
+# %% ../nbs/95_cli.ipynb #aeab553f
 @app.command('assign', cls=_Command)
 def _assign(
     folder: Annotated[Path, typer.Argument(
@@ -540,6 +541,7 @@ _Top = Annotated[int, typer.Option(min=0, help='Also list so many of the most de
 _Prefix = _may(str, "Say what a prefix such as '<a_17> <b_3>' stands for, and its largest "
                     "continuations; '' for the largest first tokens.")
 
+# %% ../nbs/95_cli.ipynb #05a3c6bc
 @app.command('inspect', cls=_Command)
 def _inspect(
     path: Annotated[Path, typer.Argument(

@@ -406,6 +406,7 @@ def _weights_file(name: str | Path) -> Path: # name: of a model
     file = Path(name)/'model.safetensors'
     return file if file.is_file() else Path(name)
 
+# %% ../nbs/00_core.ipynb #6010d7c5
 def _read_tensors(path: str | Path, device: str = 'cpu', names=()) -> dict: # name -> tensor
     "Read tensors; raises `FileError` if the file is damaged or lacks one of `names`"
     from safetensors import SafetensorError

@@ -87,6 +87,7 @@ class DataFacts:
     no_text: int = 0 # items without a text
     no_title: int = 0 # items that are called by their ids, as they have no title
 
+# %% ../nbs/13_data_facts.ipynb #6b831ae6
 def describe_data(
     data: Dataset,
     split: Split | None = None, # None: that of the files, or leave-one-out

@@ -171,6 +171,7 @@ class CodeAnalysis:
 
     def to_dict(self) -> dict: return asdict(self)
 
+# %% ../nbs/34_diagnostics.ipynb #dafd0b82
 @patch
 def __repr__(self: CodeAnalysis):
     purity = self.purity or {}

@@ -155,6 +155,7 @@ def _shift(self: DynamicTrie, leaf: np.ndarray, items, targets) -> None: # int64
     inner = (change != 0) & (nodes > 0)
     np.add.at(node['n_children'], node['parent'][nodes[inner]], change[inner])
 
+# %% ../nbs/32_dynamic_trie.ipynb #77ebb364
 @patch
 def _sum_again(self: DynamicTrie, leaf: np.ndarray) -> None: # int64 [k]
     "Sums of n ln n of some leaves, and of all nodes above them, each over its children"

@@ -35,6 +35,7 @@ class _Level:
     item: Tensor # int64 [m] an item below each prefix
     done: Tensor # bool [N] items whose tokens are forced from here on
 
+# %% ../nbs/51_exact.ipynb #b946c411
 def _levels(model, k: int, forced: bool) -> list[_Level]:
     "The levels of identifier k; with `forced` tokens or without"
     trie, out = model.trees[k].trie, []

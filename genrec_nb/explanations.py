@@ -50,6 +50,7 @@ class TokenPart:
     @property
     def part(self) -> float: return self.weight*float(np.log(max(self.probability, 1e-38)))
 
+# %% ../nbs/81_explanations.ipynb #fdba3da2
 @dataclass
 class Explanation:
     "An item's score, token by token"

@@ -319,6 +319,7 @@ def _split_rows(lines, width: int, bad: BadLines, **how): # how: for `csv.reader
         bad.add(f'line {at}', expected, taken[0].rstrip())
         again.extendleft(reversed(taken[1:]))
 
+# %% ../nbs/11_formats.ipynb #ac93879d
 def _until_error(rows):
     "Rows, and None for one that is too long to be read"
     try: yield from rows
@@ -427,6 +428,7 @@ def read_file(
     elif bad.n and not skip: read_file(path, None, ['\0'])     # raises the error with their number
     return FileTable(_named(frame, path), path, form, encoding, bad)
 
+# %% ../nbs/11_formats.ipynb #32d0b16c
 def _looks_like_json(f) -> bool: # of an open file at its beginning, where it is left
     "Does a file begin with a bracket, or is its first line bad and others are records?"
     begin = f.read(4096).lstrip()[:1]

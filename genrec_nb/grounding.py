@@ -49,6 +49,7 @@ def _scale(x: Tensor) -> Tensor: # float [..., N]
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     return (x - low)/(high - low).clamp_min(1e-12)
 
+# %% ../nbs/64_grounding.ipynb #ee57d032
 def ground(
     generated: Tensor, # float [B, d] vectors of generated titles
     items: Tensor, # float [N, d] vectors of the catalog's titles

@@ -116,6 +116,7 @@ def _items_of(table: FileTable, item: str, title: str, text, category) -> _Items
     kinds = [_as_list(v) or v for v in df[found]] if found else None
     return _Items(catalog, [note, *filter(None, [table.bad.note()])], kinds, f.raw)
 
+# %% ../nbs/11_item_texts.ipynb #1a8c9680
 def _first_of_each(ids: list[str], raw: bool) -> np.ndarray: # int64 [n]
     "Of a shop's raw file the first record of each item; in other files none may be repeated"
     if not raw: return np.arange(len(ids))

@@ -195,6 +195,7 @@ def _check_adapters(lm: PeftModel, folder: Path) -> None:
     with safe_open(file, 'pt') as f: saved = set(f.keys())
     _check_tensors(file, get_peft_model_state_dict(lm, save_embedding_layers=False).keys() - saved)
 
+# %% ../nbs/62_language_recommender.ipynb #9eef6193
 @patch(cls_method=True)
 def from_pretrained(cls: LanguageRecommender,
     folder: str | Path, # what `save_pretrained` wrote

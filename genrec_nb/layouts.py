@@ -359,6 +359,7 @@ def load_files(
         notes += [*found.notes, *more]
     return _assemble(_name_of(files, place), rows, catalog, kinds, notes, files, ties, tie_seed)
 
+# %% ../nbs/11_layouts.ipynb #c4cb5265
 def _no_items(path, place: Path, others: list[_Seen]) -> str: # others: files that were not read
     "Why there are no texts"
     if path: return f'{path}: no such file, so the items have no text; add it, or text=False'
@@ -375,6 +376,7 @@ def _name_of(files: dict, place: Path) -> str:
     stem = first.name.split('.')[0]
     return stem if stem not in ('interactions', *_PART) else first.resolve().parent.name
 
+# %% ../nbs/11_layouts.ipynb #17db041e
 def _assemble(name, rows, catalog, kinds, notes, files, ties, seed) -> Dataset:
     "Histories, catalog and, if there is one, the split"
     known, where = catalog and catalog.sort(), next(iter(files.values()))
@@ -399,6 +401,7 @@ def _assemble(name, rows, catalog, kinds, notes, files, ties, seed) -> Dataset:
     kinds = kinds and [kinds[i] for i in known.ids]
     return Dataset(name, known, x, split, kinds, notes)
 
+# %% ../nbs/11_layouts.ipynb #df57bc90
 def _check_known(rows: pd.DataFrame, ids: list[str], where) -> None:
     "Raise `MissingTextError` for an item that is not in the catalog"
     there = rows.item.isin(set(ids)).to_numpy()

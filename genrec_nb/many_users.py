@@ -42,6 +42,7 @@ def _by_user(df: pd.DataFrame, where, given: dict | None = None) -> pd.DataFrame
     place = pd.Index(everybody)
     return rows.sort_values('user', kind='stable', key=place.get_indexer, ignore_index=True)
 
+# %% ../nbs/82_many_users.ipynb #8753f866
 def _pieces(path: Path, size: int, given: dict | None = None):
     "Tables of at most `size` users with lists (Parquet), or the whole file"
     head = read_file(path, rows=100)
@@ -74,6 +75,7 @@ def _item_places(items: pd.Series, catalog: Catalog) -> np.ndarray: # int64 [n],
     found[found < 0] = np.array([titles.get(name, -1) for name in names], np.int64)[code]
     return found
 
+# %% ../nbs/82_many_users.ipynb #1d24471a
 def _cases_of(rows: pd.DataFrame, catalog: Catalog) -> tuple[list[str], Cases, _Unknown]:
     "Users, histories as cases without targets, and the items that are unknown"
     first = pd.Index(rows.user).drop_duplicates().tolist()
@@ -163,6 +165,7 @@ def _lists(rec, batches: Iterator, k: int, jobs: int, cluster: str | None, besid
 # %% ../nbs/82_many_users.ipynb #191cdf88
 _FORMS = 'json', 'csv', 'parquet'
 
+# %% ../nbs/82_many_users.ipynb #6d236f07
 def recommend_file(
     rec, # a `GenerativeRecommender`, or anything with `catalog` and `rank(cases, k)`
     histories: str | Path, # a row an interaction, or a list a user
@@ -196,6 +199,7 @@ def recommend_file(
         require(done['users'] > 0, f'{path}: holds no histories', FileError)
     return done | dict(unknown=lost.n, unknown_names=lost.names)
 
+# %% ../nbs/82_many_users.ipynb #cdf6af62
 def _near_items(names: list[str], catalog: Catalog) -> str: # names: unknown ones
     "Each with the nearest id or title"
     known = [*catalog.ids, *catalog.titles]

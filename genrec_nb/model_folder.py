@@ -68,6 +68,7 @@ def _check_catalog(file: Path) -> list: # ids, titles, texts
         require(lists, f'{file}: expected lists of texts as {", ".join(_COLUMNS)}', FileError)
         return columns
 
+# %% ../nbs/81_model_folder.ipynb #de92af05
 def _read_catalog(file: Path): # a `Catalog`
     "The items of a saved recommender; raises `FileError`"
     from genrec_nb.data import Catalog                     # here: a check needs no pandas

@@ -52,6 +52,7 @@ def _by_id(path: Path, ids: list[str]) -> np.ndarray: # float32 [N, d]
                       stacklevel=3)
     return x[at]
 
+# %% ../nbs/76_own_vectors.ipynb #e5835510
 def _own_vectors(
     path: str | Path, # .npy, .safetensors or .parquet
     ids: list[str], # of the catalog

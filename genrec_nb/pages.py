@@ -124,6 +124,7 @@ _COUNTED = (' Rules: counts of which items stood near which in a history, untrai
             'sequential rules interpolate probabilities with it, by {how}.')
 _EVERY = [f'{x}@{k}' for x in ('recall', 'ndcg', 'mrr') for k in (1, 5, 10, 20)]
 
+# %% ../nbs/85_pages.ipynb #55df9258
 def _results(page: Page, m: dict, evaluations: list, trainings: dict) -> None:
     "Key figures, the table of methods, learning curves"
     recall = {e.name: f'{e["recall@10"]:.4f}' for e in evaluations}

@@ -144,6 +144,7 @@ def parallel(self: RecommenderConfig) -> bool:
     "Are digits of a tokenizer predicted independently of each other?"
     return any(_digits(s) > 1 for s in self.sources)
 
+# %% ../nbs/81_rec_config.ipynb #b0b7b3cd
 @patch
 def _check_identifiers(self: RecommenderConfig) -> None:
     "Raise `SettingError` if the backbone cannot generate the further ones, or weights are missing"

@@ -177,6 +177,7 @@ def _why(rec, history: list, item: str) -> Markup: # HTML
     own = _part(rec.explain(history, item))
     return Markup('\n').join([_part(f'{counted}. By the generator alone:'), own]) if counted else own
 
+# %% ../nbs/82_report.ipynb #58526fd3
 def _user_card(
     rec, # a `GenerativeRecommender`
     cases: Cases, # test cases

@@ -42,6 +42,7 @@ from .pages import _run_page
 _LOG = logging.getLogger('genrec_nb')
 _COMPARED = ('SASRec', 'vocabulary', 'children') # of the item decoder
 
+# %% ../nbs/86_run.ipynb #2a2fc197
 @settings
 class RunConfig(RecommenderConfig):
     "All settings of a run, as its config.toml holds them"
@@ -102,6 +103,7 @@ def _with_quick(preset: dict, given: dict) -> dict:
     quick = _quick_settings(_merge(preset, given))
     return _merge({k: v for k, v in preset.items() if k != 'tokenizer' or k not in quick}, quick)
 
+# %% ../nbs/86_run.ipynb #c60adff8
 def load_config(
     path: str | Path | None = None, # .toml or .json; None: the defaults
     overrides: dict | None = None, # name -> value; 'train.lr' is the `lr` in `train`
@@ -248,6 +250,7 @@ def vectors(self: _Run) -> list[str]:
     if not used: return [f'{file}: not used, no tokenizer of this run reads texts']
     return [_confirm_vectors(file, self.own.data.item_vectors(self.data, self.split))]
 
+# %% ../nbs/86_run.ipynb #686f700c
 def _with_base(config: RunConfig) -> RunConfig:
     "The language model whose tokenizer has cut the titles is the base, unless another is named"
     about = Path(config.ids or '')/'tokenizer.json'
@@ -328,6 +331,7 @@ def verdicts(self: _Run) -> dict: # name of identifiers -> `Verdict`s
     facts = (read_json(kept/key/'facts.json') for key in self.own.identifier_keys)
     return {n: [Verdict(**v) for v in f.get('verdicts', ())] for n, f in zip(names, facts)}
 
+# %% ../nbs/86_run.ipynb #a21bdc36
 @patch
 def facts(self: _Run, made: list, rows: dict) -> dict: # made: `Tokenized`s
     "Data, identifiers and trainings, as metrics.json has them"
@@ -374,6 +378,7 @@ def helps(self: _Run, label: str, rows: dict) -> str: # label: of a training, ro
     return ('its training ended early without further progress: try another learning rate, '
             f'--set train.lr={c.train.lr/3:.1g}')
 
+# %% ../nbs/86_run.ipynb #bec9594f
 @patch
 def finish(self: _Run, found: dict, made: list, rows: dict, seconds: dict) -> dict:
     "Choose by validation (found: from `figures`), save the model, write report and metrics.json"

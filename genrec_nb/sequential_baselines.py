@@ -223,6 +223,7 @@ def _train_sequence(
     model.history = _curve(trainer.state.log_history, steps)
     return model.eval()
 
+# %% ../nbs/73_sequential_baselines.ipynb #795c94f6
 def train_sasrec(
     split: Split, # `train` is learned, `valid` chooses the epoch, `test` is not used
     config: SASRecConfig = SASRecConfig(),

@@ -178,6 +178,7 @@ def tokenize_items(
     if vectors is not None and 'text' in c.needs: made.ids.notes['own_vectors'] = True
     return made
 
+# %% ../nbs/80_tokenizer.ipynb #d273ce64
 def _seen_of(split: Split, c: TokenizerConfig, vectors, cf) -> dict: # {} where nobody knows
     "The note of what identifiers have seen: the split that they were fitted on, or None"
     if {'cf', 'train'}.isdisjoint(c.needs):

@@ -141,6 +141,7 @@ def tokenizers(self: Trial) -> list: # of dict | str
     return [_content_digest(s) if isinstance(s, str) else _by_content(asdict(s))
             for s in self.sources]
 
+# %% ../nbs/83_trial.ipynb #8b805130
 @patch(as_prop=True)
 def tokenizer(self: Trial) -> dict | str | list:
     "The only one of `tokenizers`, or all"

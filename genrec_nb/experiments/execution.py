@@ -68,6 +68,7 @@ def _make_plan(grid: Grid) -> Plan:
     plan.record = _record(plan)
     return plan
 
+# %% ../../nbs/92_execution.ipynb #6186343e
 @patch
 def add_data(self: Plan, name: str, tie_seed: int | None) -> None:
     "A data set with its equal times in one order, and all of its trials"

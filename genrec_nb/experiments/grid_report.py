@@ -160,6 +160,7 @@ def _seen_note(block: Block, lost: int) -> str: # lost: test targets in their ow
     if not decode.get('exclude_seen', True): return 'Seen items are kept in all rows.'
     return 'Seen items are excluded in all rows' + f': {lost:,} targets cannot be hit'*(lost > 0) + '.'
 
+# %% ../../nbs/94_grid_report.ipynb #d56ce9d5
 def _tie_note(block: Block) -> str:
     "How much of the data hangs on the order of equal times, and over how many orders means are"
     found = [TieCounts(**about['ties']) for about in block.orders]
@@ -173,6 +174,7 @@ def _tie_note(block: Block) -> str:
     which = f' ({", ".join(map(str, seeds))})'*(n == len(seeds))
     return f'{text} Equal times are ordered at random; {over}{which}.'
 
+# %% ../../nbs/94_grid_report.ipynb #15328c1f
 def _results(page: Page, b: Block, name: str) -> None:
     "Tables of one data set and one kind of identifiers"
     metric, table, about = b.record['metric'], compare_table(b), b.record['data'][b.data]

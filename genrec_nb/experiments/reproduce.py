@@ -114,6 +114,7 @@ def _cost(table: Table, block: Block, row: str) -> dict:
     return dict(seconds=np.mean([sum(r['seconds'].values()) for r in rows]),
                 parameters=rows[0]['parameters'], device=rows[0]['device'])
 
+# %% ../../nbs/94_reproduce.ipynb #4722ef1f
 def reproduced(
     table: Table,
     block: Block, # of its rows
@@ -197,6 +198,7 @@ def reproduce_text(table: Table, results: Results) -> str: # for a log
     "The table as text"
     return _join_parts(_reproduced_parts(table, results))
 
+# %% ../../nbs/94_reproduce.ipynb #b7b70dbc
 def reproduce_page(table: Table, results: Results) -> Page:
     "The report of the grid, with ours beside the published figures in front"
     page, front = results_page(results), Page(table.grid.title, table.asks)

@@ -235,6 +235,7 @@ def _collect(self: Block) -> None:
     self.seeds = [s for s in r['seeds'] if found and all(s in rows for rows in found.values())]
     self.trials = {m: {s: rows[s] for s in self.seeds} for m, rows in found.items()}
 
+# %% ../../nbs/90_results.ipynb #42e4dfb6
 @patch
 def _choose_alphas(self: Block) -> None:
     "Without a search the reported seeds choose α on their validation users"

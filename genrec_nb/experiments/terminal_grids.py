@@ -87,6 +87,7 @@ _TableOut = _may(Path, 'Folder for results, cache and report, runs/reproduce-TAB
                        'given; with --report a .jsonl file, too.')
 _Only = _flag('--report', 'Report on the rows that are there; only if there are none they are made.')
 
+# %% ../../nbs/94_terminal_grids.ipynb #5afdda5c
 def _reproduce(
     table: _Published = None,
     data: _OnData = 'ml-100k',
