@@ -93,8 +93,10 @@ def train_ease(
 @settings
 class MFConfig(LightGCNConfig):
     "Settings of matrix factorization"
+    dim: Count = 128 # d
     layers: Natural = 0 # nothing is propagated
-    l2: NonNegative = 1e-3 # λ
+    lr: Positive = 1e-2 # of Adam
+    l2: NonNegative = 3e-2 # λ
 
 class MF(LightGCN):
     "Matrix factorization, trained by Bayesian personalized ranking (arXiv 1205.2618)"
