@@ -328,6 +328,7 @@ def test_the_constraint_is_measured_and_shown(monkeypatch):
     monkeypatch.setattr('bench.in_fresh_process', lambda name, n: dict(measure_constraint=measure_constraint)[name](50, rounds=1, users=3, beams=4))
     text = format_bench(run_bench(['constraint'], quick=True))
     assert text.count('50 items, T5') == 2 and text.count('packed decoder') == 2 and 'constrained/free' in text
+    assert text.count('100.0% identical') == 4 # STATIC's search finds the same leaves
 
 def test_products_are_counted():
     a, b = torch.ones(3, 4), torch.ones(4, 5)
