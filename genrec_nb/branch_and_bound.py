@@ -9,18 +9,63 @@ __all__ = ['ProvedBeams', 'proved_search', 'ProvedItems', 'proved_items']
 import torch
 from dataclasses import dataclass, replace
 from torch import Tensor
-from .core import _check_k
+from .core import _check_k, patch
 from .semantic_ids import PAD
-from .trie import ItemTrie
+from .trie import ItemTrie, _find_keys
 from .beam_search import (Beams, DecodeConfig, beam_search, _check_histories, decoding_weights,
                                    _evaluating, _expand_items, _item_share, _merge_finished, _prefill_again,
-                                   _Search, _stable_topk)
+                                   _Search, _stable_topk, _unique_pairs)
+
+# %% ../nbs/52_branch_and_bound.ipynb #83f46b62
+@dataclass
+class _BestShare:
+    "What the best item of a path that a user has not seen adds to its score, 0 at most"
+    every: Tensor # float [M] of each leaf, if the user has seen none of its items
+    keys: Tensor # int64 [P] user * M + leaf, ascending, of the others
+    unseen: Tensor # float [P] and theirs
+
+    def of(self, nodes: Tensor) -> Tensor: # int64 [B, n], a row a user -> float [B, n]
+        "Of leaves"
+        if not len(self.keys): return self.every[nodes]
+        user = torch.arange(len(nodes), device=nodes.device)[:, None]
+        place, some = _find_keys(self.keys, user*len(self.every) + nodes)
+        return torch.where(some, self.unseen[place], self.every[nodes])
+
+# %% ../nbs/52_branch_and_bound.ipynb #06aae230
+@patch(cls_method=True)
+def build(cls: _BestShare, trie: ItemTrie, share: Tensor, seen: Tensor | None) -> _BestShare:
+    "From each item's `share` float [N], and the items that users have seen, int64 [B, S], -1: none"
+    def largest(n, at, x): return x.new_full((n,), -torch.inf).scatter_reduce(0, at, x, 'amax')
+    M, N, every = trie.n_nodes, trie.n_items, largest(trie.n_nodes, trie.leaf, share)
+    if seen is None: return cls(every, trie.leaf[:0], share[:0])
+    pair = _unique_pairs(trie, seen)                                 # user * N + item
+    leaf = trie.leaf[pair % N]
+    keys = torch.unique((pair//N*M + leaf)[leaf > 0])                # 0: left out of the trie
+    item, owner = trie.items_below(keys % M)
+    _, gone = _find_keys(pair, (keys//M)[owner]*N + item)
+    return cls(every, keys, largest(len(keys), owner, share[item].masked_fill(gone, -torch.inf)))
+
+# %% ../nbs/52_branch_and_bound.ipynb #df767642
+@patch
+def added(self: _BestShare, beams: Beams, k: int) -> Beams:
+    "The k paths with the best items, and the scores of these"
+    scores, place = _stable_topk(beams.scores + self.of(beams.nodes.clamp(min=0)), k)
+    return Beams(beams.nodes.gather(1, place), scores)
+
+@patch
+def removed(self: _BestShare, beams: Beams) -> Beams:
+    "The same paths with scores of their own"
+    scores = beams.scores - self.of(beams.nodes.clamp(min=0))
+    return Beams(beams.nodes, scores.masked_fill(beams.nodes < 0, -torch.inf))
 
 # %% ../nbs/52_branch_and_bound.ipynb #c443d6ee
-def _add_leaves(search: _Search, best: Beams, child: Tensor, total: Tensor, length: int) -> Beams:
+def _add_leaves(search: _Search, best: Beams, child: Tensor, total: Tensor, length: int,
+                share: _BestShare | None) -> Beams:
     "The k best with the leaves among candidates `child` [B, n] of scores `total`"
     leaf = (child >= 0) & (search.trie.n_children[child.clamp(min=0)] == 0)
-    final = (total/length**search.config.length_penalty).masked_fill(~leaf, -torch.inf)
+    final = total/length**search.config.length_penalty
+    if share is not None: final = final + share.of(child.clamp(min=0))
+    final = final.masked_fill(~leaf, -torch.inf)
     final, place = _stable_topk(final, 2*best.nodes.shape[1])         # half may be there already
     node = child.gather(1, place)
     again = (node[..., None] == best.nodes[:, None]).any(2)
@@ -49,7 +94,7 @@ class ProvedBeams:
     prefixes: Tensor # int64 [B] how many were looked at, those of the beam apart
 
 # %% ../nbs/52_branch_and_bound.ipynb #84ce64f1
-def _improve(model, search: _Search, best: Beams, logits: Tensor, state) -> ProvedBeams:
+def _improve(model, search: _Search, best: Beams, logits: Tensor, state, share=None) -> ProvedBeams:
     "Look at every prefix that may be better than the k-th `best`"
     trie, lost = search.trie, best.scores.new_full((len(best.nodes),), -torch.inf)
     node, score = torch.zeros_like(best.nodes[:, :1]), torch.zeros_like(best.scores[:, :1]) # root
@@ -58,7 +103,7 @@ def _improve(model, search: _Search, best: Beams, logits: Tensor, state) -> Prov
         child = search.candidates(node, score)
         total = (score[..., None] + search.step_scores(child, logits)).flatten(1)
         width, child = child.shape[2], child.flatten(1)
-        best = _add_leaves(search, best, child, total, length)
+        best = _add_leaves(search, best, child, total, length, share)
         place, keep, left_out = _open_prefixes(search, best, child, total, length, left)
         lost, left = torch.maximum(lost, left_out), left - keep.sum(1)
         if not keep.any(): break
@@ -80,8 +125,10 @@ def proved_search(
     seen: Tensor | None = None, # int64 [B, S] items to leave out; None: those of `history`
     weights: Tensor | None = None, # float [M] from `decoding_weights`, if already computed
     assistant: Tensor | None = None, # float [B, N] scores, needed if assistant_weight > 0
+    share: Tensor | None = None, # float [N] that an item adds to its path's score, 0 at most
 ) -> ProvedBeams:
-    "The k most probable paths, for a batch of users: a beam search, then branch and bound"
+    """The k most probable paths, for a batch of users: a beam search, then branch and bound;
+    with `share` those of the k most probable items, the path of the best item first"""
     _check_histories(trie, history, seen)
     seen, config = history if seen is None else seen, replace(config, beams=max(config.beams, k))
     logits, state = model.prefill(history)
@@ -89,8 +136,11 @@ def proved_search(
                         (logits, state))
     search = _Search(trie, config, gain, weights, seen, assistant,
                      getattr(model, 'normalized', False))
-    best = Beams(found.nodes[:, :k], found.scores[:, :k])
-    return _improve(model, search, best, *_prefill_again(model, state, history))
+    again, best = _prefill_again(model, state, history), Beams(found.nodes[:, :k], found.scores[:, :k])
+    if share is None: return _improve(model, search, best, *again)
+    share = _BestShare.build(trie, share, seen if config.exclude_seen else None)
+    proved = _improve(model, search, share.added(found, k), *again, share)
+    return replace(proved, beams=share.removed(proved.beams))
 
 # %% ../nbs/52_branch_and_bound.ipynb #18d90b31
 @dataclass
@@ -125,16 +175,15 @@ def proved_items(
     by_length = torch.argsort((history >= 0).sum(1), stable=True)
     weighted = config.alpha and gain is not None
     weights = decoding_weights(trie, gain, config.alpha) if weighted else None
+    share = _item_share(model, trie, config)
     at_once, parts = batch_size or max(1, (getattr(model, 'users_at_once', None) or 32)//4), []
     for rows in by_length.split(at_once):
         scores = None if assistant is None else assistant[rows]
         with _evaluating(model):
             found = proved_search(model, trie, history[rows], k, config, gain, seen[rows], weights,
-                                  scores)
-        share, gone = _item_share(model, trie, config), seen[rows] if config.exclude_seen else None
+                                  scores, share)
+        gone = seen[rows] if config.exclude_seen else None
         ranked = _expand_items(trie, found.beams, k, gone, share)
-        # an item of another path has at most the score of the worst of these paths
-        proved = found.proved & (ranked[1][:, -1] >= found.beams.scores[:, -1])
-        parts.append((*ranked, proved, found.prefixes))
+        parts.append((*ranked, found.proved, found.prefixes))
     back = torch.argsort(by_length)
     return ProvedItems(*(torch.cat(x)[back] for x in zip(*parts)))

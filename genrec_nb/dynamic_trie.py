@@ -183,7 +183,7 @@ def _places(self: DynamicTrie, items) -> np.ndarray: # int64 [k]
 @patch
 def remove(self: DynamicTrie, items) -> None: # int64 [k]
     "Take items out, with their targets; their numbers stay, no path leads there"
-    leaf, items = self._places(items), np.atleast_1d(items)
+    leaf, items = self._places(items), np.atleast_1d(np.asarray(items, np.int64))
     self._shift(leaf, -1, -self._item['counts'][items])
     had = leaf[self._item['counts'][items] > 0]
     self._item['here'][items], self._item['counts'][items] = False, 0
@@ -192,7 +192,8 @@ def remove(self: DynamicTrie, items) -> None: # int64 [k]
 @patch
 def reweigh(self: DynamicTrie, items, counts) -> None: # int64 [k], int [k]
     "Set how often items are training targets"
-    leaf, items, counts = self._places(items), np.atleast_1d(items), np.atleast_1d(counts)
+    leaf, items = self._places(items), np.atleast_1d(np.asarray(items, np.int64))
+    counts = np.atleast_1d(np.asarray(counts, self._item['counts'].dtype))
     require(counts >= 0, lambda i: f'item {items[i]} has count {counts[i]}, expected 0 or more')
     self._shift(leaf, 0, counts - self._item['counts'][items])
     self._item['counts'][items] = counts

@@ -415,6 +415,8 @@ def validation_scores(
 def _fit(logp: Tensor, targets: Tensor, how: str) -> list[float]:
     "Maximize the mean log-probability of the targets [V] under [K, V, N] by L-BFGS"
     K, own = len(logp), logp.gather(2, targets.expand(len(logp), -1)[..., None])[..., 0]
+    absent = logp.isinf().any(0)                     # items that an identifier cannot reach
+    finite, own = logp.masked_fill(absent, 0.), own[:, ~own.isinf().any(0)]
     s = torch.full((K,), -math.log(K), device=logp.device, requires_grad=True) # ln w
     steps = torch.optim.LBFGS([s], max_iter=50, line_search_fn='strong_wolfe')
     def nats():
@@ -422,7 +424,8 @@ def _fit(logp: Tensor, targets: Tensor, how: str) -> list[float]:
         if how == 'mixture': loss = -(own + s.log_softmax(0)[:, None]).logsumexp(0).mean()
         else:
             w = s.exp()[:, None]
-            loss = (torch.einsum('k,kvn->vn', w[:, 0], logp).logsumexp(1) - (w*own).sum(0)).mean()
+            every = torch.einsum('k,kvn->vn', w[:, 0], finite).masked_fill(absent, -torch.inf)
+            loss = every.logsumexp(1).mean() - (w*own).sum(0).mean()
         loss.backward()
         return loss
     steps.step(nats)

@@ -6,6 +6,7 @@
 __all__ = ['ItemDecoderConfig', 'ItemDecoder', 'item_decoder', 'align_left']
 
 # %% ../nbs/42_item_decoder.ipynb #c4aec40f
+import re
 import numpy as np
 import pandas as pd
 import torch
@@ -24,6 +25,11 @@ from .tiger import TokenLoss, _take_beams
 from .trie import ItemTrie
 
 # %% ../nbs/42_item_decoder.ipynb #e7c61d80
+def _token_levels(ids: Identifiers) -> np.ndarray: # str [V]
+    "The letter of each token <a_12>, '' of others"
+    found = (re.fullmatch(r'<([a-z]+)_\d+>', t) for t in ids.tokens)
+    return np.array([m[1] if m else '' for m in found])
+
 def _level_ranges(ids: Identifiers) -> tuple[list[int], list[int]]: # (first token ids, how many)
     "The token range of each level; `GenrecError` for ragged paths and levels that share tokens"
     if ids.is_ragged:
@@ -33,8 +39,11 @@ def _level_ranges(ids: Identifiers) -> tuple[list[int], list[int]]: # (first tok
     if not _levels_apart(codes):
         raise GenrecError('two levels share tokens: the item decoder needs tokens of their own for '
                           'each level, see Identifiers.by_level')
-    low = codes.min(0)
-    return low.tolist(), (codes.max(0) - low + 1).tolist()
+    low, high, level = codes.min(0), codes.max(0), _token_levels(ids)
+    for l, letter in enumerate(level[low] if len({*level[low]}) == len(low) else ()):
+        of_level = np.flatnonzero(level == letter)           # with codes that no item has so far
+        if letter and np.ptp(of_level) < len(of_level): low[l], high[l] = of_level[[0, -1]]
+    return low.tolist(), (high - low + 1).tolist()
 
 # %% ../nbs/42_item_decoder.ipynb #de94c9d5
 class ItemDecoderConfig(PreTrainedConfig):
@@ -138,19 +147,23 @@ def set_items(
 ) -> ItemDecoder: # itself
     "Keep the paths of the items, without training; `GenrecError` for identifiers with other levels"
     ids, c = _one_or_more(ids), self.config
-    ranges, vocab_size = [_level_ranges(i)[0] for i in ids], sum(i.vocab_size for i in ids)
-    if (sum(ranges, []), [*map(len, ranges)], vocab_size) != (c.first, c.levels, c.vocab_size):
-        raise GenrecError('the identifiers have other levels than the model was made for: '
-                          'they belong to different runs')
+    levels, vocab_size = [len(_level_ranges(i)[0]) for i in ids], sum(i.vocab_size for i in ids)
+    require((levels, vocab_size) == (c.levels, c.vocab_size), 'the identifiers have other levels or '
+            'tokens than the model was made for: they belong to different runs')
+    paths = np.concatenate([i.codes() for i in ids], 1)
+    known = ((paths >= c.first) & (paths < np.add(c.first, c.sizes))).all(1)
+    require(known, lambda i: f'item {i} has a code that the model has no weights for: they belong '
+            'to different runs')
     tries = [ItemTrie.build(i) for i in ids] if tries is None else tries
     sizes = [t.n_items for t in tries]
     require(len(tries) == len(ids) and set(sizes) == {ids[0].n_items}, f'tries of {sizes} items for '
             f'{len(ids)} identifiers of {ids[0].n_items} items: give one for each')
-    paths = np.concatenate([i.codes() for i in ids], 1)
     self.register_buffer('paths', torch.from_numpy(paths).to(self.device), persistent=False)
     self.register_buffer('first', torch.tensor(c.first, device=self.device), persistent=False)
     counts = self.counts.cpu().numpy() if c.prior == 'trie' else None
-    self._trees = [ChildSoftmax.build(t, _live_counts(counts, t), i.notes.get('absent'))
+    over = c.softmax == 'children'
+    self._trees = [ChildSoftmax.build(t, _live_counts(counts, t), i.notes.get('absent'),
+                                      shared=over and not i.notes.get('digit'))
                    for i, t in zip(ids, tries)]
     return self
 

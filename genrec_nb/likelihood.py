@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
-from .core import (FileError, GenrecError, GenrecWarning, _check_tensors, _tie_order,
+from .core import (FileError, GenrecError, GenrecWarning, SettingError, _check_tensors, _tie_order,
                             _untied, _weights_file, _without_bars, check_choice, patch,
                             require)
 from .trie import ItemTrie, _check_targets, runs
@@ -75,6 +75,8 @@ def _check_softmax(softmax: str, prior: str, counts=None) -> None:
     "Raise `SettingError` for unknown settings, `GenrecError` for a prior without counts"
     check_choice(softmax, ('vocabulary', 'children'), 'softmax')
     check_choice(prior, ('none', 'trie'), 'prior')
+    require(softmax == 'children' or prior == 'none', "prior='trie' is added to the logits of "
+            "children: take softmax='children', or prior='none'", SettingError)
     if prior == 'trie' and counts is None:
         raise GenrecError("prior='trie' needs counts=, how often each item is a training target")
 
@@ -123,16 +125,16 @@ def build(cls: ChildSoftmax,
     trie: ItemTrie,
     counts: np.ndarray | None = None, # int [N] how often the items are training targets; None: no prior
     absent: list | None = None, # items without a path of their own: they get no probability
+    shared: bool = True, # without counts: do colliding items share their path, or has each all of it?
 ) -> ChildSoftmax:
     "From a trie and how often its items are training targets"
     known = np.zeros(trie.n_items) if counts is None else np.array(counts, float)
     known[absent or []] = -1                                       # behind those they stand beside
-    if counts is not None: prior, share = (f(trie, counts, absent) for f in (_log_prior, _log_share))
-    else:
-        prior = torch.zeros(trie.n_nodes, device=trie.device)
-        share = torch.zeros(trie.n_items, device=trie.device)
-        share[absent or []] = -torch.inf
-    return cls(_by_count(trie, known), prior, _without_removed(trie, share))
+    prior = torch.zeros(trie.n_nodes, device=trie.device)
+    if counts is not None: prior = _log_prior(trie, counts, absent)
+    share = _log_share(trie, np.zeros(trie.n_items) if counts is None else counts, absent)
+    if counts is None and not shared: share = torch.where(share.isinf(), share, 0.)
+    return cls(_by_count(trie, known), prior, share)
 
 # %% ../nbs/35_likelihood.ipynb #9beadf23
 @patch

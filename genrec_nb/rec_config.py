@@ -93,7 +93,9 @@ def _fill_defaults(self: RecommenderConfig) -> None:
     if not isinstance(self.train, TrainConfig):
         given = _train_defaults(self.backbone) | self.train
         self.train = read_settings(TrainConfig, given, 'train')
-    self.model = {**_model_defaults(self.backbone), **self.model}
+    usual = dict(_model_defaults(self.backbone))
+    if self.model.get('softmax') == 'vocabulary': usual |= dict(prior='none') # which has none
+    self.model = {**usual, **self.model}
     plain_ce = self.backbone == 'packed' and self.beta is None
     self.weighting = self.weighting or ('ce' if plain_ce else 'igd')
     self.beta = .1 if self.beta is None else self.beta

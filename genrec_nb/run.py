@@ -173,7 +173,7 @@ def recommenders(self: RunConfig) -> dict: # label -> `RecommenderConfig`
     if self.backbone != 'packed': return {'ce': ce, own.weighting: own}
     children = own.model | dict(softmax='children', prior=_prior(own.model))
     found = {'SASRec': replace(ce, tokenizer=TokenizerConfig('item'), model=children | dict(head_ff=0)),
-             'vocabulary': replace(ce, model=own.model | dict(softmax='vocabulary')),
+             'vocabulary': replace(ce, model=own.model | dict(softmax='vocabulary', prior='none')),
              'children': replace(ce, model=children)}
     found, asked = {k: r for k, r in found.items() if k in self.compare}, {}
     if own.weighting != 'ce' or own == alone: asked[own.weighting] = alone

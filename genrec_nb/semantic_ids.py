@@ -234,7 +234,7 @@ def by_level(self: Identifiers) -> Identifiers: # itself if it is like that
 def digits(self: Identifiers) -> list: # L identifiers of one level each, if they are parallel
     "Identifiers that are predicted independently of each other: the levels, or the whole"
     if not self.notes.get('parallel'): return [self]
-    notes, out = {k: v for k, v in self.notes.items() if k != 'parallel'}, []
+    notes, out = {k: v for k, v in self.notes.items() if k != 'parallel'} | dict(digit=True), []
     for column in self.codes().T:
         low, high = column.min(), column.max() + 1
         tokens = SPECIAL + self.tokens[low:high]

@@ -93,7 +93,7 @@ def _check_labels(trie: ItemTrie, ids: Identifiers) -> None:
     labels = torch.from_numpy(ids.padded()).to(trie.device)
     other_end = trie.walk(labels).max(1).values != trie.leaf
     other_length = (labels > 0).sum(1) != trie.node_depth[trie.leaf]
-    bad = (other_end | other_length).cpu()
+    bad = ((trie.leaf > 0) & (other_end | other_length)).cpu()       # 0: left out of the trie
     require(~bad, lambda i: f'item {i}: its path {" ".join(ids.names(i))} is not the one in the '
                             f'trie ({int(bad.sum())} such items): {mend}')
 
@@ -146,7 +146,8 @@ class Position(Weighting):
 # %% ../nbs/32_token_weights.ipynb #96f64434
 def _node_spread(trie: ItemTrie, x: Tensor) -> Tensor: # embeddings float64 [N, d] -> [M]
     "Mean distance of the items below each node to their center"
-    nodes, out = F.pad(trie.item_nodes(), (1, 0)).T, x.new_zeros(trie.n_nodes) # the root in front
+    here, out = trie.leaf > 0, x.new_zeros(trie.n_nodes)             # without items that were left out
+    nodes, x = F.pad(trie.item_nodes()[here], (1, 0)).T, x[here]     # the root in front
     for at, a, b in zip(nodes, trie.level.tolist(), trie.level.tolist()[1:]):
         group, v, n = at[at >= 0] - a, x[at >= 0], trie.count[a:b].double()
         center = x.new_zeros(b - a, x.shape[1]).index_add_(0, group, v)/n[:, None]
@@ -170,7 +171,7 @@ def level_gains(
         paths = Identifiers.from_codes(np.asarray(paths), policy='keep')
     trie = (paths if isinstance(paths, ItemTrie) else ItemTrie.build(paths)).to('cpu')
     x = ItemFacts(trie, 'front_greater', vectors=x).embeddings
-    gains = _split_gains(trie, x)*trie.count/trie.n_items
+    gains = _split_gains(trie, x)*trie.count/len(trie.order)
     return gains.new_zeros(trie.max_depth + 1).index_add_(0, trie.node_depth, gains)[:-1]
 
 # %% ../nbs/32_token_weights.ipynb #9c2d3856

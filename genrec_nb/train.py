@@ -10,6 +10,7 @@ import math, os, shutil
 import numpy as np
 import torch
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from safetensors import safe_open
@@ -18,8 +19,8 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from transformers import TrainerCallback, TrainingArguments
 from typing import Literal
-from .core import (Count, GenrecError, Natural, NonNegative, Positive, Seed, Share, digest,
-                            patch, read_json, require, settings, write_json, _writing)
+from .core import (Count, GenrecError, Natural, NonNegative, Positive, Seed, Share, _check_items,
+                            digest, patch, read_json, require, settings, write_json, _writing)
 from .limits import _check_trainer
 from .faults import _last_checkpoint, _moved_here
 from .data import Interactions
@@ -350,8 +351,9 @@ def fit(
     "Train with token weights; the best checkpoint has the best validation metric"
     loss = _as_loss(weights, trie)
     _check_catalog(train, trie)
+    _check_items(valid.targets, train.n_items, where='as a validation target')
     if _over_children(model):
-        loss.per_item(torch.cat([t.deciding for t in model.trees], 1), len(model.trees))
+        loss = copy(loss).per_item(torch.cat([t.deciding for t in model.trees], 1), len(model.trees))
     if not len(valid): raise GenrecError('no validation case: every user has fewer than 3 items')
     samples = _samples(model, train, config)
     valid = valid.sample(config.eval_users or None, config.seed)

@@ -8,6 +8,7 @@ from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.splits import Cases
 from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_weights, item_nats, rank_exact, _first_topk, _fit, ValidationScores
 from genrec_nb.infogain import information_gain, item_prior
+from genrec_nb.item_decoder import item_decoder
 from genrec_nb.rank import _case_ce, _rank_cases
 from genrec_nb.semantic_ids import Identifiers
 from genrec_nb.trie import ItemTrie
@@ -214,3 +215,25 @@ def test_weights_find_the_expert():
     good = torch.nn.functional.one_hot(targets, 8).float()*2 + torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
     logp = torch.stack([good, torch.randn(40, 8, generator=torch.Generator().manual_seed(1))*3]).log_softmax(-1)
     for how in ('product', 'mixture'): w = _fit(logp, targets, how); assert w[0] > 5*w[1]
+
+
+def test_colliding_items_share_their_path_without_a_prior():
+    "All items together have probability 1, as with a prior; over the vocabulary nothing is shared"
+    ids = Identifiers.from_codes([[0, 0]]*3 + [[0, 1], [1, 0], [1, 1]], policy='keep')
+    model = item_decoder(ids, d_model=16, num_heads=2, softmax='children').eval()
+    (found,) = exact_scores(model, torch.tensor([[1, 4]]), DecodeConfig(exclude_seen=False))
+    torch.testing.assert_close(found.logp.exp().sum(-1), torch.ones(1, 1))
+    torch.testing.assert_close(found.logp[0, 0, :3], found.logp[0, 0, :1].expand(3))
+    assert item_decoder(ids, d_model=16, num_heads=2).trees[0].share.eq(0).all()
+
+
+def test_weights_are_fitted_with_items_that_an_identifier_lacks():
+    "An item that only one identifier reaches changes nothing for the others, and breaks no gradient"
+    logp = torch.randn(2, 30, 8, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    targets = torch.arange(30) % 7
+    gone = logp.clone()
+    gone[0, :, 7] = -torch.inf
+    for how in ('product', 'mixture'):
+        fitted, plain = _fit(gone, targets, how), _fit(logp[..., :7].contiguous(), targets, how)
+        assert np.isfinite(fitted).all()
+        if how == 'product': np.testing.assert_allclose(fitted, plain, atol=1e-3)

@@ -3,9 +3,12 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
-from genrec_nb.core import GenrecError
+from genrec_nb.beam_search import DecodeConfig
+from genrec_nb.core import GenrecError, SettingError
+from genrec_nb.exact import exact_scores
 from genrec_nb.item_decoder import ItemDecoder, ItemDecoderConfig, item_decoder, _level_ranges
 from genrec_nb.semantic_ids import EOS, Identifiers
+from genrec_nb.tiger import tiger_t5
 from oracles import identifiers, next_logp, packed, t5
 
 def codes(n=20, sizes=(4, 3, 4), seed=0): return Identifiers.from_codes(np.random.default_rng(seed).integers(0, sizes, (n, len(sizes))), list(sizes), 'keep')
@@ -63,3 +66,23 @@ def test_auto_classes_load_it(tmp_path):
     again = AutoModel.from_pretrained(tmp_path)
     assert isinstance(again, ItemDecoder) and isinstance(AutoConfig.from_pretrained(tmp_path), ItemDecoderConfig)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters()))
+
+
+def test_a_new_item_may_have_a_code_that_no_old_item_had():
+    "Every code of the vocabulary has weights, at the ends of a level, too: the longer table is ranked, and has probability 1"
+    import genrec_nb.new_items
+    old = Identifiers.from_codes([[0, 1], [1, 2], [2, 1], [3, 2]], [4, 4], 'keep')
+    model = item_decoder(old, d_model=16, num_heads=2, softmax='children')
+    assert model.config.sizes == [4, 4]
+    new = old.append(np.array([[0, 3], [3, 0]]), policy='keep')
+    (found,) = exact_scores(model.eval().set_items(new), torch.tensor([[1, 4]]), DecodeConfig(exclude_seen=False))
+    torch.testing.assert_close(found.logp.exp().sum(-1), torch.ones(1, 1))
+    small = item_decoder(Identifiers.from_codes([[0, 1], [1, 2]], [2, 3], 'keep'), d_model=16, num_heads=2)
+    with pytest.raises(GenrecError, match='other levels or tokens than the model was made for'): small.set_items(new)
+
+
+def test_a_prior_is_of_the_children():
+    "Over the vocabulary it would be added to nothing: refused, before the model is made"
+    for make in (item_decoder, tiger_t5):
+        with pytest.raises(SettingError, match="prior='trie' is added to the logits of children"):
+            make(Identifiers.random(9, 2, 4), counts=np.ones(9), prior='trie')

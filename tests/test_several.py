@@ -199,7 +199,7 @@ def test_identifiers_that_do_not_fit(tmp_path):
     table.write_text(json.dumps({i: [f'<x_{n}>'] for n, i in enumerate(DATA.catalog.ids)}))
     with pytest.raises(GenrecError, match='twice'): GenerativeRecommender.fit(DATA, settings(identifiers=['item', str(table)]), SPLIT)
     with pytest.raises(GenrecError, match='same catalog'): item_decoder([Identifiers.from_codes(np.arange(n)[:, None], policy='keep') for n in (5, 6)])
-    with pytest.raises(GenrecError, match="prior='trie' needs counts="): item_decoder(Identifiers.random(9, 2, 3), prior='trie')
+    with pytest.raises(GenrecError, match="prior='trie' needs counts="): item_decoder(Identifiers.random(9, 2, 3), softmax='children', prior='trie')
 
 
 def test_names_and_roundtrip():

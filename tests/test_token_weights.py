@@ -242,3 +242,16 @@ def test_labels_that_the_trie_does_not_hold():
     for paths, item in (([[3, 5, 8], [3, 5, 9], [3, 6, 8], [4, 6, 8], [4, 7, 9]], 3), ([[3, 5, 9], [3, 5, 8], *WORLD.paths[2:]], 0), ([*WORLD.paths[:4], [4, 7, 9, 9]], 4)):
         with pytest.raises(GenrecError, match=f'item {item}: its path <?t'): Uniform().table(WORLD.trie, identifiers(paths, 11))
     with pytest.raises(GenrecError, match='4 items for a trie of 5'): Uniform().table(WORLD.trie, identifiers(WORLD.paths[:4]))
+
+
+def test_items_left_out_of_the_trie_have_no_part_in_weights():
+    "Weights of the others are those of a catalog without them; positions, too, whose mean is over the items that are left"
+    rng = np.random.default_rng(0)
+    codes, x, counts = rng.integers(0, 4, (40, 3)), rng.normal(size=(40, 5)), rng.integers(1, 9, 40)
+    keep = np.flatnonzero(np.arange(40) % 4 > 0)
+    every, rest = (Identifiers.from_codes(c, [4]*3, 'keep') for c in (codes, codes[keep]))
+    some, alone = ItemTrie.build(every, keep), ItemTrie.build(rest)
+    torch.testing.assert_close(level_gains(x, some), level_gains(x[keep], alone))
+    for name in ('uniform', 'igd', 'pos', 'fg', 'fg-prefix', 'frequency'):
+        found = make_weighting(name).table(some, every, counts=np.where(np.arange(40) % 4 > 0, counts, 0), vectors=x)
+        torch.testing.assert_close(found[keep], make_weighting(name).table(alone, rest, counts=counts[keep], vectors=x[keep]))

@@ -624,3 +624,24 @@ def test_a_mixture_in_two_processes(two_processes):
     torch.testing.assert_close(a['first'], want, rtol=1e-3, atol=1e-6)
     assert want[-3:].abs().min() > 1e-5 and a['log']['loss'] == pytest.approx(plain, rel=1e-4)
     np.testing.assert_allclose([a['log'][f'loss_{n}'] for n in loss.names], parts, rtol=1e-4)
+
+
+def test_validation_targets_of_another_catalog_end_it_before_training(tmp_path):
+    "No step, no checkpoint"
+    from dataclasses import replace
+    ids = Identifiers.random(SPLIT.train.n_items, 2, 16)
+    bad = replace(SPLIT.valid, targets=SPLIT.valid.targets + 999)
+    with pytest.raises(GenrecError, match='as a validation target'):
+        fit(item_decoder(ids, d_model=16, num_heads=2), SPLIT.train, bad, ItemTrie.build(ids), None, TrainConfig(epochs=2, eval_every=2), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_leaves_the_loss_as_it_was(tmp_path):
+    "One loss trains a model over children and then one over the vocabulary, which weighs every token"
+    ids = Identifiers.random(SPLIT.train.n_items, 2, 16)
+    trie, how = ItemTrie.build(ids), dict(d_model=16, num_heads=2)
+    loss = make_weighting('uniform').objective(trie, ids)
+    before = loss.table.clone()
+    for n, softmax in enumerate(('children', 'vocabulary')):
+        fit(item_decoder(ids, softmax=softmax, **how), SPLIT.train, SPLIT.valid, trie, loss, TrainConfig(epochs=1, eval_every=1), tmp_path/str(n), DecodeConfig(beams=4))
+        assert loss.deciding is None and loss.table.equal(before)

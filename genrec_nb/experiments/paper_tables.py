@@ -106,8 +106,21 @@ seeds = [0, 1, 2]
 alphas = [0]
 reference = "TIGER"
 keep_models = false
-baselines = ["popularity", "transitions", "rules", "itemknn", "ease", "mf", "lightgcn", "caser", "hgn",
-             "gru4rec", "bert4rec", "sasrec", "esasrec"]
+
+[baselines]
+popularity = {{}}
+transitions = {{}}
+rules = {{}}
+itemknn = {{}}
+ease = {{}}
+mf = {{}}
+lightgcn = {{ dim = 128 }}
+caser = {{}}
+hgn = {{}}
+gru4rec = {{}}
+bert4rec = {{}}
+sasrec = {{}}
+esasrec = {{}}
 
 [ids.rqvae]
 method = "rqvae"
