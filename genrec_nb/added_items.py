@@ -26,11 +26,13 @@ from .tokenizer import Tokenized
 def _new_catalog(items, old: Catalog) -> Catalog: # items: a `Catalog`, a data frame, or a file
     "The new items; raises `GenrecError` if one is known already"
     if isinstance(items, (str, Path)): items = _read_items(items)
+    if isinstance(items, list): items = pd.DataFrame(items)
     if isinstance(items, pd.DataFrame):
         table = FileTable(items, Path('the new items'), 'a table')
         items = _items_of(table, '', '', None, None).catalog
     require(isinstance(items, Catalog) and len(items) > 0,
-            f'new items are a Catalog, a table or a file, not {type(items).__name__}', SettingError)
+            f'new items are a Catalog, a data frame, a list of rows {{"item": .., "title": ..}} or a file, '
+            f'not {type(items).__name__}', SettingError)
     known = set(old.ids)
     twice = [i for i in items.ids if i in known]
     require(not twice, f'{len(twice)} of {len(items)} new items are in the catalog already, the '

@@ -134,6 +134,7 @@ def _start(file, changes: dict, quick: bool, preset, folder: Path | None, resume
     "A run, or the rest of one, once its settings are known to be possible"
     from genrec_nb.run import load_config, run                 # bring torch
     config = load_config(file, changes, quick, preset)
+    if config.note: _LOG.warning('%s', config.note)
     folder = folder or _free_folder(Path(config.data).resolve().name + '-quick'*quick)
     with _interruptible(f'`genrec run --resume --out {folder}` continues') as bars:
         metrics = run(config, folder, resume, bars, device=_device(device))
@@ -419,23 +420,26 @@ def _check_settings(folder: Path) -> None:
         check_keys(given, _fields('RecommenderConfig', 'rec_config'), str(file))
 
 # %% ../nbs/95_cli.ipynb #eb6efc76
-def _check_histories(path: Path, out: Path | None, columns: dict) -> None:
+def _check_histories(path: Path, out: Path | None, form: str | None, columns: dict) -> None:
     "Raise `GenrecError` for a file of histories without the columns, and a taken --out; no torch"
     from genrec_nb.core import FileError, require
     from genrec_nb.formats import read_file
-    from genrec_nb.many_users import _history_columns
+    from genrec_nb.many_users import _form_of, _history_columns
+    if out: _form_of(out, form)
     require(not (out and out.exists()), f'{out}: exists; name another file', FileError)
     _history_columns(read_file(path, rows=100).frame, path, columns)
 
 _Why = _flag('--explain', 'Show the tokens of the first recommendation.')
 
 # %% ../nbs/95_cli.ipynb #3b3d1e36
-def _check_options(history, histories, items, vectors, form, columns: dict, device) -> None:
+def _check_options(history, histories, items, vectors, out, form, columns: dict, device) -> None:
     "Raise `GenrecError` for options of `genrec recommend` that cannot be; without torch"
     from genrec_nb.core import SettingError, check_choice, check_keys, require
     from genrec_nb.setting_names import _check_device, _check_there
     require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
             SettingError)
+    require(bool(histories) or not (out or form), '--out and --format are of the lists of all users: '
+            'give --histories FILE, too', SettingError)
     require(bool(items) or not vectors, '--vectors are those of new items: give --items FILE, too',
             SettingError)
     check_choice(form or 'json', ('json', 'csv', 'parquet'), '--format')
@@ -467,13 +471,13 @@ def _recommend(
     _set_up_logging()
     from dataclasses import replace
     changes, names = _decode_changes(change), _columns(column)
-    _check_options(history, histories, items, vectors, form, names, device)
+    _check_options(history, histories, items, vectors, out, form, names, device)
     from genrec_nb.model_folder import _check_catalog, _check_folder, _fetched # after the options
     folder = _fetched(folder)
     _check_folder(folder)
     _check_settings(folder)
     _check_catalog(folder/'catalog.json')
-    if histories: _check_histories(histories, out, names)
+    if histories: _check_histories(histories, out, form, names)
     gone = _listed(without)
     if not items: _check_titles(folder, [*(history or []), *gone])
     from genrec_nb.recommender import GenerativeRecommender

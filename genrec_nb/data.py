@@ -55,7 +55,7 @@ def find(self: Catalog, title: str) -> int: # the item; the first one where seve
     if t in low: return low.index(t)
     near = [x for x in low if t and t in x][:3] + difflib.get_close_matches(t, low, n=3, cutoff=.5)
     names = ' or '.join(repr(self.titles[low.index(x)]) for x in dict.fromkeys(near[:4]))
-    hint = f'did you mean {names}?' if names else 'and none is near it'
+    hint = f'did you mean {names}?' if names else 'none is near it'
     parts = [x.strip() for x in t.split(',')]
     if len(parts) > 1 and all(x in low or x in map(str.lower, self.ids) for x in parts):
         hint = 'it names several items: give each by itself'

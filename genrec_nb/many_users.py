@@ -12,15 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import FileError, _near, _Silent, check_choice, explain, require, whole_file
+from .core import (FileError, SettingError, _near, _Silent, check_choice, explain, require,
+                            whole_file)
 from .workers import _in_workers
 from .data import Catalog, _offsets_of
 from .formats import (explode, read_file, recognize, _by_name, _clock, _has_lists, _ids,
-                               _in_pandas)
+                               _in_pandas, _no_times)
 from .item_texts import _there
 from .splits import Cases
 
 # %% ../nbs/82_many_users.ipynb #e99f053f
+def _need(good, where, what: str) -> None: # bool [n], of the rows of a table
+    "Raise `FileError` naming the first row that is not good"
+    require(good, lambda n: f'{where}: row {n + 1} has {what}', FileError)
+
 def _history_columns(df: pd.DataFrame, where, given: dict | None = None) -> tuple[str, str, str]:
     "The columns of users, items and times ('': none); given: their names, by role"
     f, given = recognize(list(df.columns)), given or {}
@@ -33,8 +38,12 @@ def _history_columns(df: pd.DataFrame, where, given: dict | None = None) -> tupl
 def _by_user(df: pd.DataFrame, where, given: dict | None = None) -> pd.DataFrame: # user, item
     "One row an interaction, each user's rows together and in order of time"
     user, item, time = _history_columns(df, where, given)
-    everybody = _ids(df[user]).dropna().drop_duplicates()
+    everybody = _ids(df[user])
+    _need(everybody.notna(), where, 'no user')
+    if _has_lists(df[item]): _need(~everybody.duplicated(), where, 'a second list of its user')
+    everybody = everybody.drop_duplicates()
     df = explode(df.reset_index(drop=True), item, time, where)
+    if time: _need(~_no_times(df[time]), where, f'no time in {time!r}: numbers, or 2026-11-28')
     rows = pd.DataFrame(dict(user=_ids(df[user]), item=_ids(df[item])))
     order = _clock(df[time])[0].argsort(kind='stable') if time else rows.index
     idle = everybody[~everybody.isin(rows.user)]               # with an empty list
@@ -71,8 +80,9 @@ def _item_places(items: pd.Series, catalog: Catalog) -> np.ndarray: # int64 [n],
     found = pd.Index(catalog.ids, dtype=object).get_indexer(items)
     if (found >= 0).all(): return found
     titles = {t.strip().lower(): i for i, t in reversed([*enumerate(catalog.titles)])}
-    code, names = pd.factorize(items[found < 0].astype(str).str.strip().str.lower())
-    found[found < 0] = np.array([titles.get(name, -1) for name in names], np.int64)[code]
+    other = (found < 0) & items.notna().to_numpy()             # none: an empty list
+    code, names = pd.factorize(items[other].astype(str).str.strip().str.lower())
+    found[other] = np.array([titles.get(name, -1) for name in names], np.int64)[code]
     return found
 
 # %% ../nbs/82_many_users.ipynb #1d24471a
@@ -165,6 +175,15 @@ def _lists(rec, batches: Iterator, k: int, jobs: int, cluster: str | None, besid
 # %% ../nbs/82_many_users.ipynb #191cdf88
 _FORMS = 'json', 'csv', 'parquet'
 
+def _form_of(out: Path, form: str | None) -> str: # in `_FORMS`
+    "The format asked for, which the name ends with, too; raises `SettingError` if it does not"
+    ends = out.suffix.lstrip('.').replace('jsonl', 'json')
+    form = form or ends or 'json'
+    check_choice(form, _FORMS, 'the format')
+    require(form == ends or ends not in _FORMS, f'{out}: the name says {ends}, the format is '
+            f'{form}: give one, or both alike', SettingError)
+    return form
+
 # %% ../nbs/82_many_users.ipynb #6d236f07
 def recommend_file(
     rec, # a `GenerativeRecommender`, or anything with `catalog` and `rank(cases, k)`
@@ -180,8 +199,7 @@ def recommend_file(
 ) -> dict: # users, without (a list), unknown (items of histories), unknown_names (the first three)
     "Recommend for every user of a file, in bounded memory; raises `GenrecError`"
     path, out, progress = Path(histories), Path(out), progress or _Silent()
-    form = form or out.suffix.lstrip('.').replace('jsonl', 'json') or 'json'
-    check_choice(form, _FORMS, 'the format')
+    form = _form_of(out, form)
     require(not out.exists(), f'{out}: exists; name another file', FileError)
     progress.stage('recommend')
     done, lost = dict(users=0, without=0), _Unknown()

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/94_options.ipynb #46481d46
+import re
 import typer
 from typing import Annotated
 from rich.console import Console
@@ -16,8 +17,10 @@ def _value(text: str) -> object:
     "A value as TOML; anything else is a word"
     try: import tomllib
     except ImportError: import tomli as tomllib              # Python 3.10
-    try: return tomllib.loads(f'x = {text}')['x']
-    except tomllib.TOMLDecodeError: return text
+    for one in (text, re.sub(r'(?<![\w.])\.(?=\d)', '0.', text)):     # .5 is 0.5
+        try: return tomllib.loads(f'x = {one}')['x']
+        except tomllib.TOMLDecodeError: pass
+    return text
 
 def _pairs(given: list[str] | None, option: str, prefix: str = '') -> dict: # full name -> value
     "Read settings, NAME=VALUE each; a full name begins with `prefix`"

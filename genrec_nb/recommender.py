@@ -12,13 +12,14 @@ import torch
 from dataclasses import asdict, replace
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
-from .core import (FileError, GenrecError, SettingError, _check_items, _plural, check_keys,
+from .core import (FileError, GenrecError, SettingError, _check_items, _check_k, _plural, check_keys,
                             patch, read_json, read_settings, require, versions, whole_folder, write_json,
                             _read_tensors, _write_tensors)
 from .data import Catalog, Dataset
 from .splits import Cases, Split, leave_one_out
 from .embed import embed_texts
 from .kmeans import load_quantizer
+from .metrics import ranking_metrics
 from .semantic_ids import Identifiers
 from .trie import ItemTrie
 from .infogain import information_gain, item_prior
@@ -169,6 +170,7 @@ def rank(self: GenerativeRecommender,
     assistant=None, # as for `rank_each`
 ) -> np.ndarray: # int64 [cases, k], -1 where nothing is left
     "Ranked items of many cases, for `evaluate_ranking`"
+    _check_k(k)
     return self.rank_each(cases, [decode or self._wide(k)], k, assistant)[0]
 
 @patch
@@ -274,6 +276,15 @@ def add_rules(self: GenerativeRecommender,
     weights = dict(product=found[0].rules, mixture=found[-1].rules)
     self.weights = self.weights | dict(rules=weights)
     return self
+
+# %% ../nbs/81_recommender.ipynb #36a373a2
+@patch
+def evaluate(self: GenerativeRecommender,
+    cases: Cases, # histories and their targets: `split.test`
+    ks: tuple[int, ...] = (1, 5, 10, 20), # cut-offs
+) -> dict[str, float]: # {'recall@10': .., 'ndcg@10': .., ..}
+    "Recall, NDCG, MRR and hit rate with the saved settings of decoding, all items ranked"
+    return ranking_metrics(self.rank(cases, max(ks)), cases.targets, ks)
 
 # %% ../nbs/81_recommender.ipynb #9a13c6ec
 @patch

@@ -22,7 +22,8 @@ from rich.text import Text
 # %% ../nbs/94_terminal.ipynb #2dbb02c1
 _LOG = logging.getLogger('genrec_nb')
 
-def _errors() -> Console: return Console(stderr=True, highlight=False, soft_wrap=True)
+def _errors() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 class _Lines(logging.Handler):
     "A message is a line on the error stream; warnings and errors begin with `genrec:`"
@@ -153,7 +154,7 @@ def _frame_rows(frame) -> list[dict]: # frame: of pandas
 
 def _print(*parts) -> None: # texts and tables
     "Results, on the standard output"
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.width = max(console.width, 20)                     # COLUMNS may be 0, or a mistake
     for x in parts: console.print(x, soft_wrap=isinstance(x, str))
 

@@ -296,3 +296,27 @@ def test_a_tokenizer_without_its_parts_is_refused(tmp_path):
         with pytest.raises(FileError, match=f'made/{part}: lacks its {lacks}'): load_tokenized(made)
         (made/part).write_text(whole)
     assert load_tokenized(made).quantizer
+
+def test_histories_with_gaps(rec, tmp_path):
+    "An empty list has no recommendations, whatever stands beside it; a row without user or time, and a second list, are named"
+    ids, out = rec.catalog.ids, tmp_path/'out.json'
+    for items in ([[rec.catalog.titles[0]], [], [ids[3]]], [[ids[0]], [], [ids[3]]]):
+        pd.DataFrame(dict(user=['a', 'b', 'c'], items=items)).to_parquet(tmp_path/'h.parquet')
+        assert recommend_file(rec, tmp_path/'h.parquet', out, 3)['without'] == 1
+        lists = {x['user']: x['items'] for x in map(json.loads, out.read_text().splitlines())}
+        assert lists['b'] == [] and len(lists['a']) == len(lists['c']) == 3
+        out.unlink()
+    bad = {'row 2 has no user': dict(user=['a', None], items=[[ids[0]], [ids[1]]]), 'row 2 has a second list of its user': dict(user=['a', 'a'], items=[[ids[0]], [ids[1]]]),
+           "row 3 has no time in 'time'": dict(user=['a', 'b', 'b'], item=ids[:3], time=['3', '4', 'x']), "row 1 has no time in 'time'": dict(user=['a', 'b'], item=ids[:2], time=['31.12.2020 10:00', '01.02.2021 11:00'])}
+    for message, table in bad.items():
+        pd.DataFrame(table).to_parquet(tmp_path/'bad.parquet')
+        with pytest.raises(FileError, match=message): recommend_file(rec, tmp_path/'bad.parquet', out, 3)
+        assert not out.exists()
+    with pytest.raises(SettingError, match='the name says json, the format is parquet'): recommend_file(rec, tmp_path/'h.parquet', out, 3, 'parquet')
+
+def test_figures_of_a_saved_recommender(rec):
+    "Those of the metrics on its own lists"
+    from genrec_nb.metrics import ranking_metrics
+    cases = Cases(np.arange(4), np.array([1, 2, 3, 4], np.int32), np.arange(5), np.array([2, 3, 4, 5]))
+    assert rec.evaluate(cases, (3, 5)) == ranking_metrics(rec.rank(cases, 5), cases.targets, (3, 5))
+    with pytest.raises(SettingError, match='k is 2.5, expected a whole number'): rec.rank(cases, 2.5)

@@ -469,3 +469,10 @@ def test_mistakes_about_language_models_in_a_grid(toy, tiny, changes, what):
 
 def test_a_language_model_that_is_not_there_is_told_before_any_trial(toy, tmp_path):
     with pytest.raises(GenrecError, match='no/such/model'): dry_run(Grid(**written(toy, 'no/such/model')), tmp_path/'o')
+
+
+def test_a_weighting_that_changes_nothing_is_told():
+    "IGD-tuning over children is plain cross-entropy; over the vocabulary it is not"
+    how = dict(data=['ml-100k'], ids={'km': dict(method='rqkmeans', encoder='tfidf')}, weightings=['ce', 'igd'])
+    assert list(Grid(**how).notes) == ['igd'] and 'plain cross-entropy' in Grid(**how).notes['igd']
+    assert Grid(**how, model=dict(softmax='vocabulary')).notes == {}

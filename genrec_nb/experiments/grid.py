@@ -301,6 +301,14 @@ def recommender(
     r |= _of_data(self.tokenizer(ids, method), self.data_config(data), data)
     return read_settings(RecommenderConfig, r, f'data.{data}, ids.{ids}, weightings.{method}')
 
+# %% ../../nbs/91_grid.ipynb #36f9a50a
+@patch(as_prop=True)
+def notes(self: Grid) -> dict: # method -> what it does not do
+    "Weightings that change nothing under the grid's settings"
+    data, ids, seed = next(iter(self.data)), next(iter(self.ids)), self.seeds[0]
+    found = {m: self.recommender(data, ids, m, seed, {}).note for m in self.weightings}
+    return {m: note for m, note in found.items() if note}
+
 # %% ../../nbs/91_grid.ipynb #b644669f
 @patch
 def baseline(

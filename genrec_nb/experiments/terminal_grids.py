@@ -58,6 +58,7 @@ def _compare(
         first = report[0] if report[0].is_dir() else report[0].parent
         return _report(read_results(*report), out or first/'report.html')
     plan, out = read_grid(grid), out or Path('runs')/f'compare-{grid.stem}'
+    for name, note in plan.notes.items(): _LOG.warning('weightings.%s: %s', name, note)
     if dry_run: return typer.echo(execution.dry_run(plan, out, jobs))
     with _interruptible('the same command continues') as bars:
         where = _device(device) if device else None
@@ -85,7 +86,7 @@ _OnData = Annotated[str, typer.Option('--data', help="Data set, as in `genrec ru
                                       'or the name of a folder in data/.')]
 _TableOut = _may(Path, 'Folder for results, cache and report, runs/reproduce-TABLE-DATA if none is '
                        'given; with --report a .jsonl file, too.')
-_Only = _flag('--report', 'Report on the rows that are there; only if there are none they are made.')
+_Only = _flag('--report', 'Report on the rows that are there. If there are none, they are made, unless --out is given.')
 
 # %% ../../nbs/94_terminal_grids.ipynb #5afdda5c
 def _reproduce(
@@ -100,7 +101,7 @@ def _reproduce(
 ):
     "Run a table of a paper, and set ours beside the published figures."
     _set_up_logging()
-    from genrec_nb.core import _check_place, check_choice
+    from genrec_nb.core import FileError, _check_place, check_choice, require
     from genrec_nb.experiments.paper_tables import TABLES
     from genrec_nb.setting_names import _check_device
     _check_device(device)
@@ -111,10 +112,12 @@ def _reproduce(
     from genrec_nb.experiments.results import read_results
     if table is None: return _print_parts([list_tables()])
     t, name = read_table(table, data), Path(data).name
-    out = out or Path('runs')/f'reproduce-{table}-{name}'
+    named, out = out, out or Path('runs')/f'reproduce-{table}-{name}'
     rows, page = _stored_rows(table, data, out), Path('runs')/f'reproduce-{table}-{name}.html'
     if dry_run: return typer.echo(execution.dry_run(t.grid, out, jobs))
     if report and rows: return _report_table(t, read_results(rows), page)
+    require(not (report and named), f'{named}: no rows of {table} to report on; without --report '
+            'they are made', FileError)
     if report: _LOG.info('no rows yet: about %d minutes of one core', t.minutes)
     with _interruptible('the same command continues') as bars:
         where = _device(device) if device else None
