@@ -55,6 +55,7 @@ def _fields(name: str, module: str, package: str = 'genrec_nb') -> dict: # field
     for base in c.bases: out |= _fields(getattr(base, 'id', ''), module, package)
     for s in c.body:
         if not isinstance(s, ast.AnnAssign) or 'ClassVar' in _words(s.annotation): continue
+        if s.target.id == '_': continue                            # a mark, not a field
         out[s.target.id] = module, s.annotation
     return out
 

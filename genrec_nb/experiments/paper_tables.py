@@ -92,7 +92,8 @@ _KINDS = {'random': 'method = "random", levels = 4, size = 256', 'P5-TID': 'meth
 _DECODER_ROWS = '\n'.join(f'[weightings."{name}"]\nkind = "ce"\ntokenizer = {{ {how} }}\n'
                           for name, how in _KINDS.items())
 _T5 = ('backbone = "t5"\nmodel = { d_model = 64, d_ff = 256, num_layers = 2, num_decoder_layers = 2, '
-       'num_heads = 4, d_kv = 16, softmax = "children", prior = "trie" }')
+       'num_heads = 4, d_kv = 16, softmax = "children", prior = "trie" }\n'
+       'train = { batch_size = 64, lr = 0.001 }')
 _T5_ROWS = '\n'.join(f'[weightings."{name}, T5"]\nkind = "ce"\n{_T5}\ntokenizer = {{ {how} }}\n'
                      for name, how in _KINDS.items())
 
