@@ -93,8 +93,16 @@ _TieSeed = _may(int, 'Seed of the order of interactions at the same time, for to
 # %% ../nbs/95_cli.ipynb #c1fc97cd
 def _changes(pairs: list[dict], **own) -> dict: # own: options of one setting, None if not given
     "The changes to settings, by their dotted names"
-    given = {k: v for k, v in own.items() if v is not None}
-    return {k: v for p in [*pairs, given] for k, v in p.items()}
+    from genrec_nb.core import SettingError, require
+    from genrec_nb.presets import _SHORT
+    out, given = {}, {k: v for k, v in own.items() if v is not None}
+    for name, value in (x for p in [*pairs, given] for x in p.items()):
+        short = name.removeprefix('decode.')
+        name = short if short in _SHORT else name
+        require(out.get(name, value) == value, f'{name} is given twice, as {out.get(name)!r} and '
+                f'as {value!r}', SettingError)
+        out[name] = value
+    return out
 
 # %% ../nbs/95_cli.ipynb #3103d517
 def _check_out(folder: Path) -> None:

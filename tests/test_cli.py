@@ -412,3 +412,18 @@ def test_mistakes_about_language_models_make_no_folder(lm, tmp_path):
     assert 'no/such/model' in run('--set', 'backbone=llm', '--model', 'base=no/such/model') and 'is no regular expression' in run(*title, *base, '--tokenizer', 'drop=(')
     assert 'leaves nothing of 30 titles' in run(*title, *base, '--tokenizer', 'drop=.*') and "backbone 'llm'" in run('--tokenizer', 'method=title')
     assert not (tmp_path/'o').exists()
+
+
+@pytest.mark.parametrize('args, message', [(['--set', 'decode.alpha=.3', '--set', 'alpha=.1'], 'alpha is given twice, as 0.3 and as 0.1'),
+                                           (['--set', 'data=elsewhere'], "data is given twice, as 'elsewhere' and as 'shop'")])
+def test_one_setting_given_twice(args, message, capsys, monkeypatch):
+    "By two names, or as an argument, too: said, not decided by the order"
+    monkeypatch.setattr(sys, 'argv', ['genrec', 'run', 'shop', *args])
+    with pytest.raises(SystemExit) as e: main()
+    assert e.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_point_before_the_digits():
+    "As TOML writes it and as people do"
+    from genrec_nb.options import _pairs
+    assert _pairs(['a=.5', 'b=[.5, 1, -.25]', 'c=x.5', 'd=1.5'], '--set') == dict(a=.5, b=[.5, 1, -.25], c='x.5', d=1.5)
