@@ -99,7 +99,7 @@ def _changes(pairs: list[dict], **own) -> dict: # own: options of one setting, N
     for name, value in (x for p in [*pairs, given] for x in p.items()):
         short = name.removeprefix('decode.')
         name = short if short in _SHORT else name
-        require(out.get(name, value) == value, f'{name} is given twice, as {out.get(name)!r} and '
+        require(name not in out or out[name] == value, f'{name} is given twice, as {out.get(name)!r} and '
                 f'as {value!r}', SettingError)
         out[name] = value
     return out

@@ -100,14 +100,6 @@ def _fill_defaults(self: RecommenderConfig) -> None:
     self.weighting = self.weighting or ('ce' if plain_ce else 'igd')
     self.beta = .1 if self.beta is None else self.beta
 
-# %% ../nbs/81_rec_config.ipynb #b3ba74fd
-@patch(as_prop=True)
-def note(self: RecommenderConfig) -> str: # '' if there is none
-    "A weighting that changes nothing, and what would make it"
-    if self.weighting != 'igd' or self.model.get('softmax') != 'children': return ''
-    return ("over the children of a prefix forced tokens have no loss: weighting 'igd' is plain "
-            'cross-entropy there; model.softmax=vocabulary tells them apart')
-
 # %% ../nbs/81_rec_config.ipynb #ce30bbe9
 @patch(as_prop=True)
 def titles(self: RecommenderConfig) -> bool:
@@ -176,3 +168,11 @@ def _check_identifiers(self: RecommenderConfig) -> None:
     n = sum(_digits(s) for s in self.sources)
     require(isinstance(w, str) or len(w) == n, f'decode.weights: {len(w)} numbers for '
             f'{n} identifiers, expected one for each', SettingError)
+
+# %% ../nbs/81_rec_config.ipynb #b3ba74fd
+@patch(as_prop=True)
+def note(self: RecommenderConfig) -> str: # '' if there is none
+    "A weighting that changes nothing, and what would make it"
+    if self.weighting != 'igd' or self.model.get('softmax') != 'children': return ''
+    return ("over the children of a prefix forced tokens have no loss: weighting 'igd' is plain "
+            'cross-entropy there; model.softmax=vocabulary tells them apart')
