@@ -43,13 +43,14 @@ def _subtree_sum(trie: ItemTrie, x: Tensor) -> Tensor: # float [leaves], by row 
 
 # %% ../nbs/31_infogain.ipynb #fc91142e
 def _path_mass(trie: ItemTrie, prior: Tensor) -> Tensor: # float64 [N] -> [leaves]
-    "Prior mass at each leaf, that of colliding items added up"
+    "Share of each leaf in the prior mass, colliding items added up; exactly 1 if it has all of it"
     n = len(prior)
     require(n == trie.n_items, f'the prior has {n} items, the trie {trie.n_items}')
     _check_targets(trie, prior)
     mass = prior.index_select(0, trie.order)
     lengths = trie.count[_leaf_places(trie)].long()
-    return torch.segment_reduce(mass, 'sum', lengths=lengths, unsafe=True)
+    mass = torch.segment_reduce(mass, 'sum', lengths=lengths, unsafe=True)
+    return mass.div_(mass.sum())
 
 # %% ../nbs/31_infogain.ipynb #b9deb3be
 def _xlogx(x: Tensor) -> Tensor: return torch.special.xlogy(x, x)        # 0 at 0

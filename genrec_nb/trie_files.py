@@ -43,8 +43,9 @@ class _NumberFile:
         if len(out): self.read_into(out, part.start)
         return out
     def find(self, wanted: np.ndarray, a: int, b: int) -> np.ndarray: # int64 [m] -> [m]
-        "Where numbers would stand among the ascending ones a .. b-1"
-        return a + np.memmap(self.path, np.int64, 'r', 8*a, b - a).searchsorted(wanted)
+        "Where numbers would stand among the ascending ones a .. b-1; a block is mapped at once"
+        parts = (np.memmap(self.path, np.int64, 'r', 8*(a + x), y - x) for x, y in _blocks(b - a))
+        return a + sum(part.searchsorted(wanted) for part in parts)
 
 # %% ../nbs/30_trie_files.ipynb #fb26e7a9
 class _Reader:
