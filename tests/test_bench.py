@@ -6,6 +6,7 @@ import math
 import os
 import random
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_exact_codes_are_the_definition():
 def test_tokenizers_in_a_fresh_process(monkeypatch):
     "Small sizes, whole way: the child process answers, the lines can be read, nothing but JSON"
     pytest.importorskip('k_means_constrained')
-    monkeypatch.setattr(bench, 'topic_vectors', lambda n: topic_vectors(600, 16))
+    monkeypatch.setattr(bench, 'topic_vectors', lambda *size: topic_vectors(600, 16))
     real = in_fresh_process
     monkeypatch.setattr(bench, 'in_fresh_process', lambda f, n, size: real(f, 3000, 16))
     result = run_bench(['tokenizers'], quick=True)
@@ -352,6 +353,55 @@ def test_a_device_is_measured_and_shown(monkeypatch, dtype):
     assert {w for ways in found['ranking'].values() for w in ways} == {'constrained', 'free', 'constraint', 'exact'}
     text = format_bench(dict(machine=machine(), results=dict(device=found)))
     assert (text.count('% of the product'), text.count('the time of free')) == (4 + 7, 2)
+
+
+def small_case(monkeypatch, n=50):
+    "A device case of few items"
+    rng, ids = np.random.default_rng(0), Identifiers.random(n, levels=2, size=8, seed=0)
+    split = leave_one_out(Interactions(rng.integers(0, n, 300), np.arange(0, 301, 6), [str(u) for u in range(50)], n))
+    monkeypatch.setattr(bench, 'device_case', lambda users: ('small', ids, split))
+
+def test_a_profile_names_what_takes_the_time():
+    a = torch.ones(300, 300)
+    product, copies = bench.profile_of(lambda: a @ a @ a), bench.profile_of(lambda: [a.clone() for _ in range(20)])
+    assert product['products'] > .8 and product['operators'][0]['name'] == 'aten::mm' and product['operators'][0]['calls'] == 2
+    assert copies['products'] == 0 and 'aten::copy_' in [o['name'] for o in copies['operators'][:2]]
+    for found in (product, copies): assert found['seconds'] > 0 and sum(o['share'] for o in found['operators']) <= 1.0001
+
+def test_searches_and_trainings_are_profiled_and_shown(monkeypatch):
+    small_case(monkeypatch)
+    found = run_bench(['profile'], quick=True)
+    jobs = found['results']['profile']['jobs']
+    assert list(jobs) == ['T5, generate', 'T5, beam search', 'item decoder, beam search', 'item decoder, every item', 'T5, training', 'item decoder, training']
+    assert any('index_select' in o['name'] for o in jobs['T5, generate']['operators'])         # its caches are copied with every step
+    assert format_bench(json.loads(json.dumps(found, allow_nan=False))).count(' in products; ') == 6
+
+def test_a_step_of_training_changes_the_weights(monkeypatch):
+    small_case(monkeypatch)
+    what, ids, split = bench.device_case(50)
+    model = tiger_t5(ids, softmax='children')
+    before = [p.detach().clone() for p in model.parameters()]
+    bench.training_step(model, split, 4, 2)()
+    assert sum(not torch.equal(a, b) for a, b in zip(before, model.parameters())) > len(before)/2
+
+def test_groups_of_equal_size_by_two_ways(monkeypatch):
+    pytest.importorskip('k_means_constrained')
+    r = bench.race_balanced(120, 7, 8)
+    assert r['sizes'] == dict(prices=[17, 18], flow=[17, 18]) and r['distance']['prices'] < 1.1*r['distance']['flow']
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='memory is read as Linux tells it')
+def test_memory_is_watched_while_a_trie_is_built(monkeypatch):
+    "A large array shows in the curve; and both builds whole way"
+    with bench.MemoryCurve(.001) as curve:
+        x = np.ones(20_000_000)
+        for _ in range(500):
+            if curve.found and curve.found[-1][1] > curve.found[0][1] + .1: break
+            time.sleep(.01)
+    assert curve.found[-1][1] - curve.found[0][1] > .1 and curve.found == sorted(curve.found)
+    monkeypatch.setattr(bench, 'in_fresh_process', lambda name, n, *args: getattr(bench, name)(3000, *args))
+    found = run_bench(['memory'], quick=True)
+    assert [(b['way'], b['limit']) for b in found['results']['memory']['builds']] == [('memory', None), ('disk', 2**28), ('disk', 2**27)]
+    assert format_bench(json.loads(json.dumps(found))).count('3,000 items, ') == 3
 
 
 def test_unknown_name_is_refused():

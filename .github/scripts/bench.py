@@ -1,11 +1,11 @@
 """Speed, measured as ratios of two things in one run.
 
-    OMP_NUM_THREADS=1 python .github/scripts/bench.py [trie catalog decode exact tokenizers backbones weightings llm device] [--quick] [--out FILE.json]
+    OMP_NUM_THREADS=1 python .github/scripts/bench.py [trie catalog decode exact tokenizers backbones weightings llm device profile memory] [--quick] [--out FILE.json]
 
 Both sides of a race take turns and must give the same results. The figures in nbs/results/bench.json were made so.
 """
 
-import gc, json, math, os, platform, random, subprocess, sys, tempfile, time
+import gc, json, math, os, platform, random, subprocess, sys, tempfile, threading, time
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from genrec_nb.splits import leave_one_out
 from genrec_nb.loaders import load_dataset
 from genrec_nb.embed import embed_texts
 from genrec_nb.metrics import popularity_ranking, ranking_metrics
-from genrec_nb.kmeans import generator, residual_kmeans
+from genrec_nb.kmeans import balanced_kmeans, generator, residual_kmeans
 from genrec_nb.rqvae import RQVAE, _batches
 from genrec_nb.letter import LETTER, LETTERConfig, diversity_loss, _group_mates
 from genrec_nb.semantic_ids import EOS, Identifiers, PAD, _code_tokens
@@ -295,6 +295,53 @@ def bench_catalog(
 ) -> dict:
     "catalogs of 10^3 to 10^7 items: seconds, bytes, additions; against gathering sorted rows"
     return each_in_fresh_process('catalog', (10**3, 10**5) if quick else (10**3, 10**4, 10**5, 10**6, 10**7), progress)
+
+class MemoryCurve(threading.Thread):
+    "Memory of this process every few milliseconds: its own pages, and those of mapped files with them"
+    def __init__(self, every: float = .01): # seconds
+        super().__init__(daemon=True)
+        self.every, self.done, self.found = every, threading.Event(), []
+    def run(self) -> None:
+        start = time.perf_counter()
+        while not self.done.wait(self.every):
+            lines = dict(l.split(':', 1) for l in open('/proc/self/status') if l.startswith(('RssAnon', 'VmRSS')))
+            self.found.append((time.perf_counter() - start, *(int(lines[k].split()[0])*1024/1e9 for k in ('RssAnon', 'VmRSS'))))
+    def __exit__(self, *error) -> None: self.done.set(); self.join()
+    def __enter__(self): self.start(); return self
+
+def measure_memory(
+    n: int, # items
+    way: str, # 'memory' or 'disk'
+    memory: int, # bytes that the one on disk may take
+    seed: int = 0, # of the catalog
+) -> dict: # curve: rows (seconds, own GB, GB with mapped files), of 200 at most
+    "How much memory a build takes while it runs, in this process, which should be a fresh one; its paths are mapped from a file"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        ids, _ = random_catalog(n, seed=seed)
+        np.save(folder/'paths.npy', ids.flat.reshape(-1, 4))
+        vocab_size, tokens = ids.vocab_size, ids.tokens
+        del ids
+        gc.collect()
+        paths = np.load(folder/'paths.npy', mmap_mode='r')
+        with MemoryCurve() as curve:
+            if way == 'disk': build_trie_file(folder/'trie.safetensors', paths, vocab_size, memory)
+            else: ItemTrie.build(Identifiers(np.asarray(paths).reshape(-1), np.arange(n + 1)*4, tokens)).save(folder/'trie.safetensors')
+    rows = curve.found[::-(-len(curve.found)//200)] if curve.found else []
+    return dict(items=n, way=way, limit=memory if way == 'disk' else None, seed=seed, peak_gb=max((r[1] for r in curve.found), default=0.), before_gb=rows[0][1] if rows else 0.,
+                curve=[[round(v, 4) for v in r] for r in rows])
+
+def bench_memory(
+    quick: bool = False, # 200,000 items instead of 10,000,000
+    progress=None, # something with `stage(name)`
+) -> dict:
+    "memory while a trie is built and saved: in memory, and on disk within two limits"
+    stage, found = progress.stage if progress else lambda name: None, []
+    n = 200_000 if quick else 10_000_000
+    for way, limit in (('memory', 0), ('disk', 2**28), ('disk', 2**27)):
+        stage(f'memory: {n:,} items, {way}')
+        found.append(in_fresh_process('measure_memory', n, way, limit))
+    return dict(builds=found, versions=versions())
 
 def data_folder(
     name: str, # such as 'Beauty'
@@ -724,6 +771,29 @@ def race_diversity(
     return dict(seconds=seconds(times), difference=diversity_error([e.detach() for e in ours.codebooks], codes[:1024]),
                 ratio={c: ratio(times, 'loops', 'batches', c) for c in ('wall', 'cpu')}, ratio_with_network={c: ratio(whole, 'loops', 'batches', c) for c in ('wall', 'cpu')})
 
+def race_balanced(
+    n: int, # vectors
+    k: int, # groups
+    d: int = 32, # dimensions, as of a codebook
+    seed: int = 0, # of vectors and starts
+) -> dict: # seconds, ratio, and the mean squared distance of both
+    "Groups of equal size: prices and swaps against the minimum-cost flow of KMeansConstrained, one start and ten rounds each"
+    try: from k_means_constrained import KMeansConstrained
+    except ImportError: return dict(skipped='needs the package k-means-constrained')
+    x = np.concatenate(list(topic_vectors(n, d, seed)))
+    n = len(x)
+    def flow():
+        found = KMeansConstrained(k, size_min=n//k, size_max=-(-n//k), n_init=1, max_iter=10, n_jobs=1, random_state=seed).fit(x)
+        return found.labels_
+    def prices(): return balanced_kmeans(torch.from_numpy(x), k, seed)[1].numpy()
+    times, found = race(dict(prices=prices, flow=flow), 3, warm_up=False)
+    def distance(codes):
+        centers = np.stack([x[codes == c].mean(0) for c in range(k)])
+        return float(((x - centers[codes])**2).sum(1).mean())
+    sizes = {name: sorted({int(m) for m in np.bincount(codes, minlength=k)}) for name, codes in found.items()}
+    return dict(vectors=n, dimensions=d, groups=k, seed=seed, seconds=seconds(times), ratio={clock: ratio(times, 'flow', 'prices', clock) for clock in ('wall', 'cpu')},
+                distance={name: distance(codes) for name, codes in found.items()}, sizes=sizes)
+
 def write_vectors(
     path: Path, # *.npy
     n: int, # N
@@ -777,8 +847,10 @@ def bench_tokenizers(
     out = dict(items=n, dimensions=x.shape[1], levels=4, size=size, seed=0, start=seconds(times)['start'], smallest=min(shares), largest=max(shares))
     stage('tokenizers: an epoch of diversity, loops and batches in turns')
     out['diversity'] = race_diversity(x, size)
+    stage('tokenizers: groups of equal size, prices and flow in turns')
+    out['balanced'] = race_balanced(*((300, 10) if quick else (3000, 64)))
     stage(f'tokenizers: {large:,} items, fresh process')
-    return out | dict(large=in_fresh_process('measure_residual_kmeans', large, size))
+    return out | dict(versions=versions()) | dict(large=in_fresh_process('measure_residual_kmeans', large, size))
 
 WEIGHED = ('ce again', 'igd', 'pos', 'fg', 'fg-prefix', 'frequency', 'ranking', 'multi', 'cft')
 
@@ -1097,7 +1169,64 @@ def bench_device(
     return out
 
 
-BENCHES = dict(trie=bench_trie, catalog=bench_catalog, decode=bench_decode, constraint=bench_constraint, exact=bench_exact, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm, device=bench_device) # the first line of each docstring describes it
+PRODUCTS = 'aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm', 'aten::_scaled_dot_product_flash_attention_for_cpu', 'aten::_scaled_dot_product_flash_attention_for_cpu_backward'
+
+def profile_of(
+    job, # function without arguments
+    top: int = 8, # operators that are listed
+) -> dict: # seconds of processor time, shares of the time in operators: products of matrices and attention, each of the longest
+    "Which of PyTorch's operators a job spends its time in"
+    job()
+    start = time.process_time()
+    job()
+    seconds = time.process_time() - start
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found: job()
+    rows = sorted(found.key_averages(), key=lambda x: -x.self_cpu_time_total)
+    whole = sum(x.self_cpu_time_total for x in rows)
+    share = lambda some: sum(x.self_cpu_time_total for x in some)/max(whole, 1)
+    return dict(seconds=seconds, products=share(x for x in rows if x.key in PRODUCTS), calls=sum(x.count for x in rows),
+                operators=[dict(name=x.key, share=share([x]), calls=x.count) for x in [x for x in rows if x.key.startswith('aten::')][:top]])
+
+def training_step(model, split, batch: int, steps: int): # a function without arguments
+    "`steps` optimizer steps on a batch of middling length"
+    samples, optimizer = model.train().samples(split.train, 20), torch.optim.AdamW(model.parameters(), fused=True)
+    rows = sorted(LengthBatches(samples, batch), key=lambda rows: samples.lengths[rows].mean())
+    inputs = samples.collate(rows[len(rows)//2])
+    def run():
+        for _ in range(steps):
+            model(**inputs).nll.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return run
+
+def bench_profile(
+    quick: bool = False, # 8 users instead of 256, batches of 4 instead of 64
+    progress=None, # something with `stage(name)`
+    beams: int = 20, # k
+) -> dict:
+    "where the time goes, operator by operator: search and training of T5 and the item decoder over children with a prior"
+    stage = progress.stage if progress else lambda name: None
+    users, batch = (8, 4) if quick else (256, 64)
+    what, ids, split = device_case(max(users, 200))
+    counts, history = split.train.target_counts(), by_length(torch.from_numpy(split.test.tail(20)[:users]))
+    trie, config, how = ItemTrie.build(ids), DecodeConfig(beams, search='beam', exclude_seen=False), dict(softmax='children', prior='trie', counts=counts)
+    t5, packed = tiger_t5(ids, **how).eval(), item_decoder(ids, **how).eval()
+    each = lambda f: torch.inference_mode()(lambda: [f(rows) for rows in history.split(32)])
+    jobs = {'T5, generate': torch.inference_mode()(lambda: generate_items(t5, trie, history, {}, beams, 32)),
+            'T5, beam search': each(lambda x: beam_search(t5, trie, x, config)),
+            'item decoder, beam search': each(lambda x: beam_search(packed, trie, x, config)),
+            'item decoder, every item': each(lambda x: exact_search(packed, x, beams, replace(config, search='exact')))}
+    out = dict(data=what, users=len(history), beams=beams, batch=batch, versions=versions(), jobs={})
+    for name, job in jobs.items():
+        stage(f'profile: {name}')
+        out['jobs'][name] = profile_of(job)
+    for name, make in {'T5, training': tiger_t5, 'item decoder, training': item_decoder}.items():
+        stage(f'profile: {name}')
+        out['jobs'][name] = profile_of(training_step(make(ids, **how), split, batch, 2 if quick else 10))
+    return out
+
+
+BENCHES = dict(trie=bench_trie, catalog=bench_catalog, decode=bench_decode, constraint=bench_constraint, exact=bench_exact, backbones=bench_backbones, tokenizers=bench_tokenizers, weightings=bench_weightings, llm=bench_llm, device=bench_device, profile=bench_profile, memory=bench_memory) # the first line of each docstring describes it
 
 def run_bench(
     names: list[str] | None = None, # which of `BENCHES`; None: trie and decode, which need no training
@@ -1166,6 +1295,9 @@ def tokenizer_lines(r: dict) -> list[str]:
     if 'skipped' in d: lines += [f'{"":>4}an epoch of diversity: not measured, {d["skipped"]}']
     else: lines += [f'{"":>4}an epoch of diversity: {clocks(d["seconds"]["batches"])}; loops {clocks(d["seconds"]["loops"])}: {format_ratio(d["ratio"]["wall"])}, by processor time {format_ratio(d["ratio"]["cpu"])}; largest difference {d["difference"]:.0e}',
                     f'{"":>4}an epoch of the network itself: {clocks(d["seconds"]["network"])}; both together are {format_ratio(d["ratio_with_network"]["cpu"])} faster than with loops, by processor time']
+    e = r['balanced']
+    if 'skipped' in e: lines += [f'{"":>4}groups of equal size: not measured, {e["skipped"]}']
+    else: lines += [f'{"":>4}{e["vectors"]:,} vectors in {e["groups"]} groups of equal size: {clocks(e["seconds"]["prices"])}; KMeansConstrained {clocks(e["seconds"]["flow"])}: {format_ratio(e["ratio"]["cpu"])} by processor time; mean squared distance {e["distance"]["prices"]:.4f} and {e["distance"]["flow"]:.4f}']
     return lines + [f'{b["items"]:>12,} items, fresh process: RQ-KMeans {b["fit"]["wall"]:.0f} s, processor time {b["fit"]["cpu"]:.0f} s, peak {b["peak_gb"]:.2f} GB ({b["before_gb"]:.2f} GB before)',
                     f'{"":>12} assignment alone: {b["per_second"]["wall"]:,.0f} items a second, {b["per_second"]["cpu"]:,.0f} a second of processor time; {b["exact"]:.1%} of a sample as in double precision']
 
@@ -1199,11 +1331,21 @@ def device_lines(r: dict) -> list[str]:
             else: lines.append(f'{"":>4}ranking {name}, {way}: {x["users_per_second"]["median"]:,.0f} users a second, {x["share_of_peak"]:.1%} of the product')
     return lines
 
+def profile_lines(r: dict) -> list[str]:
+    "Text of `bench_profile`"
+    return [f'{"":>4}{r["data"]}; {r["users"]} users, {r["beams"]} beams; ten training steps of {r["batch"]} samples'] + [
+        f'{n:>28}: {x["seconds"]:.2f} s of processor time, {x["calls"]:,} operators, {x["products"]:.0%} in products; ' + ', '.join(f'{o["name"].removeprefix("aten::")} {o["share"]:.0%}' for o in x['operators'])
+        for n, x in r['jobs'].items()]
+
+def memory_lines(r: dict) -> list[str]:
+    "Text of `bench_memory`"
+    return [f'{x["items"]:>12,} items, {"within " + format(x["limit"]/1e6, ",.0f") + " MB on disk" if x["limit"] else "in memory"}: {x["curve"][-1][0] if x["curve"] else 0:.1f} s, {x["peak_gb"] - x["before_gb"]:.2f} GB more than before' for x in r['builds']]
+
 def format_bench(
     result: dict, # from `run_bench`
 ) -> str: # lines of text
     "Readable table of all measurements"
-    m, text = result['machine'], dict(trie=trie_lines, catalog=catalog_lines, decode=decode_lines, constraint=constraint_lines, exact=exact_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines, device=device_lines)
+    m, text = result['machine'], dict(trie=trie_lines, catalog=catalog_lines, decode=decode_lines, constraint=constraint_lines, exact=exact_lines, backbones=backbone_lines, tokenizers=tokenizer_lines, weightings=weighting_lines, llm=lm_lines, device=device_lines, profile=profile_lines, memory=memory_lines)
     lines = [f'{m["processor"]}, {m["cores"]} cores, {m["threads"]} threads; python {m["python"]}, torch {m["torch"]}, transformers {m["transformers"]}, numpy {m["numpy"]}']
     for name, r in result['results'].items(): lines += ['', f'{name}: {BENCHES[name].__doc__.splitlines()[0]}', *text[name](r)]
     return '\n'.join(lines)
