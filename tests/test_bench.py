@@ -404,6 +404,17 @@ def test_memory_is_watched_while_a_trie_is_built(monkeypatch):
     assert format_bench(json.loads(json.dumps(found))).count('3,000 items, ') == 3
 
 
+@pytest.mark.parametrize('name', ['vocabulary', 'children'])
+def test_our_side_of_a_search_against_another_library(tmp_path, capsys, name):
+    "Histories, users and codes from one file, which the other side reads as well"
+    import judge
+    rng, n = np.random.default_rng(0), 40
+    np.savez(tmp_path/'shared.npz', items=rng.integers(0, n, 60), offsets=np.arange(0, 61, 6), n_items=n, users=np.arange(3), targets=np.zeros(3, int), codes=rng.integers(0, 4, (n, 2)))
+    judge.search_side(tmp_path, name, 4, 0)
+    found = json.loads(capsys.readouterr().out.split('RESULT')[1])
+    assert found['users'] == 3 and len(found['seconds']) == 2 and min(found['seconds']) > 0
+
+
 def test_unknown_name_is_refused():
     with pytest.raises(GenrecError, match="'speed', expected some of: trie, catalog, decode, constraint, exact, backbones, tokenizers"): run_bench(['speed'])
 

@@ -645,3 +645,19 @@ def test_training_leaves_the_loss_as_it_was(tmp_path):
     for n, softmax in enumerate(('children', 'vocabulary')):
         fit(item_decoder(ids, softmax=softmax, **how), SPLIT.train, SPLIT.valid, trie, loss, TrainConfig(epochs=1, eval_every=1), tmp_path/str(n), DecodeConfig(beams=4))
         assert loss.deciding is None and loss.table.equal(before)
+
+
+@pytest.mark.parametrize('make', [packed, t5])
+def test_a_compiled_step_is_the_plain_one(make):
+    "What the compiler captures gives the loss and the gradients of the model itself, to the last bit where its operators are run as they are"
+    trees = dict(softmax='children', prior='trie', counts=SPLIT.train.target_counts())
+    sizes = dict(max_items=5, d_model=16, num_layers=1, num_heads=2)
+    model = item_decoder(CODES, dropout=0., **sizes, **trees) if make is packed else tiger_t5(CODES, d_ff=16, num_decoder_layers=1, d_kv=8, dropout_rate=0., **sizes, **trees)
+    inputs = model.samples(SPLIT.train, 5).collate(np.arange(8))
+    def step(f):
+        model.zero_grad()
+        nll = f(**inputs).nll
+        nll.sum().backward()
+        return nll.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    (plain, a), (compiled, b) = step(model), step(torch.compile(model, backend='eager', dynamic=True))
+    assert torch.equal(plain, compiled) and len(a) == len(b) and all(map(torch.equal, a, b))

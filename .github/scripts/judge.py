@@ -2,6 +2,7 @@
 
     python .github/scripts/judge.py install ENV            # an environment of its own with cornac 3
     python .github/scripts/judge.py run DATA OUT.json --env ENV --minutes 60 --users 1000
+    python .github/scripts/judge.py search DATA OUT.json --env ENV --users 256
 
 DATA is a folder NAME with NAME.inter.json, texts, and published tables NAME.letter.index.json and NAME.rqvae.index.json. Each
 model trains in a process of its own with one thread until its minutes of processor time are over, whatever else the machine does (the
@@ -9,7 +10,10 @@ epoch that has begun is finished), and ranks the last items of the same drawn us
 TIGER its GRID recipe, LETTER its LETTER recipe on the published table, RPG its recipe) and keep their best state on validation,
 the last three on 200 users of it.
 OUT.json holds figures by both libraries' metrics, seconds of processor time, peak memory, parameters, versions. Lists and vectors are
-kept in OUT.work: what is there is not made again (delete it for other minutes, users or data)."""
+kept in OUT.work: what is there is not made again (delete it for other minutes, users or data).
+
+`search` compares the time of searches alone: cornac's TIGER and ours, both untrained, with the sizes that both take from LETTER's authors, the
+same codes, users, histories and beams, in processes that take turns. It needs no texts and no vectors."""
 import argparse, json, os, resource, subprocess, sys, time
 from pathlib import Path
 import numpy as np
@@ -29,18 +33,18 @@ def install(env: Path) -> None:
 
 # Both sides read the same file: histories, the drawn users, vectors, codes. No library of ours is imported on the other side.
 
-def prepare(data: Path, folder: Path, n_users: int, seed: int = 0) -> None:
+def prepare(data: Path, folder: Path, n_users: int, seed: int = 0, text: bool = True) -> None:
     from genrec_nb.embed import embed_texts
     from genrec_nb.loaders import load_dataset
     from genrec_nb.semantic_ids import Identifiers
     from genrec_nb.splits import leave_one_out
-    x = load_dataset(data)
+    x = load_dataset(data, text=text)
     split = leave_one_out(x.interactions)
     test = split.test.sample(n_users, seed)
     codes = Identifiers.from_index(data/f'{data.name}.letter.index.json', x.catalog).codes()
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder/'shared.npz', items=x.interactions.items, offsets=x.interactions.offsets, n_items=len(x.catalog.ids),
-             users=test.users, targets=test.targets, codes=codes - codes.min(0), vectors=embed_texts(x.catalog.texts, 'minilm'))
+             users=test.users, targets=test.targets, codes=codes - codes.min(0), vectors=embed_texts(x.catalog.texts, 'minilm') if text else np.zeros((len(x.catalog.ids), 1), np.float32))
 
 
 class Clock:
@@ -143,6 +147,74 @@ def our_side(folder: Path, data: Path, name: str, minutes: float, seed: int) -> 
     store(folder, name, np.asarray(lists), seconds, time.process_time() - start, epochs, sum(p.numel() for p in model.parameters()))
 
 
+def untrained_tiger(shared: dict, beams: int, seed: int):
+    "cornac's TIGER on given codes, before its first step"
+    from cornac.models.tiger import TIGER
+    class Given(TIGER):
+        def _tokenize(self, torch, vectors): return shared['codes']
+    model = Given(rqvae_num_levels=shared['codes'].shape[1], rqvae_codebook_size=int(shared['codes'].max()) + 1, max_len=20, n_beams=beams, n_epochs=0,
+                  model_selection='last', seed=seed, device='cpu')
+    model.fit(evaluation(shared).train_set)
+    return model
+
+
+def search_side(folder: Path, name: str, beams: int, seed: int) -> None:
+    "Seconds of processor time for the lists of all drawn users, of two rounds"
+    import torch
+    torch.set_num_threads(1)
+    shared = dict(np.load(folder/'shared.npz'))
+    histories = [shared['items'][shared['offsets'][u]:shared['offsets'][u + 1] - 1][-20:].tolist() for u in shared['users'].tolist()]
+    if name == 'cornac': # one user after the other is the only way
+        model = untrained_tiger(shared, beams, seed)
+        net, ranked = model.model, lambda: [model.rank(0, history_items=h) for h in histories]
+    else:
+        from genrec_nb.beam_search import DecodeConfig, recommend
+        from genrec_nb.semantic_ids import Identifiers
+        from genrec_nb.tiger import tiger_t5
+        from genrec_nb.trie import ItemTrie
+        counts = np.bincount(np.concatenate([shared['items'][a:max(b - 2, a)] for a, b in zip(shared['offsets'], shared['offsets'][1:])]), minlength=int(shared['n_items']))
+        how = dict(softmax='children', prior='trie', counts=counts) if name == 'children' else {}
+        ids = Identifiers.from_codes(shared['codes'], policy='extra')
+        net, trie = tiger_t5(ids, seed=seed, **how).eval(), ItemTrie.build(ids)
+        longest = max(map(len, histories))
+        rows = torch.tensor([h + [-1]*(longest - len(h)) for h in histories])
+        ranked = lambda: recommend(net, trie, rows, beams, DecodeConfig(beams, search='beam', exclude_seen=False))
+    seconds = []
+    for _ in range(2):
+        start = time.process_time()
+        ranked()
+        seconds.append(time.process_time() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+    print('RESULT' + json.dumps(dict(seconds=seconds, users=len(histories), parameters=sum(p.numel() for p in net.parameters()), peak_mb=round(peak))))
+
+
+def search(a) -> None:
+    "cornac, ours over the vocabulary, ours over children with a prior, in turns"
+    from genrec_nb.core import versions, write_json
+    folder, found = a.out.with_suffix('.work'), {}
+    theirs = python_of(a.env)
+    if not (folder/'shared.npz').exists(): prepare(a.data, folder, a.users, a.seed, text=False)
+    for name in ('cornac', 'vocabulary', 'children')*a.rounds:
+        python = theirs if name == 'cornac' else sys.executable
+        done = subprocess.run([str(python), __file__, 'search-side', str(folder), name, str(a.beams), str(a.seed)], capture_output=True, text=True,
+                              env=os.environ | dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TQDM_DISABLE='1'))
+        lines = [l for l in done.stdout.splitlines() if l.startswith('RESULT')]
+        if not lines: sys.exit(f'judge: the search of {name} failed: {(done.stderr.strip() or "no output").splitlines()[-1]}')
+        one = json.loads(lines[-1][6:])
+        row = found.setdefault(name, one | dict(seconds=[], ms_per_user=[]))
+        row['seconds'] += one['seconds']
+        row['ms_per_user'] = [1000*s/one['users'] for s in row['seconds']]
+        print(name, one, flush=True)
+    for name in ('vocabulary', 'children'):
+        found[name]['ratio'] = sorted(a/b for a, b in zip(found['cornac']['seconds'], found[name]['seconds']))
+    write_json(a.out, dict(data=a.data.name, codes='letter', beams=a.beams, history=20, seed=a.seed, packages=PACKAGES, searches=found, versions=versions()))
+
+
+def python_of(env: Path) -> Path: # the interpreter of the other side
+    if not (env/'bin/python').exists(): sys.exit(f'judge: there is no environment in {env}: python .github/scripts/judge.py install {env}')
+    return env/'bin/python'
+
+
 def store(folder: Path, name: str, lists, train: float, rank: float, epochs: int, parameters: int) -> None:
     np.save(folder/f'{name}.npy', lists)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
@@ -171,8 +243,7 @@ def call(python, *args) -> bool:
 def run(a) -> None:
     from genrec_nb.core import versions, write_json
     from genrec_nb.metrics import ranking_metrics
-    folder, theirs = a.out.with_suffix('.work'), a.env/'bin/python'
-    if not theirs.exists(): sys.exit(f'judge: there is no environment in {a.env}: python .github/scripts/judge.py install {a.env}')
+    folder, theirs = a.out.with_suffix('.work'), python_of(a.env)
     if not (folder/'shared.npz').exists(): prepare(a.data, folder, a.users)
     for name in a.models:
         if (folder/f'{name}.json').exists(): continue
@@ -205,12 +276,21 @@ if __name__ == '__main__':
     main.add_argument('--users', type=int, default=1000)
     main.add_argument('--seed', type=int, default=0)
     main.add_argument('--models', nargs='+', default=[*OURS, *CORNAC], choices=[*OURS, *CORNAC])
+    race = sub.add_parser('search')
+    race.add_argument('data', type=Path)
+    race.add_argument('out', type=Path)
+    race.add_argument('--env', type=Path, required=True)
+    for option, usual in dict(users=256, beams=20, rounds=2, seed=0).items(): race.add_argument(f'--{option}', type=int, default=usual)
+    one = sub.add_parser('search-side')
+    for arg, kind in dict(folder=Path, name=str, beams=int, seed=int).items(): one.add_argument(arg, type=kind)
     for side in ('ours', 'cornac'):
         one = sub.add_parser(side)
         for arg, kind in dict(folder=Path, data=Path, name=str, minutes=float, seed=int).items(): one.add_argument(arg, type=kind)
     sub.add_parser('metrics').add_argument('folder', type=Path)
     a = p.parse_args()
     if a.what == 'install': install(a.env)
+    elif a.what == 'search': search(a)
+    elif a.what == 'search-side': search_side(a.folder, a.name, a.beams, a.seed)
     elif a.what == 'metrics': their_metrics(a.folder)
     elif a.what == 'ours': our_side(a.folder, a.data, a.name, a.minutes, a.seed)
     elif a.what == 'cornac': cornac_side(a.folder, a.name, a.minutes, a.seed)
