@@ -106,26 +106,31 @@ class _Lines:
         self.file = open(path, 'w', encoding='utf-8', newline='')
         self.form, self.catalog = form, catalog
         self.csv = csv.writer(self.file)
-        if form == 'csv': self.csv.writerow(['user', 'rank', 'item', 'title'])
+        if form == 'csv': self.csv.writerow(['user', 'rank', 'item', 'title', 'score'])
     def write(self, users: list[str], lists: list) -> None:
         ids, titles = self.catalog.ids, self.catalog.titles
-        for u, items in zip(users, lists):
+        for u, (items, scores) in zip(users, lists):
             if self.form == 'csv':
-                self.csv.writerows((u, n, ids[i], titles[i]) for n, i in enumerate(items, 1))
-            else: self.file.write(json.dumps(dict(user=u, items=[ids[i] for i in items])) + '\n')
+                rows = zip(range(1, len(items) + 1), items, scores)
+                self.csv.writerows((u, n, ids[i], titles[i], s) for n, i, s in rows)
+            else:
+                row = dict(user=u, items=[ids[i] for i in items], scores=scores)
+                self.file.write(json.dumps(row) + '\n')
     def close(self) -> None: self.file.close()
 
 class _ParquetLists:
-    "Writes a row a user, with a list of items"
+    "Writes a row a user, with a list of items and one of scores"
     def __init__(self, path, form: str, catalog: Catalog):
         import pyarrow as pa
         import pyarrow.parquet as pq
         self.pa, self.ids = pa, catalog.ids
-        self.schema = pa.schema(dict(user=pa.string(), items=pa.list_(pa.string())))
+        each = dict(items=pa.list_(pa.string()), scores=pa.list_(pa.float32()))
+        self.schema = pa.schema(dict(user=pa.string(), **each))
         self.file = pq.ParquetWriter(path, self.schema)
     def write(self, users: list[str], lists: list) -> None:
-        items = [[self.ids[i] for i in x] for x in lists]
-        self.file.write_table(self.pa.table(dict(user=users, items=items), self.schema))
+        items, scores = [[self.ids[i] for i in x] for x, _ in lists], [s for _, s in lists]
+        rows = dict(user=users, items=items, scores=scores)
+        self.file.write_table(self.pa.table(rows, self.schema))
     def close(self) -> None: self.file.close()
 
 # %% ../nbs/82_many_users.ipynb #b7c1e002
@@ -139,11 +144,12 @@ def _batches(path: Path, catalog: Catalog, size: int, given: dict | None = None
             yield here, cases.take(np.arange(a, a + len(here))), _Unknown() if a else unknown
 
 # %% ../nbs/82_many_users.ipynb #b7c1e004
-def _rank_some(rec, cases: Cases, k: int) -> list[list[int]]: # items of each user, best first
+def _rank_some(rec, cases: Cases, k: int) -> list[tuple]: # (items, scores) of each user, best first
     "Lists of a batch; empty for those without a history"
-    lists, some = [[] for _ in range(len(cases))], np.flatnonzero(np.diff(cases.offsets))
-    if len(some):
-        for n, x in zip(some.tolist(), rec.rank(cases.take(some), k)): lists[n] = x[x >= 0].tolist()
+    lists, some = [([], [])]*len(cases), np.flatnonzero(np.diff(cases.offsets))
+    if not len(some): return lists
+    for n, x, s in zip(some.tolist(), *rec.rank(cases.take(some), k, scores=True)):
+        lists[n] = x[x >= 0].tolist(), [float(f'{v:.6g}') for v in s[x >= 0].tolist()]
     return lists
 
 _READ = {} # folder -> recommender, of this process
@@ -156,7 +162,7 @@ def _loaded(folder: str):
         _READ[folder] = GenerativeRecommender.from_pretrained(folder)
     return _READ[folder]
 
-def _rank_elsewhere(rec, cases: Cases, k: int) -> list[list[int]]: # rec: a folder, or as it is
+def _rank_elsewhere(rec, cases: Cases, k: int) -> list[tuple]: # rec: a folder, or as it is
     "`_rank_some` in another process"
     return _rank_some(_loaded(rec) if isinstance(rec, str) else rec, cases, k)
 
@@ -186,7 +192,7 @@ def _form_of(out: Path, form: str | None) -> str: # in `_FORMS`
 
 # %% ../nbs/82_many_users.ipynb #6d236f07
 def recommend_file(
-    rec, # a `GenerativeRecommender`, or anything with `catalog` and `rank(cases, k)`
+    rec, # a `GenerativeRecommender`, or what has a `catalog` and `rank(cases, k, scores=True)`
     histories: str | Path, # a row an interaction, or a list a user
     out: str | Path, # file to write
     k: int = 10, # items of a list
@@ -210,7 +216,7 @@ def recommend_file(
             for users, unknown, lists in _lists(rec, batches, k, jobs, cluster, out):
                 writer.write(users, lists)
                 done['users'] += len(users)
-                done['without'] += sum(not x for x in lists)
+                done['without'] += sum(not items for items, _ in lists)
                 lost.add(unknown)
                 progress.advance(done['users'])
         finally: writer.close()

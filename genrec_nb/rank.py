@@ -50,6 +50,7 @@ def rank_each(
     assistant=None, # float [cases, N] scores, needed if an assistant_weight > 0
     exact: ExactConfig = ExactConfig(), # how several identifiers are combined
     removed=None, # int64 [R] items that nobody is recommended
+    scores: bool = False, # return pairs (items, float32 [cases, k] scores)
 ) -> list: # for each config int64 [cases, k] items, best first, -1 where nothing is left
     "Ranked items of every case by several searches; items of the whole history are seen"
     if assistant is not None and len(assistant) != len(cases):
@@ -65,10 +66,13 @@ def rank_each(
     history = seen[:, -model.config.max_items:]
     found = search_each(model, trie, history, k, configs, gain, seen, batch_size, assistant, exact,
                         removed)
-    ranked = [np.full((len(cases), k), -1) for _ in configs]
-    for rows, lists in _gather((mine, [f.items.cpu().numpy() for f in found]), accelerator):
-        for whole, part in zip(ranked, lists): whole[rows] = part
-    return ranked
+    shape = len(cases), k
+    ranked = [(np.full(shape, -1), np.full(shape, -np.inf, np.float32)) for _ in configs]
+    lists = [(f.items.cpu().numpy(), f.scores.float().cpu().numpy()) for f in found]
+    for rows, parts in _gather((mine, lists), accelerator):
+        for whole, part in zip(ranked, parts):
+            for x, y in zip(whole, part): x[rows] = y
+    return ranked if scores else [items for items, _ in ranked]
 
 # %% ../nbs/54_rank.ipynb #abec799a
 def _rank_cases(

@@ -149,13 +149,14 @@ def rank_each(self: GenerativeRecommender,
     decodes: list, # `DecodeConfig`s
     k: int = 20, # items per case
     assistant=None, # an assistant model (an `ItemRanker`), needed if an assistant_weight > 0
+    scores: bool = False, # return pairs (items, float32 [cases, k] scores)
 ) -> list: # for each of `decodes` int64 [cases, k], -1 where nothing is left
     "Ranked items by several searches; a language model reads each history once for all of them"
     _check_items(cases.items, len(self.catalog))
-    scores = None if assistant is None else assistant.scores(cases).detach()
+    others = None if assistant is None else assistant.scores(cases).detach()
     def rank(tries, gains, decodes, **how):
-        return rank_each_user(self.model, tries, cases, decodes, gains, k, assistant=scores,
-                              removed=self.removed, **how)
+        return rank_each_user(self.model, tries, cases, decodes, gains, k, assistant=others,
+                              removed=self.removed, scores=scores, **how)
     if not self.several and not any(d.rules_weight for d in decodes):
         return rank(self.trie, self.gain, decodes)
     tries, gains = (self.tries, self.gains) if self.several else (self.trie, self.gain)
@@ -168,10 +169,11 @@ def rank(self: GenerativeRecommender,
     k: int = 20, # items per case
     decode: DecodeConfig | None = None, # None: the configuration's, with at least k beams
     assistant=None, # as for `rank_each`
+    scores: bool = False, # return (items, float32 [cases, k] scores)
 ) -> np.ndarray: # int64 [cases, k], -1 where nothing is left
     "Ranked items of many cases, for `evaluate_ranking`"
     _check_k(k)
-    return self.rank_each(cases, [decode or self._wide(k)], k, assistant)[0]
+    return self.rank_each(cases, [decode or self._wide(k)], k, assistant, scores)[0]
 
 @patch
 def _wide(self: GenerativeRecommender, k: int) -> DecodeConfig:

@@ -196,10 +196,12 @@ def test_many_users_are_as_one(rec, tmp_path, form):
     for name in ('rows.csv', 'lists.parquet'):
         out = tmp_path/f'{name}.out'
         assert recommend_file(rec, tmp_path/name, out, 4, form, size=2) == dict(users=6, without=1, unknown=1, unknown_names=['999'])
-        if form == 'json': got = {r['user']: r['items'] for r in map(json.loads, out.read_text().splitlines())}
-        elif form == 'csv': got = {str(u): g.item.astype(str).tolist() for u, g in pd.read_csv(out).groupby('user')} | dict(nobody=[])
-        else: got = {r.user: list(r.items_) for r in pd.read_parquet(out).rename(columns=dict(items='items_')).itertuples()}
-        assert got == {u: [x.id for x in rec.recommend([str(i) for i in h], 4)] if u != 'nobody' else [] for u, h in past.items()}
+        if form == 'json': got = {r['user']: (r['items'], r['scores']) for r in map(json.loads, out.read_text().splitlines())}
+        elif form == 'csv': got = {str(u): (g.item.astype(str).tolist(), g.score.tolist()) for u, g in pd.read_csv(out).groupby('user')} | dict(nobody=([], []))
+        else: got = {r.user: (list(r.items_), list(r.scores)) for r in pd.read_parquet(out).rename(columns=dict(items='items_')).itertuples()}
+        want = {u: rec.recommend([str(i) for i in h], 4) if u != 'nobody' else [] for u, h in past.items()}
+        assert {u: items for u, (items, _) in got.items()} == {u: [x.id for x in best] for u, best in want.items()}
+        for u, best in want.items(): np.testing.assert_allclose(got[u][1], [x.score for x in best], rtol=1e-5)
     with pytest.raises(FileError, match='exists'): recommend_file(rec, tmp_path/'rows.csv', out, 4, form)
     with pytest.raises(SettingError, match='one of json, csv, parquet'): recommend_file(rec, tmp_path/'rows.csv', tmp_path/'x', 4, 'xml')
     (tmp_path/'bad.csv').write_text('a,b\n1,2\n')
