@@ -76,6 +76,9 @@ class DecodeConfig:
     def __post_init__(self):
         require(self.search != 'exact' or self.min_max == 'prefix', "min_max: 'step' depends on the "
                 "beams, search 'exact' has none: take min_max 'prefix', or search 'beam'", SettingError)
+        require(not (self.length_penalty and self.rules_weight), 'rules_weight: rules are mixed with '
+                'probabilities, and scores divided by a length are none: take length_penalty 0, or '
+                'rules_weight 0', SettingError)
 
 # %% ../nbs/50_beam_search.ipynb #c921e6dd
 def _check_histories(trie: ItemTrie, history: Tensor, seen: Tensor | None = None) -> None:

@@ -93,3 +93,8 @@ def test_several_identifiers_are_combined():
     found, = search_each(model, None, HISTORY, 4, exact=mixture)
     assert torch.equal(found.items, exact_search(model, HISTORY, 4, exact=mixture)[0])
     assert not torch.equal(found.scores, search_each(model, None, HISTORY, 4)[0].scores)
+
+def test_rules_are_mixed_with_probabilities_alone():
+    for rules in (.3, 'fitted'):
+        with pytest.raises(SettingError, match='take length_penalty 0, or rules_weight 0'): DecodeConfig(rules_weight=rules, length_penalty=1.)
+    assert DecodeConfig(rules_weight=.3).length_penalty == 0 == DecodeConfig(length_penalty=1.).rules_weight
