@@ -10,7 +10,6 @@ import torch
 CHANGES = {
     'every item: rows by index_select, children from all codes of a level': ('89fe422^', '89fe422', 'exact'),
     'beam search normalizes by log_softmax': ('4fcada8^', '4fcada8', 'beam'),
-    'distinct numbers by sorting': ('51f06d0^', '51f06d0', 'join'),
 }
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,14 +24,6 @@ def job_of(name: str, data: Path): # a function without arguments, whose results
     from genrec_nb.splits import leave_one_out
     from genrec_nb.trie import ItemTrie
     ids, split = Identifiers.from_index(data/f'{data.name}.letter.index.json'), leave_one_out(load_dataset(data, text=False).interactions)
-    if name == 'join': # 10,000 items join a million
-        from genrec_nb.dynamic_trie import DynamicTrie
-        codes = np.random.default_rng(0).integers(0, 256, (1_010_000, 4)) + np.arange(4)*256 + 3
-        full = ItemTrie.build(Identifiers.from_codes(codes[:1_000_000] - 3 - np.arange(4)*256, [256]*4, 'keep'))
-        def join():
-            trie = DynamicTrie(full)
-            return trie.add(codes[1_000_000:]).tolist()
-        return join
     counts, history = split.train.target_counts(), torch.from_numpy(split.test.tail(20)[:256])
     trees = dict(softmax='children', prior='trie', counts=counts)
     model = item_decoder(ids, **(trees if name == 'exact' else dict(softmax='vocabulary', prior='none'))).eval()
