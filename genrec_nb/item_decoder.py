@@ -422,3 +422,9 @@ def decode_step(
     state.node = self.tries[0].step(_take_beams(state.node, parents), tokens)
     state.u, state.level = _take_beams(state.u, parents) + self.codes[l](code), l + 1
     return self._beam_logits(state)
+
+# %% ../nbs/42_item_decoder.ipynb #d7d020b7
+@patch(as_prop=True)
+def users_at_once(self: ItemDecoder) -> int: # in a search
+    "Many, as a step is short, unless the vocabulary is so large that their logits fill the memory"
+    return max(32, min(128, 2**21//self.config.vocab_size)) if self.device.type == 'cpu' else 512

@@ -86,3 +86,18 @@ def test_a_prior_is_of_the_children():
     for make in (item_decoder, tiger_t5):
         with pytest.raises(SettingError, match="prior='trie' is added to the logits of children"):
             make(Identifiers.random(9, 2, 4), counts=np.ones(9), prior='trie')
+
+
+def test_how_many_users_are_searched_at_once_does_not_matter():
+    "128 of a small vocabulary, fewer of a large one, which would fill the memory; the lists are those of any other number"
+    from genrec_nb.beam_search import DecodeConfig, recommend
+    from genrec_nb.semantic_ids import Identifiers
+    ids = Identifiers.random(300, levels=3, size=8, seed=0)
+    model = item_decoder(ids, seed=1)
+    model.bias[0].data.normal_()
+    assert model.users_at_once == 128 and item_decoder(Identifiers.from_codes(np.arange(30_000)[:, None], policy='keep'), d_model=4, num_heads=1).users_at_once == 2**21//30_003
+    history = torch.randint(0, 300, (200, 5), generator=torch.Generator().manual_seed(0))
+    config = DecodeConfig(6, search='beam')
+    (a, x), (b, y) = recommend(model, model.tries[0], history, 6, config), recommend(model, model.tries[0], history, 6, config, batch_size=7)
+    assert (a == b).float().mean() > .99
+    torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
