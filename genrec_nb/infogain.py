@@ -50,7 +50,9 @@ def _path_mass(trie: ItemTrie, prior: Tensor) -> Tensor: # float64 [N] -> [leave
     mass = prior.index_select(0, trie.order)
     lengths = trie.count[_leaf_places(trie)].long()
     mass = torch.segment_reduce(mass, 'sum', lengths=lengths, unsafe=True)
-    return mass.div_(mass.sum())
+    total = mass.sum()
+    require(total > 0, 'the prior has no mass, or NaN: take that of `item_prior`')
+    return mass.div_(total)
 
 # %% ../nbs/31_infogain.ipynb #b9deb3be
 def _xlogx(x: Tensor) -> Tensor: return torch.special.xlogy(x, x)        # 0 at 0

@@ -73,6 +73,10 @@ class RunConfig(RecommenderConfig):
         for name in _SHORT:
             require(not getattr(self.decode, name), f'decode.{name}: the {name} of a run is '
                     f'a setting of its own: RunConfig({name}=..)', SettingError)
+        mixed = self.backbone == 'packed' and self.rules_weight
+        require(not (mixed and self.decode.length_penalty), 'decode.length_penalty: rules are mixed '
+                'with probabilities, and scores divided by a length are none: take rules_weight=0 '
+                'with it, or length_penalty=0', SettingError)
 
 # %% ../nbs/86_run.ipynb #4fb050e1
 @patch

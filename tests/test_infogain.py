@@ -129,6 +129,9 @@ def test_bad_counts_and_kinds():
     t = ItemTrie.build(identifiers([[3], [4]]))
     with pytest.raises(GenrecError, match='prior has 3 items, the trie 2'): information_gain(t, item_prior([1, 1, 1]))
     with pytest.raises(GenrecError, match='both.*expected one of global, conditional'): information_gain(t, item_prior([1, 1]), 'both')
+    for bad in (0., float('nan')):
+        for kind in ('global', 'conditional'):
+            with pytest.raises(GenrecError, match='no mass, or NaN'): information_gain(t, torch.tensor([bad, 0.]).double(), kind)
     assert item_prior([0, 0], smoothing=1).tolist() == [.5, .5]
 
 

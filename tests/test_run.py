@@ -323,6 +323,7 @@ def test_every_row_of_the_table(finished, tmp_path):
 
 @pytest.mark.parametrize('given, message', [
     (dict(compare=['SASRek']), 'expected one of SASRec, vocabulary, children'), (dict(identifiers='itme'), "did you mean 'item'"),
+    (dict(decode=dict(length_penalty=1.)), 'take rules_weight=0'),
     (dict(weighting='igdd'), "did you mean 'igd'"), ({'weighting_options.beta': .5, 'weighting': 'igd'}, 'a setting of its own'), (dict(split='tim'), 'leave-one-out, time'),
     (dict(users=0), 'users is 0'), (dict(alpha=1.5), 'alpha is 1.5'), ({'decode.alpha': 1.5}, 'alpha is 1.5'), ({'decode.rules_weight': 'fited'}, 'expected fitted'), ({'train.lrr': 1}, "did you mean 'lr'"),
     ({'train.epochs': 0}, 'epochs is 0'), ({'tokenizer.method': 'title'}, "backbone 'llm'"), (dict(aplha=.1), "did you mean 'alpha'"),

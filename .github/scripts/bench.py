@@ -1,6 +1,6 @@
 """Speed, measured as ratios of two things in one run.
 
-    OMP_NUM_THREADS=1 python .github/scripts/bench.py [trie catalog decode exact tokenizers backbones weightings llm device profile memory] [--quick] [--out FILE.json]
+    OMP_NUM_THREADS=1 python .github/scripts/bench.py [trie catalog decode constraint exact tokenizers backbones weightings llm device profile memory] [--quick] [--out FILE.json]
 
 Both sides of a race take turns and must give the same results. The figures in nbs/results/bench.json were made so.
 """

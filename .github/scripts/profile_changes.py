@@ -1,7 +1,7 @@
-"""Profiles before and after changes that made the library faster: python .github/scripts/profile_changes.py OUT.json [--data DIR]
+"""Profiles before and after changes that made the library faster: python .github/scripts/profile_changes.py OUT.json --data DIR
 
 Each change is a pair of commits of this repository's history. Both are checked out beside one another and run the same job, in processes of one
-thread that take turns; the results must be the same. OUT.json holds the seconds of processor time of each round, and the operators that took them."""
+thread that take turns; the first five of every list must be the same. OUT.json holds the seconds of processor time of each round, and the operators that took them."""
 import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
@@ -40,7 +40,7 @@ def job_of(name: str, data: Path): # a function without arguments, whose results
 
 
 def one_side(name: str, data: Path) -> None:
-    "Three rounds of a job, then its profile"
+    "Three rounds of a job, of which the first is not timed, then its profile"
     torch.set_num_threads(1)
     job, seconds = job_of(name, data), []
     for _ in range(3):
@@ -85,6 +85,6 @@ if __name__ == '__main__':
         p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         p.add_argument('out', type=Path)
         p.add_argument('--data', type=Path, required=True)
-        p.add_argument('--rounds', type=int, default=2)
+        p.add_argument('--rounds', type=int, default=3)
         a = p.parse_args()
         main(a.out, a.data, a.rounds)
