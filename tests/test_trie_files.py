@@ -61,7 +61,7 @@ tokens = np.load('tokens.npy', mmap_mode='r')
 build_trie_file('small', tokens[:2000], 1027, 10**6)
 ItemTrie.load = classmethod(lambda *a, **k: None)                           # what is mapped at the end is no work
 start, held = used('VmSize'), []
-while used('VmSize') <= start: held.append(np.empty(2**20, np.uint8))       # what was free in the heap is taken, else it is room beside the limit
+while used('VmSize') < start + 2**24: held.append(np.empty(2**20, np.uint8)) # what was free in the heap is taken, else it is room beside the limit
 before = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (used('VmSize') + {room}, before[1]))
 try: build_trie_file('trie', tokens, 1027, {memory})
