@@ -46,6 +46,7 @@ from genrec_nb.train import TrainConfig, _batch_targets, fit
 from genrec_nb.backbones import SMOLLM2, load_lm, smollm2_folder
 from genrec_nb.language_recommender import LMConfig, language_recommender
 from genrec_nb.prompts import title_identifiers
+from profiles import operators_of
 
 def race(
     contestants: dict, # name -> function without arguments
@@ -1169,23 +1170,14 @@ def bench_device(
     return out
 
 
-PRODUCTS = 'aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm', 'aten::_scaled_dot_product_flash_attention_for_cpu', 'aten::_scaled_dot_product_flash_attention_for_cpu_backward'
-
 def profile_of(
     job, # function without arguments
-    top: int = 8, # operators that are listed
-) -> dict: # seconds of processor time, shares of the time in operators: products of matrices and attention, each of the longest
-    "Which of PyTorch's operators a job spends its time in"
+) -> dict: # seconds of processor time, and what `operators_of` says
+    "Time of a job, and of its operators"
     job()
     start = time.process_time()
     job()
-    seconds = time.process_time() - start
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found: job()
-    rows = sorted(found.key_averages(), key=lambda x: -x.self_cpu_time_total)
-    whole = sum(x.self_cpu_time_total for x in rows)
-    share = lambda some: sum(x.self_cpu_time_total for x in some)/max(whole, 1)
-    return dict(seconds=seconds, products=share(x for x in rows if x.key in PRODUCTS), calls=sum(x.count for x in rows),
-                operators=[dict(name=x.key, share=share([x]), calls=x.count) for x in [x for x in rows if x.key.startswith('aten::')][:top]])
+    return dict(seconds=time.process_time() - start, **operators_of(job))
 
 def training_step(model, split, batch: int, steps: int): # a function without arguments
     "`steps` optimizer steps on a batch of middling length"

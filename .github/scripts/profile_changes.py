@@ -6,6 +6,7 @@ import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
 import torch
+from profiles import operators_of
 
 CHANGES = {
     'every item: rows by index_select, children from all codes of a level': ('89fe422^', '89fe422', 'exact'),
@@ -47,11 +48,7 @@ def one_side(name: str, data: Path) -> None:
         start = time.process_time()
         result = job()
         seconds.append(time.process_time() - start)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found: job()
-    rows = sorted(found.key_averages(), key=lambda x: -x.self_cpu_time_total)
-    whole = sum(x.self_cpu_time_total for x in rows)
-    operators = [dict(name=x.key, share=x.self_cpu_time_total/whole, calls=x.count) for x in rows if x.key.startswith('aten::')][:8] if rows else []
-    print('RESULT' + json.dumps(dict(seconds=seconds[1:], operators=operators, calls=sum(x.count for x in rows), result=result)))
+    print('RESULT' + json.dumps(dict(seconds=seconds[1:], result=result, **operators_of(job))))
 
 
 def main(out: Path, data: Path, rounds: int) -> None:
