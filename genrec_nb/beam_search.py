@@ -255,15 +255,17 @@ def beam_search(
     for length in range(1, trie.max_depth + 1):
         child = search.candidates(node, score)
         total = score[..., None] + search.step_scores(child, logits)
-        scores, place = _stable_topk(total.flatten(1), 2*k)
+        score, place = _stable_topk(total.flatten(1), 2*k if trie.ends[length] else k)
         node, parent = child.flatten(1).gather(1, place).clamp(min=0), place//child.shape[2]
-        leaf = trie.n_children[node] == 0
-        final = (scores/length**config.length_penalty).masked_fill(~leaf, -torch.inf)
-        finished = _merge_finished(finished, node[:, :k], final[:, :k])
-        score, place = _stable_topk(scores.masked_fill(leaf, -torch.inf), k)
-        score = search.drop_dead(score, length, finished)
+        if trie.ends[length]:
+            leaf = trie.n_children[node] == 0
+            final = (score/length**config.length_penalty).masked_fill(~leaf, -torch.inf)
+            finished = _merge_finished(finished, node[:, :k], final[:, :k])
+            if length == trie.max_depth: break
+            score, place = _stable_topk(score.masked_fill(leaf, -torch.inf), k)
+            score = search.drop_dead(score, length, finished)
+            node, parent = node.gather(1, place), parent.gather(1, place)
         if (score == -torch.inf).all(): break
-        node, parent = node.gather(1, place), parent.gather(1, place)
         token = torch.where(score > -torch.inf, trie.token[node].long(), PAD)
         logits = model.decode_step(state, token, parent)
     return finished

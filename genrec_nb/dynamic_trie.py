@@ -75,6 +75,10 @@ def max_depth(self: DynamicTrie) -> int: return self.base.max_depth
 @patch(as_prop=True)
 def device(self: DynamicTrie) -> torch.device: return self.base.device
 @patch(as_prop=True)
+def ends(self: DynamicTrie) -> list[bool]: # [D+1] whether a path ends there, perhaps of removed items
+    new = np.bincount((self.new_paths > 0).sum(1), minlength=self.max_depth + 1) > 0
+    return [a or b for a, b in zip(self.base.ends, new.tolist())]
+@patch(as_prop=True)
 def counts(self: DynamicTrie) -> np.ndarray: return self._item['counts'][:self.n_items].copy() # [N]
 
 # %% ../nbs/32_dynamic_trie.ipynb #580c149d

@@ -261,6 +261,12 @@ def leaves(self: ItemTrie) -> Tensor: # int64 [distinct paths]
     ends = (self.n_children == 0).nonzero().squeeze(1)
     return ends[torch.argsort(self.row[ends])]
 
+# %% ../nbs/30_trie.ipynb #4668ff6a
+@patch(cached=True)
+def ends(self: ItemTrie) -> list[bool]: # [D+1]
+    "Whether a path ends at each depth"
+    return [bool((n == 0).any()) for n in self.n_children.split(self.level.diff().tolist())]
+
 # %% ../nbs/30_trie.ipynb #f207b104
 @patch(cached=True)
 def leaf(self: ItemTrie) -> Tensor: # int64 [N]

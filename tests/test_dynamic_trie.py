@@ -85,6 +85,9 @@ def test_paths_of_different_lengths(paths, data):
     live.add([p + [0]*(longest - len(p)) for p in paths[n:]], np.ones(len(paths) - n))
     live.remove([0])
     same(live, paths)
+    trie = ItemTrie.build(identifiers(paths, V), np.arange(1, len(paths)))
+    depths = set(trie.node_depth[trie.leaves].tolist())
+    assert {d for d, end in enumerate(trie.ends) if end} == depths and all(live.ends[d] for d in depths)
 
 def test_a_large_addition():
     "Thousands of items, and the sums of nodes that are not on a changed path stay as they were"
