@@ -85,6 +85,12 @@ def _check_histories(trie: ItemTrie, history: Tensor, seen: Tensor | None = None
     "Raise `GenrecError` for items int64 [B, ..] that are not in the trie; -1: none"
     for items in (history, history if seen is None else seen): _check_items(items, trie.n_items, -1)
 
+def _check_items_of(model, trie: ItemTrie) -> None:
+    "Raise `GenrecError` for a trie with items that are not in the model's own"
+    own = (getattr(model, 'trees', None) or [None])[0]
+    require(own is None or trie.n_items <= own.trie.n_items, lambda _: f'the trie has {trie.n_items:,} '
+            f"items, the model's own {own.trie.n_items:,}: give both to its `set_items` first")
+
 def _unique_pairs(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: none -> [n]
     "user * N + item of each seen item, once a user, ascending"
     user = torch.arange(len(seen), device=seen.device)[:, None]
@@ -246,6 +252,7 @@ def beam_search(
 ) -> Beams: # up to `beams` finished paths a user
     "Constrained beam search with IGD-decoding, for a batch of users"
     _check_histories(trie, history, seen)
+    _check_items_of(model, trie)
     search = _Search(trie, config, gain, weights, history if seen is None else seen, assistant,
                      getattr(model, 'normalized', False))
     B, k = len(history), config.beams

@@ -21,6 +21,14 @@ def _with_room(x: np.ndarray, n: int) -> np.ndarray: # [m] -> [n or more], 0 beh
     out[:len(x)] = x
     return out
 
+def _as_counts(counts, n: int, what: str) -> np.ndarray: # int [n], or None: 0 -> int64 [n]
+    "Counts of n items; `GenrecError` for another number of them, and for what is no count"
+    x = np.zeros(n, np.int64) if counts is None else np.atleast_1d(np.asarray(counts))
+    require(x.shape == (n,), f'{x.size} counts, expected one for each of {n} items')
+    require((x >= 0) & (x < 2**62) & (x == x//1), lambda i: f'{what} {i} has count {x[i]}, expected a '
+            'whole number of 0 or more')
+    return x.astype(np.int64)
+
 class DynamicTrie:
     "A trie that items join, leave, and change weight in; on the CPU"
     def __init__(
@@ -29,8 +37,7 @@ class DynamicTrie:
         counts=None, # int [N] training targets of each item; None: 0
     ):
         b = self.base = trie.to('cpu')
-        counts = np.zeros(b.n_items, np.int64) if counts is None else np.array(counts, np.int64)
-        require(counts.shape == (b.n_items,), f'{len(counts)} counts, the trie has {b.n_items} items')
+        counts = _as_counts(counts, b.n_items, 'item')
         _check_targets(b, counts)
         self.first, self.order = b.first.numpy(), b.order.numpy()
         self.n_nodes, self.n_items = b.n_nodes, b.n_items
@@ -197,8 +204,7 @@ def remove(self: DynamicTrie, items) -> None: # int64 [k]
 def reweigh(self: DynamicTrie, items, counts) -> None: # int64 [k], int [k]
     "Set how often items are training targets"
     leaf, items = self._places(items), np.atleast_1d(np.asarray(items, np.int64))
-    counts = np.atleast_1d(np.asarray(counts, self._item['counts'].dtype))
-    require(counts >= 0, lambda i: f'item {items[i]} has count {counts[i]}, expected 0 or more')
+    counts = _as_counts(counts, len(items), 'changed item')
     self._shift(leaf, 0, counts - self._item['counts'][items])
     self._item['counts'][items] = counts
     self._sum_again(leaf)
@@ -238,16 +244,14 @@ def _new_nodes(self: DynamicTrie, paths: np.ndarray) -> tuple: # int64 [D, L] ->
 def _check_new(self: DynamicTrie, paths, counts) -> tuple: # int [k, l], int [k] -> the same, int64
     "Raise `GenrecError` for paths or counts that cannot be added"
     paths = np.asarray(paths, np.int64)
-    counts = np.zeros(len(paths), np.int64) if counts is None else np.asarray(counts, np.int64)
-    require(paths.ndim == 2 and paths.shape[1] <= self.max_depth and counts.shape == paths.shape[:1],
-            f'paths of shape {paths.shape} with {counts.shape} counts, expected [items, at most '
-            f'{self.max_depth} tokens] and a count each')
+    require(paths.ndim == 2 and paths.shape[1] <= self.max_depth, f'paths of shape {paths.shape}, '
+            f'expected [items, at most {self.max_depth} tokens]')
+    counts = _as_counts(counts, len(paths), 'new item')
     paths = np.pad(paths, ((0, 0), (0, self.max_depth - paths.shape[1])))
     inside = (paths >= 0) & (paths < self.vocab_size) & (np.minimum.accumulate(paths, 1) >= 0)
     whole = (paths[:, 0] > 0) & ((paths[:, 1:] == 0) | (paths[:, :-1] > 0)).all(1) & inside.all(1)
     require(whole, lambda i: f'new item {i} has the path {paths[i].tolist()}, expected tokens 1 to '
             f'{self.vocab_size - 1}: a trained model cannot learn new ones')
-    require(counts >= 0, lambda i: f'new item {i} has count {counts[i]}, expected 0 or more')
     return paths, counts
 
 # %% ../nbs/32_dynamic_trie.ipynb #4a558b40

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from .batches import Windows
 from .causal_blocks import CausalBlock, PackedRows
 from .core import GenrecError, patch, require
-from .likelihood import ChildSoftmax, _Trained, _check_softmax
+from .likelihood import ChildSoftmax, _Trained, _check_softmax, _live_counts
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD, _levels_apart
 from .tiger import TokenLoss, _take_beams
@@ -135,10 +135,6 @@ def _one_or_more(ids) -> list[Identifiers]:
     return [digit for i in ids for digit in i.digits]
 
 # %% ../nbs/42_item_decoder.ipynb #53dedb59
-def _live_counts(counts, trie: ItemTrie) -> np.ndarray | None: # int64 [N]
-    "Training targets without those of items that were left out of the trie"
-    return None if counts is None else np.where(trie.leaf.cpu() > 0, counts, 0)
-
 @patch
 def set_items(
     self: ItemDecoder,

@@ -136,6 +136,11 @@ def build(cls: ChildSoftmax,
     if counts is None and not shared: share = torch.where(share.isinf(), share, 0.)
     return cls(_by_count(trie, known), prior, share)
 
+# %% ../nbs/35_likelihood.ipynb #fa275b7d
+def _live_counts(counts, trie: ItemTrie) -> np.ndarray | None: # int64 [N]
+    "Training targets without those of items that were left out of the trie"
+    return None if counts is None else np.where(trie.leaf.cpu() > 0, counts, 0)
+
 # %% ../nbs/35_likelihood.ipynb #9beadf23
 @patch
 def to(self: ChildSoftmax, device) -> ChildSoftmax:

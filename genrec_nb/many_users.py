@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import (FileError, SettingError, _near, _Silent, check_choice, explain, require,
-                            whole_file)
+from .core import (FileError, SettingError, _distinct, _near, _Silent, check_choice, explain,
+                            require, whole_file)
 from .workers import _in_workers
 from .data import Catalog, _offsets_of
 from .formats import (explode, read_file, recognize, _by_name, _clock, _has_lists, _ids,
@@ -52,17 +52,37 @@ def _by_user(df: pd.DataFrame, where, given: dict | None = None) -> pd.DataFrame
     return rows.sort_values('user', kind='stable', key=place.get_indexer, ignore_index=True)
 
 # %% ../nbs/82_many_users.ipynb #8753f866
-def _pieces(path: Path, size: int, given: dict | None = None):
-    "Tables of at most `size` users with lists (Parquet), or the whole file"
-    head = read_file(path, rows=100)
-    _, item, _ = _history_columns(head.frame, path, given)
-    if head.form != 'Parquet' or not _has_lists(head.frame[item]):
-        yield read_file(path).frame
-        return
+def _parquet(path: Path, size: int, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
+    "Tables of `size` rows at most"
     import pyarrow as pa
     import pyarrow.parquet as pq
     with explain(f'{path}: not a readable table', OSError, pa.ArrowException):
-        for batch in pq.ParquetFile(path).iter_batches(size): yield _in_pandas(batch)
+        for batch in pq.ParquetFile(path).iter_batches(size, columns=columns): yield _in_pandas(batch)
+
+def _check_users(path: Path, user: str, size: int) -> None:
+    "Raise `FileError` for a row without a user, or a second one of a user; keeps 8 bytes of each"
+    keys, read = [np.zeros(0, np.uint64)], lambda: (_ids(t[user]) for t in _parquet(path, size, [user]))
+    for names in read():
+        row = sum(map(len, keys)) + 1
+        require(names.notna(), lambda n: f'{path}: row {row + n} has no user', FileError)
+        keys.append(pd.util.hash_pandas_object(names, index=False).to_numpy())
+    keys = np.concatenate(keys)
+    if len(_distinct(keys)) == len(keys): return
+    twice = pd.Series(keys).duplicated(keep=False)                # of two names, if by chance
+    names = pd.concat([*read()], ignore_index=True)[twice]
+    again = names.index[names.duplicated()]
+    require(not len(again), lambda _: f'{path}: row {again[0] + 1} has a second list of its user',
+            FileError)
+
+def _pieces(path: Path, size: int, given: dict | None = None):
+    "Tables of at most `size` users with lists (Parquet), or the whole file"
+    head = read_file(path, rows=100)
+    user, item, _ = _history_columns(head.frame, path, given)
+    if head.form != 'Parquet' or not _has_lists(head.frame[item]):
+        yield read_file(path).frame
+        return
+    _check_users(path, user, size)
+    yield from _parquet(path, size)
 
 # %% ../nbs/82_many_users.ipynb #5c6a2444
 @dataclass

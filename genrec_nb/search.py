@@ -19,15 +19,19 @@ from .exact import ExactConfig, exact_search, _multiplications, _why_not_exact
 # %% ../nbs/53_search.ipynb #94a572a7
 _MOST = 5*10**7 # multiplications a user that exact ranking may take by itself
 
+def _same_items(one: ItemTrie, other) -> bool: # other: a trie; None: the same
+    "Do two tries have the same items, on the same paths?"
+    if other is None or one is other: return True
+    if not isinstance(other, ItemTrie) or one.n_nodes != other.n_nodes: return False
+    return torch.equal(one.token, other.token) and torch.equal(one.leaf, other.leaf)
+
 def _refused(model, trie: ItemTrie, config: DecodeConfig) -> str: # '' if it is possible
     "Why the best items cannot be had for certain"
     if not isinstance(model, ItemDecoder):
         no_bound = "min_max='step' depends on the beams: exact search needs min_max='prefix'"
         return no_bound*(config.min_max != 'prefix')
-    if len(model.tries) > 1: return _why_not_exact(model, config)
-    own = model.tries[0]
-    same = own.n_nodes == trie.n_nodes and torch.equal(own.token, trie.token)
-    return _why_not_exact(model, config) if same else "the trie is not that of the model's items"
+    other = "the trie is not that of the model's items: give it to `set_items` first"
+    return _why_not_exact(model, config) or other*(not _same_items(model.tries[0], trie))
 
 # %% ../nbs/53_search.ipynb #5d71065f
 def _why_no_beam(model, config: DecodeConfig) -> str: # '' if a beam will do
@@ -76,7 +80,7 @@ def _without(config: DecodeConfig, seen: Tensor, removed: Tensor) -> tuple: # [M
 # %% ../nbs/53_search.ipynb #1ca718e8
 def search_each(
     model, # an `ItemDecoder`, or anything with `prefill` and `decode_step`
-    trie: ItemTrie, # of the model's items
+    trie: ItemTrie | None, # of the items to recommend; None: an item decoder's own
     history: Tensor, # int64 [M, H] items, -1 where there is none
     k: int = 20, # items wanted
     configs: list = (DecodeConfig(),), # one `DecodeConfig` for each search
@@ -93,7 +97,8 @@ def search_each(
         return [search_each(model, trie, history, k, [c], gain, s, batch_size, assistant, exact)[0]
                 for c, s in each]
     how = [chosen_search(model, trie, c) for c in configs]
-    if isinstance(model, ItemDecoder): trie = model.tries[0]   # colliding items in the same order
+    if isinstance(model, ItemDecoder) and _same_items(model.tries[0], trie):
+        trie = model.tries[0]                                  # colliding items in the same order
     by_beam = [c for c, name in zip(configs, how) if name == 'beam']
     beams = iter(recommend_each(model, trie, history, k, by_beam, gain, seen, batch_size, assistant)
                  if by_beam else ())

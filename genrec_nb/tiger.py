@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from .batches import PrefixSamples, history_tokens
 from .core import patch, require
 from .limits import T5Sizes
-from .likelihood import ChildSoftmax, _Trained, _check_softmax
+from .likelihood import ChildSoftmax, _Trained, _check_softmax, _live_counts
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD
 from .trie import ItemTrie
@@ -85,7 +85,11 @@ def _token_losses(self: TigerT5, logits: Tensor, targets: Tensor, tau: float, pr
 
 # %% ../nbs/41_tiger.ipynb #49889554
 @patch
-def set_items(self: TigerT5, ids: Identifiers) -> TigerT5: # itself
+def set_items(
+    self: TigerT5,
+    ids: Identifiers, # paths of all items
+    tries: list | None = None, # one, if built already: items that it lacks are not recommended
+) -> TigerT5: # itself
     "Keep the paths of the items; raises `GenrecError` for identifiers of another vocabulary"
     ours, theirs = self.config.vocab_size, ids.vocab_size
     require(ours == theirs, f'the model knows {ours} tokens, the identifiers have {theirs}: '
@@ -93,7 +97,8 @@ def set_items(self: TigerT5, ids: Identifiers) -> TigerT5: # itself
     self.register_buffer('paths', torch.from_numpy(ids.padded()).to(self.device), persistent=False)
     if getattr(self.config, 'softmax', 'vocabulary') == 'children':
         counts = self.counts.cpu().numpy() if self.config.prior == 'trie' else None
-        self.soft = ChildSoftmax.build(ItemTrie.build(ids), counts).to(self.device)
+        trie, = [ItemTrie.build(ids)] if tries is None else tries
+        self.soft = ChildSoftmax.build(trie, _live_counts(counts, trie)).to(self.device)
     return self
 
 @patch(as_prop=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from .core import FileError, _tie_order, patch, require, _write_tensors
+from .core import (FileError, _check_items, _tie_order, explain, patch, require,
+                            _write_tensors)
 from .collisions import _pack
 from .semantic_ids import Identifiers
 
@@ -160,6 +161,15 @@ def _fill(paths: _Words | _Rows, level: np.ndarray, put, size: int = 2**16) -> N
         for d, t, new in zip(depths[::-1], tokens[::-1], begins[::-1]): child = d.add(a, t, new, child)
     for d in depths: d.end()
 
+# %% ../nbs/30_trie.ipynb #0f274308
+def _check_chosen(items, n: int) -> None:
+    "Raise `GenrecError` unless `items` are numbers of a catalog of n, ascending"
+    items = np.asarray(items)
+    require(items.ndim == 1 and items.dtype.kind in 'iu', 'items: expected their numbers, ascending; '
+            'of a mask, numpy.flatnonzero(mask)')
+    _check_items(items, n, where='for a trie')
+    require(np.diff(items) > 0, 'items: expected ascending numbers, each once')
+
 # %% ../nbs/30_trie.ipynb #5f75ccc5
 def _shapes(level: np.ndarray, n: int) -> dict: # name -> length of each 32-bit array
     "How long the arrays of a trie of n rows are"
@@ -183,6 +193,7 @@ def build(
 ) -> ItemTrie: # on the CPU
     "Build the trie of identifiers; `GenrecError` if one path is a proper prefix of another"
     if ids.is_ragged: ids.check()
+    if items is not None: _check_chosen(items, ids.n_items)
     rows = ids.padded() if ids.is_ragged else np.reshape(ids.flat, (ids.n_items, -1))
     rows, items = (rows, np.arange(ids.n_items)) if items is None else (rows[items], items)
     require(len(rows) > 0, 'a trie needs at least one item')
@@ -377,17 +388,21 @@ def save(
     ids: Identifiers | None = None, # what it was built from, to be recognized by
 ) -> None:
     "Write the arrays as safetensors, with checksums and the fingerprint of the identifiers"
-    arrays = {name: x.cpu().contiguous() for name, x in self.tensors().items()}
+    sizes = {name: torch.tensor(getattr(self, name)) for name in ('vocab_size', 'n_items')}
+    arrays = sizes | {name: x.cpu().contiguous() for name, x in self.tensors().items()}
     about = dict(checksums=json.dumps({name: _checksum(x) for name, x in arrays.items()}))
     if ids is not None: about['identifiers'] = _table_fingerprint(ids)
-    sizes = {name: torch.tensor(getattr(self, name)) for name in ('vocab_size', 'n_items')}
-    _write_tensors(path, arrays | sizes, about)
+    _write_tensors(path, arrays, about)
 
-def _check_file(path: str | Path, arrays: dict, about: dict, ids: Identifiers | None) -> None:
+def _check_file(path: str | Path, arrays: dict, about: dict, ids: Identifiers | None, check: bool):
     "Raise `FileError` for a damaged array, and for a trie of other identifiers"
-    for name, sum_ in json.loads(about.get('checksums', '{}')).items():
-        require(_checksum(arrays[name]) == sum_, f'{path}: the array {name!r} is damaged '
-                '(its checksum differs): write the file again', FileError)
+    again = ': write the file again'
+    if check:
+        with explain(f'{path}: no checksums', KeyError, ValueError, TypeError, hint=again):
+            sums = dict(json.loads(about['checksums']))
+        bad = [name for name, x in arrays.items() if sums.get(name) != _checksum(x)]
+        require(not bad, lambda _: f'{path}: the array {bad[0]!r} is damaged (its checksum '
+                f'differs){again}', FileError)
     if ids is None: return
     found, expected = about.get('identifiers', 'none'), _table_fingerprint(ids)
     require(found == expected, f'{path}: the trie of another table, its fingerprint is {found}, '
@@ -408,5 +423,5 @@ def load(
         trie = cls(**arrays)
     except (OSError, SafetensorError, TypeError) as e:
         raise FileError(f'{path}: not a saved trie ({type(e).__name__}: {e})') from None
-    _check_file(path, arrays, about if check else about | dict(checksums='{}'), ids)
+    _check_file(path, arrays, about, ids, check)
     return trie

@@ -6,7 +6,7 @@
 __all__ = ['build_trie_file']
 
 # %% ../nbs/30_trie_files.ipynb #ebf11cd8
-import json, mmap, os, tempfile, zlib
+import json, math, mmap, os, tempfile, zlib
 import numpy as np
 from pathlib import Path
 from .core import GenrecError, require, whole_file
@@ -18,6 +18,8 @@ def _row_bytes(levels: int) -> int: return 16*(levels + 8) # what a row needs in
 
 def _plan(n: int, levels: int, memory: int) -> tuple[int, int]: # (rows a block, numbers a piece)
     "Split a limit in bytes; raises `GenrecError` for one that is too small for n items"
+    whole = isinstance(memory, (int, np.integer)) and not isinstance(memory, bool)
+    require(whole and memory > 0, f'memory is {memory!r}, expected bytes, a whole number as 2**28')
     block, piece = min(2**16, memory//4//_row_bytes(levels)), memory//16
     runs = -(-n//max(piece, 1))
     need = max(4*1024*_row_bytes(levels), int(33*n**(2/3)) + 64)
@@ -111,7 +113,7 @@ class _TrieFile:
     def __init__(self, path, level: np.ndarray, n: int, vocab_size: int, identifiers: str):
         arrays = {name: ('I32', [m]) for name, m in _shapes(level, n).items()}
         self.shapes = dict(level=('I64', [len(level)]), vocab_size=('I64', []), n_items=('I64', [])) | arrays
-        self.sums, self.identifiers = dict.fromkeys(['level', *arrays], '0'*8), identifiers
+        self.sums, self.identifiers = dict.fromkeys(self.shapes, '0'*8), identifiers
         self.file = open(path, 'r+b')
         self._write_head()
         for name, x in dict(level=level, vocab_size=vocab_size, n_items=n).items(): self.put(name, 0, x)
@@ -131,10 +133,10 @@ class _TrieFile:
     def finish(self) -> None:
         "Read the arrays again, and write their checksums"
         for name in self.sums:
-            kind, (n,) = self.shapes[name]
+            kind, shape = self.shapes[name]
             self.file.seek(self.places[name])
             total = 0
-            for a, b in _blocks(n*int(kind[1:])//8, 2**18):
+            for a, b in _blocks(math.prod(shape)*int(kind[1:])//8, 2**18):
                 total = zlib.crc32(self.file.read(b - a), total)
             self.sums[name] = f'{total:08x}'
         self._write_head()
@@ -159,7 +161,10 @@ def build_trie_file(
     memory: int = 2**28, # bytes that this may take, beside the finished trie's mapped pages
 ) -> ItemTrie: # mapped from the file
     "Build a trie on disk; raises `GenrecError` for a limit that is too small, before any work"
-    (n, L), path, tokens = tokens.shape, Path(path), _Reader(tokens)
+    shape, kind = getattr(tokens, 'shape', ()), getattr(tokens, 'dtype', np.dtype(object)).kind
+    require(len(shape) == 2 and min(shape) > 0 and kind in 'iu', f'tokens of shape {shape}, expected '
+            'whole numbers [items, levels]')
+    (n, L), path, tokens = shape, Path(path), _Reader(tokens)
     block, piece = _plan(n, L, memory)
     packing = _check_tokens(tokens, vocab_size, block)
     parts = (tokens[a:b] for a, b in _blocks(n, block))

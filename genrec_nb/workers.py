@@ -7,25 +7,57 @@ __all__ = []
 
 # %% ../nbs/02_workers.ipynb #f229c983
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from itertools import islice
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from .core import GenrecError
 
 # %% ../nbs/02_workers.ipynb #44304e6b
-@contextmanager
-def _workers(jobs: int, cluster: str | None): # cluster: address of a dask scheduler
-    "Where joblib sends its calls"
-    if not cluster:
-        with parallel_config('loky', n_jobs=jobs, inner_max_num_threads=1): yield
-        return
+def _client(cluster: str): # address of a dask scheduler
+    "A connection to a cluster; raises `GenrecError` if there is none"
     try: from distributed import Client
     except ImportError:
         raise GenrecError("--cluster needs dask: pip install 'genrec_nb[cluster]'") from None
-    try: client = Client(cluster, timeout=5)
+    try: return Client(cluster, timeout=5)
     except (OSError, ValueError):
         raise GenrecError(f'{cluster}: no dask scheduler answers there') from None
-    with client, parallel_config('dask', n_jobs=-1): yield
+
+# %% ../nbs/02_workers.ipynb #27c98ba0
+_KILLED = 'worker processes were killed again and again (out of memory?)'
+_LOST = ': the scheduler was lost; start it, and call again'
+
+def _result(future, cluster: str):
+    "The result of a call on a cluster, or the error that it raised; `GenrecError` if both are lost"
+    from distributed import KilledWorker
+    try: return future.result()
+    except KilledWorker: raise GenrecError(f'{cluster}: {_KILLED}') from None
+    except Exception:
+        if future.status == 'error': raise                   # of the call itself
+        raise GenrecError(cluster + _LOST) from None
+
+def _room(client, cluster: str) -> int: # calls that a cluster is given at once
+    "Twice as many as there are threads; raises `GenrecError` if there is no scheduler any more"
+    try: return 2*max(sum(client.nthreads().values()), 1)
+    except OSError: raise GenrecError(cluster + _LOST) from None
+
+def _next(running: dict, ordered: bool):
+    "The first of the calls, or one that is done"
+    from distributed import wait
+    if not ordered:
+        with suppress(Exception): return next(iter(wait([*running], None, 'FIRST_COMPLETED').done))
+    return next(iter(running)) # if the cluster is lost, its result says so
+
+def _on_cluster(work: Callable, tasks: Iterable, cluster: str, ordered: bool) -> Iterator[tuple]:
+    "`_in_workers` on a dask cluster, which makes the calls of a killed worker again"
+    with _client(cluster) as client:
+        tasks, running = iter(tasks), {}
+        while True:
+            for args, note in islice(tasks, max(_room(client, cluster) - len(running), 0)):
+                running[client.submit(work, *args, pure=False)] = note
+            if not running: return
+            done = _next(running, ordered)
+            yield running.pop(done), _result(done, cluster)
 
 # %% ../nbs/02_workers.ipynb #219d9eef
 def _numbered(n: int, work: Callable, args: tuple) -> tuple: # runs in a worker
@@ -40,6 +72,9 @@ def _in_workers(
     ordered: bool = True, # False: as they come
 ) -> Iterator[tuple]: # (the note, the result)
     "Results of all tasks; raises `GenrecError` if workers are killed three times"
+    if cluster:
+        yield from _on_cluster(work, tasks, cluster, ordered)
+        return
     tasks, left = enumerate(tasks), {}
     def calls():
         for n, (args, _) in list(left.items()): yield delayed(_numbered)(n, work, args)
@@ -49,9 +84,8 @@ def _in_workers(
     how = 'generator' if ordered else 'generator_unordered'
     for _ in range(3):                               # a killed worker's calls are made again
         try:
-            with _workers(jobs, cluster):
+            with parallel_config('loky', n_jobs=jobs, inner_max_num_threads=1):
                 for n, result in Parallel(return_as=how)(calls()): yield left.pop(n)[1], result
             return
         except TerminatedWorkerError: continue
-    raise GenrecError('worker processes were killed again and again (out of memory?): '
-                      'take fewer jobs')
+    raise GenrecError(_KILLED + ': take fewer jobs')

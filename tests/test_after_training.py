@@ -312,8 +312,9 @@ def test_histories_with_gaps(rec, tmp_path):
            "row 3 has no time in 'time'": dict(user=['a', 'b', 'b'], item=ids[:3], time=['3', '4', 'x']), "row 1 has no time in 'time'": dict(user=['a', 'b'], item=ids[:2], time=['31.12.2020 10:00', '01.02.2021 11:00'])}
     for message, table in bad.items():
         pd.DataFrame(table).to_parquet(tmp_path/'bad.parquet')
-        with pytest.raises(FileError, match=message): recommend_file(rec, tmp_path/'bad.parquet', out, 3)
-        assert not out.exists()
+        for size in (1, 100)[-1 if 'time' in message else 0:]: # also a user at a time
+            with pytest.raises(FileError, match=message): recommend_file(rec, tmp_path/'bad.parquet', out, 3, size=size)
+            assert not out.exists()
     with pytest.raises(SettingError, match='the name says json, the format is parquet'): recommend_file(rec, tmp_path/'h.parquet', out, 3, 'parquet')
 
 def test_figures_of_a_saved_recommender(rec):

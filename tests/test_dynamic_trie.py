@@ -116,8 +116,8 @@ def test_what_cannot_be_changed():
     for f, words in ((lambda: live.remove([1]), 'item 1 was removed'), (lambda: live.reweigh([0, 1], [1, 2]), 'item 1 was removed: it cannot be a target'),
                      (lambda: live.remove([7]), 'found item 7'), (lambda: live.remove([0, 0]), 'named twice'), (lambda: live.reweigh([0], [-1]), 'count -1'),
                      (lambda: live.add([[3, 9]]), 'expected tokens 1 to 7'), (lambda: live.add([[3, -4]]), 'expected tokens'), (lambda: live.add([[3, 4, 5]]), 'at most 2 tokens'),
-                     (lambda: live.add([[0, 4]]), 'expected tokens'), (lambda: live.add([[3, 4]], [1, 2]), 'a count each'), (lambda: live.add([[3, 0]]), 'beginning of another'),
-                     (lambda: DynamicTrie(live.base, [1]), '1 counts, the trie has 3 items')):
+                     (lambda: live.add([[0, 4]]), 'expected tokens'), (lambda: live.add([[3, 4]], [1, 2]), '2 counts, expected one for each of 1 items'), (lambda: live.add([[3, 0]]), 'beginning of another'),
+                     (lambda: DynamicTrie(live.base, [1]), '1 counts, expected one for each of 3 items')):
         with pytest.raises(GenrecError, match=words) as e: f()
         assert '\n' not in str(e.value)
     assert all((a == b).all() for a, b in zip(before, live._node.values())) and live.counts.tolist() == [1, 0, 3]
@@ -188,3 +188,36 @@ def test_tries_that_do_not_fit_are_refused(changed):
     model = oracles.packed(both)
     for tries in ([], [live.base], [live.merged()]*2):
         with pytest.raises(GenrecError, match='give one for each'): model.set_items(both, tries)
+
+def test_a_t5_over_children_takes_the_new_trie(changed):
+    "As one that never had the removed items, with the same weights"
+    both, live, gone, history = changed
+    here = np.setdiff1d(np.arange(50), gone)
+    fewer = Identifiers(both.codes()[here].ravel(), np.arange(46)*3, both.tokens)
+    model, other = (oracles.t5(both, softmax='children') for _ in range(2))
+    model.set_items(both, [live.merged()])
+    known = np.array([[1, 2, 3]])
+    found, scores = recommend(model, model.trees[0].trie, torch.from_numpy(known), 60, DecodeConfig(60, exclude_seen=False))
+    want, other = recommend(other.set_items(fewer), other.trees[0].trie, torch.from_numpy(np.searchsorted(here, known)), 60, DecodeConfig(60, exclude_seen=False))
+    assert torch.allclose(scores[:, :45], other[:, :45], atol=1e-5) and not np.isin(found, gone).any()
+    sums = {int(i): float(s) for i, s in zip(found[0], scores[0]) if i >= 0}
+    assert {here[i]: pytest.approx(float(s), abs=1e-5) for i, s in zip(want[0], other[0]) if i >= 0} == sums
+
+@pytest.mark.parametrize('make', [oracles.t5, oracles.packed])
+def test_items_that_a_model_over_children_has_not(changed, make):
+    both, live, _, history = changed
+    old = Identifiers(both.codes()[:40].ravel(), np.arange(41)*3, both.tokens)
+    with pytest.raises(GenrecError, match="the trie has 50 items, the model's own 40: give both to its `set_items` first"):
+        recommend(make(old, softmax='children'), live, history[1:2], 5)
+
+def test_every_search_is_that_of_the_trie_given(changed):
+    "A removed item is not recommended, although the model has it, nor one that shares a path with an item that stays"
+    both, live, gone, history = changed
+    model, trie = oracles.packed(both), ItemTrie.build(both, np.setdiff1d(np.arange(50), gone))
+    for search in ('beam', 'auto'):
+        found, = search_each(model, trie, history, 60, [DecodeConfig(60, search=search)])
+        assert found.search == 'beam' and torch.equal(found.items, recommend(model, trie, history, 60, DecodeConfig(60))[0])
+    for some in (trie, ItemTrie.build(both, np.setdiff1d(np.arange(50), 47))): # 48 stays on its path
+        with pytest.raises(GenrecError, match="the trie is not that of the model's items"): search_each(model, some, history, 5, [DecodeConfig(search='exact')])
+    several = oracles.packed([both, Identifiers.from_codes(np.arange(50)[:, None], policy='keep')], softmax='children')
+    with pytest.raises(GenrecError, match="the trie is not that of the model's items"): search_each(several, trie, history, 5)

@@ -100,7 +100,7 @@ def test_processes_share_a_loaded_trie(tmp_path):
 
 # ---- bad input ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('memory', [0, 1000, 500_000])
+@pytest.mark.parametrize('memory', [1, 1000, 500_000])
 def test_a_limit_too_small_for_a_level(tmp_path, memory):
     tokens, vocab = table(1000)
     with pytest.raises(GenrecError, match='too little to write one level of 1,000 items: it takes') as e:
@@ -122,17 +122,54 @@ def test_tokens_that_are_no_paths(tmp_path):
     with pytest.raises(GenrecError, match='bits, and 63 are the most'): build_trie_file(path, np.tile(tokens, 2), vocab)
     assert not os.listdir(tmp_path)
 
-@pytest.mark.parametrize('name', ['token', 'first', 'row', 'count', 'order', 'level'])
+@pytest.mark.parametrize('name', ['token', 'first', 'row', 'count', 'order', 'level', 'vocab_size', 'n_items'])
 def test_a_damaged_array_is_named(tmp_path, name):
     path, ids = tmp_path/'trie.safetensors', identifiers([[4, 4, 6], [3, 4, 5], [3, 4, 6]])
     trie = ItemTrie.build(ids)
     trie.save(path, ids)
     raw = path.read_bytes()
-    at = raw.rindex(trie.tensors()[name].numpy().tobytes())
+    if name in trie.tensors(): at = raw.rindex(trie.tensors()[name].numpy().tobytes())
+    else:
+        n = int.from_bytes(raw[:8], 'little')
+        at = 8 + n + json.loads(raw[8:8 + n])[name]['data_offsets'][0]
     path.write_bytes(raw[:at + 4] + bytes([raw[at + 4] ^ 1]) + raw[at + 5:])
     with pytest.raises(FileError, match=f"trie.safetensors: the array '{name}' is damaged") as e: ItemTrie.load(path)
     assert '\n' not in str(e.value)
-    assert ItemTrie.load(path, check=False).n_items == 3
+    if name in trie.tensors(): assert ItemTrie.load(path, check=False).n_items == 3
+
+def test_damaged_checksums(tmp_path):
+    path, trie = tmp_path/'trie.safetensors', ItemTrie.build(identifiers([[3, 4], [3, 5]], 8))
+    trie.save(path)
+    path.write_bytes(path.read_bytes().replace(b'"checksums"', b'"checksumz"', 1))
+    with pytest.raises(FileError, match="trie.safetensors: no checksums: 'checksums': write the file again"): ItemTrie.load(path)
+    assert ItemTrie.load(path, check=False).n_items == 2
+
+@pytest.mark.parametrize('way', ['built', 'saved'])
+def test_every_number_of_a_file_is_checked(tmp_path, way):
+    "Any byte behind the head that is changed is found"
+    tokens, vocab = table(50)
+    path = tmp_path/'trie.safetensors'
+    if way == 'built': build_trie_file(path, tokens, vocab)
+    else: ItemTrie.build(identifiers(tokens.tolist(), vocab)).save(path)
+    raw = path.read_bytes()
+    begin = 8 + int.from_bytes(raw[:8], 'little')
+    for at in range(begin, len(raw), 7):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1:])
+        with pytest.raises(FileError, match='is damaged'): ItemTrie.load(path)
+
+@pytest.mark.parametrize('memory', [1e9, '256MB', 0, -5, True, None])
+def test_a_limit_that_is_no_number_of_bytes(tmp_path, memory):
+    tokens, vocab = table(10)
+    with pytest.raises(GenrecError, match='expected bytes, a whole number as 2'): build_trie_file(tmp_path/'trie.safetensors', tokens, vocab, memory)
+
+@pytest.mark.parametrize('bad', [np.zeros((0, 3), int), np.ones(3, int), np.ones((3, 2)), [[3, 4]]])
+def test_what_is_no_table_of_tokens(tmp_path, bad):
+    with pytest.raises(GenrecError, match='expected whole numbers \\[items, levels\\]'): build_trie_file(tmp_path/'trie.safetensors', bad, 9)
+    assert not os.listdir(tmp_path)
+
+@pytest.mark.parametrize('items, words', [([True, False, True], 'of a mask, numpy.flatnonzero'), ([0, 3], 'found item 3 for a trie'), ([-1, 1], 'found item -1'), ([1, 0], 'expected ascending'), ([1, 1], 'each once'), ([], 'items: expected')])
+def test_items_that_cannot_be_chosen(items, words):
+    with pytest.raises(GenrecError, match=words): ItemTrie.build(identifiers([[3, 4], [3, 5], [4, 4]], 8), np.array(items))
 
 def test_a_trie_of_another_table_is_refused(tmp_path):
     path, a = tmp_path/'trie.safetensors', identifiers([[3, 4], [3, 5]], 8)
