@@ -310,6 +310,20 @@ class MemoryCurve(threading.Thread):
     def __exit__(self, *error) -> None: self.done.set(); self.join()
     def __enter__(self): self.start(); return self
 
+def write_catalog(
+    path: Path, # of a .npy file
+    n: int, # items
+    levels: int = 4, # L
+    size: int = 256, # codes per level
+    seed: int = 0, # of the draw
+) -> None:
+    "Codes drawn at random, a million items at a time, as int32 tokens [n, levels]"
+    rng, out = np.random.default_rng(seed), np.lib.format.open_memmap(path, 'w+', np.int32, (n, levels))
+    for a in range(0, n, 10**6):
+        part = out[a:a + 10**6]
+        part[:] = rng.integers(0, size, part.shape, dtype=np.int32) + np.arange(levels, dtype=np.int32)*size + 3
+    out.flush()
+
 def measure_memory(
     n: int, # items
     way: str, # 'memory' or 'disk'
@@ -319,27 +333,30 @@ def measure_memory(
     "How much memory a build takes while it runs, in this process, which should be a fresh one; its paths are mapped from a file"
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        ids, _ = random_catalog(n, seed=seed)
-        np.save(folder/'paths.npy', ids.flat.reshape(-1, 4))
-        vocab_size, tokens = ids.vocab_size, ids.tokens
-        del ids
+        write_catalog(folder/'paths.npy', n, seed=seed)
+        paths, file = np.load(folder/'paths.npy', mmap_mode='r'), folder/'trie.safetensors'
+        tokens = _code_tokens([256]*4)
         gc.collect()
-        paths = np.load(folder/'paths.npy', mmap_mode='r')
-        with MemoryCurve() as curve:
-            if way == 'disk': build_trie_file(folder/'trie.safetensors', paths, vocab_size, memory)
-            else: ItemTrie.build(Identifiers(np.asarray(paths).reshape(-1), np.arange(n + 1)*4, tokens)).save(folder/'trie.safetensors')
+        with MemoryCurve(.01 if n < 10**8 else .1) as curve:
+            cpu = time.process_time()
+            if way == 'disk': trie = build_trie_file(file, paths, len(tokens), memory)
+            else:
+                trie = ItemTrie.build(Identifiers(np.asarray(paths).reshape(-1), np.arange(n + 1)*4, tokens))
+                trie.save(file)
+            cpu = time.process_time() - cpu
+        nodes, size = trie.n_nodes, file.stat().st_size
     rows = curve.found[::-(-len(curve.found)//200)] if curve.found else []
-    return dict(items=n, way=way, limit=memory if way == 'disk' else None, seed=seed, peak_gb=max((r[1] for r in curve.found), default=0.), before_gb=rows[0][1] if rows else 0.,
-                curve=[[round(v, 4) for v in r] for r in rows])
+    return dict(items=n, way=way, limit=memory if way == 'disk' else None, seed=seed, nodes=nodes, file_bytes=size, cpu=cpu, peak_gb=max((r[1] for r in curve.found), default=0.),
+                before_gb=rows[0][1] if rows else 0., curve=[[round(v, 4) for v in r] for r in rows])
 
 def bench_memory(
-    quick: bool = False, # 200,000 items instead of 10,000,000
+    quick: bool = False, # 200,000 and 300,000 items instead of 10^7 and 10^8
     progress=None, # something with `stage(name)`
 ) -> dict:
-    "memory while a trie is built and saved: in memory, and on disk within two limits"
+    "memory while a trie is built and saved: in memory, and on disk within two limits; 10^8 items on disk within one"
     stage, found = progress.stage if progress else lambda name: None, []
-    n = 200_000 if quick else 10_000_000
-    for way, limit in (('memory', 0), ('disk', 2**28), ('disk', 2**27)):
+    some, most = (200_000, 300_000) if quick else (10**7, 10**8)
+    for n, way, limit in ((some, 'memory', 0), (some, 'disk', 2**28), (some, 'disk', 2**27), (most, 'disk', 2**30)):
         stage(f'memory: {n:,} items, {way}')
         found.append(in_fresh_process('measure_memory', n, way, limit))
     return dict(builds=found, versions=versions())
@@ -1031,13 +1048,13 @@ def measure_lm_step(
                 **{c: t[0] for c, t in times['step'].items()}, before_gb=before, peak_gb=peak_memory())
 
 def bench_llm(
-    quick: bool = False, # 8 users instead of 64, a batch of 2 instead of 16
+    quick: bool = False, # 8 users instead of 64, a batch of 2 instead of 8
     progress=None, # something with `stage(name)`
 ) -> dict:
     "SmolLM2-135M writes titles and codes: prompts read once a user against generate(num_beams=..); memory of a training step"
     stage = progress.stage if progress else lambda name: None
     smollm2_folder()                                                          # here it fails if the weights cannot be had
-    users, size, batch = (8, 4, 2) if quick else (64, 8, 16)
+    users, size, batch = (8, 4, 2) if quick else (64, 8, 8)
     out = dict(model=SMOLLM2)
     for softmax in ('vocabulary', 'children'):
         for kind, beams in (('titles', 10), ('codes', 20)):
@@ -1331,7 +1348,7 @@ def profile_lines(r: dict) -> list[str]:
 
 def memory_lines(r: dict) -> list[str]:
     "Text of `bench_memory`"
-    return [f'{x["items"]:>12,} items, {"within " + format(x["limit"]/1e6, ",.0f") + " MB on disk" if x["limit"] else "in memory"}: {x["curve"][-1][0] if x["curve"] else 0:.1f} s, {x["peak_gb"] - x["before_gb"]:.2f} GB more than before' for x in r['builds']]
+    return [f'{x["items"]:>12,} items, {"within " + format(x["limit"]/1e6, ",.0f") + " MB on disk" if x["limit"] else "in memory"}: {x["cpu"]:.1f} s of processor time, {x["nodes"]:,} nodes, a file of {x["file_bytes"]/1e9:.2f} GB, {x["peak_gb"] - x["before_gb"]:.2f} GB more than before' for x in r['builds']]
 
 def format_bench(
     result: dict, # from `run_bench`

@@ -1,43 +1,64 @@
 """Profiles before and after changes that made the library faster: python .github/scripts/profile_changes.py OUT.json --data DIR
 
 Each change is a pair of commits of this repository's history. Both are checked out beside one another and run the same job, in processes of one
-thread that take turns; the first five of every list must be the same. OUT.json holds the seconds of processor time of each round, and the operators that took them."""
+thread that take turns; the first five of every list, or the loss, must be the same. OUT.json holds the seconds of processor time of each round, and the operators that took them."""
 import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
 import torch
 from profiles import operators_of
 
-CHANGES = {
+CHANGES = { # before, after, job
+    'training computes real positions only; histories of any length in a batch': ('581482d^', '71f7dbe', 'train'),
+    'the same; histories of one length in a batch': ('581482d^', '71f7dbe', 'train by length'),
     'every item: rows by index_select, children from all codes of a level': ('89fe422^', '89fe422', 'exact'),
-    'beam search normalizes by log_softmax': ('4fcada8^', '4fcada8', 'beam'),
+    'T5 over children computes no beam whose tokens are all forced': ('6af9aaa^', '6af9aaa', 't5'),
+    'beam search normalizes by log_softmax': ('4fcada8^', '4fcada8', 'large logits'),
+    'the item decoder searches for 128 users at once': ('bbc42e3^', 'bbc42e3', 'beam'),
+    'beam search looks for finished paths only where paths end': ('efaa50b^', 'efaa50b', 'beam'),
 }
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def job_of(name: str, data: Path): # a function without arguments, whose results are compared
     "What is timed, on Beauty with LETTER's identifiers, with the library of whatever checkout is on the path"
-    from genrec_nb.beam_search import DecodeConfig, beam_search
+    from genrec_nb.beam_search import DecodeConfig, recommend
     from genrec_nb.exact import exact_search
     from genrec_nb.item_decoder import item_decoder
     from genrec_nb.loaders import load_dataset
     from genrec_nb.semantic_ids import Identifiers
     from genrec_nb.splits import leave_one_out
+    from genrec_nb.tiger import tiger_t5
     from genrec_nb.trie import ItemTrie
     ids, split = Identifiers.from_index(data/f'{data.name}.letter.index.json'), leave_one_out(load_dataset(data, text=False).interactions)
-    counts, history = split.train.target_counts(), torch.from_numpy(split.test.tail(20)[:256])
-    trees = dict(softmax='children', prior='trie', counts=counts)
-    model = item_decoder(ids, **(trees if name == 'exact' else dict(softmax='vocabulary', prior='none'))).eval()
-    if name == 'beam': # large logits, as of a long training
+    children = dict(softmax='children', prior='trie', counts=split.train.target_counts())
+    if 'train' in name: return training_of(item_decoder(ids, **children), split, 'length' in name)
+    history = torch.from_numpy(split.test.tail(20)[:64 if name == 't5' else 256])
+    model = tiger_t5(ids, softmax='children') if name == 't5' else item_decoder(ids, **(children if name == 'exact' else dict(softmax='vocabulary', prior='none')))
+    model.eval()
+    if name == 'large logits': # as of a long training
         with torch.no_grad(): [p.mul_(500) for p in model.codes.parameters()]
-    config, trie = DecodeConfig(20, search=name, exclude_seen=False), ItemTrie.build(ids)
-    search = (lambda x: exact_search(model, x, 20, config)) if name == 'exact' else (lambda x: beam_search(model, trie, x, config))
+    config, trie = DecodeConfig(20, search='exact' if name == 'exact' else 'beam', exclude_seen=False), ItemTrie.build(ids)
     @torch.inference_mode()
     def rank():
-        found = [search(x) for x in history.split(32)]
-        best = [x[0] if isinstance(x, tuple) else getattr(x, 'items', getattr(x, 'nodes', None)) for x in found]
-        return hash(tuple(torch.cat([b[:, :5] for b in best]).flatten().tolist()))
+        if name == 'exact': best = torch.cat([exact_search(model, x, 20, config)[0] for x in history.split(32)])
+        else: best, _ = recommend(model, trie, history, 20, config)
+        return hash(tuple(best[:, :5].flatten().tolist()))
     return rank
+
+
+def training_of(model, split, by_length: bool, batch: int = 64, steps: int = 16): # a function without arguments
+    "Training steps of the item decoder; its result is the loss before them, without dropout"
+    from genrec_nb.batches import LengthBatches
+    samples = model.samples(split.train, 20)
+    order = iter(LengthBatches(samples, batch)) if by_length else np.random.default_rng(0).permutation(len(samples))[:batch*steps].reshape(steps, batch).tolist()
+    batches = [samples.collate(rows) for _, rows in zip(range(steps), order)]
+    with torch.no_grad(): loss = sum(float(model.eval()(**x).nll.sum()) for x in batches)
+    optimizer = torch.optim.AdamW(model.train().parameters())
+    def train():
+        for x in batches: model(**x).nll.sum().backward(); optimizer.step(); optimizer.zero_grad()
+        return f'{loss:.4g}'
+    return train
 
 
 def one_side(name: str, data: Path) -> None:
@@ -63,7 +84,7 @@ def main(out: Path, data: Path, rounds: int) -> None:
                     env = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONPATH=f'{folder}/{side["commit"]}')
                     done = subprocess.run([sys.executable, __file__, 'side', job, data.resolve()], capture_output=True, text=True, env=env, cwd=folder)
                     lines = [l for l in done.stdout.splitlines() if l.startswith('RESULT')]
-                    if not lines: sys.exit(f'{name}, {side["commit"]}: {(done.stderr.strip() or "no output").splitlines()[-1]}')
+                    if not lines: raise SystemExit(f'{name}, {side["commit"]}: {(done.stderr.strip() or "no output").splitlines()[-1]}')
                     one = json.loads(lines[-1][6:])
                     side['seconds'] += one.pop('seconds')
                     side.update(one)
