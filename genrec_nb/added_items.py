@@ -9,6 +9,7 @@ __all__ = []
 import numpy as np
 import pandas as pd
 import torch
+from contextlib import contextmanager
 from pathlib import Path
 from .core import SettingError, require
 from .data import Catalog
@@ -100,6 +101,15 @@ def _absent(ids: Identifiers, near: np.ndarray) -> Identifiers: # near: [M] old 
     return longer
 
 # %% ../nbs/81_added_items.ipynb #55f28a49
+@contextmanager
+def _as_before(model):
+    "If the block fails, the model's counts are what they were"
+    counts = getattr(model, 'counts', None)
+    try: yield
+    except Exception:
+        if counts is not None: model.counts, model.config.n_items = counts, len(counts)
+        raise
+
 def _longer_counts(model, ids: Identifiers, counts: np.ndarray, count: float | None = None) -> None:
     "A model with a prior has a count for each new item: `count`, or the mean of its siblings"
     if getattr(model, 'counts', None) is None: return

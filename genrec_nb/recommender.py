@@ -35,7 +35,7 @@ from .search import chosen_search, search_each, search_facts as facts_of_search
 from .rank import rank_each as rank_each_user
 from .train import fit as train_model
 from .tokenizer import Tokenized, _given_identifiers, tokenize_items
-from .added_items import _longer_counts, _longer_ids, _new_catalog
+from .added_items import _as_before, _longer_counts, _longer_ids, _new_catalog
 from .explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
                                     RulesExplanation)
 from .path_scores import (_compare_items, _path_words, _token_parts,
@@ -361,13 +361,14 @@ def add_items(self: GenerativeRecommender,
     "Make new items known without training; raises `GenrecError` if they cannot be placed"
     new, old = _new_catalog(items, self.catalog), self.catalog
     ids, n = _longer_ids(self, new, policy, vectors), len(new)
-    rules = getattr(self.model, 'rules', None)
-    if rules is not None: self.model.rules = with_new_items(rules, n)
     both = Catalog(old.ids + new.ids, old.titles + new.titles, old.texts + new.texts)
-    _longer_counts(self.model, ids[0], self.counts, count)
     kept = self.weights, self.result, self.figures, self.removed
     counts = np.concatenate([self.counts, np.zeros(n, self.counts.dtype)])
-    model = self.model.set_items(ids)
+    with _as_before(self.model):
+        _longer_counts(self.model, ids[0], self.counts, count)
+        model = self.model.set_items(ids)
+    rules = getattr(model, 'rules', None)
+    if rules is not None: model.rules = with_new_items(rules, n)
     GenerativeRecommender.__init__(self, both, ids, counts, model, self.config, self.quantizer)
     self.weights, self.result, self.figures, self.removed = kept
     return self
@@ -386,8 +387,9 @@ def remove_items(self: GenerativeRecommender,
 def restore_items(self: GenerativeRecommender,
     items: list | None = None, # item ids or titles; None: all that were removed
 ) -> GenerativeRecommender: # itself
-    "Recommend removed items again; raises `GenrecError` for an unknown item"
-    back = self.removed if items is None else self.find_items(items)
+    "Recommend removed items again; raises `GenrecError` for an item that is not removed"
+    back = self.removed if items is None else np.asarray(self.find_items(items) if len(items) else [], int)
+    require(np.isin(back, self.removed), lambda n: f'item {self.catalog.ids[back[n]]!r} is not removed')
     self.removed = np.setdiff1d(self.removed, back)
     return self
 

@@ -68,6 +68,17 @@ def test_removed_items_leave_every_list_and_nothing_else_changes(request, tmp_pa
     assert [(x.id, x.score) for x in again.recommend(['3', '5'], len(kept), decode)] == kept
     with pytest.raises(GenrecError, match='targets are removed items, which no list can hold'): rec.remove_items([rec.catalog.ids[cases.targets[0]]]).rank(cases, 5, decode)
     assert rec.restore_items().recommend(['3', '5'], 40, decode) == everything
+    with pytest.raises(GenrecError, match="item '5' is not removed"): rec.restore_items(['5'])
+
+def test_new_items_that_the_model_refuses_change_nothing(saved, monkeypatch):
+    rec = GenerativeRecommender.from_pretrained(saved)
+    before, counts = rec.recommend(['3', '5'], 10), getattr(rec.model, 'counts', None)
+    def refuse(ids): raise GenrecError('item 40 has a code that the model has no weights for')
+    monkeypatch.setattr(rec.model, 'set_items', refuse, raising=False)
+    with pytest.raises(GenrecError, match='no weights for'): rec.add_items(NEW)
+    assert rec.recommend(['3', '5'], 10) == before and (counts is None or torch.equal(rec.model.counts, counts))
+    monkeypatch.undo()
+    assert len(rec.add_items(NEW).catalog) == len(rec.model.paths)
 
 @pytest.mark.parametrize('form', ['json', 'parquet'])
 def test_a_user_with_an_empty_list_is_counted_and_gets_one(rec, tmp_path, form):
