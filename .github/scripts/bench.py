@@ -46,7 +46,7 @@ from genrec_nb.train import TrainConfig, _batch_targets, fit
 from genrec_nb.backbones import SMOLLM2, load_lm, smollm2_folder
 from genrec_nb.language_recommender import LMConfig, language_recommender
 from genrec_nb.prompts import title_identifiers
-from profiles import operators_of
+from profiles import functions_of, operators_of
 
 def race(
     contestants: dict, # name -> function without arguments
@@ -1189,12 +1189,13 @@ def bench_device(
 
 def profile_of(
     job, # function without arguments
-) -> dict: # seconds of processor time, and what `operators_of` says
+) -> dict: # seconds of processor time, and what `operators_of` and `functions_of` say
     "Time of a job, and of its operators"
     job()
     start = time.process_time()
     job()
-    return dict(seconds=time.process_time() - start, **operators_of(job))
+    seconds = time.process_time() - start
+    return dict(seconds=seconds, **operators_of(job), functions=functions_of(job))
 
 def training_step(model, split, batch: int, steps: int): # a function without arguments
     "`steps` optimizer steps on a batch of middling length"
