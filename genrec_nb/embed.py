@@ -6,7 +6,7 @@
 __all__ = ['check_vectors', 'TfidfEncoder', 'SentenceEncoder', 'load_encoder', 'make_encoder', 'embed_texts', 'nearest_items']
 
 # %% ../nbs/12_embed.ipynb #6a1b825a
-import functools, hashlib, json, re, warnings
+import functools, hashlib, json, os, re, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -225,24 +225,48 @@ def _cache_key(texts: list[str], encoder: object) -> str: # 64 hexadecimal digit
 def _remembered(path: Path, n: int) -> np.ndarray | None:
     "Vectors from the cache; a damaged file is dropped with a warning"
     if not path.is_file(): return None
-    try: return _checked(np.array(np.load(path, 'r', allow_pickle=False)), n, path)
+    large = path.stat().st_size > 2**28                      # mapped: read when it is used
+    try: return _checked(np.load(path, 'c' if large else None, allow_pickle=False), n, path)
     except (OSError, ValueError, EOFError) as e: return _drop(path, f'{path}: {e}')
 
 # %% ../nbs/12_embed.ipynb #9bc538ae
-def _embed(enc: object, texts: list[str], batch_size: int) -> np.ndarray:
+def _embed(enc: object, texts: list[str], batch_size: int, which: str = '') -> np.ndarray:
     "Checked vectors; an encoder that has learned nothing yet learns from these texts"
     from sklearn.preprocessing import normalize
     if not getattr(enc, 'fitted', True): enc.fit(texts)
     x = enc.encode(texts, batch_size=batch_size)
-    return normalize(_checked(x, len(texts), f'the vectors of {enc}'))
+    return normalize(_checked(x, len(texts), f'the vectors of {enc}{which}'))
+
+# %% ../nbs/12_embed.ipynb #660632f7
+_BLOCK = 2**14 # texts whose vectors are kept together
+
+def _done(part: Path, rows: Path, n: int) -> int:
+    "How many of n vectors an earlier run has written; 0 if that cannot be read"
+    try: return min(int(rows.read_text()), n) if len(np.load(part, 'r', allow_pickle=False)) == n else 0
+    except (OSError, ValueError, EOFError): return 0
+
+def _in_blocks(enc: object, texts: list[str], batch_size: int, path: Path) -> None:
+    "Write the vectors of many texts block by block; those of a run that was killed are kept"
+    part, rows = path.with_suffix('.part'), path.with_suffix('.rows')
+    if not getattr(enc, 'fitted', True): enc.fit(texts)
+    for a in range(_done(part, rows, len(texts)), len(texts), _BLOCK):
+        x = _embed(enc, texts[a:a + _BLOCK], batch_size, f', texts {a} and behind'*(a > 0))
+        shape = len(texts), x.shape[1]
+        out = np.lib.format.open_memmap(part, 'r+' if a else 'w+', np.float32, shape)
+        out[a:a + len(x)] = x
+        out.flush()
+        with whole_file(rows) as new: new.write_text(str(a + len(x)))
+    os.replace(part, path)
+    rows.unlink()
 
 # %% ../nbs/12_embed.ipynb #b57d24e4
-def _cached(path: Path, n: int, make) -> np.ndarray: # make: function () -> float32 [n, d]
-    "Vectors of the cache, made by one process if they are not there"
+def _cached(path: Path, n: int, make, write=None) -> np.ndarray: # make: function () -> float32 [n, d]
+    "Vectors of the cache, made by one process if they are not there; many by `write`(path)"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f'.{path.stem}.lock')):
         if (x := _remembered(path, n)) is None:              # no other process was quicker
-            x = make()
+            x = make() if write is None else write(path)
+            if write: return _remembered(path, n)
             with whole_file(path) as part: np.save(part, x, allow_pickle=False)
     return x
 
@@ -264,8 +288,9 @@ def embed_texts(
     path = Path(cache or cache_dir()/'vectors')/f'{_cache_key(texts, enc)}.npy'
     if (x := _remembered(path, len(texts))) is not None: return x
     make = functools.cache(lambda: _embed(enc, texts, batch_size))
+    write = functools.partial(_in_blocks, enc, texts, batch_size) if len(texts) > _BLOCK else None
     try:
-        with _writing(path): return _cached(path, len(texts), make)
+        with _writing(path): return _cached(path, len(texts), make, write)
     except (OSError, FileError) as e:                        # full, or not ours to write
         warnings.warn(f'{e}; the vectors are not kept, GENREC_CACHE names another folder',
                       GenrecWarning, stacklevel=2)

@@ -141,6 +141,51 @@ def _compute(folder):
 def test_of_two_processes_one_computes(tmp_path):
     with get_context('fork').Pool(2) as pool: assert sorted(pool.map(_compute, [tmp_path]*2, chunksize=1))==[0, 1]
 
+class Lengths:
+    "Two numbers of a text; counts what it has read, and dies at a text"
+    key, fitted = 'lengths', True
+    def __init__(self, dies_at=None): self.read, self.dies_at = [], dies_at
+    def __repr__(self): return 'Lengths()'
+    def encode(self, texts, batch_size):
+        if self.dies_at in texts: raise KeyboardInterrupt
+        self.read += texts
+        return np.array([[len(t), ord(t[-1])] for t in texts], np.float32)
+
+def test_many_texts_are_embedded_in_blocks_and_a_killed_run_goes_on(tmp_path, monkeypatch):
+    import genrec_nb.embed as embed
+    texts = [f'text {i}' for i in range(23)]
+    whole = embed_texts(texts, Lengths(), cache=False)
+    monkeypatch.setattr(embed, '_BLOCK', 5)
+    with pytest.raises(KeyboardInterrupt): embed_texts(texts, Lengths('text 17'), cache=tmp_path)
+    assert not list(tmp_path.glob('*.npy'))
+    second = Lengths()
+    np.testing.assert_array_equal(embed_texts(texts, second, cache=tmp_path), whole)
+    assert second.read == texts[15:] and [f.suffix for f in tmp_path.iterdir() if not f.name.startswith('.')] == ['.npy']
+    third = Lengths()
+    np.testing.assert_array_equal(embed_texts(texts, third, cache=tmp_path), whole)
+    assert third.read == []
+    for file, content in (('rows', b'x'), ('part', b'damaged')):             # what was kept cannot be read: all anew
+        path = next(tmp_path.glob('*.npy'))
+        path.unlink()
+        with pytest.raises(KeyboardInterrupt): embed_texts(texts, Lengths('text 17'), cache=tmp_path)
+        path.with_suffix(f'.{file}').write_bytes(content)
+        again = Lengths()
+        np.testing.assert_array_equal(embed_texts(texts, again, cache=tmp_path), whole)
+        assert again.read == texts
+
+def test_a_bad_vector_of_a_later_block_is_placed(tmp_path, monkeypatch):
+    import genrec_nb.embed as embed
+    monkeypatch.setattr(embed, '_BLOCK', 2)
+    class Bad(Lengths):
+        def encode(self, texts, batch_size): return np.full((len(texts), 2), np.nan if 'd' in texts else 1, np.float32)
+    with pytest.raises(GenrecError, match='texts 2 and behind: vector of item 0 holds NaN'): embed_texts(['a', 'b', 'c', 'd'], Bad(), cache=tmp_path)
+
+def test_tfidf_in_blocks_learns_from_all_texts(tmp_path, monkeypatch):
+    import genrec_nb.embed as embed
+    whole = embed_texts(TEXTS, 'tfidf', cache=False)
+    monkeypatch.setattr(embed, '_BLOCK', 4)
+    np.testing.assert_allclose(embed_texts(TEXTS, 'tfidf', cache=tmp_path), whole, atol=1e-6)
+
 def test_bad_vectors():
     refuses(lambda: _checked([[1,2],[np.nan,1],[1,np.inf]], 3, 'x'), 'item 1', 'NaN', '2 of 3')
     refuses(lambda: _checked([[1,2],[0,0]], 2, 'x'), 'item 1', 'zeros')
