@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.ao.quantization import quantize_dynamic
-from bench import (DecodeConfig, ItemTrie, LengthBatches, agreement, device_case, llm_case, load_dataset, load_lm, leave_one_out, machine, race, ratio,
+from bench import (DecodeConfig, ItemTrie, LengthBatches, agreement, device_case, llm_case, llm_data, load_dataset, load_lm, leave_one_out, machine, race, ratio,
                    residual_kmeans, seconds, train_steps, embed_texts, item_decoder, Identifiers, recommend, smollm2_folder)
 from genrec_nb.core import versions, write_json
+from genrec_nb.other_tokenizers import word_ids
+from genrec_nb.output_layer import output_rows
+from genrec_nb.tiger import tiger_t5
 
 
 def ratios(times: dict, slow: str, fast: str) -> dict: # how many times as long the first takes, by both clocks
@@ -91,7 +94,35 @@ def beams_that_cannot_enter(quick: bool) -> dict:
     return dict(data='MovieLens-100K', users=len(history), beams=beams, epochs=epochs, able=able)
 
 
-TRIED = dict(compiled_step=compiled_step, eight_bits=eight_bits, two_products=two_products, dropout_by_bytes=dropout_by_bytes, beams_that_cannot_enter=beams_that_cannot_enter)
+def logits_of_children(quick: bool) -> dict:
+    "T5 over children, words of the titles as tokens: a training step with the output layer's rows of the batch's children alone"
+    name, data, _ = llm_data()
+    split, ids = leave_one_out(data.interactions), word_ids(data.catalog.titles)
+    sizes = dict(d_model=64, d_ff=256, num_layers=2, num_decoder_layers=2, num_heads=4, d_kv=16)
+    model = tiger_t5(ids, softmax='children', prior='trie', counts=split.train.target_counts(), **sizes).train()
+    samples, whole = model.samples(split.train, 20), model._output
+    batches = [samples.collate(rows) for _, rows in zip(range(2 if quick else 12), LengthBatches(samples, 8 if quick else 64))]
+    def some(hidden, tokens): # logits of all tokens, computed for some
+        if model.config.scale_decoder_outputs: hidden = hidden*model.model_dim**-.5
+        return hidden.new_zeros(len(hidden), ids.vocab_size).index_copy(1, tokens, output_rows(model.lm_head, hidden, tokens, ids.vocab_size))
+    def step(few):
+        def run():
+            for x in batches:
+                if few:
+                    children, _ = model.soft.edges(model.soft.deciding_nodes(x['targets']))
+                    tokens = torch.unique(model.soft.trie.token[children].long())
+                    model._output = lambda hidden: some(hidden, tokens)
+                loss = model(**x).nll.sum()
+                loss.backward(); model.zero_grad()
+                model._output = whole
+            return float(loss.detach())
+        return run
+    model.eval() # no dropout: both give the same loss
+    times, found = race(dict(whole=step(False), some=step(True)), 1 if quick else 7)
+    return dict(data=f'{name}, words of titles, {ids.vocab_size:,} tokens', difference=abs(found['whole'] - found['some']), seconds=seconds(times), ratio=ratios(times, 'whole', 'some'))
+
+
+TRIED = dict(logits_of_children=logits_of_children, compiled_step=compiled_step, eight_bits=eight_bits, two_products=two_products, dropout_by_bytes=dropout_by_bytes, beams_that_cannot_enter=beams_that_cannot_enter)
 
 def main(out: Path, names: list[str], quick: bool) -> None:
     torch.set_num_threads(1)
