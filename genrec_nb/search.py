@@ -71,6 +71,16 @@ class Found:
     prefixes: Tensor | None = None # int64 [M] that branch and bound looked at
 
 # %% ../nbs/53_search.ipynb #076aed12
+def _few_users(seen: Tensor, removed: Tensor, most: int = 2**24) -> list[Tensor]: # [M, S], [R]
+    "Users in groups, each with at most `most` items to leave out"
+    return torch.arange(len(seen)).split(max(1, most//(seen.shape[1] + len(removed))))
+
+def _joined(parts) -> Found: # of `Found`, of the same search
+    "The lists of several groups of users"
+    columns = {n: [getattr(x, n) for x in parts] for n in ('items', 'scores', 'proved', 'prefixes')}
+    some = {n: None if x[0] is None else torch.cat(x) for n, x in columns.items()}
+    return Found(search=parts[0].search, **some)
+
 def _without(config: DecodeConfig, seen: Tensor, removed: Tensor) -> tuple: # [M, S], [R]
     "The configuration and the `seen` that leave out removed items, too, for every user"
     everybody = removed.to(seen.device).expand(len(seen), -1)
@@ -93,9 +103,13 @@ def search_each(
 ) -> list[Found]: # one for each config
     "Ranked items for any number of users, by several searches"
     if removed is not None and len(removed):
-        each = [_without(c, history if seen is None else seen, removed) for c in configs]
-        return [search_each(model, trie, history, k, [c], gain, s, batch_size, assistant, exact)[0]
-                for c, s in each]
+        seen, parts = history if seen is None else seen, []
+        for rows in _few_users(seen, removed):
+            each = [_without(c, seen[rows], removed) for c in configs]
+            scores = None if assistant is None else assistant[rows]
+            parts.append([search_each(model, trie, history[rows], k, [c], gain, s, batch_size, scores,
+                                      exact)[0] for c, s in each])
+        return [_joined(x) for x in zip(*parts)]
     how = [chosen_search(model, trie, c) for c in configs]
     if isinstance(model, ItemDecoder) and _same_items(model.tries[0], trie):
         trie = model.tries[0]                                  # colliding items in the same order

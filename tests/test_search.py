@@ -98,3 +98,14 @@ def test_rules_are_mixed_with_probabilities_alone():
     for rules in (.3, 'fitted'):
         with pytest.raises(SettingError, match='take length_penalty 0, or rules_weight 0'): DecodeConfig(rules_weight=rules, length_penalty=1.)
     assert DecodeConfig(rules_weight=.3).length_penalty == 0 == DecodeConfig(length_penalty=1.).rules_weight
+
+def test_removed_items_are_left_out_a_few_users_at_a_time(monkeypatch):
+    import genrec_nb.search as search
+    model, history, removed = packed(IDS), torch.randint(30, (13, 4), generator=torch.Generator().manual_seed(0)), torch.tensor([1, 5, 9])
+    ways = [DecodeConfig(), DecodeConfig(search='beam'), DecodeConfig(exclude_seen=False)]
+    whole, few = search_each(model, None, history, 20, ways, removed=removed), search._few_users
+    assert [len(x) for x in few(history, removed, 20)] == [2]*6 + [1]
+    monkeypatch.setattr(search, '_few_users', lambda seen, removed: few(seen, removed, 20))
+    for a, b in zip(whole, search_each(model, None, history, 20, ways, removed=removed)):
+        assert torch.equal(a.items, b.items) and torch.allclose(a.scores, b.scores) and a.search == b.search and not torch.isin(a.items, removed).any()
+    assert search_each(model, None, history[:0], 20, ways, removed=removed)[0].items.shape == (0, 20)
