@@ -107,5 +107,5 @@ def test_removed_items_are_left_out_a_few_users_at_a_time(monkeypatch):
     assert [len(x) for x in few(history, removed, 20)] == [2]*6 + [1]
     monkeypatch.setattr(search, '_few_users', lambda seen, removed: few(seen, removed, 20))
     for a, b in zip(whole, search_each(model, None, history, 20, ways, removed=removed)):
-        assert torch.equal(a.items, b.items) and torch.allclose(a.scores, b.scores) and a.search == b.search and not torch.isin(a.items, removed).any()
+        assert torch.equal(a.items, b.items) and torch.allclose(a.scores, b.scores, atol=1e-4) and a.search == b.search and not torch.isin(a.items, removed).any()
     assert search_each(model, None, history[:0], 20, ways, removed=removed)[0].items.shape == (0, 20)
