@@ -15,7 +15,7 @@ CHANGES = { # before, after, job
     'T5 over children computes no beam whose tokens are all forced': ('6af9aaa^', '6af9aaa', 't5'),
     'beam search normalizes by log_softmax': ('4fcada8^', '4fcada8', 'large logits'),
     'the item decoder searches for 128 users at once': ('bbc42e3^', 'bbc42e3', 'beam'),
-    'beam search looks for finished paths only where paths end': ('efaa50b^', 'efaa50b', 'beam'),
+    'beam search looks for finished paths only where paths end': ('efaa50b^', 'efaa50b', 'beam, 32 at once'),
 }
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,7 @@ def job_of(name: str, data: Path): # a function without arguments, whose results
     @torch.inference_mode()
     def rank():
         if name == 'exact': best = torch.cat([exact_search(model, x, 20, config)[0] for x in history.split(32)])
-        else: best, _ = recommend(model, trie, history, 20, config)
+        else: best, _ = recommend(model, trie, history, 20, config, batch_size=32 if '32' in name else None)
         return hash(tuple(best[:, :5].flatten().tolist()))
     return rank
 
