@@ -1329,7 +1329,7 @@ def lm_lines(r: dict) -> list[str]:
                   f'{"":>4}identical lists: {x["identical"]:.1%} of users, largest difference of scores {x["difference"]:.1e}; distance from double precision (users: {x["exact_users"]}): engine {x["error"]["engine"]:.1e}, generate {x["error"]["generate"]:.1e}',
                   f'{"":>4}behind the prompts the engine read {read["tokens"]:,} tokens in {read["passes"]:,} passes, where its beams wrote {read["written"]:,} in {read["steps"]:,} steps']
     for on, x in (('without', r['plain']), ('with', r['checkpointed'])):
-        lines.append(f'{"":>4}a LoRA step, bfloat16, {x["batch"]} x {x["tokens"]} tokens of {x["data"]}, {on} gradient checkpointing, fresh process: peak {x["peak_gb"]:.2f} GB ({x["before_gb"]:.2f} GB before), processor time {x["cpu"]:.0f} s')
+        lines.append(f'{"":>4}a LoRA step, float32, {x["batch"]} x {x["tokens"]} tokens of {x["data"]}, {on} gradient checkpointing, fresh process: peak {x["peak_gb"]:.2f} GB ({x["before_gb"]:.2f} GB before), processor time {x["cpu"]:.0f} s')
     return lines
 
 def device_lines(r: dict) -> list[str]:
