@@ -86,10 +86,13 @@ def _check_histories(trie: ItemTrie, history: Tensor, seen: Tensor | None = None
     for items in (history, history if seen is None else seen): _check_items(items, trie.n_items, -1)
 
 def _check_items_of(model, trie: ItemTrie) -> None:
-    "Raise `GenrecError` for a trie with items that are not in the model's own"
+    "Raise `GenrecError` for a trie whose children a model over children does not know"
+    if getattr(getattr(model, 'config', None), 'softmax', '') != 'children': return
     own = (getattr(model, 'trees', None) or [None])[0]
     require(own is None or trie.n_items <= own.trie.n_items, lambda _: f'the trie has {trie.n_items:,} '
             f"items, the model's own {own.trie.n_items:,}: give both to its `set_items` first")
+    require(own is None or isinstance(trie, ItemTrie), 'a model over children searches plain tries: '
+            'give `merged()` to its `set_items`, and here')
 
 def _unique_pairs(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: none -> [n]
     "user * N + item of each seen item, once a user, ascending"

@@ -183,7 +183,10 @@ def _sum_again(self: DynamicTrie, leaf: np.ndarray) -> None: # int64 [k]
 @patch
 def _places(self: DynamicTrie, items) -> np.ndarray: # int64 [k]
     "The leaves of items; raises `GenrecError` for items that are unknown, removed, or named twice"
-    items = np.atleast_1d(np.asarray(items, np.int64))
+    items = np.atleast_1d(np.asarray(items))
+    require(items.dtype.kind in 'iu' or not items.size, 'items: expected their numbers; of a mask, '
+            'numpy.flatnonzero(mask)')
+    items = items.astype(np.int64)
     _check_items(items, self.n_items, where='to be changed')
     require(len(_distinct(items)) == len(items), 'an item is named twice')
     here = self._item['here'][items]
@@ -243,7 +246,9 @@ def _new_nodes(self: DynamicTrie, paths: np.ndarray) -> tuple: # int64 [D, L] ->
 @patch
 def _check_new(self: DynamicTrie, paths, counts) -> tuple: # int [k, l], int [k] -> the same, int64
     "Raise `GenrecError` for paths or counts that cannot be added"
-    paths = np.asarray(paths, np.int64)
+    paths = np.asarray(paths)
+    require(paths.dtype.kind in 'iu' or not paths.size, 'paths: expected whole numbers')
+    paths = paths.astype(np.int64)
     require(paths.ndim == 2 and paths.shape[1] <= self.max_depth, f'paths of shape {paths.shape}, '
             f'expected [items, at most {self.max_depth} tokens]')
     counts = _as_counts(counts, len(paths), 'new item')
@@ -317,13 +322,16 @@ def item_nodes(self: DynamicTrie, items: Tensor | None = None) -> Tensor: # int6
 def items_below(self: DynamicTrie, nodes: Tensor) -> tuple[Tensor, Tensor]: # [n] -> ([m], owner [m])
     "All items below the nodes, added ones last; and below which of the nodes each is"
     M, D = self.base.n_nodes, len(self.new_paths)
-    old = torch.where(nodes < M, nodes, 0)
-    item, owner = self.base.items_below(old)
-    some = (nodes < M)[owner] & torch.from_numpy(self._item['here'])[item]
+    old = (nodes < M).nonzero().flatten()
+    item, owner = self.base.items_below(nodes[old])
+    owner, some = old[owner], torch.from_numpy(self._item['here'])[item]
     new = np.arange(self.n_items - D, self.n_items)
     new = new[self._item['here'][new]]
-    path, below = self._upwards(self._item['leaf'][new]), nodes.numpy()
-    at, hit = (path[:, :, None] == below).any(1).nonzero()
+    path, turn = self._upwards(self._item['leaf'][new]), nodes.numpy().argsort(kind='stable')
+    low, high = (nodes.numpy()[turn].searchsorted(path.ravel(), side) for side in ('left', 'right'))
+    n = high - low                                             # a node may be asked for twice
+    at = np.repeat(np.arange(len(new)).repeat(path.shape[1]), n)
+    hit = turn[np.repeat(low - n.cumsum() + n, n) + np.arange(n.sum())]
     item, owner = torch.cat([item[some], torch.from_numpy(new[at])]), torch.cat([owner[some], torch.from_numpy(hit)])
     turn = owner.argsort(stable=True)
     return item[turn], owner[turn]

@@ -211,7 +211,8 @@ def load_encoder(folder: str | Path, device: str | None = None) -> TfidfEncoder 
 
 # %% ../nbs/12_embed.ipynb #b5ff1a14
 def make_encoder(encoder: object, device: str | None = None) -> object:
-    "An encoder from 'tfidf', 'minilm', a model's name or folder, or what has `key` and `encode`"
+    """An encoder from 'tfidf', 'minilm', a model's name or folder, or what has a `key` and an
+    `encode(texts, batch_size=..)`"""
     if hasattr(encoder, 'encode') and hasattr(encoder, 'key'): return encoder
     return TfidfEncoder() if encoder == 'tfidf' else SentenceEncoder(encoder, device=device)
 
@@ -234,7 +235,8 @@ def _embed(enc: object, texts: list[str], batch_size: int, which: str = '') -> n
     "Checked vectors; an encoder that has learned nothing yet learns from these texts"
     from sklearn.preprocessing import normalize
     if not getattr(enc, 'fitted', True): enc.fit(texts)
-    x = enc.encode(texts, batch_size=batch_size)
+    with explain(f'the encoder {enc}', OSError, kind=GenrecError): # a service that does not answer
+        x = enc.encode(texts, batch_size=batch_size)
     return normalize(_checked(x, len(texts), f'the vectors of {enc}{which}'))
 
 # %% ../nbs/12_embed.ipynb #660632f7

@@ -18,7 +18,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from .batches import Windows
 from .causal_blocks import CausalBlock, PackedRows
 from .core import GenrecError, patch, require
-from .likelihood import ChildSoftmax, _Trained, _check_softmax, _live_counts
+from .likelihood import (ChildSoftmax, _Trained, _check_softmax, _live_counts,
+                                  _served_counts)
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD, _levels_apart
 from .tiger import TokenLoss, _take_beams
@@ -140,6 +141,7 @@ def set_items(
     self: ItemDecoder,
     ids: Identifiers | list, # paths of all items
     tries: list | None = None, # of the identifiers, if built already: items they lack are not recommended
+    counts: np.ndarray | None = None, # int [N] training targets, of a model with a prior; None: as before
 ) -> ItemDecoder: # itself
     "Keep the paths of the items, without training; `GenrecError` for identifiers with other levels"
     ids, c = _one_or_more(ids), self.config
@@ -154,13 +156,15 @@ def set_items(
     sizes = [t.n_items for t in tries]
     require(len(tries) == len(ids) and set(sizes) == {ids[0].n_items}, f'tries of {sizes} items for '
             f'{len(ids)} identifiers of {ids[0].n_items} items: give one for each')
+    known, over = _served_counts(self, counts, ids[0].n_items), c.softmax == 'children'
+    counts = None if known is None else known.cpu().numpy()
+    trees = [ChildSoftmax.build(t, _live_counts(counts, t), i.notes.get('absent'),
+                                shared=over and not i.notes.get('digit'))
+             for i, t in zip(ids, tries)]
+    if known is not None: self.counts, c.n_items = known, len(known)
     self.register_buffer('paths', torch.from_numpy(paths).to(self.device), persistent=False)
     self.register_buffer('first', torch.tensor(c.first, device=self.device), persistent=False)
-    counts = self.counts.cpu().numpy() if c.prior == 'trie' else None
-    over = c.softmax == 'children'
-    self._trees = [ChildSoftmax.build(t, _live_counts(counts, t), i.notes.get('absent'),
-                                      shared=over and not i.notes.get('digit'))
-                   for i, t in zip(ids, tries)]
+    self._trees = trees
     return self
 
 # %% ../nbs/42_item_decoder.ipynb #88516f9a

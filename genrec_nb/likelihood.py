@@ -141,6 +141,14 @@ def _live_counts(counts, trie: ItemTrie) -> np.ndarray | None: # int64 [N]
     "Training targets without those of items that were left out of the trie"
     return None if counts is None else np.where(trie.leaf.cpu() > 0, counts, 0)
 
+def _served_counts(model, counts, n: int) -> Tensor | None: # int64 [n], of a model with a prior
+    "Training targets of the n items that a model is given; raises `GenrecError` for another number"
+    if getattr(model.config, 'prior', 'none') != 'trie': return None
+    counts = model.counts if counts is None else torch.as_tensor(np.asarray(counts, np.int64))
+    require(counts.shape == (n,), f'the model has training counts of {len(counts)} items, the '
+            f'identifiers are those of {n}: give counts=, as of `DynamicTrie.counts`')
+    return counts.to(model.device)
+
 # %% ../nbs/35_likelihood.ipynb #9beadf23
 @patch
 def to(self: ChildSoftmax, device) -> ChildSoftmax:

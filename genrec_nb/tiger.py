@@ -16,7 +16,8 @@ from transformers.utils import ModelOutput
 from .batches import PrefixSamples, history_tokens
 from .core import patch, require
 from .limits import T5Sizes
-from .likelihood import ChildSoftmax, _Trained, _check_softmax, _live_counts
+from .likelihood import (ChildSoftmax, _Trained, _check_softmax, _live_counts,
+                                  _served_counts)
 from .objectives import token_nll
 from .semantic_ids import EOS, Identifiers, PAD
 from .trie import ItemTrie
@@ -89,16 +90,22 @@ def set_items(
     self: TigerT5,
     ids: Identifiers, # paths of all items
     tries: list | None = None, # one, if built already: items that it lacks are not recommended
+    counts: np.ndarray | None = None, # int [N] training targets, of a model with a prior; None: as before
 ) -> TigerT5: # itself
     "Keep the paths of the items; raises `GenrecError` for identifiers of another vocabulary"
     ours, theirs = self.config.vocab_size, ids.vocab_size
     require(ours == theirs, f'the model knows {ours} tokens, the identifiers have {theirs}: '
                             'they belong to different runs')
-    self.register_buffer('paths', torch.from_numpy(ids.padded()).to(self.device), persistent=False)
+    sizes = [ids.n_items] if tries is None else [t.n_items for t in tries]
+    require(sizes == [ids.n_items], f'tries of {sizes} items for identifiers of {ids.n_items} items: '
+            'give one')
+    known = _served_counts(self, counts, ids.n_items)
     if getattr(self.config, 'softmax', 'vocabulary') == 'children':
-        counts = self.counts.cpu().numpy() if self.config.prior == 'trie' else None
-        trie, = [ItemTrie.build(ids)] if tries is None else tries
-        self.soft = ChildSoftmax.build(trie, _live_counts(counts, trie)).to(self.device)
+        trie = ItemTrie.build(ids) if tries is None else tries[0]
+        live = _live_counts(None if known is None else known.cpu().numpy(), trie)
+        self.soft = ChildSoftmax.build(trie, live).to(self.device)
+    if known is not None: self.counts, self.config.n_items = known, len(known)
+    self.register_buffer('paths', torch.from_numpy(ids.padded()).to(self.device), persistent=False)
     return self
 
 @patch(as_prop=True)

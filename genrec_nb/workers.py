@@ -7,11 +7,12 @@ __all__ = []
 
 # %% ../nbs/02_workers.ipynb #f229c983
 from collections.abc import Callable, Iterable, Iterator
+import warnings
 from contextlib import suppress
 from itertools import islice
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
-from .core import GenrecError
+from .core import GenrecError, GenrecWarning
 
 # %% ../nbs/02_workers.ipynb #44304e6b
 def _client(cluster: str): # address of a dask scheduler
@@ -52,6 +53,8 @@ def _on_cluster(work: Callable, tasks: Iterable, cluster: str, ordered: bool) ->
     "`_in_workers` on a dask cluster, which makes the calls of a killed worker again"
     with _client(cluster) as client:
         tasks, running = iter(tasks), {}
+        if not client.nthreads():
+            warnings.warn(f'{cluster}: no worker has joined yet; this waits for one', GenrecWarning)
         while True:
             for args, note in islice(tasks, max(_room(client, cluster) - len(running), 0)):
                 running[client.submit(work, *args, pure=False)] = note

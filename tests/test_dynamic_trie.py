@@ -221,3 +221,41 @@ def test_every_search_is_that_of_the_trie_given(changed):
         with pytest.raises(GenrecError, match="the trie is not that of the model's items"): search_each(model, some, history, 5, [DecodeConfig(search='exact')])
     several = oracles.packed([both, Identifiers.from_codes(np.arange(50)[:, None], policy='keep')], softmax='children')
     with pytest.raises(GenrecError, match="the trie is not that of the model's items"): search_each(several, trie, history, 5)
+
+@pytest.mark.parametrize('make', [oracles.t5, oracles.packed])
+def test_counts_of_a_served_prior(changed, make):
+    "As a model that was made with these counts; others are refused, and nothing is changed"
+    both, live, gone, history = changed
+    old = Identifiers(both.codes()[:40].ravel(), np.arange(41)*3, both.tokens)
+    model, other = make(old, softmax='children', prior='trie', counts=np.arange(40)), make(both, softmax='children', prior='trie', counts=live.counts)
+    known = torch.tensor([[1, 2, 3]])
+    before = recommend(model, model.trees[0].trie, known, 10)
+    with pytest.raises(GenrecError, match='the model has training counts of 40 items, the identifiers are those of 50: give counts='): model.set_items(both, [live.merged()])
+    assert all(torch.equal(a, b) for a, b in zip(before, recommend(model, model.trees[0].trie, known, 10)))
+    model.set_items(both, [live.merged()], live.counts)
+    other.set_items(both, [live.merged()])
+    for a, b in zip(model.trees[0].prior, other.trees[0].prior): assert torch.equal(a, b)
+    found, _ = recommend(model, model.trees[0].trie, history, 60, DecodeConfig(60))
+    assert not np.isin(found, gone).any() and len(model.counts) == model.config.n_items == 50
+    with pytest.raises(GenrecError, match='searches plain tries: give `merged'): recommend(model, live, known, 5)
+
+@pytest.mark.parametrize('make', [oracles.t5, oracles.packed])
+def test_a_model_over_the_vocabulary_searches_the_changed_trie_at_once(changed, make):
+    "With paths that it never had: as with the whole table"
+    both, live, gone, _ = changed
+    old = Identifiers(both.codes()[:40].ravel(), np.arange(41)*3, both.tokens)
+    known = torch.tensor([[1, 2, 3], [8, 9, -1]])
+    found, want = (recommend(make(ids), live, known, 60, DecodeConfig(60)) for ids in (old, both))
+    assert torch.equal(found[0], want[0]) and torch.allclose(found[1], want[1], atol=1e-5) and {*range(40, 50)} & set(found[0][0].tolist())
+
+def test_items_below_several_nodes(changed):
+    "Old and new ones, some asked for twice, as one by one"
+    _, live, *_ = changed
+    nodes = torch.tensor([live.n_nodes - 1, 0, 3, live.n_nodes - 2, 3, live.n_nodes - 1])
+    item, owner = live.items_below(nodes)
+    for n, node in enumerate(nodes): assert item[owner == n].tolist() == live.items_below(node[None])[0].tolist()
+    assert owner.tolist() == sorted(owner.tolist()) and len(item[owner == 1]) == 45
+
+@pytest.mark.parametrize('f, words', [(lambda l: l.remove([1.9]), 'expected their numbers'), (lambda l: l.remove(np.array([False, True])), 'of a mask'), (lambda l: l.add([[3.5, 4]]), 'paths: expected whole numbers')])
+def test_what_is_no_number_of_an_item(f, words):
+    with pytest.raises(GenrecError, match=words): f(DynamicTrie(ItemTrie.build(identifiers([[3, 4], [3, 5]], 8))))

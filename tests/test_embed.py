@@ -210,3 +210,15 @@ def test_movielens_neighbors(minilm):
     assert x.shape==(1682,384)
     top, cos = nearest_items(x, ml.catalog.find('The Godfather (1972)'), 3)
     assert ml.catalog.titles[top[0]]=='The Godfather: Part II (1974)' and (np.diff(cos)<=0).all()
+
+def test_a_service_that_does_not_answer_keeps_what_was_done(tmp_path, monkeypatch):
+    import genrec_nb.embed as embed
+    monkeypatch.setattr(embed, '_BLOCK', 5)
+    texts = [f'text {i}' for i in range(12)]
+    class Down(Lengths):
+        def encode(self, texts, batch_size):
+            if 'text 7' in texts: raise ConnectionError('timed out')
+            return super().encode(texts, batch_size)
+    with pytest.raises(GenrecError, match='timed out'): embed_texts(texts, Down(), cache=tmp_path)
+    again = Lengths()
+    assert len(embed_texts(texts, again, cache=tmp_path)) == 12 and again.read == texts[5:]
