@@ -234,7 +234,7 @@ def test_counts_of_a_served_prior(changed, make):
     assert all(torch.equal(a, b) for a, b in zip(before, recommend(model, model.trees[0].trie, known, 10)))
     model.set_items(both, [live.merged()], live.counts)
     other.set_items(both, [live.merged()])
-    for a, b in zip(model.trees[0].prior, other.trees[0].prior): assert torch.equal(a, b)
+    assert torch.equal(model.trees[0].prior, other.trees[0].prior)
     found, _ = recommend(model, model.trees[0].trie, history, 60, DecodeConfig(60))
     assert not np.isin(found, gone).any() and len(model.counts) == model.config.n_items == 50
     with pytest.raises(GenrecError, match='searches plain tries: give `merged'): recommend(model, live, known, 5)
