@@ -9,9 +9,9 @@ __all__ = []
 import numpy as np
 import pandas as pd
 import torch
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from .core import SettingError, require
+from .core import MissingTextError, SettingError, require
 from .data import Catalog
 from .formats import FileTable
 from .item_texts import _items_of
@@ -22,6 +22,7 @@ from .semantic_ids import Identifiers
 from .new_items import _continued
 from .own_vectors import _own_vectors
 from .tokenizer import Tokenized
+from .tokenizer_config import _model_title_ids
 
 # %% ../nbs/81_added_items.ipynb #8729c3b9
 def _new_catalog(items, old: Catalog) -> Catalog: # items: a `Catalog`, a data frame, or a file
@@ -72,21 +73,27 @@ def _stand_ins(codes: np.ndarray, counts: np.ndarray) -> np.ndarray: # int64 [M]
 # %% ../nbs/81_added_items.ipynb #e3f9cbba
 def _longer_ids(rec, new: Catalog, policy: str | None, vectors=None) -> list[Identifiers]:
     "The identifiers of old and new items; raises `SettingError` if new ones cannot be placed"
-    c = rec.config
-    require(c.backbone != 'llm' and rec.quantizer is not None and 'text' in c.tokenizer.needs,
-            f'new items need a tokenizer of texts with a quantizer, and a model other than llm; '
+    c, own = rec.config, bool(rec.ids.notes.get('own_vectors'))
+    if rec.ids.kind == 'titles': return [_longer_titles(rec, new, policy, vectors)]
+    require(rec.quantizer is not None and 'text' in c.tokenizer.needs, 'new items need a language '
+            'model that writes titles, or a tokenizer of texts with a quantizer; '
             f'this is {c.tokenizer.method}, {c.backbone}', SettingError)
-    own = bool(rec.ids.notes.get('own_vectors'))
     require(own == (vectors is not None), 'the identifiers were made of '
             + ("own vectors: new items need theirs, --vectors FILE or vectors=FILE" if own else
                'the texts: vectors= of new items lie in another space'), SettingError)
-    made = Tokenized(rec.ids, None, rec.quantizer, config=c.tokenizer, items=rec.catalog.ids)
+    ends = c.model.get('eos', False)
+    made = Tokenized(_without_ends(rec.ids) if ends else rec.ids, None, rec.quantizer, config=c.tokenizer)
     if own: new = _own_vectors(vectors, new.ids)
     else: _with_encoder(made, rec.catalog.texts)
     placed = made.assign(new, policy)
+    if ends: return [placed.with_eos()]
     if len(rec.tables) == 1: return [placed]
     near = _stand_ins(placed.codes(), rec.counts)
     return [placed, *(_absent(i, near) for i in rec.tables[1:])]
+
+def _without_ends(ids: Identifiers) -> Identifiers:
+    "Paths of one length without the EOS at their ends"
+    return replace(ids, flat=ids.codes()[:, :-1].reshape(-1), offsets=ids.offsets - np.arange(len(ids) + 1))
 
 def _with_encoder(made: Tokenized, texts: list[str]) -> None:
     "The encoder of the old items, with what it had learned from their texts"
@@ -100,21 +107,25 @@ def _absent(ids: Identifiers, near: np.ndarray) -> Identifiers: # near: [M] old 
     longer.notes['absent'] = [*ids.notes.get('absent', []), *range(len(ids), len(longer))]
     return longer
 
-# %% ../nbs/81_added_items.ipynb #55f28a49
-@contextmanager
-def _as_before(model):
-    "If the block fails, the model's counts are what they were"
-    counts = getattr(model, 'counts', None)
-    try: yield
-    except Exception:
-        if counts is not None: model.counts, model.config.n_items = counts, len(counts)
-        raise
+# %% ../nbs/81_added_items.ipynb #8e0b0eb2
+def _longer_titles(rec, new: Catalog, policy, vectors) -> Identifiers:
+    "Titles of old and new items; raises `GenrecError` for new items without one"
+    require(policy is None and vectors is None, 'titles are identifiers of their own: new items '
+            'need neither a policy nor vectors', SettingError)
+    require(new.titles != new.ids or any(new.texts), 'the new items have ids and no titles, which '
+            'the identifiers are made of: add a title to each', MissingTextError)
+    how = rec.config.tokenizer_config
+    require(how is not None and how.method == 'title', 'the titles were made elsewhere, and how they '
+            "were cut is not known: take a model whose tokenizer is 'title'", SettingError)
+    longer = _model_title_ids(rec.catalog.titles + new.titles, **how.options)
+    appended = [*rec.ids.notes.get('appended', []), dict(items=len(new), policy='title')]
+    return replace(longer, notes=rec.ids.notes | longer.notes | dict(appended=appended))
 
-def _longer_counts(model, ids: Identifiers, counts: np.ndarray, count: float | None = None) -> None:
-    "A model with a prior has a count for each new item: `count`, or the mean of its siblings"
-    if getattr(model, 'counts', None) is None: return
+# %% ../nbs/81_added_items.ipynb #55f28a49
+def _longer_counts(model, ids: Identifiers, counts: np.ndarray, count: float | None = None):
+    "Training targets int64 [N + M] of a model with a prior, `count` for new items; None: of their siblings"
     require(count is None or count >= 0, f'count is {count}, expected 0 or more', SettingError)
+    if getattr(model, 'counts', None) is None: return None
     new = _prior_counts(ids.padded(), counts)
     if count is not None: new[:] = count
-    model.counts = torch.cat([model.counts, torch.from_numpy(new).to(model.counts)])
-    model.config.n_items = len(model.counts)
+    return np.r_[model.counts.cpu().numpy(), new]

@@ -85,14 +85,23 @@ def _check_histories(trie: ItemTrie, history: Tensor, seen: Tensor | None = None
     "Raise `GenrecError` for items int64 [B, ..] that are not in the trie; -1: none"
     for items in (history, history if seen is None else seen): _check_items(items, trie.n_items, -1)
 
+def _own_trie(model) -> ItemTrie | None: # None: it scores whatever it is asked for
+    "The trie of the only paths that a model has scores for: over children, and of a language model"
+    children = getattr(getattr(model, 'config', None), 'softmax', '') == 'children'
+    trees = getattr(model, 'trees', None) if children else None
+    return trees[0].trie if trees else getattr(model, 'trie', None)
+
 def _check_items_of(model, trie: ItemTrie) -> None:
-    "Raise `GenrecError` for a trie whose children a model over children does not know"
-    if getattr(getattr(model, 'config', None), 'softmax', '') != 'children': return
-    own = (getattr(model, 'trees', None) or [None])[0]
-    require(own is None or trie.n_items <= own.trie.n_items, lambda _: f'the trie has {trie.n_items:,} '
-            f"items, the model's own {own.trie.n_items:,}: give both to its `set_items` first")
-    require(own is None or isinstance(trie, ItemTrie), 'a model over children searches plain tries: '
-            'give `merged()` to its `set_items`, and here')
+    "Raise `GenrecError` for a trie with items that a model has no scores for"
+    own = _own_trie(model)
+    if own is None or own is trie: return
+    require(trie.n_items <= own.n_items, lambda _: f'the trie has {trie.n_items:,} '
+            f"items, the model's own {own.n_items:,}: give both to its `set_items` first")
+    require(isinstance(trie, ItemTrie), 'a model over children, or a language model, searches '
+            'plain tries: give `merged()` to its `set_items`, and here')
+    lacking = (trie.leaf > 0) & (own.leaf[:trie.n_items].to(trie.device) <= 0)
+    require(not lacking.any(), lambda _: f"the trie has item {int(lacking.long().argmax())}, which the "
+            "model's own lacks: give the trie to its `set_items` first")
 
 def _unique_pairs(trie: ItemTrie, seen: Tensor) -> Tensor: # int64 [B, S], -1: none -> [n]
     "user * N + item of each seen item, once a user, ascending"

@@ -18,7 +18,7 @@ from .core import Count, Natural, Positive, Seed, SettingError, patch, require, 
 from .data import Interactions
 from .semantic_ids import EOS, Identifiers, PAD
 from .trie import ItemTrie
-from .likelihood import ChildSoftmax, _check_softmax
+from .likelihood import ChildSoftmax, _check_softmax, _live_counts, _served_counts
 from .tiger import TokenLoss
 from .backbones import SMOLLM2
 from .prompts import (LIST_TEMPLATE, TEMPLATE, PackedSamples, PromptSamples, _item_tokens,
@@ -93,14 +93,13 @@ class LanguageRecommender(nn.Module):
         counts: np.ndarray | None = None, # int [N] training targets, needed for prior='trie'
     ):
         super().__init__()
-        self.lm, self.tokenizer, self.ids, self.config = lm, tokenizer, ids, config or LMConfig(base=None)
-        self.tasks = None                                  # further training tasks, a module
-        c, to, (own, words) = self.config, lm.device, self._tokens()
-        prompt = _make_prompter(c.template, words, tokenizer, c.separator, c.max_tokens, ids.max_len)
-        self.prompt, self.trie = prompt.to(to), ItemTrie.build(ids).to(to)
-        self._set_softmax(counts)
-        self.register_buffer('paths', torch.from_numpy(ids.padded()).to(to), persistent=False)
-        self.register_buffer('own', torch.from_numpy(own).to(to), persistent=False)
+        c = self.config = config or LMConfig(base=None)
+        _check_softmax(c.softmax, c.prior, counts)
+        self.lm, self.tokenizer, self.tasks = lm, tokenizer, None # tasks: further ones of training, a module
+        scale = math.log(c.logit_scale or (.1 if c.prior == 'trie' else 1.))
+        known = torch.tensor(scale, device=lm.device) if c.softmax == 'children' else None
+        self.log_scale = None if known is None else nn.Parameter(known)
+        self.set_items(ids, counts=counts)
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_post_hook(_forgive_frozen)
         if c.checkpointing and getattr(lm, 'supports_gradient_checkpointing', False):
@@ -113,22 +112,22 @@ class LanguageRecommender(nn.Module):
         return self
 
     @property
-    def device(self) -> torch.device: return self.own.device
+    def device(self) -> torch.device: return self.lm.device
     @property
     def users_at_once(self) -> int: return 8 if self.device.type == 'cpu' else 64 # in a search
 
 # %% ../nbs/62_causal_lm.ipynb #a0d99119
 @patch
-def _tokens(self: LanguageRecommender) -> tuple[np.ndarray, list]: # (int64 [V] of our tokens, of each item)
+def _tokens(self: LanguageRecommender, ids: Identifiers) -> tuple[np.ndarray, list]: # (int64 [V], of each item)
     "The model's tokens; raises `GenrecError` if the model lacks one, reads too little, or cannot be packed"
-    own, c = _lm_tokens(self.ids, self.tokenizer), self.config
+    own, c = _lm_tokens(ids, self.tokenizer), self.config
     rows = len(self.lm.get_input_embeddings().weight)
     require(own.max() < rows, f'token {own.max()} lies outside of the {rows} that the model has')
     context = getattr(self.lm.config, 'max_position_embeddings', c.max_tokens)
     require(c.max_tokens <= context, f'max_tokens is {c.max_tokens}, but the model reads {context} '
             'tokens at most', SettingError)
-    words = _item_tokens(self.ids, own, self.tokenizer)
-    if c.packed: _check_packed(self.ids, own, words)
+    words = _item_tokens(ids, own, self.tokenizer)
+    if c.packed: _check_packed(ids, own, words)
     return own, words
 
 def _check_packed(ids: Identifiers, own: np.ndarray, words: list[list[int]]) -> None:
@@ -141,14 +140,24 @@ def _check_packed(ids: Identifiers, own: np.ndarray, words: list[list[int]]) -> 
 
 # %% ../nbs/62_causal_lm.ipynb #88b68eca
 @patch
-def _set_softmax(self: LanguageRecommender, counts) -> None:
-    "What a softmax over children needs: trie and priors"
-    c = self.config
-    _check_softmax(c.softmax, c.prior, counts)
-    self.counts = np.asarray(counts, np.int64) if c.prior == 'trie' else None
-    self.soft = ChildSoftmax.build(self.trie, self.counts) if c.softmax == 'children' else None
-    scale = c.logit_scale or (.1 if c.prior == 'trie' else 1.)
-    self.log_scale = None if self.soft is None else nn.Parameter(torch.tensor(math.log(scale), device=self.lm.device))
+def set_items(self: LanguageRecommender,
+    ids: Identifiers, # paths of all items
+    tries: list | None = None, # one, if built already: items that it lacks are not recommended
+    counts: np.ndarray | None = None, # int [N] training targets, of a model with a prior; None: as before
+) -> LanguageRecommender: # itself
+    "Keep the paths of the items, without training; raises `GenrecError` for those that it cannot write"
+    c, to, (own, words) = self.config, self.lm.device, self._tokens(ids)
+    prompt = _make_prompter(c.template, words, self.tokenizer, c.separator, c.max_tokens, ids.max_len)
+    tries = [ItemTrie.build(ids)] if tries is None else tries
+    sizes = [t.n_items for t in tries]
+    require(sizes == [ids.n_items], f'tries of {sizes} items for identifiers of {ids.n_items} items: give one')
+    known, trie = _served_counts(self, counts, ids.n_items), tries[0]
+    live = _live_counts(None if known is None else known.cpu().numpy(), trie)
+    self.soft = ChildSoftmax.build(trie, live).to(to) if c.softmax == 'children' else None
+    self.ids, self.prompt, self.trie, self.counts = ids, prompt.to(to), trie.to(to), known
+    self.register_buffer('paths', torch.from_numpy(ids.padded()).to(to), persistent=False)
+    self.register_buffer('own', torch.from_numpy(own).to(to), persistent=False)
+    return self
 
 @patch(as_prop=True)
 def trees(self: LanguageRecommender) -> list[ChildSoftmax]: return [self.soft]

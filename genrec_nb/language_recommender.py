@@ -181,7 +181,7 @@ def save_pretrained(self: LanguageRecommender, folder: str | Path) -> Path: # th
         self.tokenizer.save_pretrained(part/'lm')
         self.ids.save(part/'index.json')
         if self.counts is not None:
-            _write_tensors(part/_COUNTS, dict(counts=torch.from_numpy(self.counts)))
+            _write_tensors(part/_COUNTS, dict(counts=self.counts.cpu()))
         write_json(part/'llm.json', asdict(replace(self.config, logit_scale=self._logit_scale())))
     return Path(folder)
 

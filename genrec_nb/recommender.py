@@ -35,7 +35,7 @@ from .search import chosen_search, search_each, search_facts as facts_of_search
 from .rank import rank_each as rank_each_user
 from .train import fit as train_model
 from .tokenizer import Tokenized, _given_identifiers, tokenize_items
-from .added_items import _as_before, _longer_counts, _longer_ids, _new_catalog
+from .added_items import _longer_counts, _longer_ids, _new_catalog
 from .explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
                                     RulesExplanation)
 from .path_scores import (_compare_items, _path_words, _token_parts,
@@ -364,9 +364,8 @@ def add_items(self: GenerativeRecommender,
     both = Catalog(old.ids + new.ids, old.titles + new.titles, old.texts + new.texts)
     kept = self.weights, self.result, self.figures, self.removed
     counts = np.concatenate([self.counts, np.zeros(n, self.counts.dtype)])
-    with _as_before(self.model):
-        _longer_counts(self.model, ids[0], self.counts, count)
-        model = self.model.set_items(ids)
+    prior = _longer_counts(self.model, ids[0], self.counts, count)
+    model = self.model.set_items(ids if len(ids) > 1 else ids[0], counts=prior)
     rules = getattr(model, 'rules', None)
     if rules is not None: model.rules = with_new_items(rules, n)
     GenerativeRecommender.__init__(self, both, ids, counts, model, self.config, self.quantizer)

@@ -259,3 +259,12 @@ def test_items_below_several_nodes(changed):
 @pytest.mark.parametrize('f, words', [(lambda l: l.remove([1.9]), 'expected their numbers'), (lambda l: l.remove(np.array([False, True])), 'of a mask'), (lambda l: l.add([[3.5, 4]]), 'paths: expected whole numbers')])
 def test_what_is_no_number_of_an_item(f, words):
     with pytest.raises(GenrecError, match=words): f(DynamicTrie(ItemTrie.build(identifiers([[3, 4], [3, 5]], 8))))
+
+@pytest.mark.parametrize('make', [oracles.t5, oracles.packed])
+def test_a_model_over_children_that_was_given_fewer_items_than_are_searched(changed, make):
+    both, live, gone, history = changed
+    model, all_items = make(both, softmax='children').set_items(both, [live.merged()]), ItemTrie.build(both)
+    with pytest.raises(GenrecError, match=f"the trie has item {gone[0]}, which the model's own lacks: give the trie to its `set_items` first"):
+        recommend(model, all_items, history, 5)
+    found, _ = recommend(model, live.merged(), history, 5)
+    assert torch.equal(found, recommend(model, model.trees[0].trie, history, 5)[0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from genrec_nb.data import Catalog, Dataset, Interactions
 from genrec_nb.splits import leave_one_out
-from genrec_nb.core import GenrecError, GenrecWarning
+from genrec_nb.core import GenrecError, GenrecWarning, MissingTextError, SettingError
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.backbones import tiny_llama
 from genrec_nb.explanations import Explanation, token_strip
@@ -320,3 +320,74 @@ def test_a_recommender_over_children(base, backbone, tmp_path):
     with pytest.warns(GenrecWarning, match="softmax='vocabulary' is asked of a model that was trained with 'children'"): asked = GenerativeRecommender.from_pretrained(folder)
     for r in (again, asked): np.testing.assert_allclose([x.score for x in r.recommend(HISTORY, 8)], [x.score for x in rec.recommend(HISTORY, 8)], atol=1e-3)
     with pytest.raises(GenrecError, match="softmax is 'child'"): replace(config, model=config.model | dict(softmax='child'))
+
+
+# ---- new items of a language model --------------------------------------------------------------------------------
+
+MORE = [dict(item='n1', title='glue that glows'), dict(item='n2', title=DATA.catalog.titles[3] + ' again'), dict(item='n3', title=DATA.catalog.titles[11])]
+
+def scores_of(rec, items): return {x.id: x.score for x in rec.recommend(items, 40, DecodeConfig(beams=60, exclude_seen=False))}
+
+@pytest.mark.parametrize('model, options', [({}, {}), (dict(softmax='children'), {}), (dict(softmax='children', prior='trie'), dict(shortest=True))], ids=str)
+def test_new_titles_are_written_without_training(base, tmp_path, model, options):
+    "As by the same weights with a catalog that always had them; scores of titles over the vocabulary do not change"
+    rec = GenerativeRecommender.fit(DATA, settings(base, model=model, tokenizer=dict(method='title', options=options)), SPLIT)
+    before, first = scores_of(rec, HISTORY), [DATA.catalog.ids[i] for i in (3, 11, 20)]
+    assert rec.add_items(MORE) is rec and len(rec.catalog) == 33 == len(rec.ids) and rec.ids.kind == 'titles'
+    after, m = scores_of(rec, first), rec.model
+    assert {'n1', 'n2', 'n3'} <= after.keys() and after['n3'] == pytest.approx(after[DATA.catalog.ids[11]], abs=1e-4)
+    if not model: assert {i: after[i] for i in before} == pytest.approx(before, abs=1e-3)
+    else: assert sum(np.exp(list(after.values()))) == pytest.approx(1, abs=1e-3)
+    counts = None if m.counts is None else m.counts.numpy()
+    fresh = type(m)(m.lm, m.tokenizer, rec.ids, m.config, counts).eval()
+    if m.log_scale is not None: fresh.log_scale = m.log_scale
+    other = GenerativeRecommender(rec.catalog, rec.ids, rec.counts, fresh, rec.config)
+    assert scores_of(other, first) == pytest.approx(after, abs=1e-4)
+    why = rec.explain(['n1', first[0]], 'n2')
+    assert why.score == pytest.approx(scores_of(rec, ['n1', first[0]])['n2'], abs=1e-3)
+    again = GenerativeRecommender.from_pretrained(rec.save_pretrained(tmp_path/'longer'))
+    assert scores_of(again, first) == pytest.approx(after, abs=1e-3)
+    assert 'n1' in scores_of(again.add_items([dict(item='n4', title='red saw')]), first) and len(again.catalog) == 34
+
+def test_new_codes_of_a_language_model(base, tmp_path):
+    rec = GenerativeRecommender.fit(DATA, settings(base, tokenizer=dict(method='rqkmeans', encoder='tfidf', size=6, levels=2)), SPLIT)
+    old = [rec.ids.path(i).tolist() for i in range(30)]
+    rec.add_items(MORE)
+    assert [rec.ids.path(i).tolist() for i in range(30)] == old and {'n1', 'n2', 'n3'} <= scores_of(rec, HISTORY).keys()
+    found = scores_of(rec, ['n2', 'n1'])
+    again = GenerativeRecommender.from_pretrained(rec.save_pretrained(tmp_path/'longer'))
+    assert scores_of(again, ['n2', 'n1']) == pytest.approx(found, abs=1e-3)
+
+@pytest.mark.parametrize('items, how, kind, words', [
+    (Catalog(['n'], ['n'], ['']), {}, MissingTextError, 'ids and no titles'), ([dict(item='n', title='a <end> b')], {}, GenrecError, 'special token'),
+    (MORE, dict(policy='extra'), SettingError, 'neither a policy nor vectors'), (MORE, dict(count=-1), SettingError, 'expected 0 or more')], ids=str)
+def test_titles_that_cannot_be_added(writer, items, how, kind, words):
+    before = writer.recommend(HISTORY, 5)
+    with pytest.raises(kind, match=words): writer.add_items(items, **how)
+    assert len(writer.catalog) == 30 == len(writer.model.ids) and writer.recommend(HISTORY, 5) == before
+
+def test_a_language_model_is_asked_for_no_item_that_it_lacks(writer):
+    from genrec_nb.beam_search import recommend
+    from genrec_nb.trie import ItemTrie
+    known, more = torch.tensor([[3, 11]]), DATA.catalog.titles + ['a new one']
+    from genrec_nb.prompts import title_identifiers
+    longer = title_identifiers(more, writer.model.tokenizer)
+    with pytest.raises(GenrecError, match="the trie has 31 items, the model's own 30"): recommend(writer.model, ItemTrie.build(longer), known, 5)
+    fewer = ItemTrie.build(writer.ids, np.setdiff1d(np.arange(30), 7))
+    writer.model.set_items(writer.ids, [fewer])
+    with pytest.raises(GenrecError, match="the trie has item 7, which the model's own lacks"): recommend(writer.model, writer.trie, known, 5)
+    with pytest.raises(GenrecError, match='give one'): writer.model.set_items(longer, [fewer])
+    found, _ = recommend(writer.model, fewer, known, 40, DecodeConfig(beams=60))
+    assert 7 not in found
+    writer.model.set_items(writer.ids)
+    assert 7 in recommend(writer.model, writer.trie, known, 40, DecodeConfig(beams=60))[0]
+
+@pytest.mark.parametrize('over', [{}, dict(eos=True), dict(softmax='children', prior='trie')], ids=str)
+def test_new_codes_of_t5(tmp_path, over):
+    sizes = over | dict(d_model=16, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=8, max_items=5)
+    rec = GenerativeRecommender.fit(DATA, RecommenderConfig(backbone='t5', tokenizer=dict(method='rqkmeans', encoder='tfidf', size=6, levels=2), model=sizes, train=dict(QUICK, batch_size=8)), SPLIT)
+    old = [rec.ids.path(i).tolist() for i in range(30)]
+    rec.add_items(MORE)
+    assert [rec.ids.path(i).tolist() for i in range(30)] == old and {'n1', 'n2', 'n3'} <= scores_of(rec, HISTORY).keys()
+    again = GenerativeRecommender.from_pretrained(rec.save_pretrained(tmp_path/'longer'))
+    assert scores_of(again, ['n2', 'n1']) == pytest.approx(scores_of(rec, ['n2', 'n1']), abs=1e-3)
