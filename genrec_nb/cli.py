@@ -6,7 +6,7 @@
 __all__ = ['app', 'main']
 
 # %% ../nbs/95_cli.ipynb #6a592a31
-import sys
+import signal, sys
 import typer
 from . import __version__
 from pathlib import Path
@@ -25,6 +25,7 @@ from .terminal import (_decisive_rows, _since_start, _interruptible, _LOG, _erro
 # %% ../nbs/95_cli.ipynb #7b3f0dbc
 def main() -> None:
     "Entry point of the `genrec` command"
+    signal.signal(signal.SIGTERM, signal.default_int_handler) # ends as Ctrl-C does
     try: app()
     except BaseException as e:
         found = None if isinstance(e, SystemExit) else _explain_error(e)

@@ -9,6 +9,7 @@ __all__ = ['recommend_file']
 import csv, json, tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -22,9 +23,13 @@ from .item_texts import _there
 from .splits import Cases
 
 # %% ../nbs/82_many_users.ipynb #e99f053f
-def _need(good, where, what: str) -> None: # bool [n], of the rows of a table
+def _need(good, where, what: str, first: int = 1) -> None: # bool [n], of rows first, first + 1, ..
     "Raise `FileError` naming the first row that is not good"
-    require(good, lambda n: f'{where}: row {n + 1} has {what}', FileError)
+    require(good, lambda n: f'{where}: row {first + n} has {what}', FileError)
+
+def _need_times(times: pd.Series, where, first: int = 1) -> None:
+    "Raise `FileError` naming the first row without a time"
+    _need(~_no_times(times), where, f'no time in {times.name!r}: numbers, or 2026-11-28', first)
 
 def _history_columns(df: pd.DataFrame, where, given: dict | None = None) -> tuple[str, str, str]:
     "The columns of users, items and times ('': none); given: their names, by role"
@@ -35,15 +40,15 @@ def _history_columns(df: pd.DataFrame, where, given: dict | None = None) -> tupl
     if time: _there(df, time, where, 'time')
     return _there(df, user, where, 'user'), _there(df, item, where, 'item'), time
 
-def _by_user(df: pd.DataFrame, where, given: dict | None = None) -> pd.DataFrame: # user, item
+def _by_user(df: pd.DataFrame, where, names: tuple | None = None) -> pd.DataFrame: # user, item
     "One row an interaction, each user's rows together and in order of time"
-    user, item, time = _history_columns(df, where, given)
+    user, item, time = names or _history_columns(df, where)
     everybody = _ids(df[user])
     _need(everybody.notna(), where, 'no user')
     if _has_lists(df[item]): _need(~everybody.duplicated(), where, 'a second list of its user')
     everybody = everybody.drop_duplicates()
     df = explode(df.reset_index(drop=True), item, time, where)
-    if time: _need(~_no_times(df[time]), where, f'no time in {time!r}: numbers, or 2026-11-28')
+    if time: _need_times(df[time], where)
     rows = pd.DataFrame(dict(user=_ids(df[user]), item=_ids(df[item])))
     order = _clock(df[time])[0].argsort(kind='stable') if time else rows.index
     idle = everybody[~everybody.isin(rows.user)]               # with an empty list
@@ -59,13 +64,16 @@ def _parquet(path: Path, size: int, columns: list[str] | None = None) -> Iterato
     with explain(f'{path}: not a readable table', OSError, pa.ArrowException):
         for batch in pq.ParquetFile(path).iter_batches(size, columns=columns): yield _in_pandas(batch)
 
+def _keys(names: pd.Series) -> np.ndarray: # uint64 [n]
+    "A number for each name, nearly always another for another"
+    return pd.util.hash_pandas_object(names, index=False).to_numpy()
+
 def _check_users(path: Path, user: str, size: int) -> None:
     "Raise `FileError` for a row without a user, or a second one of a user; keeps 8 bytes of each"
     keys, read = [np.zeros(0, np.uint64)], lambda: (_ids(t[user]) for t in _parquet(path, size, [user]))
     for names in read():
-        row = sum(map(len, keys)) + 1
-        require(names.notna(), lambda n: f'{path}: row {row + n} has no user', FileError)
-        keys.append(pd.util.hash_pandas_object(names, index=False).to_numpy())
+        _need(names.notna(), path, 'no user', sum(map(len, keys)) + 1)
+        keys.append(_keys(names))
     keys = np.concatenate(keys)
     if len(_distinct(keys)) == len(keys): return
     twice = pd.Series(keys).duplicated(keep=False)                # of two names, if by chance
@@ -74,15 +82,51 @@ def _check_users(path: Path, user: str, size: int) -> None:
     require(not len(again), lambda _: f'{path}: row {again[0] + 1} has a second list of its user',
             FileError)
 
-def _pieces(path: Path, size: int, given: dict | None = None):
-    "Tables of at most `size` users with lists (Parquet), or the whole file"
-    head = read_file(path, rows=100)
-    user, item, _ = _history_columns(head.frame, path, given)
-    if head.form != 'Parquet' or not _has_lists(head.frame[item]):
-        yield read_file(path).frame
+
+# %% ../nbs/82_many_users.ipynb #daae49b2
+_AT_ONCE, _PART = 2**21, 'part of the file' # interactions that are read together
+
+def _with_parts(path: Path, names: tuple, parts: int):
+    "Batches of a file's users, items and times, with the part that a user belongs to"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    (user, _, time), row = names, 1
+    for batch in pq.ParquetFile(path).iter_batches(columns=[*filter(None, names)]):
+        df = _in_pandas(batch)
+        users = _ids(df[user])
+        _need(users.notna(), path, 'no user', row)
+        if time: _need_times(df[time], path, row)
+        part = pa.array((_keys(users) % np.uint64(parts)).astype(np.int32))
+        yield batch.append_column(_PART, part)
+        row += len(df)
+
+def _some_users(path: Path, names: tuple, rows: int, beside: Path) -> Iterator[pd.DataFrame]:
+    "All interactions of some users, of others, .., by way of files in a folder that is removed"
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
+    parts = -(-rows//_AT_ONCE)
+    with tempfile.TemporaryDirectory(prefix='.parts-', dir=beside) as home:
+        batches = _with_parts(path, names, parts)
+        first = next(batches)
+        ds.write_dataset(chain([first], batches), home, format='parquet', schema=first.schema,
+                         partitioning=[_PART], max_partitions=parts, use_threads=False)
+        for file in sorted(Path(home).rglob('*.parquet')): yield _in_pandas(pq.ParquetFile(file).read())
+
+# %% ../nbs/82_many_users.ipynb #d8a3cb32
+def _pieces(path: Path, size: int, head, names: tuple, beside: Path): # head: the first rows
+    "Tables of at most `size` users with lists, or of all interactions of their users"
+    if head.form == 'Parquet' and _has_lists(head.frame[names[1]]):
+        _check_users(path, names[0], size)
+        yield from _parquet(path, size)
         return
-    _check_users(path, user, size)
-    yield from _parquet(path, size)
+    rows = _parquet_rows(path) if head.form == 'Parquet' else 0
+    if rows > _AT_ONCE: yield from _some_users(path, names, rows, beside)
+    else: yield read_file(path).frame
+
+def _parquet_rows(path: Path) -> int:
+    "How many rows a Parquet file has"
+    import pyarrow.parquet as pq
+    return pq.ParquetFile(path).metadata.num_rows
 
 # %% ../nbs/82_many_users.ipynb #5c6a2444
 @dataclass
@@ -108,16 +152,14 @@ def _item_places(items: pd.Series, catalog: Catalog) -> np.ndarray: # int64 [n],
 # %% ../nbs/82_many_users.ipynb #1d24471a
 def _cases_of(rows: pd.DataFrame, catalog: Catalog) -> tuple[list[str], Cases, _Unknown]:
     "Users, histories as cases without targets, and the items that are unknown"
-    first = pd.Index(rows.user).drop_duplicates().tolist()
-    place = {u: n for n, u in enumerate(first)}
-    who = np.array([place[u] for u in rows.user], np.int64)
+    who, first = pd.factorize(rows.user)                       # in the order in which they come
     items = _item_places(rows.item, catalog)
     known, there = items >= 0, rows.item.notna().to_numpy()
     n = np.bincount(who[known], minlength=len(first))
     all_users, past = np.arange(len(first)), items[known].astype(np.int32)
     cases = Cases(all_users, past, _offsets_of(n), np.full(len(first), -1))
     names = rows.item[~known & there].drop_duplicates().head(3).tolist()
-    return first, cases, _Unknown(int((~known & there).sum()), names)
+    return first.tolist(), cases, _Unknown(int((~known & there).sum()), names)
 
 # %% ../nbs/82_many_users.ipynb #c16e2812
 class _Lines:
@@ -154,11 +196,13 @@ class _ParquetLists:
     def close(self) -> None: self.file.close()
 
 # %% ../nbs/82_many_users.ipynb #b7c1e002
-def _batches(path: Path, catalog: Catalog, size: int, given: dict | None = None
-             ) -> Iterator[tuple]: # (users, cases, unknown)
+def _batches(path: Path, catalog: Catalog, size: int, given: dict | None = None,
+             beside: Path | None = None) -> Iterator[tuple]: # (users, cases, unknown)
     "At most `size` users each"
-    for piece in _pieces(path, size, given):
-        users, cases, unknown = _cases_of(_by_user(piece, path, given), catalog)
+    head = read_file(path, rows=100)
+    names = _history_columns(head.frame, path, given)
+    for piece in _pieces(path, size, head, names, beside or path.parent):
+        users, cases, unknown = _cases_of(_by_user(piece, path, names), catalog)
         for a in range(0, len(users), size):
             here = users[a:a + size]
             yield here, cases.take(np.arange(a, a + len(here))), _Unknown() if a else unknown
@@ -232,7 +276,7 @@ def recommend_file(
     with whole_file(out) as part:
         writer = (_ParquetLists if form == 'parquet' else _Lines)(part, form, rec.catalog)
         try:
-            batches = _batches(path, rec.catalog, size, columns)
+            batches = _batches(path, rec.catalog, size, columns, out.parent)
             for users, unknown, lists in _lists(rec, batches, k, jobs, cluster, out):
                 writer.write(users, lists)
                 done['users'] += len(users)

@@ -89,7 +89,7 @@ def _interruptible(hint: str):
         raise typer.Exit(130) from None
 
 # %% ../nbs/94_terminal.ipynb #4d8c752c
-_STOPPED = 'stopped; the same command with --resume continues'
+_STOPPED = 'stopped; start the same command again'
 _FULL = '; free some space and start again (`genrec run --resume` continues a run)'
 
 def _explain_error(e: BaseException) -> tuple[str, int] | None: # (one line, exit code)

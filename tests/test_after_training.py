@@ -13,6 +13,7 @@ from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.exact import exact_scores
 from genrec_nb.loaders import load_dataset
 from genrec_nb.splits import Cases
+import genrec_nb.many_users as many_users
 from genrec_nb.many_users import recommend_file, _near_items
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 
@@ -73,7 +74,7 @@ def test_removed_items_leave_every_list_and_nothing_else_changes(request, tmp_pa
 def test_new_items_that_the_model_refuses_change_nothing(saved, monkeypatch):
     rec = GenerativeRecommender.from_pretrained(saved)
     before, counts = rec.recommend(['3', '5'], 10), getattr(rec.model, 'counts', None)
-    def refuse(ids): raise GenrecError('item 40 has a code that the model has no weights for')
+    def refuse(ids, counts=None): raise GenrecError('item 40 has a code that the model has no weights for')
     monkeypatch.setattr(rec.model, 'set_items', refuse, raising=False)
     with pytest.raises(GenrecError, match='no weights for'): rec.add_items(NEW)
     assert rec.recommend(['3', '5'], 10) == before and (counts is None or torch.equal(rec.model.counts, counts))
@@ -243,6 +244,7 @@ FOUR_WORKERS = '''
 import os, signal, sys, threading, time
 from pathlib import Path
 from distributed import Client, LocalCluster
+import genrec_nb.many_users as many_users
 from genrec_nb.many_users import recommend_file
 from genrec_nb.recommender import GenerativeRecommender
 
@@ -334,3 +336,34 @@ def test_figures_of_a_saved_recommender(rec):
     cases = Cases(np.arange(4), np.array([1, 2, 3, 4], np.int32), np.arange(5), np.array([2, 3, 4, 5]))
     assert rec.evaluate(cases, (3, 5)) == ranking_metrics(rec.rank(cases, 5), cases.targets, (3, 5))
     with pytest.raises(SettingError, match='k is 2.5, expected a whole number'): rec.rank(cases, 2.5)
+
+
+# ---- more interactions than are read at once ----------------------------------------------------------------------
+
+def many_rows(n=900, users=70):
+    rng = np.random.default_rng(3)
+    return pd.DataFrame(dict(item=rng.integers(0, 40, n).astype(str), user=rng.permutation(np.r_[np.arange(users), rng.integers(0, users, n - users)]), time=rng.integers(0, 50, n), price=1.))
+
+@pytest.mark.parametrize('kind', [int, str, 'category', 'no times', 'dates'])
+def test_many_interactions_are_read_some_users_at_a_time(rec, tmp_path, monkeypatch, kind):
+    "The same lists as of the whole file, in another order, and nothing is left beside them"
+    rows, columns = many_rows(), {}
+    if kind == 'no times': rows, columns = rows.rename(columns=dict(time='when', user='who')), dict(user='who', time='')
+    elif kind == 'dates': rows['time'] = pd.to_datetime('2026-01-01') + pd.to_timedelta(rows.time, 'h')
+    else: rows['user'] = rows.user.astype(kind)
+    rows.to_parquet(tmp_path/'h.parquet', row_group_size=100)
+    said = recommend_file(rec, tmp_path/'h.parquet', tmp_path/'whole.json', 5, size=16, columns=columns)
+    monkeypatch.setattr(many_users, '_AT_ONCE', 150)
+    assert recommend_file(rec, tmp_path/'h.parquet', tmp_path/'parts.json', 5, size=16, columns=columns) == said
+    whole, parts = ((tmp_path/f'{n}.json').read_text().splitlines() for n in ('whole', 'parts'))
+    assert whole != parts and sorted(whole) == sorted(parts) and len(parts) == 70
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['h.parquet', 'parts.json', 'whole.json']
+
+@pytest.mark.parametrize('column, value, words', [('user', None, 'row 612 has no user'), ('time', None, "row 612 has no time in 'time'")])
+def test_a_bad_row_of_many_is_named_by_its_place_in_the_file(rec, tmp_path, monkeypatch, column, value, words):
+    rows = many_rows().astype(object)
+    rows.loc[611, column] = value
+    rows.to_parquet(tmp_path/'h.parquet', row_group_size=100)
+    monkeypatch.setattr(many_users, '_AT_ONCE', 150)
+    with pytest.raises(FileError, match=words): recommend_file(rec, tmp_path/'h.parquet', tmp_path/'o.json', 5)
+    assert [p.name for p in tmp_path.iterdir()] == ['h.parquet']

@@ -1,5 +1,5 @@
 "The command line: settings, one-line errors, exit codes, Ctrl-C, a full disk, lines in a log."
-import errno, io, json, os, re, shutil, subprocess, sys
+import errno, io, json, os, re, shutil, signal, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np
@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from genrec_nb.cli import app, _explain_error, main
 from genrec_nb.terminal import Bars
 from genrec_nb.options import _pairs, _value
-from genrec_nb.core import GenrecError, SettingError, _took, plain
+from genrec_nb.core import GenrecError, SettingError, _took, plain, whole_file
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.tokenizer import load_tokenized
 import genrec_nb.run as run_module
@@ -233,6 +233,19 @@ def test_ctrl_c_ends_with_130_and_a_hint(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, 'run', interrupted)
     r = invoke('run', toy, '--out', tmp_path/'o')
     assert r.exit_code == 130 and f'stopped; `genrec run --resume --out {tmp_path}/o` continues' in r.stderr.replace('\n', '')
+
+def test_a_kill_ends_as_ctrl_c_does_and_leaves_nothing(toy, tmp_path, monkeypatch, capsys):
+    def killed(*args, **kwargs):
+        with whole_file(tmp_path/'o'/'lists.csv') as part:
+            part.write_text('half')
+            signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(run_module, 'run', killed)
+    monkeypatch.setattr(sys, 'argv', ['genrec', 'run', str(toy), '--out', str(tmp_path/'o')])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end: main()
+    finally: signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 130 and 'stopped; `genrec run --resume' in capsys.readouterr().err and not [*(tmp_path/'o').iterdir()]
 
 def test_a_full_disk_ends_with_3(toy, tmp_path, monkeypatch):
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device', 'x.json')
