@@ -3013,5 +3013,6 @@ d = { 'settings': { 'branch': 'main',
                                    'genrec_nb.workers._next': ('workers.html#_next', 'genrec_nb/workers.py'),
                                    'genrec_nb.workers._numbered': ('workers.html#_numbered', 'genrec_nb/workers.py'),
                                    'genrec_nb.workers._on_cluster': ('workers.html#_on_cluster', 'genrec_nb/workers.py'),
+                                   'genrec_nb.workers._quiet_dask': ('workers.html#_quiet_dask', 'genrec_nb/workers.py'),
                                    'genrec_nb.workers._result': ('workers.html#_result', 'genrec_nb/workers.py'),
                                    'genrec_nb.workers._room': ('workers.html#_room', 'genrec_nb/workers.py')}}}

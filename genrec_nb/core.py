@@ -255,6 +255,7 @@ def _writing(path: Path | str):
 def whole_file(path: Path | str):
     "Yield a temporary path, which becomes `path` if the block ends well, and is removed if not"
     path = Path(path)
+    require(not path.is_dir(), f'{path}: a folder, where a file is to be written: name a file', FileError)
     with _writing(path), contextlib.ExitStack() as at_end:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, tmp = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent)

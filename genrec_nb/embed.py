@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from pooch import file_hash
-from .core import (FileError, GenrecError, GenrecWarning, MissingTextError, explain, patch,
+from .core import (FileError, GenrecError, GenrecWarning, MissingTextError, SettingError, explain, patch,
                             require, whole_file, whole_folder, write_json, _members, _read_tensors,
                             _version, _without_bars, _write_tensors, _writing)
 from .faults import _drop
@@ -214,6 +214,9 @@ def make_encoder(encoder: object, device: str | None = None) -> object:
     """An encoder from 'tfidf', 'minilm', a model's name or folder, or what has a `key` and an
     `encode(texts, batch_size=..)`"""
     if hasattr(encoder, 'encode') and hasattr(encoder, 'key'): return encoder
+    require(isinstance(encoder, (str, Path)), f"encoder is of the kind {type(encoder).__name__}, expected 'tfidf', "
+            "'minilm', a model's name or folder, or what has `encode(texts, batch_size=..)` and a `key`, "
+            'a text under which its vectors are kept', SettingError)
     return TfidfEncoder() if encoder == 'tfidf' else SentenceEncoder(encoder, device=device)
 
 # %% ../nbs/12_embed.ipynb #a624fc89
@@ -255,6 +258,8 @@ def _in_blocks(enc: object, texts: list[str], batch_size: int, path: Path) -> No
         x = _embed(enc, texts[a:a + _BLOCK], batch_size, f', texts {a} and behind'*(a > 0))
         shape = len(texts), x.shape[1]
         out = np.lib.format.open_memmap(part, 'r+' if a else 'w+', np.float32, shape)
+        require(out.shape == shape, f'{enc} gave vectors of {out.shape[1]} numbers for the first texts, '
+                f'and of {shape[1]} from text {a} on: they must be alike')
         out[a:a + len(x)] = x
         out.flush()
         with whole_file(rows) as new: new.write_text(str(a + len(x)))

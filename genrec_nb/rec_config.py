@@ -98,6 +98,8 @@ def _fill_defaults(self: RecommenderConfig) -> None:
     self.model = {**usual, **self.model}
     plain_ce = self.backbone == 'packed' and self.beta is None
     self.weighting = self.weighting or ('ce' if plain_ce else 'igd')
+    require(self.weighting == 'igd' or self.beta in (None, .1), f'beta = {self.beta} belongs to the '
+            f"weighting 'igd', and the weighting is {self.weighting!r}: leave out one of them", SettingError)
     self.beta = .1 if self.beta is None else self.beta
 
 # %% ../nbs/81_rec_config.ipynb #ce30bbe9

@@ -173,7 +173,7 @@ def recommenders(self: RunConfig) -> dict: # label -> `RecommenderConfig`
     "The trainings of a run; the last is that of the settings"
     own = RecommenderConfig(**{f.name: getattr(self, f.name) for f in fields(RecommenderConfig)})
     alone = replace(own, identifiers=[], decode=replace(own.decode, weights='fitted'))
-    ce = replace(alone, weighting='ce', weighting_options={})
+    ce = replace(alone, weighting='ce', weighting_options={}, beta=None)
     if self.backbone != 'packed': return {'ce': ce, own.weighting: own}
     children = own.model | dict(softmax='children', prior=_prior(own.model))
     found = {'SASRec': replace(ce, tokenizer=TokenizerConfig('item'), model=children | dict(head_ff=0)),

@@ -9,6 +9,7 @@ __all__ = ['build_trie_file']
 import json, math, mmap, os, tempfile, zlib
 import numpy as np
 from pathlib import Path
+from torch import Tensor
 from .core import GenrecError, require, whole_file
 from .trie import (ItemTrie, _blocks, _fill, _find_packing, _fingerprint, _levels, _Packing,
                             _shapes, _Words)
@@ -161,7 +162,9 @@ def build_trie_file(
     memory: int = 2**28, # bytes that this may take, beside the finished trie's mapped pages
 ) -> ItemTrie: # mapped from the file
     "Build a trie on disk; raises `GenrecError` for a limit that is too small, before any work"
+    if isinstance(tokens, Tensor): tokens = tokens.cpu().numpy()
     shape, kind = getattr(tokens, 'shape', ()), getattr(tokens, 'dtype', np.dtype(object)).kind
+    require(isinstance(vocab_size, (int, np.integer)), f'vocab_size is {vocab_size!r}, expected a whole number')
     require(len(shape) == 2 and min(shape) > 0 and kind in 'iu', f'tokens of shape {shape}, expected '
             'whole numbers [items, levels]')
     (n, L), path, tokens = shape, Path(path), _Reader(tokens)

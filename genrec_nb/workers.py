@@ -7,8 +7,8 @@ __all__ = []
 
 # %% ../nbs/02_workers.ipynb #f229c983
 from collections.abc import Callable, Iterable, Iterator
-import warnings
-from contextlib import suppress
+import logging, warnings
+from contextlib import contextmanager, suppress
 from itertools import islice
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -49,9 +49,18 @@ def _next(running: dict, ordered: bool):
         with suppress(Exception): return next(iter(wait([*running], None, 'FIRST_COMPLETED').done))
     return next(iter(running)) # if the cluster is lost, its result says so
 
+@contextmanager
+def _quiet_dask():
+    "No tracebacks of dask's own: what happens is said by the errors here"
+    log = logging.getLogger('distributed.client')
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try: yield
+    finally: log.setLevel(before)
+
 def _on_cluster(work: Callable, tasks: Iterable, cluster: str, ordered: bool) -> Iterator[tuple]:
     "`_in_workers` on a dask cluster, which makes the calls of a killed worker again"
-    with _client(cluster) as client:
+    with _quiet_dask(), _client(cluster) as client:
         tasks, running = iter(tasks), {}
         if not client.nthreads():
             warnings.warn(f'{cluster}: no worker has joined yet; this waits for one', GenrecWarning)

@@ -87,6 +87,11 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         with whole_file(tmp_path/'x.json') as f: f.write_text('half'); raise KeyboardInterrupt
     assert read_json(tmp_path/'x.json') == [1] and os.stat(tmp_path/'x.json').st_mode & 0o777 == 0o644
 
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
+    (tmp_path/'kept').mkdir()
+    with pytest.raises(FileError, match='kept: a folder, where a file is to be written'): write_json(tmp_path/'kept', [1])
+    assert [p.name for p in tmp_path.iterdir()] == ['kept'] and not [*(tmp_path/'kept').iterdir()]
+
 def test_a_folder_is_whole_and_only_its_own_kind_is_replaced(tmp_path):
     def write(text, fail=False):
         with whole_folder(tmp_path/'model', 'model.json') as part:

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
-from genrec_nb.core import FileError, GenrecError
-from genrec_nb.embed import SentenceEncoder, TfidfEncoder, _checked, embed_texts, load_encoder, nearest_items
+from genrec_nb.core import FileError, GenrecError, SettingError
+from genrec_nb.embed import SentenceEncoder, TfidfEncoder, _checked, embed_texts, load_encoder, make_encoder, nearest_items
 from genrec_nb.loaders import fetch, load_movielens
 
 TEXTS = ['Alien. horror, space', 'Aliens. horror, space', 'Emma. romance', 'Clueless. romance, comedy', 'Ran. war', 'x', '!?', 'Les Misérables', '東京物語'] + [f'film number {i} ' * (1+i%9) for i in range(30)]
@@ -222,3 +222,17 @@ def test_a_service_that_does_not_answer_keeps_what_was_done(tmp_path, monkeypatc
     with pytest.raises(GenrecError, match='timed out'): embed_texts(texts, Down(), cache=tmp_path)
     again = Lengths()
     assert len(embed_texts(texts, again, cache=tmp_path)) == 12 and again.read == texts[5:]
+
+@pytest.mark.parametrize('encoder', [type('Nameless', (), dict(encode=lambda self, texts, batch_size: np.ones((len(texts), 2))))(), 3, None], ids=lambda e: type(e).__name__)
+def test_an_encoder_without_a_key_or_of_no_kind(encoder):
+    with pytest.raises(SettingError, match=f'encoder is of the kind {type(encoder).__name__}, expected .*and a `key`'): make_encoder(encoder)
+
+def test_an_encoder_whose_vectors_change_their_width(tmp_path, monkeypatch):
+    import genrec_nb.embed as embed
+    class Wider:
+        key, width = 'wider', 2
+        def encode(self, texts, batch_size):
+            self.width += 1
+            return np.random.default_rng(0).normal(size=(len(texts), self.width))
+    monkeypatch.setattr(embed, '_BLOCK', 5)
+    with pytest.raises(GenrecError, match='gave vectors of 3 numbers for the first texts, and of 4 from text 5 on'): embed_texts([f't {i}' for i in range(9)], Wider(), cache=tmp_path)

@@ -183,6 +183,7 @@ def test_one_name_for_the_language_model_is_enough(base, tmp_path, monkeypatch):
     (lambda b: RecommenderConfig(tokenizer=dict(method='title')), "backbone 'llm'"),
     (lambda b: RecommenderConfig(tokenizer=dict(method='title'), backbone='t5'), "'t5' cannot write them"),
     (lambda b: settings(b, model=dict(bsae='x')), "did you mean 'base'"),
+    (lambda b: RecommenderConfig(weighting='fg', beta=.5), "beta = 0.5 belongs to the weighting 'igd', and the weighting is 'fg'"),
     (lambda b: settings(b, model=dict(max_items='ten')), 'max_items is \'ten\', expected a whole number'),
     (lambda b: settings(b, model=dict(max_items=0)), 'max_items is 0'),
     (lambda b: settings(b, model=dict(tuning='lroa')), 'tuning is'),

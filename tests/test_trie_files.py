@@ -162,6 +162,16 @@ def test_a_limit_that_is_no_number_of_bytes(tmp_path, memory):
     tokens, vocab = table(10)
     with pytest.raises(GenrecError, match='expected bytes, a whole number as 2'): build_trie_file(tmp_path/'trie.safetensors', tokens, vocab, memory)
 
+@pytest.mark.parametrize('vocab', ['9', 9.5, None])
+def test_a_size_of_the_vocabulary_that_is_no_whole_number(tmp_path, vocab):
+    with pytest.raises(GenrecError, match='vocab_size is .*, expected a whole number'): build_trie_file(tmp_path/'trie.safetensors', table(10)[0], vocab)
+    assert not os.listdir(tmp_path)
+
+def test_tokens_in_a_tensor(tmp_path):
+    tokens, vocab = table(20)
+    a, b = (build_trie_file(tmp_path/f'{n}.safetensors', x, vocab) for n, x in enumerate((tokens, torch.from_numpy(np.asarray(tokens)))))
+    assert torch.equal(a.token, b.token) and torch.equal(a.order, b.order)
+
 @pytest.mark.parametrize('bad', [np.zeros((0, 3), int), np.ones(3, int), np.ones((3, 2)), [[3, 4]]])
 def test_what_is_no_table_of_tokens(tmp_path, bad):
     with pytest.raises(GenrecError, match='expected whole numbers \\[items, levels\\]'): build_trie_file(tmp_path/'trie.safetensors', bad, 9)

@@ -12,7 +12,7 @@ MODULE = '''
     def process(x): return os.getpid()
 '''
 SCRIPT = '''
-    import os, sys
+    import logging, os, sys
     sys.path.insert(0, sys.argv[1])
     import calls
     from genrec_nb.core import GenrecError
@@ -25,7 +25,7 @@ SCRIPT = '''
 
     if __name__ == '__main__':
         with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-            address = cluster.scheduler_address
+            address, before = cluster.scheduler_address, logging.getLogger('distributed.client').level
             on = lambda work, tasks, **how: list(_in_workers(work, (((*t,), t[0]) for t in tasks), cluster=address, **how))
             print(on(calls.square, [(x, .2*(x == 0)) for x in range(6)]))
             late = on(calls.square, [(x, .5*(x == 0)) for x in range(6)], ordered=False)
@@ -37,7 +37,8 @@ SCRIPT = '''
             next(found)
             cluster.close()
             print(told(lambda: list(found)), flush=True)
-            os._exit(0)
+            print(logging.getLogger('distributed.client').level == before)
+            sys.stdout.flush(); os._exit(0)
 '''
 
 def test_a_cluster(tmp_path):
@@ -48,4 +49,5 @@ def test_a_cluster(tmp_path):
     assert done.stdout.splitlines() == [
         str([(x, x*x) for x in range(6)]), 'True True', 'True', 'ZeroDivisionError: division by zero',
         'GenrecError: ADDRESS: worker processes were killed again and again (out of memory?)',
-        'GenrecError: ADDRESS: the scheduler was lost; start it, and call again'], done.stderr[-3000:]
+        'GenrecError: ADDRESS: the scheduler was lost; start it, and call again', 'True'], done.stderr[-3000:]
+    assert 'distributed.client' not in done.stderr and 'Traceback (most' not in done.stderr
