@@ -329,11 +329,18 @@ def _of_chosen(rows: pd.DataFrame, items: _Items, where
     kinds = items.categories and [items.categories[n] for n in keep]
     return rows[known].reset_index(drop=True), c.take(keep), kinds, notes
 
+# %% ../nbs/11_layouts.ipynb #c2638cf3
+def _with_others(c: Catalog, kinds: list | None, items: pd.Series) -> tuple[Catalog, list | None]:
+    "A catalog with the items that it lacks, which have no text; their ids stand for titles"
+    others = items[~items.isin(set(c.ids))].drop_duplicates().tolist()
+    longer = Catalog(c.ids + others, c.titles + others, c.texts + ['']*len(others))
+    return longer, kinds and kinds + [[]]*len(others)
+
 # %% ../nbs/11_layouts.ipynb #f837c5af
 def load_files(
     place: str | Path, # a folder, or its file of interactions
     items: str | Path | None = None, # the file of items; None: found beside
-    text: bool = True, # False: do without item texts
+    text: bool | None = True, # None: those that there are; False: do without item texts
     user: str = '', item: str = '', # columns; '': found by name; item may be 'A,B' for two tables
     time: str | None = '', # column; '': found by name; None: rows are in order
     title: str = '', # column of the items; '': found by name
@@ -349,7 +356,7 @@ def load_files(
     first = next(iter(files.values()))
     rows, notes = _rows_of(files, user, item, time, bad_lines)
     catalog, kinds = None, None
-    if text:
+    if text is not False:
         path = Path(items) if items else _beside(seen, first)
         others = [s for s in seen if s.path not in files.values()]
         there = path is not None and path.is_file()
@@ -357,6 +364,7 @@ def load_files(
         found = _items_of(read_file(path, bad_lines=bad_lines), own, title, fields, category)
         rows, catalog, kinds, more = _of_chosen(rows, found, first)
         notes += [*found.notes, *more]
+    if text is None: catalog, kinds = _with_others(catalog, kinds, rows.item)
     return _assemble(_name_of(files, place), rows, catalog, kinds, notes, files, ties, tie_seed)
 
 # %% ../nbs/11_layouts.ipynb #c4cb5265

@@ -296,9 +296,16 @@ def load_movielens(
 # %% ../nbs/11_loaders.ipynb #4441fbb8
 _COLUMNS = 'user', 'item', 'time', 'title', 'text', 'category' # what can be called by name
 
+def _load_known(place: Path, how: dict, columns: dict) -> Dataset: # how: ties and bad lines
+    "A data set with the texts that there are; raises `MissingTextError` if there are none"
+    names = {k: v for k, v in columns.items() if v is not None or k == 'time'}
+    if place.is_dir() and any(place.glob('*.inter.json')) and not columns:
+        raise MissingTextError('all or none of the items of this layout have a text')
+    return load_files(place, None, None, **names, **how)
+
 def load_dataset(
     name: str | Path, # 'ml-100k', a folder, or a file of interactions
-    text: bool | str | None = True, # columns of texts, 'A,B'; None: if every item has one; False: none
+    text: bool | str | None = True, # columns of texts, 'A,B'; None: those that there are; False: none
     ties: str = 'random', # order of a user's interactions at equal times: 'random', 'given', 'item'
     tie_seed: int | None = None, # of the random order; None: 0
     bad_lines: str = 'error', # 'skip': lines that cannot be read are left out and counted
@@ -309,9 +316,11 @@ def load_dataset(
     _check_bad_lines(bad_lines)
     if text is None:
         try: return load_dataset(name, True, **how, **columns)
-        except MissingTextError as e:
-            found = load_dataset(name, False, **how, **columns)
-            return replace(found, notes=[*found.notes, f'without texts: {e}'])
+        except MissingTextError as e: why = e
+        try: found = _load_known(d, how, columns)
+        except MissingTextError: found = load_dataset(name, False, **how, **columns)
+        some = 'some items have no text' if any(found.catalog.texts) else 'without texts'
+        return replace(found, notes=[*found.notes, f'{some}: {why}'])
     if str(name) == 'ml-100k': return load_movielens(ties, tie_seed)
     _check_place(name)
     fields = dict(fields=text) if isinstance(text, str) else {}

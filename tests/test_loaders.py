@@ -2,6 +2,7 @@
 import hashlib, json, os, time, zipfile
 from multiprocessing import get_context
 import numpy as np
+import pandas as pd
 import pooch
 import pytest
 import genrec_nb.loaders as L
@@ -308,3 +309,15 @@ def test_a_bad_line_of_the_items_is_named(tmp_path):
     (tmp_path/'reviews_X_5.json').write_text(''.join(json.dumps(dict(reviewerID=f'u{u}', asin=f'B{(u + t)%5}', unixReviewTime=t)) + '\n' for u in range(6) for t in range(4)))
     (tmp_path/'meta_X.json').write_text(''.join(f"{{'asin': 'B{i}', 'title': 'Thing {i}'}}\n" for i in range(5)) + "{'asin': 'B9', 'tit")
     with pytest.raises(MissingTextError, match=r'meta_X.json, line 6: expected a JSON object.*delete it'): load_dataset(tmp_path)
+
+def test_one_item_without_a_text_costs_the_others_none_of_theirs(tmp_path):
+    "What needs no texts reads those that there are; what needs them names the item"
+    pd.DataFrame(dict(user=np.repeat(np.arange(30), 4), item=[f'p{i % 12}' for i in range(120)], time=np.arange(120))).to_csv(tmp_path/'reviews.csv', index=False)
+    pd.DataFrame(dict(item=[f'p{i}' for i in range(1, 13)], title=[f'Thing {i}' for i in range(1, 13)], description='red')).to_csv(tmp_path/'items.csv', index=False)
+    with pytest.raises(MissingTextError, match="item 'p0' of user '0' is not in the catalog of 12 items"): load_dataset(tmp_path)
+    found = load_dataset(tmp_path, text=None)
+    titles, texts = (dict(zip(found.catalog.ids, x)) for x in (found.catalog.titles, found.catalog.texts))
+    assert len(titles) == 13 and titles['p0'] == 'p0' and titles['p3'] == 'Thing 3' and texts['p0'] == '' and texts['p12'] == 'Thing 12. red'
+    assert found.notes[-1].startswith("some items have no text: ") and "'p0'" in found.notes[-1]
+    lists = [[found.catalog.ids[i] for i in found.interactions.items[a:b]] for a, b in zip(found.interactions.offsets, found.interactions.offsets[1:])]
+    assert lists[1] == ['p4', 'p5', 'p6', 'p7']
