@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from dataclasses import replace
 from pathlib import Path
-from .core import MissingTextError, SettingError, require
+from .core import MissingTextError, SettingError, check_keys, require
 from .data import Catalog
 from .formats import FileTable
 from .item_texts import _items_of
@@ -25,13 +25,15 @@ from .tokenizer import Tokenized
 from .tokenizer_config import _model_title_ids
 
 # %% ../nbs/81_added_items.ipynb #8729c3b9
-def _new_catalog(items, old: Catalog) -> Catalog: # items: a `Catalog`, a data frame, or a file
-    "The new items; raises `GenrecError` if one is known already"
-    if isinstance(items, (str, Path)): items = _read_items(items)
+def _new_catalog(items, old: Catalog, columns: dict | None = None) -> Catalog:
+    "The new items of a `Catalog`, a table, or a file; raises `GenrecError` if one is known already"
+    c = dict(item='', title='', text=None) | (columns or {})
+    check_keys(c, ('item', 'title', 'text'), 'columns')
+    if isinstance(items, (str, Path)): items = _read_items(items, c['item'], c['title'], c['text'])
     if isinstance(items, list): items = pd.DataFrame(items)
     if isinstance(items, pd.DataFrame):
         table = FileTable(items, Path('the new items'), 'a table')
-        items = _items_of(table, '', '', None, None).catalog
+        items = _items_of(table, c['item'], c['title'], c['text'], None).catalog
     require(isinstance(items, Catalog) and len(items) > 0,
             f'new items are a Catalog, a data frame, a list of rows {{"item": .., "title": ..}} or a file, '
             f'not {type(items).__name__}', SettingError)
@@ -83,7 +85,7 @@ def _longer_ids(rec, new: Catalog, policy: str | None, vectors=None) -> list[Ide
                'the texts: vectors= of new items lie in another space'), SettingError)
     ends = c.model.get('eos', False)
     made = Tokenized(_without_ends(rec.ids) if ends else rec.ids, None, rec.quantizer, config=c.tokenizer)
-    if own: new = _own_vectors(vectors, new.ids)
+    if own: new = _own_vectors(vectors, new.ids, few=True)
     else: _with_encoder(made, rec.catalog.texts)
     placed = made.assign(new, policy)
     if ends: return [placed.with_eos()]
@@ -124,7 +126,8 @@ def _longer_titles(rec, new: Catalog, policy, vectors) -> Identifiers:
 # %% ../nbs/81_added_items.ipynb #55f28a49
 def _longer_counts(model, ids: Identifiers, counts: np.ndarray, count: float | None = None):
     "Training targets int64 [N + M] of a model with a prior, `count` for new items; None: of their siblings"
-    require(count is None or count >= 0, f'count is {count}, expected 0 or more', SettingError)
+    number = isinstance(count, (int, float, np.number))
+    require(count is None or number and count >= 0, f'count is {count!r}, expected 0 or more', SettingError)
     if getattr(model, 'counts', None) is None: return None
     new = _prior_counts(ids.padded(), counts)
     if count is not None: new[:] = count

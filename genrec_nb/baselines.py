@@ -330,15 +330,15 @@ def _row_hint(x: np.ndarray, n_items: int) -> str:
     return '; the first row is probably that of the padding item, drop it'
 
 # %% ../nbs/72_baselines.ipynb #611e9b7d
-def _check_item_vectors(x, n_items: int, where: str, dim: int | None = None) -> np.ndarray:
-    "Vectors float32 [N, dim], if there is a finite one for each item, and they differ"
+def _check_item_vectors(x, n_items: int, where: str, dim: int | None = None, few: bool = False) -> np.ndarray:
+    "Vectors float32 [N, dim], if there is a finite one for each item, and they differ; those of few may not"
     try: x = check_vectors(x).numpy()
     except GenrecError as e: raise GenrecError(f'{where}: {e}') from None
     require(len(x) == n_items, f'{where}: found {len(x)} rows, but the catalog has {n_items} '
             f'items; row i must be the vector of item i{_row_hint(x, n_items)}')
     require(dim in (None, x.shape[1]),
             f'{where}: found vectors of {x.shape[1]} dimensions, expected {dim}')
-    require(n_items < 2 or (x != x[0]).any(),
+    require(few or n_items < 2 or (x != x[0]).any(),
             f'{where}: all {n_items} vectors are equal, so they say nothing about the items')
     return np.ascontiguousarray(x, np.float32)
 
@@ -376,11 +376,12 @@ def _vectors_split(path: str | Path) -> dict | None: # a fingerprint; None: nobo
     with explain(f'{path}: metadata: split', ValueError): return json.loads(about)
 
 # %% ../nbs/72_baselines.ipynb #c1cb0072
-def _load_vectors(path, n_items: int, dim: int | None = None, split: Split | None = None) -> np.ndarray:
+def _load_vectors(path, n_items: int, dim: int | None = None, split: Split | None = None,
+                  few: bool = False) -> np.ndarray:
     "Checked item vectors float32 [N, dim] of a file, which are not those of another split"
     path = Path(path)
     require(path.is_file(), f'{path}: no such file; expected item vectors as .npy or .safetensors',
             FileError)
-    found = _check_item_vectors(_read_array(path), n_items, str(path), dim)
+    found = _check_item_vectors(_read_array(path), n_items, str(path), dim, few)
     if split is not None: split.require_same(_vectors_split(path), str(path))
     return found

@@ -38,10 +38,10 @@ def decoding_weights(trie: ItemTrie, gain: Tensor, alpha: float) -> Tensor: # [M
 
 # %% ../nbs/50_beam_search.ipynb #dd061ede
 def _weights(w) -> tuple | str:
-    "Check weights of identifiers: 'fitted', 'equal', or a number for each"
-    if w in ('fitted', 'equal'): return w
+    "Check weights of identifiers: 'fitted', 'ndcg@10', 'equal', or a number for each"
+    if w in ('fitted', 'ndcg@10', 'equal'): return w
     numbers = isinstance(w, (list, tuple)) and all(isinstance(x, (int, float)) for x in w)
-    require(numbers and sum(w) > 0 and min(w) >= 0, f"found {w!r}, expected fitted, equal, or a "
+    require(numbers and sum(w) > 0 and min(w) >= 0, f"found {w!r}, expected fitted, ndcg@10, equal, or a "
             'number of 0 or more for each identifier, not all 0', SettingError)
     return tuple(map(float, w))
 
@@ -64,7 +64,8 @@ class DecodeConfig:
     normalize: Literal['vocabulary', 'children'] = 'vocabulary' # tokens whose P sums to 1
     min_max: Literal['prefix', 'step'] = 'prefix' # which gains are scaled together
     combine: Literal['product', 'mixture'] = 'product' # of several identifiers
-    weights: Annotated[tuple | str, BeforeValidator(_weights)] = 'fitted' # or 'equal', or numbers
+    weights: Annotated[tuple | str, BeforeValidator(_weights)] = 'fitted' # by likelihood, or by
+                                 # 'ndcg@10'; or 'equal', or numbers
     rules_weight: Annotated[float | str, BeforeValidator(_rules_weight)] = 0. # share of sequential
                                  # rules in the probability, or 'fitted'
     exclude_seen: bool = True # items of the user's history cannot come out

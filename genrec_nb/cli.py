@@ -118,6 +118,13 @@ def _check_out(folder: Path) -> None:
     require(not there, f'{folder}: {why}', FileError)
 
 # %% ../nbs/95_cli.ipynb #c4fe80b3
+def _check_resumed(out: Path | None) -> None:
+    "Raise `FileError` if there is no run to go on with"
+    from genrec_nb.core import FileError, require
+    others = ', '.join(sorted(str(p.parent) for p in out.parent.glob('*/config.toml'))) if out else ''
+    require(not out or (out/'config.toml').is_file(), f'{out}: there is no run to resume'
+            + f'; found {others}'*bool(others), FileError)
+
 def _check_before(file, changes: dict, quick: bool, preset, out, resume: bool, device) -> None:
     "Raise `GenrecError` for wrong settings and missing places of a run; without torch"
     from genrec_nb.core import _check_place, check_keys
@@ -127,7 +134,7 @@ def _check_before(file, changes: dict, quick: bool, preset, out, resume: bool, d
     _check_run(given, str(file or ''), quick)
     check_keys(given.get('columns', {}), _COLUMN_NAMES, 'columns')
     _check_device(device)
-    if resume: return                                 # `run` says it with the data that have moved
+    if resume: return _check_resumed(out)             # `run` says it with the data that have moved
     if out: _check_out(out)
     _check_place(str(given.get('data', 'ml-100k')))
     _check_there(given.get('ids'), given.get('vectors'))
@@ -336,12 +343,15 @@ def _assign(
     _LOG.info('written to %s', out)
 
 # %% ../nbs/95_cli.ipynb #46f23a8f
-def _decode_changes(given: list[str] | None) -> dict:
+def _decode_changes(given: list[str] | None) -> tuple[dict, str]: # and what bad lines are
     "Changed settings of decoding, with or without `decode.`; raises `SettingError`, without torch"
+    from genrec_nb.core import check_choice
     from genrec_nb.setting_names import _check_fields
     found = {k.removeprefix('decode.'): v for k, v in _pairs(given, '--set').items()}
+    bad_lines = found.pop('bad_lines', 'error')
+    check_choice(bad_lines, ('error', 'skip'), 'bad_lines')
     _check_fields(found, 'DecodeConfig', 'beam_search', '--set')
-    return found
+    return found, bad_lines
 
 # %% ../nbs/95_cli.ipynb #effe1da0
 def _listed(given: list[str] | None) -> list[str]: # ids or titles
@@ -406,7 +416,8 @@ def _recommend_file(rec, histories: Path, out: Path | None, form: str | None, k:
 _Histories = _may(Path, 'File of histories, CSV, JSON lines or Parquet: a row an interaction (columns '
                         'user, item, perhaps time), or a row a user with a list (columns user, items); '
                         'items by id or title.')
-_HistoryColumn = _some('What a column of the histories is called: user, item, time.',
+_HistoryColumn = _some('What a column is called: user, item, time of the histories; title, text of new '
+                       'items; item=A,B of both.',
                        metavar='NAME=COLUMN')
 _NewItems = _may(Path, 'New items, which the model has not been trained with, in any format.')
 _NewVectors = _may(Path, 'Vectors of the new items, where the model was trained with own vectors.')
@@ -415,7 +426,7 @@ _Without = _some('Title or id of an item that nobody is recommended, or a file w
 _Lists = _may(Path, 'File for the lists of all users; must not exist.')
 _Form = Annotated[str | None, typer.Option('--format', help='Of that file: json, csv or parquet.')]
 _SetDecode = _some('Any setting of decoding: alpha=0.1, rules_weight=0, exclude_seen=false, beams=50; '
-                   'as saved if not given; once for each.', '--set')
+                   'as saved if not given; or bad_lines=skip of the histories; once for each.', '--set')
 
 def _check_settings(folder: Path) -> None:
     "Raise `GenrecError` for settings of a saved recommender that cannot be; without torch"
@@ -429,18 +440,27 @@ def _check_settings(folder: Path) -> None:
         check_keys(given, _fields('RecommenderConfig', 'rec_config'), str(file))
 
 # %% ../nbs/95_cli.ipynb #eb6efc76
-def _check_histories(path: Path, out: Path | None, form: str | None, columns: dict) -> None:
+def _check_histories(path: Path, out: Path | None, form: str | None, columns: dict, bad_lines: str) -> None:
     "Raise `GenrecError` for a file of histories without the columns, and a taken --out; no torch"
     from genrec_nb.core import FileError, require
     from genrec_nb.formats import read_file
     from genrec_nb.many_users import _form_of, _history_columns
     if out: _form_of(out, form)
     require(not (out and out.exists()), f'{out}: exists; name another file', FileError)
-    _history_columns(read_file(path, rows=100).frame, path, columns)
+    _history_columns(read_file(path, rows=100, bad_lines=bad_lines).frame, path, columns)
 
 _Why = _flag('--explain', 'Show the tokens of the first recommendation.')
 
 # %% ../nbs/95_cli.ipynb #3b3d1e36
+def _two_tables(names: dict) -> tuple[dict, dict]: # role -> column
+    "Those of the histories, and those of the file of new items"
+    from genrec_nb.core import SettingError, check_keys
+    check_keys(names, ('user', 'item', 'time', 'title', 'text'), '--column')
+    first, last = (names['item'].split(',')*2)[:2] if names.get('item') else ('', '')
+    histories = {k: v for k, v in names.items() if k in ('user', 'time')} | (dict(item=first) if first else {})
+    items = {k: v for k, v in names.items() if k in ('title', 'text')} | (dict(item=last) if last else {})
+    return histories, items
+
 def _check_options(history, histories, items, vectors, out, form, columns: dict, device) -> None:
     "Raise `GenrecError` for options of `genrec recommend` that cannot be; without torch"
     from genrec_nb.core import SettingError, check_choice, check_keys, require
@@ -452,7 +472,6 @@ def _check_options(history, histories, items, vectors, out, form, columns: dict,
     require(bool(items) or not vectors, '--vectors are those of new items: give --items FILE, too',
             SettingError)
     check_choice(form or 'json', ('json', 'csv', 'parquet'), '--format')
-    check_keys(columns, ('user', 'item', 'time'), '--column')
     _check_there(histories, items, vectors)
     _check_device(device)
 
@@ -479,24 +498,25 @@ def _recommend(
     "Recommend the next items for a history of titles, or for all users of a file."
     _set_up_logging()
     from dataclasses import replace
-    changes, names = _decode_changes(change), _columns(column)
+    (changes, bad_lines), names = _decode_changes(change), _columns(column)
+    names, of_items = _two_tables(names)
     _check_options(history, histories, items, vectors, out, form, names, device)
     from genrec_nb.model_folder import _check_catalog, _check_folder, _fetched # after the options
     folder = _fetched(folder)
     _check_folder(folder)
     _check_settings(folder)
     _check_catalog(folder/'catalog.json')
-    if histories: _check_histories(histories, out, form, names)
+    if histories: _check_histories(histories, out, form, names, bad_lines)
     gone = _listed(without)
     if not items: _check_titles(folder, [*(history or []), *gone])
     from genrec_nb.recommender import GenerativeRecommender
     rec = GenerativeRecommender.from_pretrained(folder, _device(device))
     rec.config = replace(rec.config, decode=replace(rec.config.decode, **changes))
-    if items: rec.add_items(items, vectors=vectors)
+    if items: rec.add_items(items, vectors=vectors, columns=of_items)
     rec.remove_items(gone)
     if histories:
         return _recommend_file(rec, histories, out, form, k, jobs=jobs, cluster=cluster,
-                               columns=names)
+                               columns=names, bad_lines=bad_lines)
     _show_list(rec, history, k, why)
 
 # %% ../nbs/95_cli.ipynb #526e656a

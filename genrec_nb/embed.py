@@ -43,13 +43,14 @@ def check_vectors(x, least: int = 1, width=None) -> torch.Tensor: # float32 [N, 
     return x
 
 # %% ../nbs/12_embed.ipynb #577744e3
-def _checked(x: np.ndarray, n: int, where: str) -> np.ndarray: # float32 [n, d]
+def _checked(x: np.ndarray, n: int, where: str, texts=()) -> np.ndarray: # float32 [n, d]
     "Vectors of `n` items; raises `GenrecError` for a wrong shape, a NaN or a row of zeros"
     with explain(where, GenrecError, kind=GenrecError): x = check_vectors(x).numpy()
     require(len(x) == n, f'{where}: {len(x)} rows for {n} items; expected one row for each item')
     there = x.any(1)
-    require(there, lambda i: f'{where}: vector of item {i} holds zeros only '
-                             f'({(~there).sum()} of {n} items)')
+    of = lambda i: f'item {i}' if not len(texts) else f'{texts[i][:40]!r}, a text without a word that it knows,'
+    require(there, lambda i: f'{where}: the vector of {of(i)} holds zeros only '
+                             f'({(~there).sum()} of {n} items); change it, or leave the item out')
     return x
 
 # %% ../nbs/12_embed.ipynb #39e6fdfd
@@ -240,7 +241,7 @@ def _embed(enc: object, texts: list[str], batch_size: int, which: str = '') -> n
     if not getattr(enc, 'fitted', True): enc.fit(texts)
     with explain(f'the encoder {enc}', OSError, kind=GenrecError): # a service that does not answer
         x = enc.encode(texts, batch_size=batch_size)
-    return normalize(_checked(x, len(texts), f'the vectors of {enc}{which}'))
+    return normalize(_checked(x, len(texts), f'the vectors of {enc}{which}', texts))
 
 # %% ../nbs/12_embed.ipynb #660632f7
 _BLOCK = 2**14 # texts whose vectors are kept together

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
+from functools import partial
 from typing import Literal
 from .core import (NonNegative, SettingError, Share, _check_items, _check_k, _finite, patch,
                             require, settings)
@@ -390,6 +391,7 @@ class ValidationScores:
     "Scores of all items for V validation cases, computed once for several fits"
     logp: Tensor # float [K, V, N]
     targets: Tensor # int64 [V]
+    seen: Tensor | None = None # int64 [V, S] items of the histories, -1 where there is none
 
 def _sampled(model, valid: Cases, users: int, seed: int) -> tuple:
     "Of sampled validation cases: what is read int64 [V, H], seen int64 [V, S], targets int64 [V]"
@@ -406,10 +408,10 @@ def validation_scores(
     memory: int = 2**26, # bytes, while scores are computed; those of all users are kept
 ) -> ValidationScores:
     "What the weights of the identifiers are fitted to"
-    history, _, targets = _sampled(model, valid, users, seed)
+    history, seen, targets = _sampled(model, valid, users, seed)
     parts = list(exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)))
     order = torch.cat([p.rows for p in parts])
-    return ValidationScores(torch.cat([p.logp for p in parts], 1), targets[order])
+    return ValidationScores(torch.cat([p.logp for p in parts], 1), targets[order], seen[order])
 
 # %% ../nbs/51_exact.ipynb #59d3e2ac
 def _fit(logp: Tensor, targets: Tensor, how: str) -> list[float]:
@@ -431,15 +433,38 @@ def _fit(logp: Tensor, targets: Tensor, how: str) -> list[float]:
     steps.step(nats)
     return (s.softmax(0) if how == 'mixture' else s.exp()).tolist()
 
+# %% ../nbs/51_exact.ipynb #24d98ae6
+def _ndcg(x: Tensor, target: Tensor) -> Tensor: # float [V, N], int64 [V] -> float64 [V]
+    "NDCG@10 of one target each; equal scores stand before it"
+    rank = (x >= x.gather(1, target[:, None])).sum(1) - 1
+    return (rank < 10)/torch.log2(rank.double() + 2)
+
+def _selected(logp: Tensor, targets: Tensor, how: str, seen: Tensor | None = None, steps: int = 20):
+    "Weights [K] by ensemble selection for NDCG@10"
+    hidden = torch.zeros_like(logp[0], dtype=torch.bool) if seen is None else _is_seen(seen, logp.shape[2])
+    parts = (logp.exp() if how == 'mixture' else logp).masked_fill(hidden, -torch.inf)
+    total, taken, best, weights = torch.zeros_like(parts[0]), np.zeros(len(logp)), -1., []
+    for _ in range(steps):
+        values = [float(_ndcg(total + p, targets).mean()) for p in parts]
+        k = int(np.argmax(values))
+        total, taken[k] = total + parts[k], taken[k] + 1
+        if values[k] > best: best, weights = values[k], (taken/taken.sum()).tolist()
+    if how == 'mixture': return weights
+    both = sum(w*x for w, x in zip(weights, logp) if w)
+    return [w*_fit(both[None], targets, how)[0] for w in weights]
+
 # %% ../nbs/51_exact.ipynb #d4c93e36
 def fit_weights(
     model, # an `ItemDecoder` of several identifiers
     valid: Cases | ValidationScores, # of cases a thousand are sampled
     exact: ExactConfig = ExactConfig(), # which combination
+    by: Literal['likelihood', 'ndcg@10'] = 'likelihood', # which is to be largest
+    exclude_seen: bool = True, # for NDCG@10: rank without the items of each history
 ) -> ExactConfig: # with weights
-    "Weights of the identifiers with the largest likelihood on validation users"
+    "Weights of the identifiers that are best for validation users"
     scored = valid if isinstance(valid, ValidationScores) else validation_scores(model, valid)
-    fitted = [round(w, 4) for w in _fit(scored.logp, scored.targets, exact.combine)]
+    fit = _fit if by == 'likelihood' else partial(_selected, seen=scored.seen if exclude_seen else None)
+    fitted = [round(w, 4) for w in fit(scored.logp, scored.targets, exact.combine)]
     if not any(fitted): fitted = [round(1/len(fitted), 4)]*len(fitted) # none is better than chance
     return replace(exact, weights=tuple(fitted))
 
@@ -448,13 +473,9 @@ _WEIGHTS = [n/20 for n in range(20)] # below 1: an item without a rule keeps a p
 
 def _ndcg_by_weight(p: Tensor, r: Tensor, target: Tensor, seen: Tensor) -> Tensor: # [20], sums
     "NDCG@10 of both distributions [B, N], mixed with each of the weights, seen items left out"
-    known, out, at = r.sum(1, keepdim=True) > 0, [], target[:, None]
-    hidden = _is_seen(seen, p.shape[1])
-    for w in _WEIGHTS:
-        x = torch.where(known, (1 - w)*p + w*r, p).masked_fill(hidden, -1.)
-        rank = (x >= x.gather(1, at)).sum(1) - 1         # equal ones are ahead
-        out.append(((rank < 10)/torch.log2(rank + 2.)).double().sum())
-    return torch.stack(out)
+    known, hidden = r.sum(1, keepdim=True) > 0, _is_seen(seen, p.shape[1])
+    mixed = (torch.where(known, (1 - w)*p + w*r, p).masked_fill(hidden, -1.) for w in _WEIGHTS)
+    return torch.stack([_ndcg(x, target).sum() for x in mixed])
 
 def _best_weight(likely: list, ndcg: Tensor, by: str) -> float:
     "Of the rules: by NDCG@10 of each weight [20], or by the targets' probabilities (model, rules)"

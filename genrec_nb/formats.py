@@ -89,7 +89,7 @@ def _record(line: str) -> dict | None: # None: it is none
 
 # %% ../nbs/11_formats.ipynb #62bac9a4
 _ENOUGH = 1000 # bad lines that are counted before they are refused
-_SKIP_THEM = ("leave them out with --skip-bad-lines (of a run: --set bad_lines=skip; in Python: "
+_SKIP_THEM = ("leave them out with --skip-bad-lines (run, recommend: --set bad_lines=skip; in Python: "
               "bad_lines='skip')")
 
 @dataclass
@@ -414,6 +414,7 @@ def read_file(
     "Read a table of any known form; raises `FileError` that names the file and what was found"
     skip = _check_bad_lines(bad_lines)
     path = Path(path)
+    require(not path.is_dir(), f'{path}: a folder, expected a file', FileError)
     require(path.is_file(), f'{path}: no such file{_near_place(path)}', FileError)
     with explain(path, OSError), open(path, 'rb') as f: start = f.read(4)
     require(bool(start), f'{path}: not a readable table: the file is empty', FileError)
@@ -581,18 +582,23 @@ def _as_list(v: object) -> list | None: # None: it is none
 
 # %% ../nbs/11_formats.ipynb #9bc45293
 def _has_lists(x: pd.Series) -> bool:
-    "Does a column hold lists?"
+    "Does a column hold lists? Half of its first values, or more, are"
     if pd.api.types.is_numeric_dtype(x): return False
-    first = x.dropna().head(100)
-    return len(first) > 0 and all(_as_list(v) is not None for v in first)
+    first = [_as_list(v) is not None for v in x.dropna().head(100)]
+    return any(first) and 2*sum(first) >= len(first)
+
+def _are_lists(x: pd.Series) -> np.ndarray: # bool [n]
+    "Which values are lists"
+    return np.array([_as_list(v) is not None for v in x], bool)
 
 def explode(df: pd.DataFrame, item: str, time: str, where: str) -> pd.DataFrame:
     "One row an item, where rows hold lists of items; times may be lists of the same length"
     if not _has_lists(df[item]): return df
     lists = [_as_list(v) or [] for v in df[item]]
     bad = [any(isinstance(x, (list, dict)) or x is None for x in v) for v in lists]
+    bad |= np.array([not v for v in lists], bool) & df[item].notna().to_numpy() & ~_are_lists(df[item])
     require(~np.array(bad, bool), lambda i: f'{where}: column {item!r}, data row {i + 1}: expected '
-            f'a list of ids, found {str(lists[i])[:40]!r}', FileError)
+            f'a list of ids, found {str(df[item].iloc[i])[:40]!r}', FileError)
     n = np.array([len(v) for v in lists], np.int64)
     out = df.loc[np.repeat(df.index, n)].reset_index(drop=True)
     out[item] = pd.Series(list(chain.from_iterable(lists)), dtype=object)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from .core import (FileError, MissingTextError, check_choice, _check_place, explain,
+from .core import (FileError, MissingTextError, check_choice, check_keys, _check_place, explain,
                             read_json, require)
 from .data import Catalog, Dataset, _check_ties, _histories, _natural_order
 from .formats import read_file, _check_bad_lines, _decode, _one_value
@@ -314,6 +314,7 @@ def load_dataset(
     "Load a data set by name or from files; raises `MissingTextError` if texts are missing"
     d, how = Path(name), dict(ties=ties, tie_seed=tie_seed, bad_lines=bad_lines)
     _check_bad_lines(bad_lines)
+    check_keys(columns, _COLUMNS, 'load_dataset')
     if text is None:
         try: return load_dataset(name, True, **how, **columns)
         except MissingTextError as e: why = e

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import (FileError, SettingError, _distinct, _near, _Silent, check_choice, explain,
+from .core import (FileError, SettingError, _distinct, _near, _Silent, check_choice, check_keys, explain,
                             require, whole_file)
 from .workers import _in_workers
 from .data import Catalog, _offsets_of
@@ -113,7 +113,7 @@ def _some_users(path: Path, names: tuple, rows: int, beside: Path) -> Iterator[p
         for file in sorted(Path(home).rglob('*.parquet')): yield _in_pandas(pq.ParquetFile(file).read())
 
 # %% ../nbs/82_many_users.ipynb #d8a3cb32
-def _pieces(path: Path, size: int, head, names: tuple, beside: Path): # head: the first rows
+def _pieces(path: Path, size: int, head, names: tuple, beside: Path, bad_lines: str): # head: the first rows
     "Tables of at most `size` users with lists, or of all interactions of their users"
     if head.form == 'Parquet' and _has_lists(head.frame[names[1]]):
         _check_users(path, names[0], size)
@@ -121,7 +121,7 @@ def _pieces(path: Path, size: int, head, names: tuple, beside: Path): # head: th
         return
     rows = _parquet_rows(path) if head.form == 'Parquet' else 0
     if rows > _AT_ONCE: yield from _some_users(path, names, rows, beside)
-    else: yield read_file(path).frame
+    else: yield read_file(path, bad_lines=bad_lines).frame
 
 def _parquet_rows(path: Path) -> int:
     "How many rows a Parquet file has"
@@ -197,11 +197,11 @@ class _ParquetLists:
 
 # %% ../nbs/82_many_users.ipynb #b7c1e002
 def _batches(path: Path, catalog: Catalog, size: int, given: dict | None = None,
-             beside: Path | None = None) -> Iterator[tuple]: # (users, cases, unknown)
+             beside: Path | None = None, bad_lines: str = 'error') -> Iterator[tuple]: # (users, cases, unknown)
     "At most `size` users each"
-    head = read_file(path, rows=100)
+    head = read_file(path, rows=100, bad_lines=bad_lines)
     names = _history_columns(head.frame, path, given)
-    for piece in _pieces(path, size, head, names, beside or path.parent):
+    for piece in _pieces(path, size, head, names, beside or path.parent, bad_lines):
         users, cases, unknown = _cases_of(_by_user(piece, path, names), catalog)
         for a in range(0, len(users), size):
             here = users[a:a + size]
@@ -266,8 +266,14 @@ def recommend_file(
     cluster: str | None = None, # address of a dask scheduler instead, whose workers share the disk
     progress=None, # something with `stage` and `advance`
     columns: dict | None = None, # names of the columns user, item, time; None: by usual names
+    bad_lines: str = 'error', # 'skip': lines that cannot be read are left out
 ) -> dict: # users, without (a list), unknown (items of histories), unknown_names (the first three)
     "Recommend for every user of a file, in bounded memory; raises `GenrecError`"
+    for name, x in dict(k=k, size=size, jobs=jobs).items():
+        require(isinstance(x, (int, np.integer)) and x > 0, f'{name} is {x!r}, expected 1 or more', SettingError)
+    require(isinstance(histories, (str, Path)), f'histories: expected a file, found {type(histories).__name__}; '
+            'a table is written to one by `to_parquet`', SettingError)
+    check_keys(columns or {}, ('user', 'item', 'time'), 'columns')
     path, out, progress = Path(histories), Path(out), progress or _Silent()
     form = _form_of(out, form)
     require(not out.exists(), f'{out}: exists; name another file', FileError)
@@ -276,7 +282,7 @@ def recommend_file(
     with whole_file(out) as part:
         writer = (_ParquetLists if form == 'parquet' else _Lines)(part, form, rec.catalog)
         try:
-            batches = _batches(path, rec.catalog, size, columns, out.parent)
+            batches = _batches(path, rec.catalog, size, columns, out.parent, bad_lines)
             for users, unknown, lists in _lists(rec, batches, k, jobs, cluster, out):
                 writer.write(users, lists)
                 done['users'] += len(users)

@@ -125,7 +125,7 @@ _MOVED = dict(run={'--' + k.replace('_', '-'): f'--set {v}' for k, v in _SETTING
               | {'--data': 'genrec run DATA', '--skip-bad-lines': '--set bad_lines=skip',
                  '--ids': '--tokenizer method=NAME, or --set ids=FILE for a table or folder'},
               tokenize={f'--{k}': f'--tokenizer {k}=VALUE' for k in _OF_TOKENIZERS} | _OPTION,
-              recommend={'--alpha': '--set alpha=VALUE'})
+              recommend={'--alpha': '--set alpha=VALUE', '--skip-bad-lines': '--set bad_lines=skip'})
 
 # %% ../nbs/94_options.ipynb #413db129
 class _Command(_NarrowHelp, TyperCommand):

@@ -54,16 +54,19 @@ def _by_id(path: Path, ids: list[str]) -> np.ndarray: # float32 [N, d]
 
 # %% ../nbs/76_own_vectors.ipynb #e5835510
 def _own_vectors(
-    path: str | Path, # .npy, .safetensors or .parquet
+    path: str | Path, # .npy, .safetensors or .parquet; or an array
     ids: list[str], # of the catalog
     split: Split | None = None, # under which they are used; None: not compared
+    few: bool = False, # are they those of new items, which may be equal?
 ) -> np.ndarray: # float32 [N, d]
     "Checked vectors of all items; raises `GenrecError` that names the file and the item"
-    path = Path(path)
-    require(path.is_file(), f'{path}: no such file; expected item vectors as .npy, .safetensors or '
-            '.parquet', FileError)
-    if path.suffix != '.parquet': return _load_vectors(path, len(ids), split=split)
-    return _check_item_vectors(_by_id(path, ids), len(ids), str(path))
+    if not isinstance(path, (str, Path)): return _check_item_vectors(path, len(ids), 'the vectors', None, few)
+    path, wanted = Path(path), 'expected item vectors as .npy, .safetensors or .parquet'
+    require(not path.is_dir(), f'{path}: a folder; {wanted}', FileError)
+    require(path.is_file(), f'{path}: no such file; {wanted}', FileError)
+    require(path.suffix in ('.npy', '.safetensors', '.parquet'), f'{path}: {wanted}', FileError)
+    if path.suffix != '.parquet': return _load_vectors(path, len(ids), split=split, few=few)
+    return _check_item_vectors(_by_id(path, ids), len(ids), str(path), few=few)
 
 def _confirm_vectors(path: str | Path, x: np.ndarray) -> str: # x: float [N, d], as read
     "Which file was read, its shape, and how the vectors were given to the items"

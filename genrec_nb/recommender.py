@@ -137,9 +137,10 @@ def exact(self: GenerativeRecommender, decode: DecodeConfig) -> ExactConfig:
     raises `SettingError` for a mixture of parallel digits"""
     require(not self.several or decode.combine in self.combinations, 'combine: parallel digits '
             "are no distribution over items each, they have no mixture: take 'product'", SettingError)
-    w = self.weights.get(decode.combine) if decode.weights == 'fitted' else decode.weights
-    rules = decode.rules_weight
-    if rules == 'fitted': rules = self.weights.get('rules', {}).get(decode.combine, 1.)
+    known, rules = self.weights, decode.rules_weight
+    if decode.weights == 'ndcg@10' and self.several: known = self._weights_by_ndcg()
+    w = known.get(decode.combine) if decode.weights in ('fitted', 'ndcg@10') else decode.weights
+    if rules == 'fitted': rules = known.get('rules', {}).get(decode.combine, 1.)
     return ExactConfig(decode.combine, None if w == 'equal' else w, rules)
 
 # %% ../nbs/81_recommender.ipynb #80ffdf10
@@ -256,11 +257,24 @@ _KEPT = 2**27 # probabilities that are kept to fit weights
 # %% ../nbs/81_recommender.ipynb #6d6da788
 @patch
 def _fit_weights(self: GenerativeRecommender, valid: Cases) -> None:
-    "The weights of each combination that are most likely on validation users"
-    users = _KEPT//(len(self.identifiers)*len(self.catalog))
-    scored = validation_scores(self.model, valid, min(1000, max(100, users)))
-    self.weights = {how: list(fit_weights(self.model, scored, ExactConfig(how)).weights)
-                    for how in self.combinations}
+    "The weights of each combination that are most likely on validation users, or have the best NDCG@10"
+    users, out = _KEPT//(len(self.identifiers)*len(self.catalog)), self.config.decode.exclude_seen
+    def scores(most): return validation_scores(self.model, valid, min(most, max(100, users)))
+    def fitted(scored, by):
+        return {how: list(fit_weights(self.model, scored, ExactConfig(how), by, out).weights)
+                for how in self.combinations}
+    scored = scores(1000)
+    self.weights = fitted(scored, 'likelihood')
+    if len(self.combinations) == 1: return
+    more = scored if len(scored.targets) == len(valid) else scores(4000)
+    self.weights['ndcg@10'] = fitted(more, 'ndcg@10')
+
+@patch
+def _weights_by_ndcg(self: GenerativeRecommender) -> dict: # combination -> weights
+    "Those that were fitted to NDCG@10; raises `SettingError` if there are none"
+    require('ndcg@10' in self.weights, "weights: 'ndcg@10' chooses among identifiers, which parallel "
+            'digits are not, and a model of an earlier version has none: take fitted', SettingError)
+    return self.weights['ndcg@10']
 
 @patch
 def add_rules(self: GenerativeRecommender,
@@ -273,10 +287,14 @@ def add_rules(self: GenerativeRecommender,
     counts, decode = count_rules(split.train, config), replace(self.config.decode, rules_weight=0.)
     self.model.rules = SequentialRules(counts, config).to(self.model.device)
     if _why_not_exact(self.model, decode): return self    # and it cannot be used
-    ways = [self.exact(replace(decode, combine=how)) for how in self.combinations]
-    found = fit_rules(self.model, split.valid, ways, exclude_seen=decode.exclude_seen)
-    weights = dict(product=found[0].rules, mixture=found[-1].rules)
-    self.weights = self.weights | dict(rules=weights)
+    usual = 'fitted' if decode.weights == 'ndcg@10' else decode.weights
+    kinds = [usual, *['ndcg@10']*('ndcg@10' in self.weights)]
+    ways = [self.exact(replace(decode, combine=how, weights=w)) for w in kinds for how in self.combinations]
+    found = [w.rules for w in fit_rules(self.model, split.valid, ways, exclude_seen=decode.exclude_seen)]
+    for w in kinds:
+        part, found = found[:len(self.combinations)], found[len(self.combinations):]
+        place = self.weights if w == usual else self.weights['ndcg@10']
+        place['rules'] = dict(product=part[0], mixture=part[-1])
     return self
 
 # %% ../nbs/81_recommender.ipynb #36a373a2
@@ -290,10 +308,11 @@ def evaluate(self: GenerativeRecommender,
 
 # %% ../nbs/81_recommender.ipynb #9a13c6ec
 @patch
-def find_items(self: GenerativeRecommender, history: list) -> list[int]: # item numbers
+def find_items(self: GenerativeRecommender, history: list, what: str = 'the history') -> list[int]: # numbers
     "Find item ids, titles or `Recommendation`s; an id is tried first, then a title"
+    if hasattr(history, 'tolist'): history = history.tolist()  # of pandas, NumPy and torch
     require(history is not None and not isinstance(history, str) and len(history) > 0,
-            f'the history is {history!r}: expected a list with at least one item id or title'
+            f'{what} is {history!r}: expected a list with at least one item id or title'
             + f'; write [{history!r}]'*bool(history), SettingError)
     def item(x):
         try: return self.catalog.index(x.id if isinstance(x, Recommendation) else x)
@@ -312,7 +331,7 @@ def recommend(self: GenerativeRecommender,
 ) -> Recommendations: # best first; for fewer than k see `why_few`
     "The next items; raises `GenrecError` for an unknown item, naming the nearest titles"
     items = self.find_items(history)
-    require(k >= 1, f'k is {k}, expected 1 or more', SettingError)
+    _check_k(k)
     decode = decode or self._wide(k)
     seen, scores = torch.tensor([items], device=self.model.device), None
     if assistant is not None: scores = assistant.scores(_one_case(items)).detach().to(seen.device)
@@ -344,7 +363,7 @@ def why_few(self: GenerativeRecommender,
         without = f' without the {len(gone):,} removed ones'*(len(gone) > 0)
         return f'the catalog has {_plural(n, "item")}{without}' + out*(left < n)
     found = len(self.recommend(history, k, d, assistant))
-    if found >= k: return f'there are {k} items, as many as k={k}; give the k of the short list'
+    if found >= k: return f'the list is not short: it has the {k} items that were asked for'
     if d.beams < k and chosen_search(self.model, self.trie, d) == 'beam':
         return f'a beam search of {d.beams} beams finds no more; take --set decode.beams={k}'
     return f'the other {left - found:,} items have a probability of 0'
@@ -356,10 +375,11 @@ def add_items(self: GenerativeRecommender,
     items, # new ones: a `Catalog`, a data frame, or a file
     policy: str | None = None, # for equal codes, see `Tokenized.assign`
     count: float | None = None, # training targets in the prior; None: as of the nearest by codes
-    vectors: str | Path | None = None, # file of their vectors, if the old ones had such
+    vectors: str | Path | np.ndarray | None = None, # file of their vectors, or [M, d], if the old ones had such
+    columns: dict | None = None, # names of the columns item, title, text; None: by usual names
 ) -> GenerativeRecommender: # itself, with the new items behind the old ones
     "Make new items known without training; raises `GenrecError` if they cannot be placed"
-    new, old = _new_catalog(items, self.catalog), self.catalog
+    new, old = _new_catalog(items, self.catalog, columns), self.catalog
     ids, n = _longer_ids(self, new, policy, vectors), len(new)
     both = Catalog(old.ids + new.ids, old.titles + new.titles, old.texts + new.texts)
     kept = self.weights, self.result, self.figures, self.removed
@@ -378,7 +398,7 @@ def remove_items(self: GenerativeRecommender,
     items: list, # item ids or titles
 ) -> GenerativeRecommender: # itself
     "Recommend these items to nobody from now on; raises `GenrecError` for an unknown item"
-    gone = self.find_items(items) if len(items) else []
+    gone = self.find_items(items, 'items') if len(items) else []
     self.removed = np.union1d(self.removed, np.asarray(gone, np.int64))
     return self
 
@@ -387,7 +407,7 @@ def restore_items(self: GenerativeRecommender,
     items: list | None = None, # item ids or titles; None: all that were removed
 ) -> GenerativeRecommender: # itself
     "Recommend removed items again; raises `GenrecError` for an item that is not removed"
-    back = self.removed if items is None else np.asarray(self.find_items(items) if len(items) else [], int)
+    back = self.removed if items is None else np.asarray(self.find_items(items, 'items') if len(items) else [], int)
     require(np.isin(back, self.removed), lambda n: f'item {self.catalog.ids[back[n]]!r} is not removed')
     self.removed = np.setdiff1d(self.removed, back)
     return self

@@ -61,6 +61,7 @@ _STEPS = f'{_FEWER}, or --tokenizer steps=N with more steps and --tokenizer revi
 _HELPS = dict(rqkmeans=f'{_FEWER}, or --tokenizer balanced=true', rqvae=_STEPS, letter=_STEPS, pq=_FEWER,
               opq=_FEWER, hkmeans='--tokenizer clusters=N with fewer clusters')
 
+_ONE_LEAF = '--tokenizer leaf=N with fewer items than the catalog has'
 _FORCED = .8 # a level is not judged where more of its tokens leave nothing to choose
 
 def _use_verdicts(use: CodebookReport, levels: int | None, helps: str, zero=()) -> list[Verdict]:
@@ -127,6 +128,9 @@ def verdicts(self: TokenizerReport) -> list[Verdict]: # use and evenness where t
     n, said = int(self.use.counts[0].sum()), []
     if self.alike is not None: said = [_vector_verdict(self.alike, self.shared or 0, n, of)]
     if self.levels != 0: said += _use_verdicts(self.use, self.levels, helps[0], self.zero)
+    if self.levels != 0 and n > 1 and max(map(len, self.use.counts[:self.levels])) == 1: # 1 of 1 is used
+        said.append(Verdict('collapsed', f'all {n:,} items have the same code', _ONE_LEAF
+                            if self.method == 'hkmeans' else helps[0]))
     if self.levels is None and self.method != 'hkmeans': # which numbers the items of a leaf
         said.append(_code_verdict(self.before, helps[1]))
     how = 'parallel' if self.notes.get('parallel') else self.method

@@ -174,8 +174,9 @@ def key(self: Trial) -> str:
 
 @patch(as_prop=True)
 def training_key(self: Trial) -> str:
-    "The name of its training, which does not depend on sequential rules"
+    "The name of its training, which does not depend on sequential rules, and fits both kinds of weights"
     decode = {k: v for k, v in self.config['decode'].items() if k != 'rules_weight'}
+    if decode.get('weights') == 'ndcg@10': decode['weights'] = 'fitted'
     return digest(self.config | dict(decode=decode))
 
 # %% ../nbs/83_trial.ipynb #ee58f8b9

@@ -191,7 +191,7 @@ def test_a_short_list_says_the_true_cause(rec, monkeypatch):
     for history, k, decode, words in ((['3', '5'], 100, None, 'the catalog has 40 items, and 2 of them in the history'), (['3', '5'], 39, None, 'and 2 of them'), (['3', '3'], 40, None, 'and 1 of them'),
                                       (['3'], 41, keep, 'the catalog has 40 items'), (['3'], 9, few, 'a beam search of 3 beams finds no more; take --set decode.beams=9')):
         assert len(rec.recommend(history, k, decode)) < k and words in (said := rec.why_few(history, k, decode)) and ('beam' in said) == (decode is few), said
-    for decode in (None, replace(few, beams=10)): assert len(rec.recommend(['3', '5'], 10, decode)) == 10 and 'as many as k=10' in rec.why_few(['3', '5'], 10, decode)
+    for decode in (None, replace(few, beams=10)): assert len(rec.recommend(['3', '5'], 10, decode)) == 10 and 'it has the 10 items that were asked for' in rec.why_few(['3', '5'], 10, decode)
     class Half:                                                             # an assistant that excludes all but four items
         def scores(self, cases): return torch.full((1, 40), -torch.inf).index_fill(1, torch.arange(4), 0.)
     helped = DecodeConfig(assistant_weight=.5)
@@ -367,3 +367,37 @@ def test_a_bad_row_of_many_is_named_by_its_place_in_the_file(rec, tmp_path, monk
     monkeypatch.setattr(many_users, '_AT_ONCE', 150)
     with pytest.raises(FileError, match=words): recommend_file(rec, tmp_path/'h.parquet', tmp_path/'o.json', 5)
     assert [p.name for p in tmp_path.iterdir()] == ['h.parquet']
+
+
+# ---- what a person gets wrong -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name, text', [('a.csv', 'user,items\nann,"[\'3\', \'5\']"\ncy,3\n'), ('b.jsonl', '{"user":"ann","items":["3"]}\n{"user":"bob","items":"5"}\n'), ('c.csv', 'user,items\nann,"[\'3\']"\ncy,"[\'5\'"\n')])
+def test_a_cell_without_a_list_among_lists_is_named(rec, tmp_path, name, text):
+    (tmp_path/name).write_text(text)
+    with pytest.raises(FileError, match=f"{name}: column 'items', data row 2: expected a list of ids, found"): recommend_file(rec, tmp_path/name, tmp_path/'o.csv', 1)
+
+def test_bad_lines_of_histories_are_left_out_where_asked(rec, tmp_path):
+    (tmp_path/'h.csv').write_text('user,item\nann,3\nbob,5,7,9\ncy,7\n')
+    with pytest.raises(FileError, match='line 3'): recommend_file(rec, tmp_path/'h.csv', tmp_path/'o.csv', 1)
+    assert recommend_file(rec, tmp_path/'h.csv', tmp_path/'o.csv', 1, bad_lines='skip')['users'] == 2
+
+@pytest.mark.parametrize('how, words', [(dict(jobs=0), 'jobs is 0'), (dict(size=0), 'size is 0'), (dict(size=2.5), 'size is 2.5'), (dict(k='3'), "k is '3'"), (dict(columns=dict(users='user')), "'users' is unknown, did you mean 'user'")])
+def test_wrong_settings_of_many_users(rec, tmp_path, how, words):
+    (tmp_path/'h.csv').write_text('user,item\nann,3\n')
+    with pytest.raises(SettingError, match=words): recommend_file(rec, tmp_path/'h.csv', tmp_path/'o.csv', **how)
+    with pytest.raises(SettingError, match='expected a file, found DataFrame'): recommend_file(rec, pd.DataFrame(), tmp_path/'o.csv')
+
+def test_histories_of_any_kind(rec):
+    want = rec.recommend(['3', '5'], 3)
+    for h in (pd.Series(['3', '5']), np.array(['3', '5']), ('3', '5')): assert rec.recommend(h, 3) == want
+    with pytest.raises(SettingError, match='k is 3'): rec.recommend(['3'], '3')
+    with pytest.raises(SettingError, match="items is 'Item 3': expected a list"): rec.remove_items('Item 3')
+    with pytest.raises(SettingError, match="count is '3'"): rec.add_items(NEW, count='3')
+
+def test_columns_of_new_items_are_named(rec, tmp_path):
+    pd.DataFrame(dict(sku=['n1'], thing=['Item new'], words=['color 1 shape 2 size 0'])).to_csv(tmp_path/'n.csv', index=False)
+    rec.add_items(tmp_path/'n.csv', columns=dict(item='sku', title='thing', text='words'))
+    assert rec.catalog.titles[-1] == 'Item new' and 'color 1' in rec.catalog.texts[-1]
+    with pytest.raises(GenrecError, match="did you mean 'title'"): rec.add_items(NEW, columns=dict(titel='x'))
+    (tmp_path/'folder').mkdir()
+    with pytest.raises(FileError, match='folder: a folder, expected a file'): rec.add_items(tmp_path/'folder')

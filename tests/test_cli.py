@@ -228,6 +228,11 @@ def test_a_mistake_ends_the_process_with_one_line(tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit) as end: main()
     assert end.value.code == 2 and capsys.readouterr().err.strip() == 'genrec: nowhere: no known data set (ml-100k), no folder and no table'
 
+def test_a_run_that_is_not_there_is_missed_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, 'load_config', None)
+    e = invoke('run', '--resume', '--out', tmp_path/'nix').exception
+    assert isinstance(e, GenrecError) and f'{tmp_path}/nix: there is no run to resume' in str(e)
+
 def test_ctrl_c_ends_with_130_and_a_hint(toy, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs): raise KeyboardInterrupt
     monkeypatch.setattr(run_module, 'run', interrupted)

@@ -109,7 +109,7 @@ def test_a_fitted_tfidf_encoder_places_new_texts(tmp_path):
     assert sorted(f.name for f in (tmp_path/'e').iterdir())==['encoder.json', 'encoder.safetensors']
     np.testing.assert_allclose(again.encode(TEXTS + ['Ran 2']), enc.encode(TEXTS + ['Ran 2']), atol=1e-6)
     assert again.key==enc.key and again.key not in (TfidfEncoder(8).key, TfidfEncoder(8).fit(TEXTS[:9]).key)
-    refuses(lambda: embed_texts(['Alien', '\u0416\u0416\u0416'], again, cache=False), 'item 1', 'zeros') # no known term
+    refuses(lambda: embed_texts(['Alien', '\u0416\u0416\u0416'], again, cache=False), 'ЖЖЖ', 'zeros', 'a text without a word that it knows') # no known term
 
 def test_terms_have_one_order_in_every_process():
     "The columns are sorted by term, whatever the order in which Python's hashes put them"

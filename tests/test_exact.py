@@ -1,4 +1,6 @@
 """Exact ranking: against brute force over all items, against beams that lose nothing; chunks, memory, several identifiers."""
+import math
+from dataclasses import replace
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from hypothesis import example, given, strategies as st
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.splits import Cases
-from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_weights, item_nats, rank_exact, _first_topk, _fit, ValidationScores
+from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_weights, item_nats, rank_exact, _first_topk, _fit, _selected, ValidationScores
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.rank import _case_ce, _rank_cases
@@ -208,6 +210,50 @@ def test_where_no_identifier_is_better_than_chance_they_weigh_the_same():
     assert max(_fit(scores.logp, scores.targets, 'product')) < 1e-3
     assert fit_weights(None, scores, ExactConfig('product')).weights == (.5, .5)
 
+
+def slow_ndcg(scores, targets):
+    "By sorting each list; an equal score stands before the target"
+    out = []
+    for row, t in zip(scores.tolist(), targets.tolist()):
+        rank = sum(x >= row[t] for x in row) - 1
+        out.append(1/math.log2(rank + 2) if rank < 10 else 0.)
+    return out
+
+@pytest.mark.parametrize('how', ['mixture', 'product'])
+@pytest.mark.parametrize('seed', range(5))
+def test_selected_weights_are_the_best_that_greedy_addition_finds(how, seed):
+    "By a loop over sums, without the seen items; at least as good as each identifier alone and as equal weights of two"
+    g = torch.Generator().manual_seed(seed)
+    logp, targets = torch.randn(3, 30, 40, generator=g).mul(2).log_softmax(2), torch.randint(0, 40, (30,), generator=g)
+    seen = torch.randint(-1, 40, (30, 4), generator=g)
+    seen[seen == targets[:, None]] = -1
+    def value(w):
+        total = sum(x*(l.double().exp() if how == 'mixture' else l.double()) for x, l in zip(w, logp))
+        for u in range(30):
+            for i in seen[u].tolist():
+                if i >= 0: total[u, i] = -torch.inf
+        return np.mean(slow_ndcg(total, targets))
+    taken, path = [0, 0, 0], []
+    for _ in range(20):
+        tries = [[n + (j == k) for j, n in enumerate(taken)] for k in range(3)]
+        values = [value(t) for t in tries]
+        taken = tries[int(np.argmax(values))]
+        path.append((max(values), [n/sum(taken) for n in taken]))
+    w = _selected(logp, targets, how, seen)
+    best = max(v for v, _ in path)
+    assert value(w) == pytest.approx(best, abs=2e-3) and best >= max(value(x) for x in np.eye(3).tolist()) - 1e-9
+    if how == 'mixture': assert sum(w) == pytest.approx(1)
+    else:
+        by = ExactConfig('product', tuple(w))
+        nats = lambda c: -combine(logp, replace(by, weights=tuple(c*x for x in w))).gather(1, targets[:, None]).mean()
+        assert nats(1) <= min(nats(.8), nats(1.25)) + 1e-4       # the common factor is the most likely one
+
+def test_weights_by_ndcg_of_a_model():
+    model, valid = three(), cases()
+    for how in ('product', 'mixture'):
+        w = fit_weights(model, valid, ExactConfig(how), 'ndcg@10', exclude_seen=False)
+        ranks = lambda c: np.mean(slow_ndcg(combine(whole(model, torch.from_numpy(valid.tail(3))), c), torch.from_numpy(valid.targets)))
+        assert ranks(w) >= max(ranks(ExactConfig(how, x)) for x in ((1., 0, 0), (0, 1., 0), (0, 0, 1.))) - 5e-3
 
 def test_weights_find_the_expert():
     "One identifier knows the targets, the other is noise"

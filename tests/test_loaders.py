@@ -321,3 +321,6 @@ def test_one_item_without_a_text_costs_the_others_none_of_theirs(tmp_path):
     assert found.notes[-1].startswith("some items have no text: ") and "'p0'" in found.notes[-1]
     lists = [[found.catalog.ids[i] for i in found.interactions.items[a:b]] for a, b in zip(found.interactions.offsets, found.interactions.offsets[1:])]
     assert lists[1] == ['p4', 'p5', 'p6', 'p7']
+
+def test_a_column_that_nobody_knows(tmp_path):
+    with pytest.raises(GenrecError, match="load_dataset: 'titel' is unknown, did you mean 'title'"): load_dataset(tmp_path, titel='x')

@@ -115,6 +115,18 @@ def test_own_vectors_name_identifiers_and_need_no_texts(toy, tmp_path):
     Trial(c, 'd', RecommenderConfig(tokenizer=CONFIG)).check(*c.load())
     with pytest.raises(GenrecError): Trial(DataConfig(str(bare)), 'd', RecommenderConfig(tokenizer=CONFIG)).check(*c.load())
 
+def test_two_new_items_may_have_one_vector(toy, tmp_path):
+    path, data, x, file, folder = toy
+    made = load_tokenized(folder)
+    rec = GenerativeRecommender(data.catalog, made.ids, leave_one_out(data.interactions).train.target_counts(), None, RecommenderConfig(tokenizer=CONFIG, model=dict(d_model=16, num_heads=2, num_layers=1)), made.quantizer)
+    new = pd.DataFrame(dict(item=['n', 'm'], title=['New', 'Newer']))
+    with pytest.raises(GenrecError, match='vectors have 3 dimensions, expected'): rec.add_items(new, vectors=np.ones((2, 3)))
+    with pytest.raises(FileError, match='a folder; expected item vectors as'): rec.add_items(new, vectors=tmp_path)
+    (tmp_path/'x.csv').write_text('1,2')
+    with pytest.raises(FileError, match=r'expected item vectors as .npy, .safetensors or .parquet'): rec.add_items(new, vectors=tmp_path/'x.csv')
+    rec.add_items(new, vectors=np.stack([x[7], x[7]]))
+    assert len(rec.catalog) == 42 and rec.ids.path(40)[:2].tolist() == rec.ids.path(41)[:2].tolist()
+
 def test_new_items_of_a_recommender_of_own_vectors(toy, tmp_path):
     path, data, x, file, folder = toy
     config = RecommenderConfig(tokenizer=CONFIG, model=dict(d_model=16, num_heads=2, num_layers=1))

@@ -88,8 +88,8 @@ def test_the_product_by_hand(rec):
     "Ranks of the recommender: log-probabilities times fitted weights, seen items left out"
     logp = every_logp(rec, SPLIT.test)
     for how in ('product', 'mixture'):
-        for given in ('fitted', 'equal', (3., 1.)):
-            w = np.array(dict(fitted=rec.weights[how], equal=[.5, .5]).get(given, given))
+        for given in ('fitted', 'ndcg@10', 'equal', (3., 1.)):
+            w = np.array({'fitted': rec.weights[how], 'ndcg@10': rec.weights['ndcg@10'][how], 'equal': [.5, .5]}.get(given, given))
             total = (w[:, None, None]*logp.numpy()).sum(0) if how == 'product' else np.log((w[:, None, None]/w.sum()*np.exp(logp.numpy())).sum(0))
             ranked = rec.rank(SPLIT.test, 5, DecodeConfig(combine=how, weights=given))
             for m in range(len(SPLIT.test)):
@@ -308,3 +308,14 @@ identifiers = ["item", { method = "random", levels = 2, size = 9 }]
     assert str(tmp_path) not in (tmp_path/'out'/'results.jsonl').read_text()
     with pytest.raises(SettingError, match="'a' and 'b' are the same method"): Grid('toy', weightings=dict(a=dict(kind='ce', identifiers=['item']), b=dict(kind='ce', identifiers=['item'])))
     with pytest.raises(SettingError, match="weightings.ce.*did you mean 'item'"): Grid('toy', weightings=dict(ce=dict(identifiers=['itme'])))
+
+
+def test_weights_by_ndcg_have_rules_of_their_own_and_share_the_training(rec, tmp_path):
+    found = rec.weights['ndcg@10']
+    assert found.keys() == {'product', 'mixture', 'rules'} and found['rules'].keys() == {'product', 'mixture'}
+    decode = DecodeConfig(combine='mixture', weights='ndcg@10', rules_weight='fitted')
+    assert list(rec.exact(decode).weights) == found['mixture'] and rec.exact(decode).rules == found['rules']['mixture']
+    again = GenerativeRecommender.from_pretrained(rec.save_pretrained(tmp_path/'m'))
+    assert (again.rank(SPLIT.test, 5, decode) == rec.rank(SPLIT.test, 5, decode)).all() and again.weights == rec.weights
+    again.weights.pop('ndcg@10')
+    with pytest.raises(SettingError, match="weights: 'ndcg@10' chooses among identifiers.*take fitted"): again.rank(SPLIT.test, 5, decode)

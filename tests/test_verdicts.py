@@ -48,6 +48,7 @@ def test_verdicts_of_planted_codes():
     assert judged(grid, 8) == ['good']*4 and judged(grid[:8], 256)[2:] == ['good', 'good']
     assert judged(np.stack([np.arange(8), np.arange(8)], 1), 256) == ['good']*4
     assert judged(np.zeros((64, 2), int), 8) == ['collapsed']*3 + ['good']
+    assert judged(np.zeros((64, 1), int), 1).count('collapsed') == 2                          # 1 of 1 is used, and tells nothing apart
     assert judged(np.stack([grid[:, 0], 0*grid[:, 1]], 1), 8)[:2] == ['collapsed']*2         # the worst level counts
     assert judged(np.stack([grid[:, 0], grid[:, 1] % 6], 1), 8)[:3] == ['doubtful', 'good', 'doubtful']
     assert judged(grid, 8, .01)[3] == 'doubtful' and judged(grid, 8, .2)[3] == 'collapsed'
