@@ -117,7 +117,7 @@ def _longer_titles(rec, new: Catalog, policy, vectors) -> Identifiers:
     require(new.titles != new.ids or any(new.texts), 'the new items have ids and no titles, which '
             'the identifiers are made of: add a title to each', MissingTextError)
     how = rec.config.tokenizer_config
-    require(how is not None and how.method == 'title', 'the titles were made elsewhere, and how they '
+    require(how.method == 'title', 'the titles were made elsewhere, and how they '
             "were cut is not known: take a model whose tokenizer is 'title'", SettingError)
     longer = _model_title_ids(rec.catalog.titles + new.titles, **how.options)
     appended = [*rec.ids.notes.get('appended', []), dict(items=len(new), policy='title')]

@@ -454,7 +454,7 @@ _Why = _flag('--explain', 'Show the tokens of the first recommendation.')
 # %% ../nbs/95_cli.ipynb #3b3d1e36
 def _two_tables(names: dict) -> tuple[dict, dict]: # role -> column
     "Those of the histories, and those of the file of new items"
-    from genrec_nb.core import SettingError, check_keys
+    from genrec_nb.core import check_keys
     check_keys(names, ('user', 'item', 'time', 'title', 'text'), '--column')
     first, last = (names['item'].split(',')*2)[:2] if names.get('item') else ('', '')
     histories = {k: v for k, v in names.items() if k in ('user', 'time')} | (dict(item=first) if first else {})

@@ -587,17 +587,14 @@ def _has_lists(x: pd.Series) -> bool:
     first = [_as_list(v) is not None for v in x.dropna().head(100)]
     return any(first) and 2*sum(first) >= len(first)
 
-def _are_lists(x: pd.Series) -> np.ndarray: # bool [n]
-    "Which values are lists"
-    return np.array([_as_list(v) is not None for v in x], bool)
-
 def explode(df: pd.DataFrame, item: str, time: str, where: str) -> pd.DataFrame:
     "One row an item, where rows hold lists of items; times may be lists of the same length"
     if not _has_lists(df[item]): return df
-    lists = [_as_list(v) or [] for v in df[item]]
-    bad = [any(isinstance(x, (list, dict)) or x is None for x in v) for v in lists]
-    bad |= np.array([not v for v in lists], bool) & df[item].notna().to_numpy() & ~_are_lists(df[item])
-    require(~np.array(bad, bool), lambda i: f'{where}: column {item!r}, data row {i + 1}: expected '
+    found = [_as_list(v) for v in df[item]]
+    bad = np.array([v is None for v in found], bool) & df[item].notna().to_numpy()
+    lists = [v or [] for v in found]
+    bad |= [any(isinstance(x, (list, dict)) or x is None for x in v) for v in lists]
+    require(~bad, lambda i: f'{where}: column {item!r}, data row {i + 1}: expected '
             f'a list of ids, found {str(df[item].iloc[i])[:40]!r}', FileError)
     n = np.array([len(v) for v in lists], np.int64)
     out = df.loc[np.repeat(df.index, n)].reset_index(drop=True)
