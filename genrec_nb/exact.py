@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
 from functools import partial
-from typing import Literal
+from typing import Callable, Literal
 from .core import (NonNegative, SettingError, Share, _check_items, _check_k, _finite, patch,
                             require, settings)
 from .splits import Cases
@@ -29,33 +29,31 @@ class _Level:
     "The prefixes of one length at which the network is evaluated"
     column: int # of the token, among those of all identifiers
     nodes: Tensor # int64 [m]
-    codes: Tensor # int64 [m, l] codes of the prefixes
+    codes: Tensor # int64 [m, l] codes of the prefixes, those with most children first
     child: Tensor # int64 [m, C] nodes, -1 behind the last
     code: Tensor # int64 [m, C] of each child, 0 behind the last
-    place: Tensor # int64 [N] of each item's token among the m*C; m*C if it is forced
-    item: Tensor # int64 [m] an item below each prefix
-    done: Tensor # bool [N] items whose tokens are forced from here on
+    rows: Tensor # int64 [E] the prefix of each child, row by row
+    columns: Tensor # int64 [E] which child it is
+    place: Tensor # int64 [N] of each item's token among the E; E if it is forced
 
 # %% ../nbs/51_exact.ipynb #b946c411
 def _levels(model, k: int, forced: bool) -> list[_Level]:
     "The levels of identifier k; with `forced` tokens or without"
-    trie, out = model.trees[k].trie, []
+    trie, a, out = model.trees[k].trie, model.starts[k], []
     after, ends = trie.item_nodes(), trie.level.tolist()
     for l in range(trie.max_depth):
         nodes = torch.arange(ends[l], ends[l + 1], device=trie.device)
         nodes = nodes[trie.n_children[nodes] > (0 if forced else 1)]
         if not len(nodes): continue
-        a, child = model.starts[k], trie.children(nodes)
-        item = trie.order[trie.row[nodes].long()].long()
-        prefix = model.paths[item] - model.first
+        nodes = nodes[trie.n_children[nodes].argsort(descending=True, stable=True)]
+        item, child = trie.order[trie.row[nodes].long()].long(), trie.children(nodes)
+        prefix = model.paths[item][:, a:a + l] - model.first[a:a + l]
         code = trie.token[child.clamp(min=0)].long() - model.first[a + l]
-        code = code.masked_fill(child < 0, 0)
-        place = torch.full((trie.n_nodes,), child.numel(), device=trie.device)
-        place[child[child >= 0]] = (child.flatten() >= 0).nonzero().flatten()
-        place = place[after[:, l]]
-        done = place == child.numel()
-        for above in out: above.done &= done
-        out.append(_Level(a + l, nodes, prefix[:, a:a + l], child, code, place, item, done))
+        rows, columns = (child >= 0).nonzero(as_tuple=True)
+        place = torch.full((trie.n_nodes,), len(rows), device=trie.device)
+        place[child[rows, columns]] = torch.arange(len(rows), device=trie.device)
+        out.append(_Level(a + l, nodes, prefix, child, code.masked_fill(child < 0, 0), rows, columns,
+                          place[after[:, l]]))
     return out
 
 # %% ../nbs/51_exact.ipynb #068491fb
@@ -86,11 +84,11 @@ def users(self: _Scorer, seen: Tensor | None, assistant: Tensor | None) -> None:
 
 # %% ../nbs/51_exact.ipynb #7945e872
 @patch
-def products(self: _Scorer, level: _Level, at, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    "Head outputs and logits of the children: of prefixes `at` [m] for all users, or of one a row"
-    model, first = self.model, level.column - level.codes.shape[1]
-    code, l = level.code[at], level.column
-    prefix = sum(model.codes[first + j](c) for j, c in enumerate(level.codes[at].T))
+def products(self: _Scorer, level: _Level, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    "Head outputs and logits of the children: of all prefixes for users [b, 1, d], or one a row [m, d]"
+    model, first, code = self.model, level.column - level.codes.shape[1], level.code
+    prefix = sum(model.codes[first + j](c) for j, c in enumerate(level.codes.T))
+    l = level.column
     out, every = model.head_output(hidden + prefix, l), model.code_table(l)
     if hidden.ndim == 2 and len(every) <= 16*code.shape[1]: # reading rows apart would take longer
         return out, F.linear(out, every, model.bias[l]).gather(1, code).float()
@@ -101,10 +99,10 @@ def products(self: _Scorer, level: _Level, at, hidden: Tensor) -> tuple[Tensor, 
 
 # %% ../nbs/51_exact.ipynb #be30213f
 @patch
-def log_probabilities(self: _Scorer, level: _Level, at, hidden: Tensor, user) -> Tensor:
-    "Of the children of prefixes `at`, shaped as in `products`; minus infinity behind the last"
-    model, l, child = self.model, level.column, level.child[at]
-    out, logp = self.products(level, at, hidden)
+def log_probabilities(self: _Scorer, level: _Level, hidden: Tensor, user) -> Tensor:
+    "Of the children of the prefixes, shaped as in `products`; minus infinity behind the last"
+    model, l, child = self.model, level.column, level.child
+    out, logp = self.products(level, hidden)
     if self.vocabulary: # over all codes of the level
         every = F.linear(out, model.code_table(l), model.bias[l]).float()
         logp = logp - every.logsumexp(-1, keepdim=True)
@@ -117,9 +115,9 @@ def log_probabilities(self: _Scorer, level: _Level, at, hidden: Tensor, user) ->
     return logp.log_softmax(-1).nan_to_num(nan=-torch.inf)
 
 @patch
-def step_scores(self: _Scorer, level: _Level, at, hidden: Tensor, user) -> Tensor:
+def step_scores(self: _Scorer, level: _Level, hidden: Tensor, user) -> Tensor:
     "Log-probabilities with the assistant's share and the weights of IGD-decoding"
-    logp, child = self.log_probabilities(level, at, hidden, user), level.child[at]
+    logp, child = self.log_probabilities(level, hidden, user), level.child
     share = self.config.assistant_weight
     if share:
         assistant = _assistant_logp(self.tree.trie, self.mass, child.expand(len(hidden), -1, -1))
@@ -130,59 +128,48 @@ def step_scores(self: _Scorer, level: _Level, at, hidden: Tensor, user) -> Tenso
 
 # %% ../nbs/51_exact.ipynb #9604ebe2
 @patch
-def node_bytes(self: _Scorer, level: _Level) -> int:
+def node_bytes(self: _Scorer, level: _Level, children: int | None = None) -> int:
     "What a prefix of a user needs: activations, scores of the children, all logits if they count"
-    c, wide = self.model.config, 6*level.child.shape[1]
+    c, wide = self.model.config, 6*(children or level.child.shape[1])
     if self.vocabulary: wide += 2*c.sizes[level.column]
     return 4*(wide + (4 + 2*c.head_ff)*c.d_model)
 
 # %% ../nbs/51_exact.ipynb #1c100a45
 @patch
+def part(self: _Level, at, children: int | None = None) -> _Level:
+    "Some of the prefixes, with room for so many children; for their scores alone"
+    return replace(self, nodes=self.nodes[at], codes=self.codes[at],
+                   child=self.child[at][:, :children], code=self.code[at][:, :children])
+
+def _slices(level: _Level, fits: Callable): # fits: number of children -> prefixes that fit
+    "Yield first prefix, end and most children; none has less than half of these"
+    n, a = (level.child >= 0).sum(1).cpu().numpy(), 0
+    while a < len(n):
+        end = min(a + fits(int(n[a])), int(np.searchsorted(-n, -n[a]/2)))
+        yield a, end, int(n[a])
+        a = end
+
+@patch
 def all_prefixes(self: _Scorer, level: _Level, hidden: Tensor, memory: int) -> Tensor:
-    "Scores [b, m*C] and a 0 for users [b, d], so many prefixes at once as the memory holds"
-    (m, C), b = level.child.shape, len(hidden)
-    at_once, user = max(1, memory//(b*self.node_bytes(level))), torch.arange(b)[:, None, None]
-    out = hidden.new_zeros(b, m*C + 1, dtype=torch.float32)
-    for a in range(0, m, at_once):
-        part = self.step_scores(level, slice(a, a + at_once), hidden[:, None], user)
-        out[:, a*C:a*C + part[0].numel()] = part.flatten(1)
+    "Scores [b, E] and a 0 for users [b, d], so many prefixes at once as the memory holds"
+    b, e, user = len(hidden), 0, torch.arange(len(hidden))[:, None, None]
+    out = hidden.new_zeros(b, len(level.rows) + 1, dtype=torch.float32)
+    for a, end, C in _slices(level, lambda C: max(1, memory//(b*self.node_bytes(level, C)))):
+        found = self.step_scores(level.part(slice(a, end), C), hidden[:, None], user).flatten(1)
+        z = int(torch.searchsorted(level.rows, end))
+        at = (level.rows[e:z] - a)*C + level.columns[e:z] # of the children among the (end-a)*C
+        out[:, e:z], e = found.index_select(1, at), z
     return out
 
 # %% ../nbs/51_exact.ipynb #f8dbacb8
 @patch
-def scores(self: _Scorer, hidden: Tensor, memory: int, k: int = 0, seen=None) -> Tensor:
-    "Of all items [b, N] for users [b, d]; with k, minus infinity where one is not among the k best"
+def scores(self: _Scorer, hidden: Tensor, memory: int, levels: list | None = None) -> Tensor:
+    "Of all items [b, N] for users [b, d]; of some levels alone they are bounds"
     share = (1 - self.config.assistant_weight)*self.tree.share
     out = share.new_zeros(len(hidden), len(share))
-    for level in self.levels:
-        need = self.needed(level, out + share, k, seen) if k else None
-        if need is None: table = self.all_prefixes(level, hidden, memory)
-        else: table = self.some_prefixes(level, hidden, memory, need)
-        out += table.index_select(1, level.place)
+    for level in self.levels if levels is None else levels:
+        out += self.all_prefixes(level, hidden, memory).index_select(1, level.place)
     return (out + share)/self.length
-
-# %% ../nbs/51_exact.ipynb #fbcdd6de
-@patch
-def needed(self: _Scorer, level: _Level, scores: Tensor, k: int, seen: Tensor | None):
-    "Prefixes bool [b, m] that may lead to one of the k best items; None: too many to look at each"
-    if self.mass is not None or int(level.done.sum()) < k: return None
-    prefix = scores.index_select(1, level.item) - self.tree.share[level.item]
-    if seen is not None: scores = scores.masked_fill(seen, -torch.inf)
-    floor = scores.index_select(1, level.done.nonzero()[:, 0]).topk(k).values[:, -1:]
-    need = prefix >= floor - 1e-5*floor.abs().nan_to_num(posinf=0.)
-    return need if float(need.float().mean()) < .3 else None
-
-# %% ../nbs/51_exact.ipynb #b8ab1049
-@patch
-def some_prefixes(self: _Scorer, level: _Level, hidden: Tensor, memory: int, need: Tensor):
-    "Scores [b, m*C] and a 0; minus infinity where a prefix is not needed"
-    (user, at), (m, C) = need.nonzero(as_tuple=True), level.child.shape
-    out = hidden.new_full((len(need), m*C + 1), -torch.inf, dtype=torch.float32)
-    out[:, -1], table = 0., out[:, :-1].unflatten(1, (m, C))
-    at_once = max(1, memory//(self.node_bytes(level) + 4*C*hidden.shape[1]))   # embeddings, too
-    for u, n in zip(user.split(at_once), at.split(at_once)):
-        table[u, n] = self.step_scores(level, n, hidden[u], u[:, None])
-    return out
 
 # %% ../nbs/51_exact.ipynb #0aa1ef89
 @settings
@@ -193,12 +180,8 @@ class ExactConfig:
     rules: Share = 0. # λ, of the model's sequential rules in the probability
 
 # %% ../nbs/51_exact.ipynb #717fb397
-def combine(
-    logp: Tensor, # float [K, ..., N] log-probabilities by K identifiers
-    config: ExactConfig = ExactConfig(),
-    reached: Tensor | None = None, # bool [K, N] items that an identifier has; None: all
-) -> Tensor: # float [..., N]
-    "Product or mixture of log-probabilities; those that reach an item have the weight of all"
+def _sum(logp: Tensor, config: ExactConfig, reached: Tensor | None = None) -> Tensor:
+    "As `combine`, a product without its normalizer; or of chosen pairs, logp and reached [K, P]"
     K, w = len(logp), config.weights
     require(w is None or (len(w) == K and sum(w)), f'weights are {list(w or ())}, expected {K} '
             'numbers, one an identifier, not all 0', SettingError)
@@ -206,7 +189,16 @@ def combine(
     w = logp.new_tensor(w or [1/K]*K).view(-1, *[1]*(logp.ndim - 1))
     if reached is not None: w = _weights_here(w, reached.view(K, *[1]*(logp.ndim - 2), -1))
     if config.combine == 'mixture': return (logp + (w/w.sum(0)).log()).logsumexp(0)
-    return torch.where(w > 0, w*logp, 0.).sum(0).log_softmax(-1)
+    return torch.where(w > 0, w*logp, 0.).sum(0)
+
+def combine(
+    logp: Tensor, # float [K, ..., N] log-probabilities by K identifiers
+    config: ExactConfig = ExactConfig(),
+    reached: Tensor | None = None, # bool [K, N] items that an identifier has; None: all
+) -> Tensor: # float [..., N]
+    "Product or mixture of log-probabilities; those that reach an item have the weight of all"
+    total = _sum(logp, config, reached)
+    return total if len(logp) == 1 or config.combine == 'mixture' else total.log_softmax(-1)
 
 def _weights_here(w: Tensor, reached: Tensor) -> Tensor: # [K, 1..], bool [K, 1.., N] -> [K, 1.., N]
     "Weights of the identifiers that reach an item, equal if these are 0; the sum stays"
@@ -225,8 +217,8 @@ def _has_rules(model) -> bool: return getattr(model, 'rules', None) is not None
 def _bytes_each(scorers: list) -> tuple[int, int]:
     "Bytes of the scores of a user, and of the logits of a user's prefix"
     n, levels = scorers[0].tree.trie.n_items, [(s, x) for s in scorers for x in s.levels]
-    widest = max((x.child.numel() for _, x in levels), default=0)
-    user = (len(scorers) + 4 + 10*_has_rules(scorers[0].model))*n + 2*widest
+    widest = max((len(x.rows) for _, x in levels), default=0)
+    user = (2*len(scorers) + 6 + 10*_has_rules(scorers[0].model))*n + 2*widest
     return 4*user, max((s.node_bytes(x) for s, x in levels), default=0)
 
 # %% ../nbs/51_exact.ipynb #c78249ca
@@ -266,16 +258,8 @@ def _is_seen(seen: Tensor, n: int) -> Tensor: # int64 [b, S], -1: none -> bool [
 
 # %% ../nbs/51_exact.ipynb #c4292d5e
 @torch.no_grad()
-def exact_scores(
-    model, # an `ItemDecoder`
-    history: Tensor, # int64 [M, H] items, -1 where there is none
-    config: DecodeConfig = DecodeConfig(), # all but its beams
-    gain: list | None = None, # float [M] of the trie of each identifier, needed if alpha > 0
-    seen: Tensor | None = None, # int64 [M, S] what `exclude_seen` means; None: `history`
-    assistant: Tensor | None = None, # float [M, N] scores, needed if assistant_weight > 0
-    k: int = 0, # if not 0, of one identifier only the k best count: others may be minus infinity
-): # yields `ExactScores`, users by the length of their histories
-    "Scores of every item; with the defaults of a model over children they are $\\ln P(i \\mid x)$"
+def _in_batches(score: Callable, model, history: Tensor, config: DecodeConfig, gain, seen, assistant):
+    "Yield users, by the length of their histories, and `score` of (scorers, hidden [b, d], users)"
     require(not config.assistant_weight or assistant is not None, 'assistant_weight > 0 '
             'needs an assistant: pass assistant=, its scores [users, items]')
     why = _why_not_exact(model, config)
@@ -289,10 +273,109 @@ def exact_scores(
         with _evaluating(model):
             hidden = model.last_hidden(history[rows])
             for s in scorers: s.users(seen[rows], None if assistant is None else assistant[rows])
-            out = _is_seen(seen[rows], len(model.paths)) if k and config.exclude_seen else None
-            best = k if len(scorers) == 1 else 0
-            logp = torch.stack([s.scores(hidden, config.memory//2, best, out) for s in scorers])
-        yield ExactScores(rows, logp)
+            found = score(scorers, hidden, rows)
+        yield rows, found
+
+# %% ../nbs/51_exact.ipynb #6c770a45
+def exact_scores(
+    model, # an `ItemDecoder`
+    history: Tensor, # int64 [M, H] items, -1 where there is none
+    config: DecodeConfig = DecodeConfig(), # all but its beams
+    gain: list | None = None, # float [M] of the trie of each identifier, needed if alpha > 0
+    seen: Tensor | None = None, # int64 [M, S] what `exclude_seen` means; None: `history`
+    assistant: Tensor | None = None, # float [M, N] scores, needed if assistant_weight > 0
+): # yields `ExactScores`, users by the length of their histories
+    "Scores of every item; with the defaults of a model over children they are $\\ln P(i \\mid x)$"
+    def score(scorers, hidden, rows):
+        return torch.stack([s.scores(hidden, config.memory//2) for s in scorers])
+    batches = _in_batches(score, model, history, config, gain, seen, assistant)
+    return (ExactScores(rows, logp) for rows, logp in batches)
+
+# %% ../nbs/51_exact.ipynb #31831f60
+_FEW = 256 # prefixes of a level that are scored for every user
+
+@patch
+def closed(self: _Scorer) -> int:
+    "How many levels, from the first, are scored for all items"
+    return next((n for n, x in enumerate(self.levels) if len(x.nodes) > _FEW), len(self.levels))
+
+# %% ../nbs/51_exact.ipynb #33a37c7a
+@patch
+def of_items(self: _Scorer, level: _Level, user: Tensor, item: Tensor, hidden: Tensor, memory: int):
+    "Scores [P] of the tokens of chosen users and items, int64 [P] each"
+    place = level.place[item]
+    here = (place < len(level.rows)).nonzero()[:, 0]
+    user, place = user[here], place[here]
+    row, out = level.rows[place], hidden.new_zeros(len(item), dtype=torch.float32)
+    need = torch.zeros(len(hidden), len(level.nodes), dtype=torch.bool, device=hidden.device)
+    need[user, row] = True
+    u, n = need.nonzero(as_tuple=True)
+    if len(u) > .3*need.numel(): # too many to look at each
+        out[here] = self.all_prefixes(level, hidden, memory)[user, place]
+    elif len(u):
+        C = level.child.shape[1]
+        each = max(1, memory//(self.node_bytes(level) + 4*C*hidden.shape[1])) # embeddings, too
+        found = torch.cat([self.step_scores(level.part(y), hidden[x], x[:, None])
+                           for x, y in zip(u.split(each), n.split(each))])
+        which = need.flatten().cumsum(0).view(need.shape)[user, row] - 1
+        out[here] = found[which, level.columns[place]]
+    return out
+
+# %% ../nbs/51_exact.ipynb #9b6b4608
+@dataclass
+class _Bounds:
+    "What no item's score exceeds, while some levels are open"
+    scorers: list # one an identifier
+    hidden: Tensor # float [b, d]
+    total: Callable # of parts [K, b, N]; or of [K, P] with user and item [P]
+    memory: int # bytes
+    def __post_init__(self):
+        closed = [s.closed() for s in self.scorers]
+        self.open = [(k, x) for k, n in enumerate(closed) for x in self.scorers[k].levels[n:]]
+        self.parts = torch.stack([s.scores(self.hidden, self.memory, s.levels[:n])
+                                  for s, n in zip(self.scorers, closed)])
+
+@patch
+def to_the_end(self: _Bounds, user: Tensor, item: Tensor, low: Tensor | None = None) -> tuple:
+    "Chosen users and items [P] with their scores; not those that fall below `low` [b]"
+    x = self.parts[:, user, item]
+    for k, level in self.open:
+        s = self.scorers[k]
+        x[k] += s.of_items(level, user, item, self.hidden, self.memory)/s.length
+        if low is None: continue
+        keep = self.total(x, user, item) >= low[user]
+        user, item, x = user[keep], item[keep], x[:, keep]
+    return user, item, self.total(x, user, item)
+
+# %% ../nbs/51_exact.ipynb #986acc12
+@patch
+def floor(self: _Bounds, upper: Tensor, k: int) -> Tensor: # [b, N] -> [b]
+    "A little below the k-th best of the items with the largest bounds"
+    best = upper.topk(min(5*k, upper.shape[1]))
+    user = torch.arange(len(upper), device=upper.device).repeat_interleave(best.indices.shape[1])
+    found = self.to_the_end(user, best.indices.flatten())[2].view(best.values.shape)
+    least = found.masked_fill(best.values == -torch.inf, -torch.inf).topk(k).values[:, -1]
+    return least - 1e-5*(1 + least.abs())
+
+@patch
+def best(self: _Bounds, k: int, seen: Tensor | None) -> Tensor: # bool [b, N] -> float [b, N]
+    "Scores of the k best items and of some others that are not seen, else minus infinity"
+    upper = self.total(self.parts)
+    if seen is not None: upper.masked_fill_(seen, -torch.inf)
+    if not self.open: return upper
+    low = self.floor(upper, min(k, upper.shape[1]))
+    some = (upper >= low[:, None]) & (upper > -torch.inf)
+    user, item = some.nonzero(as_tuple=True)
+    if len(user) > .2*some.numel(): # the bounds exclude little
+        for k, level in self.open:
+            s = self.scorers[k]
+            every = s.all_prefixes(level, self.hidden, self.memory)
+            self.parts[k] += every.index_select(1, level.place)/s.length
+        return self.total(self.parts).masked_fill(~some, -torch.inf)
+    user, item, found = self.to_the_end(user, item, low)
+    out = torch.full_like(upper, -torch.inf)
+    out[user, item] = found
+    return out
 
 # %% ../nbs/51_exact.ipynb #fa9c512f
 def _first_topk(scores: Tensor, k: int) -> Tensor: # int64 [b, k]
@@ -318,6 +401,47 @@ def _joint(model, part: ExactScores, history: Tensor, exact: ExactConfig) -> Ten
     return interpolate(logp, model.rules(history[part.rows]), exact.rules, model.rules.counted)
 
 # %% ../nbs/51_exact.ipynb #399511fe
+def _needs_all(model, config: DecodeConfig, exact: ExactConfig, scores: bool) -> bool:
+    "Does what is wanted of an item depend on the scores of all the others?"
+    product = len(model.trees) > 1 and exact.combine == 'product'
+    if config.assistant_weight: return True
+    if not exact.rules: return product and scores
+    other = config.alpha or config.length_penalty or model.config.softmax != 'children'
+    new = model.reached is not None or model.rules.counted < len(model.paths)
+    return bool(product or other or new)
+
+def _growing(model, exact: ExactConfig, rules: Tensor | None) -> Callable: # rules [b, N]
+    "The score of items, or of chosen users and items, that grows with each identifier's"
+    if rules is not None:
+        share = exact.rules*(rules.sum(1, keepdim=True) > 0).to(rules)
+        rest, rules = torch.log1p(-share), rules.log() + share.log()
+    def total(logp: Tensor, user=None, item=None) -> Tensor: # [K, b, N]; or [K, P]
+        some, reached = user is not None, model.reached
+        x = _sum(logp, exact, reached[:, item] if some and reached is not None else reached)
+        if rules is None: return x
+        a, b = (rest[user, 0], rules[user, item]) if some else (rest, rules)
+        return torch.logaddexp(x + a, b)
+    return total
+
+# %% ../nbs/51_exact.ipynb #196c1841
+def _best(model, history, k: int, config: DecodeConfig, seen, exact: ExactConfig, scores: bool,
+          scorers: list, hidden: Tensor, rows: Tensor) -> tuple: # int64 [b, k], float [b, k]
+    "The k best items of some users, and their scores"
+    memory, out = config.memory//2, None
+    if config.exclude_seen: out = _is_seen(seen[rows], len(model.paths))
+    if _needs_all(model, config, exact, scores):
+        logp = torch.stack([s.scores(hidden, memory) for s in scorers])
+        total = _joint(model, ExactScores(rows, logp), history, exact)
+        if out is not None: total.masked_fill_(out, -torch.inf)
+    else:
+        rules = model.rules(history[rows]) if exact.rules else None
+        total = _Bounds(scorers, hidden, _growing(model, exact, rules), memory).best(k, out)
+    order = model.tries[0].tie_order
+    best = order[_first_topk(total.index_select(1, order), k)]
+    found = total.gather(1, best)
+    return best.masked_fill(found == -torch.inf, -1), found
+
+# %% ../nbs/51_exact.ipynb #33b6ecf9
 def exact_search(
     model, # an `ItemDecoder`
     history: Tensor, # int64 [M, H] items, -1 where there is none
@@ -327,23 +451,18 @@ def exact_search(
     seen: Tensor | None = None, # int64 [M, S] items to leave out; None: those of `history`
     assistant: Tensor | None = None, # float [M, N] scores, needed if assistant_weight > 0
     exact: ExactConfig = ExactConfig(),
+    scores: bool = True, # False: the items of a product sooner, its scores without the normalizer
 ) -> tuple[Tensor, Tensor]: # (items int64 [M, k], scores float [M, k]); else -1, -inf
     "The k best of all items for any number of users"
     _check_k(k)
-    seen = history if seen is None else seen
-    items = history.new_full((len(history), k), -1)
-    scores = torch.full(items.shape, -torch.inf, device=items.device)
     _check_rules(model, exact)
-    for part in exact_scores(model, history, config, gain, seen, assistant, 0 if exact.rules else k):
-        total = _joint(model, part, history, exact)
-        if config.exclude_seen:
-            total.masked_fill_(_is_seen(seen[part.rows], total.shape[1]), -torch.inf)
-        order = model.tries[0].tie_order
-        best = order[_first_topk(total.index_select(1, order), k)]
-        found = total.gather(1, best)
-        items[part.rows, :best.shape[1]] = best.masked_fill(found == -torch.inf, -1)
-        scores[part.rows, :best.shape[1]] = found
-    return items, scores
+    seen = history if seen is None else seen
+    found = partial(_best, model, history, k, config, seen, exact, scores)
+    items = history.new_full((len(history), k), -1)
+    values = torch.full(items.shape, -torch.inf, device=items.device)
+    for rows, (best, x) in _in_batches(found, model, history, config, gain, seen, assistant):
+        items[rows, :best.shape[1]], values[rows, :best.shape[1]] = best, x
+    return items, values
 
 # %% ../nbs/51_exact.ipynb #75184e26
 def _histories(model, cases: Cases) -> tuple[Tensor, Tensor]:
@@ -367,7 +486,7 @@ def rank_exact(
     "Ranked items of every case; items of the whole history are seen"
     history, seen = _histories(model, cases)
     if assistant is not None: assistant = torch.as_tensor(assistant).to(seen.device)
-    return exact_search(model, history, k, config, gain, seen, assistant, exact)[0].cpu().numpy()
+    return exact_search(model, history, k, config, gain, seen, assistant, exact, False)[0].cpu().numpy()
 
 # %% ../nbs/51_exact.ipynb #8f01e5ff
 def item_nats(

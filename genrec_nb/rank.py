@@ -65,7 +65,7 @@ def rank_each(
     seen = torch.from_numpy(cases.tail(longest)[mine]).to(trie.device)
     history = seen[:, -model.config.max_items:]
     found = search_each(model, trie, history, k, configs, gain, seen, batch_size, assistant, exact,
-                        removed)
+                        removed, scores)
     shape = len(cases), k
     ranked = [(np.full(shape, -1), np.full(shape, -np.inf, np.float32)) for _ in configs]
     lists = [(f.items.cpu().numpy(), f.scores.float().cpu().numpy()) for f in found]

@@ -100,15 +100,16 @@ def search_each(
     assistant: Tensor | None = None, # float [M, N] scores, needed if an assistant_weight > 0
     exact: ExactConfig = ExactConfig(), # how several identifiers are combined
     removed: Tensor | None = None, # int64 [R] items that nobody is recommended
+    scores: bool = True, # as in `exact_search`
 ) -> list[Found]: # one for each config
     "Ranked items for any number of users, by several searches"
     if removed is not None and len(removed):
         seen, parts = history if seen is None else seen, []
         for rows in _few_users(seen, removed):
             each = [_without(c, seen[rows], removed) for c in configs]
-            scores = None if assistant is None else assistant[rows]
-            parts.append([search_each(model, trie, history[rows], k, [c], gain, s, batch_size, scores,
-                                      exact)[0] for c, s in each])
+            helped = None if assistant is None else assistant[rows]
+            parts.append([search_each(model, trie, history[rows], k, [c], gain, s, batch_size, helped,
+                                      exact, None, scores)[0] for c, s in each])
         return [_joined(x) for x in zip(*parts)]
     how = [chosen_search(model, trie, c) for c in configs]
     if isinstance(model, ItemDecoder) and _same_items(model.tries[0], trie):
@@ -119,8 +120,8 @@ def search_each(
     def found(config, name):
         if name == 'beam': return Found(*next(beams), name)
         if name == 'exact':
-            items, scores = exact_search(model, history, k, config, gain, seen, assistant, exact)
-            return Found(items, scores, name, torch.ones_like(items[:, 0], dtype=torch.bool))
+            x = exact_search(model, history, k, config, gain, seen, assistant, exact, scores)
+            return Found(*x, name, x[0].new_ones(len(x[0]), dtype=torch.bool))
         x = proved_items(model, trie, history, k, config, gain, seen, None, assistant)
         return Found(x.items, x.scores, name, x.proved, x.prefixes)
     return [found(c, name) for c, name in zip(configs, how)]

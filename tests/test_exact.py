@@ -1,10 +1,13 @@
 """Exact ranking: against brute force over all items, against beams that lose nothing; chunks, memory, several identifiers."""
 import math
 from dataclasses import replace
+from unittest import mock
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, strategies as st
+from scipy import sparse
+from genrec_nb import exact as exact_module
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.splits import Cases
@@ -13,6 +16,7 @@ from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.rank import _case_ce, _rank_cases
 from genrec_nb.semantic_ids import Identifiers
+from genrec_nb.sequential_rules import SequentialRules, interpolate
 from genrec_nb.trie import ItemTrie
 from oracles import few, packed, t5
 
@@ -57,24 +61,61 @@ def test_a_beam_that_loses_nothing(model, normalize, exclude, alpha, penalty, sh
     for row, other, s in zip(items.tolist(), want.tolist(), scores):                   # the same items but for equal scores
         for a, b, x in zip(row, other, s): assert a == b or (s - x).abs().sort().values[1] < 1e-4
 
+def some_levels_open(few): return mock.patch.object(exact_module, '_FEW', few)
+
 @few
-@example(0, 1, 0., True, 'vocabulary')
-@given(st.integers(0, 99), st.integers(1, 9), st.sampled_from([0., .3]), st.booleans(), st.sampled_from(['vocabulary', 'children']))
-def test_prefixes_that_cannot_lead_to_the_best_are_left_out(seed, k, alpha, exclude, normalize):
+@example(0, 1, 0., True, 'vocabulary', 1)
+@given(st.integers(0, 99), st.integers(1, 9), st.sampled_from([0., .3]), st.booleans(), st.sampled_from(['vocabulary', 'children']), st.sampled_from([0, 1, 6]))
+def test_prefixes_that_cannot_lead_to_the_best_are_left_out(seed, k, alpha, exclude, normalize, few):
     rng = np.random.default_rng(seed)
     model = packed(Identifiers.from_codes(rng.integers(0, 7, (60, 3)), policy='keep'), d_model=8, softmax='children', prior='trie', counts=rng.zipf(1.5, 60))
     history, gain = torch.from_numpy(rng.integers(-1, 60, (5, 12))).sort().values, information_gain(model.tries[0], item_prior(np.ones(60)))
     history[:, -1] = 7
     model.config.max_items, config = 12, DecodeConfig(alpha=alpha, exclude_seen=exclude, normalize=normalize)
     model.place = torch.nn.Embedding(12, 8)
-    full, pruned = (whole(model, history, config=config, gain=gain, k=n)[0] for n in (0, k))
-    kept = pruned > -torch.inf
-    torch.testing.assert_close(pruned[kept], full[kept])
-    assert (seed, k) != (0, 1) or kept.float().mean() < .9
+    full = whole(model, history, config=config, gain=gain)[0]
     if exclude: full = full.masked_fill(torch.nn.functional.one_hot(history.clamp(min=0), 60).masked_fill((history < 0)[..., None], 0).sum(1) > 0, -torch.inf)
-    items, scores = exact_search(model, history, k, config, gain)
+    with some_levels_open(few): items, scores = exact_search(model, history, k, config, gain)
     torch.testing.assert_close(scores, full.topk(k).values)
     torch.testing.assert_close(full.gather(1, items), scores)
+
+def test_few_items_are_scored_to_their_end():
+    rng = np.random.default_rng(0)
+    model = packed([Identifiers.from_codes(rng.integers(0, 30, (2000, 3)), policy='keep') for _ in range(2)], d_model=8, softmax='children')
+    with torch.no_grad():
+        for t in (*model.codes, model.place): t.weight.mul_(4)
+    asked, ours = [], exact_module._Scorer.of_items
+    def count(self, level, user, *args): asked.append(len(user)); return ours(self, level, user, *args)
+    with some_levels_open(30), mock.patch.object(exact_module._Scorer, 'of_items', count):
+        items, _ = exact_search(model, HISTORY, 5, exact=ExactConfig('mixture'))
+    assert asked and max(asked) < .2*3*2000
+    assert torch.equal(items, exact_search(model, HISTORY, 5, exact=ExactConfig('mixture'))[0])
+
+@few
+@given(st.integers(0, 99), st.integers(1, 30), st.sampled_from(['product', 'mixture']), st.booleans(), st.sampled_from([0., .3, 1.]), st.booleans(), st.sampled_from([0, 1, 6]))
+def test_bounds_of_several_identifiers(seed, k, how, exclude, rules, cold, few):
+    "Brute force: all scores, combined, mixed with the rules, sorted"
+    rng, n = np.random.default_rng(seed), 40
+    ids = [Identifiers.from_codes(rng.integers(0, s, (n, 3)), policy='keep') for s in (3, 4)]
+    absent = [3, 17, 39] if cold else []
+    codes = np.arange(n)
+    codes[absent] = [5, 6, 5][:len(absent)]                                      # the numbers of others, without a share
+    own = Identifiers.from_codes(codes[:, None], policy='keep')
+    own.notes['absent'] = absent
+    model = packed([*ids, own], counts=np.arange(n), softmax='children', prior='trie')
+    assert cold == (model.reached is not None)
+    history = torch.from_numpy(rng.integers(0, n, (6, 4)))
+    config, way = DecodeConfig(exclude_seen=exclude), ExactConfig(how, weights=(.5, .2, .3), rules=rules)
+    if rules: model.rules = SequentialRules(sparse.random_array((n, n), density=.05, random_state=rng, dtype=np.float32).tocsr())
+    full = combine(whole(model, history, config=config), way, model.reached)
+    if rules: full = interpolate(full, model.rules(history), rules)
+    if exclude: full = full.scatter(1, history, -torch.inf)
+    want = full.topk(k).values
+    for scores in (True, False):
+        with some_levels_open(few): items, got = exact_search(model, history, k, config, exact=way, scores=scores)
+        if scores or how == 'mixture': torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        found = torch.where(items < 0, -torch.inf, full.gather(1, items.clamp(min=0)))
+        torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
 
 def test_colliding_items_come_in_the_order_of_the_trie():
     model = packed(Identifiers.from_codes(np.array([[0, 0], [1, 1], [0, 0], [1, 0], [1, 1], [0, 0]]), policy='keep'))
