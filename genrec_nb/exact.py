@@ -317,8 +317,9 @@ def of_items(self: _Scorer, level: _Level, user: Tensor, item: Tensor, hidden: T
         each = max(1, memory//(self.node_bytes(level) + 4*C*hidden.shape[1])) # embeddings, too
         found = torch.cat([self.step_scores(level.part(y), hidden[x], x[:, None])
                            for x, y in zip(u.split(each), n.split(each))])
-        which = need.flatten().cumsum(0).view(need.shape)[user, row] - 1
-        out[here] = found[which, level.columns[place]]
+        which = torch.empty(need.shape, dtype=torch.long, device=need.device)
+        which[u, n] = torch.arange(len(u), device=need.device)
+        out[here] = found[which[user, row], level.columns[place]]
     return out
 
 # %% ../nbs/51_exact.ipynb #9b6b4608
@@ -380,11 +381,14 @@ def best(self: _Bounds, k: int, seen: Tensor | None) -> Tensor: # bool [b, N] ->
 # %% ../nbs/51_exact.ipynb #fa9c512f
 def _first_topk(scores: Tensor, k: int) -> Tensor: # int64 [b, k]
     "Places of the k largest of each row, best first, the earlier place first among equals"
-    k = min(k, scores.shape[1])
-    least = scores.topk(k).values[:, -1:]
-    above, equal = scores > least, scores == least
+    k, n = min(k, scores.shape[1]), scores.shape[1]
+    values, places = scores.topk(min(k + 1, n))
+    places, least = places[:, :k].sort().values, values[:, k - 1:k]
+    tied = (values[:, k:] == least).any(1).nonzero()[:, 0]       # which of the equal ones?
+    x, least = scores[tied], least[tied]
+    above, equal = x > least, x == least
     keep = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
-    places = keep.nonzero()[:, 1].view(-1, k)
+    places[tied] = keep.nonzero()[:, 1].view(-1, k)
     best = scores.gather(1, places).sort(dim=1, descending=True, stable=True).indices
     return places.gather(1, best)
 
