@@ -9,7 +9,7 @@ __all__ = ['GenerativeRecommender']
 import inspect, tempfile
 import numpy as np
 import torch
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
 from .core import (FileError, GenrecError, SettingError, _check_items, _check_k, _plural, check_keys,
@@ -33,7 +33,7 @@ from .exact import (ExactConfig, exact_scores, fit_rules, fit_weights, validatio
                              _why_not_exact)
 from .search import chosen_search, search_each, search_facts as facts_of_search
 from .rank import rank_each as rank_each_user
-from .train import fit as train_model
+from .train import _check_arguments, fit as train_model
 from .tokenizer import Tokenized, _given_identifiers, tokenize_items
 from .added_items import _longer_counts, _longer_ids, _new_catalog
 from .explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
@@ -205,6 +205,13 @@ def _tokenize(data: Dataset, split: Split, c: RecommenderConfig, made: list) -> 
                    tokenize_items(data, split, s) for s in c.sources[len(made):]]
 
 # %% ../nbs/81_recommender.ipynb #00cc9159
+def _check_more(more: dict) -> None:
+    "Raise `SettingError` for what training would refuse, before identifiers are made"
+    mine = [f.name for f in fields(RecommenderConfig) if f.name in more]
+    require(not mine, lambda i: f"{mine[i]} is a setting of RecommenderConfig: give fit(data, "
+            f"RecommenderConfig({mine[i]}=...))", SettingError)
+    _check_arguments({k: v for k, v in more.items() if k != 'callbacks'})
+
 @patch(cls_method=True)
 def fit(cls: GenerativeRecommender,
     data: Dataset, # items and interactions
@@ -219,6 +226,7 @@ def fit(cls: GenerativeRecommender,
     c = config or RecommenderConfig()
     require(isinstance(data, Dataset) and isinstance(c, RecommenderConfig),
             'fit takes a Dataset (see `Dataset.from_frame`) and a RecommenderConfig', SettingError)
+    _check_more(more)
     split = split or data.split or leave_one_out(data.interactions)
     made = [tokenized] if isinstance(tokenized, Tokenized) else tokenized or []
     if c.backbone == 'llm':
@@ -446,7 +454,8 @@ def explain(self: GenerativeRecommender,
     alpha: float | None = None, # None: the configuration's
     labels: bool = True, # say what each prefix stands for; reads up to 4,000 texts a level
 ) -> Explanation | JointExplanation: # one line a token
-    "Probability, gain and weight of every token of an item's path, without an assistant model"
+    """Probability, gain and weight of every token of an item's path; without an assistant model,
+    and without sequential rules, which `explain_rules` has"""
     items, target = self.find_items(history), self.find_items([item])[0]
     decode = replace(self.config.decode, assistant_weight=0., exclude_seen=False, rules_weight=0.)
     if alpha is not None: decode = replace(decode, alpha=alpha)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from transformers import TrainerCallback, TrainingArguments
 from typing import Literal
 from .core import (Count, GenrecError, Natural, NonNegative, Positive, Seed, Share, _check_items,
-                            digest, patch, read_json, require, settings, write_json, _writing)
+                            check_keys, digest, patch, read_json, require, settings, write_json, _writing)
 from .limits import _check_trainer
 from .faults import _last_checkpoint, _moved_here
 from .data import Interactions
@@ -226,6 +226,10 @@ def log(self: GenrecTrainer, logs, *args, **kwargs):
     super(GenrecTrainer, self).log(logs, *args, **kwargs)
 
 # %% ../nbs/55_train.ipynb #7db8b363
+def _check_arguments(given: dict) -> None:
+    "Refuse what is no argument of `TrainingArguments`, by a `SettingError`"
+    check_keys(given, [f.name for f in fields(TrainingArguments)], 'an argument of fit')
+
 def _training_arguments(
     config: TrainConfig,
     steps: int, # optimizer steps in an epoch
@@ -233,6 +237,7 @@ def _training_arguments(
     **more, # any other argument of `TrainingArguments`
 ) -> TrainingArguments: # for `GenrecTrainer`
     "Our settings in the words of `transformers`; raises `SettingError` for impossible ones"
+    _check_arguments(more)
     _check_trainer(more)
     every = steps*min(config.eval_every, config.epochs)
     warmup = min(math.ceil(config.warmup*steps*config.epochs), steps*config.epochs - 1)
@@ -277,6 +282,13 @@ def _save(self: GenrecTrainer, output_dir=None, state_dict=None):
     super(GenrecTrainer, self)._save(output_dir, state_dict)
     facts = _model_facts(self.accelerator.unwrap_model(self.model))
     write_json(Path(output_dir or self.args.output_dir)/'trained.json', facts)
+
+@patch
+def _issue_warnings_after_load(self: GenrecTrainer, load_result):
+    "None for further names of tied weights, which a file holds once"
+    tied, lost = getattr(self.model, 'all_tied_weights_keys', None) or {}, load_result.missing_keys
+    lost[:] = [k for k in lost if k not in tied]
+    super(GenrecTrainer, self)._issue_warnings_after_load(load_result)
 
 def _check_model(checkpoint: Path, model) -> None:
     "Refuse the checkpoint of another model"

@@ -1,10 +1,12 @@
 "A language model inside the whole: titles and codes, a fresh process, settings that cannot be, the colored strip."
-import json
+import json, logging
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from transformers import TrainingArguments
 from genrec_nb.data import Catalog, Dataset, Interactions
 from genrec_nb.splits import leave_one_out
 from genrec_nb.core import GenrecError, GenrecWarning, MissingTextError, SettingError
@@ -15,7 +17,7 @@ from genrec_nb.generators import BACKBONES, _train_defaults
 from genrec_nb.recommender import GenerativeRecommender, RecommenderConfig
 from genrec_nb.tokenizer import tokenize_items
 from genrec_nb.tokenizer_config import TokenizerConfig
-from genrec_nb.train import TrainConfig
+from genrec_nb.train import GenrecTrainer, TrainConfig
 
 WORDS = 'red blue steel wood long short screw bolt'.split()
 QUICK = dict(epochs=1, batch_size=8, accumulate=1, samples_per_epoch=24, eval_users=6, lr=3e-3)
@@ -392,3 +394,19 @@ def test_new_codes_of_t5(tmp_path, over):
     assert [rec.ids.path(i).tolist() for i in range(30)] == old and {'n1', 'n2', 'n3'} <= scores_of(rec, HISTORY).keys()
     again = GenerativeRecommender.from_pretrained(rec.save_pretrained(tmp_path/'longer'))
     assert scores_of(again, ['n2', 'n1']) == pytest.approx(scores_of(rec, ['n2', 'n1']), abs=1e-3)
+
+@pytest.mark.parametrize('more, message', [(dict(backbone='t5'), r'give fit\(data, RecommenderConfig\(backbone=...\)\)'), (dict(learning_rat=.1), "did you mean 'learning_rate'")])
+def test_what_training_refuses_is_refused_before_the_identifiers(more, message, monkeypatch):
+    monkeypatch.setattr('genrec_nb.recommender._tokenize', None)
+    with pytest.raises(SettingError, match=message): GenerativeRecommender.fit(DATA, **more)
+
+def test_tied_weights_of_t5_are_not_called_missing(caplog, tmp_path):
+    trainer = 'transformers.trainer'
+    logging.getLogger(trainer).addHandler(caplog.handler)
+    sizes = dict(d_model=16, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=1, d_kv=16)
+    rec = GenerativeRecommender.fit(DATA, RecommenderConfig(backbone='t5', tokenizer=dict(method='random', size=6, levels=2), model=sizes, train=dict(QUICK, batch_size=8)), SPLIT, folder=tmp_path)
+    lost = SimpleNamespace(missing_keys=['lm_head.weight', 'shared.weight'], unexpected_keys=[])
+    assert 'missing keys' not in caplog.text
+    GenrecTrainer._issue_warnings_after_load(GenrecTrainer(rec.model, TrainingArguments(str(tmp_path), report_to='none'), samples=[], trie=rec.trie, weights=None, valid=None), lost)
+    assert lost.missing_keys == ['shared.weight'] and 'shared.weight' in caplog.text
+    logging.getLogger(trainer).removeHandler(caplog.handler)
