@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from dataclasses import dataclass, replace
 from torch import Tensor
-from functools import partial
+from functools import partial, reduce
 from typing import Callable, Literal
 from .core import (NonNegative, SettingError, Share, _check_items, _check_k, _finite, patch,
                             require, settings)
@@ -188,8 +188,8 @@ def _sum(logp: Tensor, config: ExactConfig, reached: Tensor | None = None) -> Te
     if K == 1: return logp[0]
     w = logp.new_tensor(w or [1/K]*K).view(-1, *[1]*(logp.ndim - 1))
     if reached is not None: w = _weights_here(w, reached.view(K, *[1]*(logp.ndim - 2), -1))
-    if config.combine == 'mixture': return (logp + (w/w.sum(0)).log()).logsumexp(0)
-    return torch.where(w > 0, w*logp, 0.).sum(0)
+    if config.combine == 'product': return sum(torch.where(v > 0, v*x, 0.) for v, x in zip(w, logp))
+    return reduce(torch.logaddexp, (x + v for v, x in zip((w/w.sum(0)).log(), logp)))
 
 def combine(
     logp: Tensor, # float [K, ..., N] log-probabilities by K identifiers
@@ -218,7 +218,7 @@ def _bytes_each(scorers: list) -> tuple[int, int]:
     "Bytes of the scores of a user, and of the logits of a user's prefix"
     n, levels = scorers[0].tree.trie.n_items, [(s, x) for s in scorers for x in s.levels]
     widest = max((len(x.rows) for _, x in levels), default=0)
-    user = (2*len(scorers) + 6 + 10*_has_rules(scorers[0].model))*n + 2*widest
+    user = (len(scorers) + 6 + 10*_has_rules(scorers[0].model))*n + 2*widest
     return 4*user, max((s.node_bytes(x) for s, x in levels), default=0)
 
 # %% ../nbs/51_exact.ipynb #c78249ca
@@ -229,7 +229,8 @@ def _why_not_exact(model, config: DecodeConfig = DecodeConfig()) -> str: # '': n
     if config.min_max != 'prefix':
         return "min_max='step' depends on the beams: exact ranking needs min_max='prefix'"
     scorers = _scorers(model, replace(config, alpha=0.))
-    need, n = 2*sum(_bytes_each(scorers)), scorers[0].tree.trie.n_items
+    user, prefix = _bytes_each(scorers)
+    need, n = max(-(-4*user//3), 4*prefix), scorers[0].tree.trie.n_items
     if need > config.memory:
         return (f'exact ranking of {n:,} items needs {need:,} bytes, and memory is '
                 f'{config.memory:,}: give more by decode.memory')
@@ -257,6 +258,13 @@ def _is_seen(seen: Tensor, n: int) -> Tensor: # int64 [b, S], -1: none -> bool [
     return seen.new_zeros(len(seen), n + 1).scatter_(1, seen % (n + 1), 1)[:, :n].bool()
 
 # %% ../nbs/51_exact.ipynb #c4292d5e
+def _by_identifier(scorers: list, hidden: Tensor, memory: int, levels: list | None = None) -> Tensor:
+    "Scores [K, b, N] of all items; with the number of levels of each identifier they are bounds"
+    out = hidden.new_empty(len(scorers), len(hidden), len(scorers[0].tree.share), dtype=torch.float32)
+    for k, s in enumerate(scorers):
+        out[k] = s.scores(hidden, memory, levels and s.levels[:levels[k]])
+    return out
+
 @torch.no_grad()
 def _in_batches(score: Callable, model, history: Tensor, config: DecodeConfig, gain, seen, assistant):
     "Yield users, by the length of their histories, and `score` of (scorers, hidden [b, d], users)"
@@ -267,7 +275,7 @@ def _in_batches(score: Callable, model, history: Tensor, config: DecodeConfig, g
     _check_histories(model.tries[0], history, seen)
     seen, scorers = history if seen is None else seen, _scorers(model, config, gain)
     reading = 64*history.shape[1]*model.config.d_model # bytes of a user's activations
-    users = max(1, config.memory//2//max(*_bytes_each(scorers), reading))
+    users = max(1, config.memory*3//4//max(*_bytes_each(scorers), reading))
     order = torch.argsort((history >= 0).sum(1), stable=True)
     for rows in order.split(users) if len(order) else ():
         with _evaluating(model):
@@ -286,8 +294,7 @@ def exact_scores(
     assistant: Tensor | None = None, # float [M, N] scores, needed if assistant_weight > 0
 ): # yields `ExactScores`, users by the length of their histories
     "Scores of every item; with the defaults of a model over children they are $\\ln P(i \\mid x)$"
-    def score(scorers, hidden, rows):
-        return torch.stack([s.scores(hidden, config.memory//2) for s in scorers])
+    def score(scorers, hidden, rows): return _by_identifier(scorers, hidden, config.memory//4)
     batches = _in_batches(score, model, history, config, gain, seen, assistant)
     return (ExactScores(rows, logp) for rows, logp in batches)
 
@@ -333,8 +340,7 @@ class _Bounds:
     def __post_init__(self):
         closed = [s.closed() for s in self.scorers]
         self.open = [(k, x) for k, n in enumerate(closed) for x in self.scorers[k].levels[n:]]
-        self.parts = torch.stack([s.scores(self.hidden, self.memory, s.levels[:n])
-                                  for s, n in zip(self.scorers, closed)])
+        self.parts = _by_identifier(self.scorers, self.hidden, self.memory, closed)
 
 @patch
 def to_the_end(self: _Bounds, user: Tensor, item: Tensor, low: Tensor | None = None) -> tuple:
@@ -431,10 +437,10 @@ def _growing(model, exact: ExactConfig, rules: Tensor | None) -> Callable: # rul
 def _best(model, history, k: int, config: DecodeConfig, seen, exact: ExactConfig, scores: bool,
           scorers: list, hidden: Tensor, rows: Tensor) -> tuple: # int64 [b, k], float [b, k]
     "The k best items of some users, and their scores"
-    memory, out = config.memory//2, None
+    memory, out = config.memory//4, None
     if config.exclude_seen: out = _is_seen(seen[rows], len(model.paths))
     if _needs_all(model, config, exact, scores):
-        logp = torch.stack([s.scores(hidden, memory) for s in scorers])
+        logp = _by_identifier(scorers, hidden, memory)
         total = _joint(model, ExactScores(rows, logp), history, exact)
         if out is not None: total.masked_fill_(out, -torch.inf)
     else:

@@ -38,7 +38,7 @@ def test_multiplications_by_counting():
     (three, DecodeConfig(search='beam'), "take search='exact'"), (three, DecodeConfig(min_max='step'), "needs min_max='prefix'$"),
     (three, DecodeConfig(memory=2000), 'give more by decode.memory$'),
     (lambda: packed(IDS), DecodeConfig(search='exact', memory=2000), "decode.memory, or take search='beam'"),
-    (lambda: packed(IDS, max_items=8), DecodeConfig(search='exact', memory=3000), 'exact ranking of 30 items needs')])
+    (lambda: packed(IDS, max_items=8), DecodeConfig(search='exact', memory=2000), 'exact ranking of 30 items needs')])
 def test_refused_in_one_line_before_any_work(model, config, words):
     with pytest.raises(SettingError, match=words) as e: search_each(model(), ItemTrie.build(IDS), HISTORY[:0], configs=[config])
     assert '\n' not in str(e.value)

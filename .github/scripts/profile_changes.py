@@ -16,6 +16,8 @@ CHANGES = { # before, after, job
     'beam search normalizes by log_softmax': ('4fcada8^', '4fcada8', 'large logits'),
     'the item decoder searches for 128 users at once': ('bbc42e3^', 'bbc42e3', 'beam'),
     'beam search looks for finished paths only where paths end': ('efaa50b^', 'efaa50b', 'beam, 32 at once'),
+    'a mixture of three identifiers: only prefixes that can lead to one of the 20 best items': ('2b1cc94^', '5190a3f', 'mixture'),
+    'the same for one identifier, with a floor from the items with the largest bounds': ('2b1cc94^', '5190a3f', 'exact'),
 }
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def job_of(name: str, data: Path): # a function without arguments, whose results are compared
     "What is timed, on Beauty with LETTER's identifiers, with the library of whatever checkout is on the path"
     from genrec_nb.beam_search import DecodeConfig, recommend
-    from genrec_nb.exact import exact_search
+    from genrec_nb.exact import ExactConfig, exact_search
     from genrec_nb.item_decoder import item_decoder
     from genrec_nb.loaders import load_dataset
     from genrec_nb.semantic_ids import Identifiers
@@ -34,14 +36,19 @@ def job_of(name: str, data: Path): # a function without arguments, whose results
     children = dict(softmax='children', prior='trie', counts=split.train.target_counts())
     if 'train' in name: return training_of(item_decoder(ids, **children), split, 'length' in name)
     history = torch.from_numpy(split.test.tail(20)[:64 if name == 't5' else 256])
-    model = tiger_t5(ids, softmax='children') if name == 't5' else item_decoder(ids, **(children if name == 'exact' else dict(softmax='vocabulary', prior='none')))
+    exact, tables = name in ('exact', 'mixture'), ids
+    if name == 'mixture':
+        other, n = Identifiers.from_index(data/f'{data.name}.rqvae.index.json'), len(ids)
+        tables = [ids, other, Identifiers.from_codes(np.arange(n)[:, None], policy='keep')]
+    model = tiger_t5(ids, softmax='children') if name == 't5' else item_decoder(tables, **(children if exact else dict(softmax='vocabulary', prior='none')))
     model.eval()
+    how = ExactConfig('mixture') if name == 'mixture' else ExactConfig()
     if name == 'large logits': # as of a long training
         with torch.no_grad(): [p.mul_(500) for p in model.codes.parameters()]
-    config, trie = DecodeConfig(20, search='exact' if name == 'exact' else 'beam', exclude_seen=False), ItemTrie.build(ids)
+    config, trie = DecodeConfig(20, search='exact' if exact else 'beam', exclude_seen=False), ItemTrie.build(ids)
     @torch.inference_mode()
     def rank():
-        if name == 'exact': best = torch.cat([exact_search(model, x, 20, config)[0] for x in history.split(32)])
+        if exact: best = torch.cat([exact_search(model, x, 20, config, exact=how)[0] for x in history.split(32)])
         else: best, _ = recommend(model, trie, history, 20, config, batch_size=32 if '32' in name else None)
         return hash(tuple(best[:, :5].flatten().tolist()))
     return rank
@@ -72,11 +79,14 @@ def one_side(name: str, data: Path) -> None:
     print('RESULT' + json.dumps(dict(seconds=seconds[1:], result=result, **operators_of(job))))
 
 
-def main(out: Path, data: Path, rounds: int) -> None:
-    from genrec_nb.core import versions, write_json
-    git, found = lambda *x: subprocess.run(['git', '-C', ROOT, *x], check=True, capture_output=True, text=True).stdout.strip(), []
+def main(out: Path, data: Path, rounds: int, only: str) -> None:
+    from genrec_nb.core import read_json, versions, write_json
+    git = lambda *x: subprocess.run(['git', '-C', ROOT, *x], check=True, capture_output=True, text=True).stdout.strip()
+    known = {c['change']: c for c in read_json(out)['changes']} if out.exists() else {}
+    git('worktree', 'prune') # of a run that was killed
     with tempfile.TemporaryDirectory() as folder:
         for name, (before, after, job) in CHANGES.items():
+            if only not in name: continue
             sides = {side: dict(commit=git('rev-parse', '--short', c), seconds=[]) for side, c in dict(before=before, after=after).items()}
             for side in sides.values(): git('worktree', 'add', '--detach', f'{folder}/{side["commit"]}', side['commit'])
             try:
@@ -92,9 +102,9 @@ def main(out: Path, data: Path, rounds: int) -> None:
                 for side in sides.values(): git('worktree', 'remove', '--force', f'{folder}/{side["commit"]}')
             results = [side.pop('result') for side in sides.values()]
             ratio = sorted(a/b for a, b in zip(sides['before']['seconds'], sides['after']['seconds']))
-            found.append(dict(change=name, job=job, same=results[0] == results[1], ratio=dict(median=float(np.median(ratio)), min=ratio[0], max=ratio[-1], rounds=len(ratio)), **sides))
-            print(f'{name}: {found[-1]["ratio"]}, same results: {found[-1]["same"]}', flush=True)
-    write_json(out, dict(data=data.name, users=256, changes=found, versions=versions()))
+            known[name] = dict(change=name, job=job, same=results[0] == results[1], ratio=dict(median=float(np.median(ratio)), min=ratio[0], max=ratio[-1], rounds=len(ratio)), **sides)
+            print(f'{name}: {known[name]["ratio"]}, same results: {known[name]["same"]}', flush=True)
+    write_json(out, dict(data=data.name, users=256, changes=[known[n] for n in CHANGES if n in known], versions=versions()))
 
 
 if __name__ == '__main__':
@@ -104,5 +114,6 @@ if __name__ == '__main__':
         p.add_argument('out', type=Path)
         p.add_argument('--data', type=Path, required=True)
         p.add_argument('--rounds', type=int, default=3)
+        p.add_argument('--only', default='', help='changes with these words; of the others OUT.json keeps what it has')
         a = p.parse_args()
-        main(a.out, a.data, a.rounds)
+        main(a.out, a.data, a.rounds, a.only)
