@@ -82,8 +82,16 @@ class DecodeConfig:
                 'rules_weight 0', SettingError)
 
 # %% ../nbs/50_beam_search.ipynb #c921e6dd
+def _check_rows(history) -> None:
+    "Raise `SettingError` for what is no tensor of a row for each user"
+    fits = torch.is_tensor(history) and history.ndim == 2 and not history.is_floating_point()
+    found = f'{history.dtype} {[*history.shape]}' if torch.is_tensor(history) else type(history).__name__
+    require(fits, f'history is a {found}, expected an int64 tensor [users, items], -1 where there '
+            'is none', SettingError)
+
 def _check_histories(trie: ItemTrie, history: Tensor, seen: Tensor | None = None) -> None:
     "Raise `GenrecError` for items int64 [B, ..] that are not in the trie; -1: none"
+    _check_rows(history)
     for items in (history, history if seen is None else seen): _check_items(items, trie.n_items, -1)
 
 def _own_trie(model) -> ItemTrie | None: # None: it scores whatever it is asked for

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from functools import partial, reduce
 from typing import Callable, Literal
-from .core import (NonNegative, SettingError, Share, _check_items, _check_k, _finite, patch,
-                            require, settings)
+from .core import (NonNegative, SettingError, Share, _check_items, _check_k, _finite,
+                            check_choice, patch, require, settings)
 from .splits import Cases
 from .item_decoder import ItemDecoder
 from .sequential_rules import fit_interpolation, interpolate
-from .beam_search import (_BROKEN, DecodeConfig, _assistant_logp, _assistant_mass, _check_histories,
+from .beam_search import (_BROKEN, DecodeConfig, _assistant_logp, _assistant_mass, _check_histories, _check_rows,
                                    decoding_weights, _exhausted_prefixes, _evaluating)
 
 # %% ../nbs/51_exact.ipynb #ddadb0be
@@ -465,6 +465,7 @@ def exact_search(
 ) -> tuple[Tensor, Tensor]: # (items int64 [M, k], scores float [M, k]); else -1, -inf
     "The k best of all items for any number of users"
     _check_k(k)
+    _check_rows(history)
     _check_rules(model, exact)
     seen = history if seen is None else seen
     found = partial(_best, model, history, k, config, seen, exact, scores)
@@ -591,6 +592,7 @@ def fit_weights(
     exclude_seen: bool = True, # for NDCG@10: rank without the items of each history
 ) -> ExactConfig: # with weights
     "Weights of the identifiers that are best for validation users"
+    check_choice(by, ('likelihood', 'ndcg@10'), 'by')
     scored = valid if isinstance(valid, ValidationScores) else validation_scores(model, valid)
     fit = _fit if by == 'likelihood' else partial(_selected, seen=scored.seen if exclude_seen else None)
     fitted = [round(w, 4) for w in fit(scored.logp, scored.targets, exact.combine)]
@@ -623,6 +625,7 @@ def fit_rules(
     memory: int = 2**26, # bytes
 ) -> ExactConfig | list: # with the weight of the rules
     "The weight of the sequential rules that is best for validation users"
+    check_choice(by, ('ndcg@10', 'likelihood'), 'by')
     ways = [exact] if isinstance(exact, ExactConfig) else exact
     for w in ways: _check_rules(model, replace(w, rules=1.))
     history, seen, targets = _sampled(model, valid, users, seed)

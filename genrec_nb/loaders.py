@@ -315,6 +315,7 @@ def load_dataset(
     d, how = Path(name), dict(ties=ties, tie_seed=tie_seed, bad_lines=bad_lines)
     _check_bad_lines(bad_lines)
     check_keys(columns, _COLUMNS, 'load_dataset')
+    columns = {k: v or None for k, v in columns.items()}      # '': None, which a TOML cannot say
     if text is None:
         try: return load_dataset(name, True, **how, **columns)
         except MissingTextError as e: why = e

@@ -81,6 +81,9 @@ class RecommenderConfig:
         self._fill_defaults()
         if self.backbone == 'llm': self._name_language_model()
         _check_model(self.backbone, self.model, 'model', self.titles, self.weighting)
+        children = self.model.get('softmax', 'vocabulary') == 'children'
+        require(children or self.model.get('prior', 'none') == 'none', "model: prior='trie' is added "
+                "to the logits of children: take softmax='children', or prior='none'", SettingError)
         require(self.weighting != 'igd' or 'beta' not in self.weighting_options,
                 'weighting_options: the beta of igd is a setting of its own, beta', SettingError)
         self.rule, self.tokenizer_config                       # raise for what does not fit

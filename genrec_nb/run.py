@@ -74,6 +74,9 @@ class RunConfig(RecommenderConfig):
             require(not getattr(self.decode, name), f'decode.{name}: the {name} of a run is '
                     f'a setting of its own: RunConfig({name}=..)', SettingError)
         mixed = self.backbone == 'packed' and self.rules_weight
+        require(mixed or self.rules_weight in ('fitted', 0), f'rules_weight = {self.rules_weight}: '
+                'sequential rules need the exact ranking of an item decoder, not '
+                f'{self.backbone}: take rules_weight=0', SettingError)
         require(not (mixed and self.decode.length_penalty), 'decode.length_penalty: rules are mixed '
                 'with probabilities, and scores divided by a length are none: take rules_weight=0 '
                 'with it, or length_penalty=0', SettingError)

@@ -11,7 +11,7 @@ from genrec_nb import exact as exact_module
 from genrec_nb.beam_search import DecodeConfig, recommend
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.splits import Cases
-from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_weights, item_nats, rank_exact, _first_topk, _fit, _selected, ValidationScores
+from genrec_nb.exact import ExactConfig, combine, exact_scores, exact_search, fit_rules, fit_weights, item_nats, rank_exact, _first_topk, _fit, _selected, ValidationScores
 from genrec_nb.infogain import information_gain, item_prior
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.rank import _case_ce, _rank_cases
@@ -170,6 +170,11 @@ def test_refusals():
     with pytest.raises(GenrecError, match='needs the gains'): exact_search(model, HISTORY, config=DecodeConfig(alpha=.2))
     with pytest.raises(GenrecError, match='needs an assistant'): exact_search(model, HISTORY, config=DecodeConfig(assistant_weight=.2))
     with pytest.raises(SettingError, match='needs the item decoder'): exact_search(t5(Identifiers.random(9, 2, 3)), HISTORY)
+    for bad in (HISTORY.tolist(), HISTORY.numpy(), HISTORY[0], HISTORY.float()):
+        for search in (exact_search, lambda *a: next(exact_scores(*a))):
+            with pytest.raises(SettingError, match=r'expected an int64 tensor \[users, items\]'): search(model, bad)
+    for fit in (fit_weights, fit_rules):
+        with pytest.raises(SettingError, match="did you mean 'likelihood'"): fit(model, None, by='likelyhood')
     with pytest.raises(SettingError, match='expected 3 numbers'): exact_search(model, HISTORY, exact=ExactConfig(weights=(1., 1.)))
 
 @pytest.mark.parametrize('item, target, known, message', [(7, 25, False, 'item 25 as a target'), (25, 3, False, 'item 25 in a history'),

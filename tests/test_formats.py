@@ -159,6 +159,7 @@ def test_columns_by_name(tmp_path):
         with pytest.raises(GenrecError, match=words): load_files(tmp_path/'log.csv', tmp_path/'shop.csv', **names | wrong)
     with pytest.raises(GenrecError, match="is 'at' the time.*--column time=at"): load_files(tmp_path/'log.csv', tmp_path/'shop.csv', **names | dict(time=''))
     assert load_files(tmp_path/'log.csv', text=False, user='who', item='what', time=None).interactions.times is None
+    assert all(load_dataset(tmp_path/'log.csv', text=False, user='who', item='what', time=none).interactions.times is None for none in ('', None))
 
 @pytest.mark.parametrize('name, values, why', [('price', ['$3.99', '5'], 'numbers'), ('average_rating', ['a', 'b'], 'by its name'), ('image', ['http://x.org/a.jpg'], 'links'), ('also_buy', ['B000000001, B000000002'], 'codes'),
                                                ('tmdbId', ['tt a'], 'ids'), ('details', [''], 'without text'), ('made', ['2014-01-02'], 'dates'), ('story', ['Once upon a time'], ''), ('brand', ['Lush', 'L8'], ''), ('genres', ['Drama, War'], '')])

@@ -405,3 +405,9 @@ def test_a_table_says_which_order_of_ties_its_vectors_saw(finished, tmp_path):
     assert (orders[0] == orders[1]).all() and (orders[0] != orders[2]).any()                # whatever the seed of the training
     with pytest.raises(GenrecError, match='there are no times, so nothing is tied.*leave out ties and tie_seed'): tokenize(str(finished[0]), how, tmp_path/'t', tie_seed=1)
     assert not (tmp_path/'t').exists()
+
+@pytest.mark.parametrize('changes, words', [(dict(backbone='t5', rules_weight=.5), 'not t5: take rules_weight=0'), (dict(model=dict(softmax='vocabulary', prior='trie')), "take softmax='children'"),
+                                            (dict(backbone='t5', model=dict(prior='trie')), "take softmax='children'")])
+def test_what_cannot_be_is_refused_with_the_settings(changes, words):
+    with pytest.raises(SettingError, match=words): RunConfig(data='x', **changes)
+    RunConfig(data='x', backbone='t5', rules_weight=0)
