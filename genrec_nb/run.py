@@ -101,9 +101,22 @@ def _quick_settings(given: dict) -> dict:
     "Those of a quick run; a tokenizer of other things than texts has no encoder"
     if given.get('backbone') == 'llm': return _QUICK_LLM
     quick, own = _QUICK_T5 if given.get('backbone') == 't5' else _QUICK, given.get('tokenizer')
-    how = TOKENIZERS.get(own.get('method', 'rqkmeans')) if isinstance(own, dict) else None
-    texts = how is None or 'encoder' in how.uses and not (how.either and own.get('cf'))
+    texts = not isinstance(own, dict) or _may_encode(own.get('method', 'rqkmeans'), own.get('cf'))
     return quick | dict(tokenizer=_QUICK_TOKENIZER if texts else dict(method='rqkmeans'))
+
+def _may_encode(method: str, cf) -> bool:
+    "Does a tokenizer read texts by an encoder? True for an unknown one"
+    how = TOKENIZERS.get(method)
+    return how is None or 'encoder' in how.uses and not (how.either and cf)
+
+def _quick_identifiers(given) -> list: # methods and tables
+    "Further identifiers with the encoder of a quick run, where they name none"
+    def quick(x):
+        own = dict(method=x) if isinstance(x, str) and x in TOKENIZERS else x
+        texts = isinstance(own, dict) and _may_encode(own.get('method', 'rqkmeans'), own.get('cf'))
+        return dict(encoder='tfidf') | own if texts else x
+    names = [x.strip() for x in given.split(',')] if isinstance(given, str) else given
+    return [quick(x) for x in names] if isinstance(names, (list, tuple)) else given
 
 def _with_quick(preset: dict, given: dict) -> dict:
     "The settings of a preset, cut down to a quick run"
@@ -121,6 +134,7 @@ def load_config(
     given = _given_settings(path, overrides)
     base = preset_settings(preset) if preset else {}
     given = _merge(_with_quick(base, given) if quick else base, given)
+    if quick and given.get('identifiers'): given['identifiers'] = _quick_identifiers(given['identifiers'])
     return read_settings(RunConfig, given, str(path or ''))
 
 # %% ../nbs/86_run.ipynb #f7cd9786

@@ -411,3 +411,10 @@ def test_a_table_says_which_order_of_ties_its_vectors_saw(finished, tmp_path):
 def test_what_cannot_be_is_refused_with_the_settings(changes, words):
     with pytest.raises(SettingError, match=words): RunConfig(data='x', **changes)
     RunConfig(data='x', backbone='t5', rules_weight=0)
+
+@pytest.mark.parametrize('given, encoders', [('hkmeans, item', ['tfidf', None]), (['rqvae', dict(method='hkmeans', encoder='minilm')], ['tfidf', 'minilm']), (None, [None]),
+                                             ([dict(method='hkmeans', cf='cooccurrence'), 'random'], [None, None])])
+def test_a_quick_run_downloads_no_encoder_for_further_identifiers(given, encoders):
+    config = load_config(overrides=dict(data='x') | (dict(identifiers=given) if given else {}), quick=True)
+    assert [s.encoder for s in config.identifiers] == encoders
+    with pytest.raises(SettingError, match='a list of methods'): load_config(overrides=dict(data='x', identifiers=3), quick=True)
