@@ -19,7 +19,7 @@ from .core import (NonNegative, SettingError, Share, _check_items, _check_k, _fi
                             check_choice, patch, require, settings)
 from .splits import Cases
 from .item_decoder import ItemDecoder
-from .sequential_rules import fit_interpolation, interpolate
+from .sequential_rules import _log_mixture, fit_interpolation, interpolate
 from .beam_search import (_BROKEN, DecodeConfig, _assistant_logp, _assistant_mass, _check_histories, _check_rows,
                                    decoding_weights, _exhausted_prefixes, _evaluating)
 
@@ -57,13 +57,17 @@ def _levels(model, k: int, forced: bool) -> list[_Level]:
     return out
 
 # %% ../nbs/51_exact.ipynb #068491fb
+def _over_vocabulary(model, config: DecodeConfig) -> bool:
+    "Is a token normalized over all codes of its level?"
+    return model.config.softmax == config.normalize == 'vocabulary'
+
 class _Scorer:
     "What belongs to one identifier of a model and one way of decoding"
     def __init__(self, model, k: int, config: DecodeConfig, gain: Tensor | None):
         require(not config.alpha or gain is not None,
                 'alpha > 0 needs the gains of the trie: pass gain=information_gain(trie, prior)')
         self.model, self.tree, self.config = model, model.trees[k], config
-        self.vocabulary = model.config.softmax == config.normalize == 'vocabulary'
+        self.vocabulary = _over_vocabulary(model, config)
         self.levels = _levels(model, k, forced=self.vocabulary)
         trie, self.weights = self.tree.trie, None
         if config.alpha: self.weights = decoding_weights(trie, gain, config.alpha)
@@ -127,12 +131,16 @@ def step_scores(self: _Scorer, level: _Level, hidden: Tensor, user) -> Tensor:
     return (self.weights[child.clamp(min=0)]*logp).masked_fill(none, -torch.inf)
 
 # %% ../nbs/51_exact.ipynb #9604ebe2
+def _node_bytes(model, column: int, children: int, vocabulary: bool) -> int:
+    "What a prefix of a user needs: activations, scores of the children, all logits if they count"
+    c, wide = model.config, 6*children
+    if vocabulary: wide += 2*c.sizes[column]
+    return 4*(wide + (4 + 2*c.head_ff)*c.d_model)
+
 @patch
 def node_bytes(self: _Scorer, level: _Level, children: int | None = None) -> int:
-    "What a prefix of a user needs: activations, scores of the children, all logits if they count"
-    c, wide = self.model.config, 6*(children or level.child.shape[1])
-    if self.vocabulary: wide += 2*c.sizes[level.column]
-    return 4*(wide + (4 + 2*c.head_ff)*c.d_model)
+    "That of a prefix of a level; with fewer children than the most there are"
+    return _node_bytes(self.model, level.column, children or level.child.shape[1], self.vocabulary)
 
 # %% ../nbs/51_exact.ipynb #1c100a45
 @patch
@@ -214,12 +222,22 @@ def _scorers(model, config: DecodeConfig, gain=None) -> list[_Scorer]: # gain: o
 # %% ../nbs/51_exact.ipynb #42b37d5f
 def _has_rules(model) -> bool: return getattr(model, 'rules', None) is not None
 
-def _bytes_each(scorers: list) -> tuple[int, int]:
+def _level_sizes(model, forced: bool): # the levels of `_levels`, of all identifiers
+    "Yield column of the token, number of prefixes, of all their children, of the most of one"
+    for start, tree in zip(model.starts, model.trees):
+        ends = tree.trie.level.tolist()
+        for l, (a, z) in enumerate(zip(ends, ends[1:tree.trie.max_depth + 1])):
+            n = tree.trie.n_children[a:z]
+            n = n[n > (0 if forced else 1)]
+            if len(n): yield start + l, len(n), int(n.sum()), int(n.max())
+
+def _bytes_each(model, config: DecodeConfig) -> tuple[int, int]:
     "Bytes of the scores of a user, and of the logits of a user's prefix"
-    n, levels = scorers[0].tree.trie.n_items, [(s, x) for s in scorers for x in s.levels]
-    widest = max((len(x.rows) for _, x in levels), default=0)
-    user = (len(scorers) + 6 + 10*_has_rules(scorers[0].model))*n + 2*widest
-    return 4*user, max((s.node_bytes(x) for s, x in levels), default=0)
+    over, K = _over_vocabulary(model, config), len(model.trees)
+    sizes = list(_level_sizes(model, over))
+    widest = max((children for _, _, children, _ in sizes), default=0)
+    user = (K + 6 + 10*_has_rules(model))*len(model.paths) + 2*widest
+    return 4*user, max((_node_bytes(model, l, most, over) for l, _, _, most in sizes), default=0)
 
 # %% ../nbs/51_exact.ipynb #c78249ca
 def _why_not_exact(model, config: DecodeConfig = DecodeConfig()) -> str: # '': nothing
@@ -228,9 +246,8 @@ def _why_not_exact(model, config: DecodeConfig = DecodeConfig()) -> str: # '': n
         return f'exact ranking needs the item decoder, not a {type(model).__name__}'
     if config.min_max != 'prefix':
         return "min_max='step' depends on the beams: exact ranking needs min_max='prefix'"
-    scorers = _scorers(model, replace(config, alpha=0.))
-    user, prefix = _bytes_each(scorers)
-    need, n = max(-(-4*user//3), 4*prefix), scorers[0].tree.trie.n_items
+    user, prefix = _bytes_each(model, config)
+    need, n = max(-(-4*user//3), 4*prefix), len(model.paths)
     if need > config.memory:
         return (f'exact ranking of {n:,} items needs {need:,} bytes, and memory is '
                 f'{config.memory:,}: give more by decode.memory')
@@ -239,11 +256,9 @@ def _why_not_exact(model, config: DecodeConfig = DecodeConfig()) -> str: # '': n
 # %% ../nbs/51_exact.ipynb #bb0d8ff5
 def _multiplications(model, config: DecodeConfig = DecodeConfig()) -> int: # a user
     "Multiplications of the exact scores of all items for one user, the transformer apart"
-    c, out = model.config, 0
-    for s in _scorers(model, replace(config, alpha=0.)):
-        for x in s.levels:
-            wide = 2*c.head_ff*c.d_model + x.child.shape[1] + s.vocabulary*c.sizes[x.column]
-            out += len(x.nodes)*wide*c.d_model
+    c, over, out = model.config, _over_vocabulary(model, config), 0
+    for l, prefixes, _, most in _level_sizes(model, over):
+        out += prefixes*(2*c.head_ff*c.d_model + most + over*c.sizes[l])*c.d_model
     return out
 
 # %% ../nbs/51_exact.ipynb #f6971220
@@ -275,7 +290,7 @@ def _in_batches(score: Callable, model, history: Tensor, config: DecodeConfig, g
     _check_histories(model.tries[0], history, seen)
     seen, scorers = history if seen is None else seen, _scorers(model, config, gain)
     reading = 64*history.shape[1]*model.config.d_model # bytes of a user's activations
-    users = max(1, config.memory*3//4//max(*_bytes_each(scorers), reading))
+    users = max(1, config.memory*3//4//max(*_bytes_each(model, config), reading))
     order = torch.argsort((history >= 0).sum(1), stable=True)
     for rows in order.split(users) if len(order) else ():
         with _evaluating(model):
@@ -424,13 +439,13 @@ def _growing(model, exact: ExactConfig, rules: Tensor | None) -> Callable: # rul
     "The score of items, or of chosen users and items, that grows with each identifier's"
     if rules is not None:
         share = exact.rules*(rules.sum(1, keepdim=True) > 0).to(rules)
-        rest, rules = torch.log1p(-share), rules.log() + share.log()
+        rules = rules.log()
     def total(logp: Tensor, user=None, item=None) -> Tensor: # [K, b, N]; or [K, P]
         some, reached = user is not None, model.reached
         x = _sum(logp, exact, reached[:, item] if some and reached is not None else reached)
         if rules is None: return x
-        a, b = (rest[user, 0], rules[user, item]) if some else (rest, rules)
-        return torch.logaddexp(x + a, b)
+        r, part = (rules[user, item], share[user, 0]) if some else (rules, share)
+        return _log_mixture(x, r, part)
     return total
 
 # %% ../nbs/51_exact.ipynb #196c1841

@@ -107,6 +107,10 @@ def load_rules(folder: str | Path, n_items: int) -> SequentialRules:
     return SequentialRules(sparse.csr_array(parts, (n_items, n_items)), config, int(x['counted']))
 
 # %% ../nbs/43_sequential_rules.ipynb #26f15a20
+def _log_mixture(p: Tensor, r: Tensor, share: Tensor) -> Tensor: # logarithms p and r, share of r
+    "The logarithm of the mixture of two probabilities"
+    return torch.logaddexp(p + torch.log1p(-share), r + share.log())
+
 def interpolate(
     logp: Tensor, # float [B, N] log-probabilities
     rules: Tensor, # float [B, N], rows sum to 1 or 0
@@ -118,8 +122,7 @@ def interpolate(
     old, new = logp.log_softmax(1).tensor_split([n], 1)
     share = weight*(rules.sum(1, keepdim=True) > 0).to(logp)
     whole = torch.log1p(-new.exp().sum(1, keepdim=True).clamp(max=1))         # of C: ln 1 without new items
-    rules = rules[:, :n].log() + share.log() + whole
-    return torch.cat([torch.logaddexp(old + torch.log1p(-share), rules), new], 1)
+    return torch.cat([_log_mixture(old, rules[:, :n].log() + whole, share), new], 1)
 
 # %% ../nbs/43_sequential_rules.ipynb #454d9813
 def fit_interpolation(
