@@ -373,7 +373,8 @@ def _show_explanation(e) -> None: # of one identifier, or of several
     several = isinstance(e.parts, dict)
     for name, x in (e.parts if several else {'': e}).items():
         rows = _explanation_rows(x.parts)
-        _print(_Rows(rows, f'Explanation: {e.title}' + f', {name}'*several))
+        weight = f', {name}, weight {e.weights[name]:.2f}' if several else ''
+        _print(_Rows(rows, f'Explanation: {e.title}{weight}'))
         labels = x.labels()
         if len(labels) == 1 and labels[0][1].items == 1:
             _print(f'{escape(labels[0][0])} stands for this item alone')

@@ -493,6 +493,8 @@ def exact_search(
 # %% ../nbs/51_exact.ipynb #75184e26
 def _histories(model, cases: Cases) -> tuple[Tensor, Tensor]:
     "What the model reads of the histories of cases, and all that was seen"
+    found = type(cases).__name__
+    require(isinstance(cases, Cases), f'expected Cases, such as split.test; found {found}', SettingError)
     _check_items(cases.items, len(model.paths))
     _check_items(cases.targets, len(model.paths), -1, 'as a target')
     longest = int(np.diff(cases.offsets).max(initial=1))
@@ -522,8 +524,8 @@ def item_nats(
     memory: int = 2**26, # bytes
 ) -> float: # nats per item
     "Mean $-\\ln P(\\mathrm{target} \\mid \\mathrm{history})$"
-    _check_items(cases.targets, len(model.paths), 0, 'as a target')
     history, _ = _histories(model, cases)
+    _check_items(cases.targets, len(model.paths), 0, 'as a target')
     targets, total = torch.from_numpy(cases.targets).long().to(history.device), 0.
     for part in exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)):
         logp = _joint(model, part, history, exact).gather(1, targets[part.rows][:, None])

@@ -231,7 +231,8 @@ def strip(self: JointExplanation) -> Strip:
 
 @patch
 def __repr__(self: JointExplanation) -> str:
-    return f'{self.summary()}\n' + '\n'.join(f'{n}: {e!r}' for n, e in self.parts.items())
+    own = (f'{n}, weight {self.weights[n]:.2f}: {e!r}' for n, e in self.parts.items())
+    return '\n'.join([self.summary(), *own])
 
 # %% ../nbs/81_explanations.ipynb #743c92bd
 _JOINT = _ENV.from_string("""

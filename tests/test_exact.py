@@ -192,6 +192,8 @@ def test_items_without_a_path_are_refused(item, target, known, message):
             with pytest.raises(GenrecError, match=f'found {message}, but the catalog has 25 items') as e: f()
             assert '\n' not in str(e.value)
         if known: assert all(len(f()) == 2 for f in ranks)
+    for f in (item_nats, rank_exact):
+        with pytest.raises(SettingError, match='expected Cases, such as split.test; found list'): f(packed(ids), [[1, 2]])
 
 @pytest.mark.parametrize('how', ['product', 'mixture'])
 def test_combinations_by_hand(how):
