@@ -172,6 +172,8 @@ WRONG = [
     (['tokenize', 'shop', '--out', 'o', '--method', 'letter', '--tokenizer', 'clustrs=1'], "did you mean 'clusters'"), (['assign', 'nowhere', 'shop', '--out', 'x.json'], 'nowhere: no such'),
     (['recommend', 'nowhere', '--history', 'x'], 'no saved recommender'), (['recommend', 'shop', '--history', 'x'], 'no saved recommender'), (['recommend', 'shop', '--histories', 'no.csv'], 'no.csv'),
     (['recommend', 'saved', '--history', 'The red swa'], "did you mean 'The red saw'"), (['recommend', 'saved', '--history', 'The red saw', '--history', 'xyz'], 'none is near'),
+    *((['recommend', 'saved', '--history', 'The red saw', *given], f'{given[0]}: for the lists of all users; give --histories') for given in (('--out', 'o.csv'), ('--format', 'csv'), ('--jobs', '2'), ('--cluster', 'tcp://x:1'))),
+    (['recommend', 'saved', '--histories', 'shop/x.csv', '--explain'], '--explain: for one --history'),
     (['inspect', 'nowhere'], 'nowhere: no such'), (['inspect', 'shop', '--data', 'nowhere'], 'no known'), (['inspect', 'shop', '--kind', 'foo'], 'expected one of'), (['describe', 'nowhere'], 'no known'),
     (['compare', 'no.toml'], 'no such file'), (['compare', 'grid.toml'], "did you mean 'weightings'"), (['compare', '--report', 'nowhere'], 'nowhere: no such'), (['compare'], 'either'),
     *((['run', 'shop', *given], words) for *given, words in (
