@@ -102,6 +102,8 @@ def _quick_settings(given: dict) -> dict:
     if given.get('backbone') == 'llm': return _QUICK_LLM
     quick, own = _QUICK_T5 if given.get('backbone') == 't5' else _QUICK, given.get('tokenizer')
     texts = not isinstance(own, dict) or _may_encode(own.get('method', 'rqkmeans'), own.get('cf'))
+    if texts and own and own.get('method') in ('opq', 'pq'):  # made in seconds, and digits may be parallel
+        return quick | dict(tokenizer=own | dict(encoder='tfidf'))
     return quick | dict(tokenizer=_QUICK_TOKENIZER if texts else dict(method='rqkmeans'))
 
 def _may_encode(method: str, cf) -> bool:

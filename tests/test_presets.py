@@ -58,6 +58,8 @@ def test_a_quick_run_of_a_preset_trains_briefly():
     assert (quick.train.epochs, quick.train.lr, quick.weighting, quick.model['eos']) == (2, 5e-4, 'ranking', True)
     assert (quick.tokenizer.method, quick.tokenizer.levels, quick.tokenizer.encoder) == ('rqkmeans', 2, 'tfidf')
     assert load_config(quick=True, preset='igd-paper').train.samples_per_epoch == 256
+    digits, own = (load_config(overrides=o, quick=True, preset='rpg').tokenizer for o in ({}, {'tokenizer.encoder': 'minilm'}))
+    assert digits.options['parallel'] and (digits.method, digits.levels, digits.encoder, own.encoder) == ('opq', 16, 'tfidf', 'minilm')
 
 def test_items_with_long_titles_are_left_out(tmp_path):
     words = {'a': 'one', 'b': 'one two', 'c': 'one two three', 'd': 'one two three four'}
