@@ -10,6 +10,7 @@ __all__ = ['ItemMatrix', 'ItemKNNConfig', 'ItemKNN', 'train_item_knn', 'EASEConf
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from .core import Count, Natural, NonNegative, Positive, settings
 from .splits import Cases, Split
 from .baselines import (ItemRanker, LightGCN, LightGCNConfig, _check_split,
@@ -27,10 +28,12 @@ class ItemMatrix(ItemRanker, nn.Module):
     def __repr__(self): return f'{type(self).__name__}({self.n_items:,} items; {self.settings})'
     def scores(self, cases: Cases) -> Tensor: # float [B, N]
         "The sum of the rows of each case's items, every item once"
-        x = torch.zeros(len(cases), self.n_items, device=self.weights.device)
-        row = np.repeat(np.arange(len(cases)), np.diff(cases.offsets))
-        x[torch.from_numpy(row), torch.from_numpy(cases.items.astype(np.int64))] = 1
-        return x @ self.weights
+        b, n = len(cases), self.n_items
+        row = np.repeat(np.arange(b), np.diff(cases.offsets))
+        row, item = np.divmod(np.unique(row*n + cases.items), n)
+        bags = np.searchsorted(row, np.arange(b))                   # where each case begins
+        item, bags = (torch.from_numpy(x).to(self.weights.device) for x in (item, bags))
+        return F.embedding_bag(item, self.weights, bags, mode='sum')
 
 # %% ../nbs/74_linear_baselines.ipynb #87f41901
 @settings
@@ -82,9 +85,9 @@ def train_ease(
     _check_split(split, 0)
     R = _interaction_matrix(split.train)
     gram = torch.from_numpy((R.T @ R).toarray()).double()
-    P = torch.linalg.inv(gram + config.l2*torch.eye(len(gram), dtype=gram.dtype))
-    W = -P/P.diagonal()
-    W.fill_diagonal_(0.)
+    gram.diagonal().add_(config.l2)                                 # now positive definite
+    W = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    W = W.div_(-W.diagonal().clone()).fill_diagonal_(0.)
     model = EASE(split.train.n_items, config)
     model.split, model.weights = split.fingerprint, W.float()
     return model.eval()
