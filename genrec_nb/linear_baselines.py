@@ -62,7 +62,7 @@ def train_item_knn(
     k = min(config.neighbors, len(W))
     W[W < W.topk(k, 0).values[-1]] = 0.
     model = ItemKNN(split.train.n_items, config)
-    model.split, model.weights = split.fingerprint, W.float()
+    model.split, model.weights = split.fingerprint, W.float().contiguous()
     return model.eval()
 
 # %% ../nbs/74_linear_baselines.ipynb #2f0bd466
@@ -89,7 +89,7 @@ def train_ease(
     W = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     W = W.div_(-W.diagonal().clone()).fill_diagonal_(0.)
     model = EASE(split.train.n_items, config)
-    model.split, model.weights = split.fingerprint, W.float()
+    model.split, model.weights = split.fingerprint, W.float().contiguous()
     return model.eval()
 
 # %% ../nbs/74_linear_baselines.ipynb #a69a359c
