@@ -462,19 +462,19 @@ def _two_tables(names: dict) -> tuple[dict, dict]: # role -> column
     items = {k: v for k, v in names.items() if k in ('title', 'text')} | (dict(item=last) if last else {})
     return histories, items
 
-def _check_options(history, histories, items, vectors, of_all: dict, why: bool, form, device) -> None:
+def _check_options(history, histories, items, vectors, of_all: dict, why: bool, device) -> None:
     "Raise `GenrecError` for options of `genrec recommend` that cannot be; without torch"
     from genrec_nb.core import SettingError, check_choice, check_keys, require
     from genrec_nb.setting_names import _check_device, _check_there
     require(bool(history) != bool(histories), 'give either --history ITEM, or --histories FILE',
             SettingError)
-    alone = [name for name, given in of_all.items() if given and not histories]
-    require(not alone, f'{" and ".join(alone)}: for the lists of all users; give --histories FILE, too',
+    given = ' and '.join(name for name, value in of_all.items() if value)
+    require(bool(histories) or not given, f'{given}: for the lists of all users; give --histories FILE, too',
             SettingError)
     require(not (why and histories), '--explain: for one --history, not for a file', SettingError)
     require(bool(items) or not vectors, '--vectors are those of new items: give --items FILE, too',
             SettingError)
-    check_choice(form or 'json', ('json', 'csv', 'parquet'), '--format')
+    check_choice(of_all['--format'] or 'json', ('json', 'csv', 'parquet'), '--format')
     _check_there(histories, items, vectors)
     _check_device(device)
 
@@ -504,7 +504,7 @@ def _recommend(
     (changes, bad_lines), names = _decode_changes(change), _columns(column)
     names, of_items = _two_tables(names)
     of_all = {'--out': out, '--format': form, '--jobs': jobs > 1, '--cluster': cluster}
-    _check_options(history, histories, items, vectors, of_all, why, form, device)
+    _check_options(history, histories, items, vectors, of_all, why, device)
     from genrec_nb.model_folder import _check_catalog, _check_folder, _fetched # after the options
     folder = _fetched(folder)
     _check_folder(folder)
