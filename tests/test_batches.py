@@ -9,7 +9,7 @@ from genrec_nb.data import Interactions
 from genrec_nb.semantic_ids import EOS
 from oracles import identifiers, quick
 
-def interactions(rows, n_items=100):
+def interactions(rows, n_items=8*14): # as many as `histories` may draw
     return Interactions(np.concatenate([np.asarray(r, np.int64) for r in rows]), np.cumsum([0] + [len(r) for r in rows]), [f'u{i}' for i in range(len(rows))], n_items)
 
 @st.composite
