@@ -30,7 +30,7 @@ def _new_catalog(items, old: Catalog, columns: dict | None = None) -> Catalog:
     c = dict(item='', title='', text=None) | (columns or {})
     check_keys(c, ('item', 'title', 'text'), 'columns')
     if isinstance(items, (str, Path)): items = _read_items(items, c['item'], c['title'], c['text'])
-    if isinstance(items, list): items = pd.DataFrame(items)
+    if isinstance(items, list) and all(isinstance(x, dict) for x in items): items = pd.DataFrame(items)
     if isinstance(items, pd.DataFrame):
         table = FileTable(items, Path('the new items'), 'a table')
         items = _items_of(table, c['item'], c['title'], c['text'], None).catalog

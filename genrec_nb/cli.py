@@ -199,7 +199,8 @@ def _show_run(m: dict) -> None: # m: as in metrics.json
     title = f'{m["data"]}: {size}, seed {m["seed"]}; {_seen(m)}'
     _print(_Rows(_method_rows(m), title),
            '★ saved: of the generators, the best NDCG@10 on the validation users'
-           f'{_rules_share(m)}.',
+           f'{_rules_share(m)}. Tail: targets outside the most popular fifth of the items; '
+           'coverage: share of the catalog in any list of ten.',
            *[escape(m['below_baseline'])]*bool(m['below_baseline']),
            f'{m["zero_gain_share"]:.1%} of the target tokens are zero-gain.', _ties(m),
            *map(escape, _verdicts(m)))
@@ -373,7 +374,7 @@ def _show_explanation(e) -> None: # of one identifier, or of several
     several = isinstance(e.parts, dict)
     for name, x in (e.parts if several else {'': e}).items():
         rows = _explanation_rows(x.parts)
-        weight = f', {name}, weight {e.weights[name]:.2f}' if several else ''
+        weight = f', {name}, weight {e.weights[name]:.2f} in the {e.combine}' if several else ''
         _print(_Rows(rows, f'Explanation: {e.title}{weight}'))
         labels = x.labels()
         if len(labels) == 1 and labels[0][1].items == 1:
@@ -390,7 +391,8 @@ def _show_list(rec, history: list[str], k: int, why: bool) -> None:
     if not found: return
     cells = ({'': n, 'title': x.title, 'id': x.id, 'score': f'{x.score:.3f}'}
              for n, x in enumerate(found, 1))
-    _print(_Rows([*cells]))
+    alpha = rec.config.decode.alpha
+    _print(_Rows([*cells]), "score: logarithm of the item's probability" + f', tokens weighted with α = {alpha:g}'*bool(alpha))
     if not why: return
     counted = rec.explain_rules(history, found[0].id)
     if counted: _print(str(counted), 'By the generator alone:')

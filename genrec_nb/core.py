@@ -104,7 +104,7 @@ def _unknown(name: object, known, full=()) -> str: # full: 'train.lr', .. of nes
     last = str(name).rpartition('.')[2]
     same = next((f for f in full if f.rpartition('.')[2] == last), None)
     near = f' did you mean {same!r}?' if same else _near(name, known)
-    if near and len(known) > 40: return f'{name!r} is unknown,{near}'
+    if len(known) > 40: return f'{name!r} is unknown' + (near and f',{near}')
     near, names = f',{near}' if near else '.', ', '.join(map(str, known))
     return f'{name!r} is unknown{near} Known: {names}'
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from pooch import file_hash
-from .core import (FileError, GenrecError, GenrecWarning, MissingTextError, SettingError, explain, patch,
+from .core import (FileError, GenrecError, GenrecWarning, MissingTextError, SettingError, _near, explain, patch,
                             require, whole_file, whole_folder, write_json, _members, _read_tensors,
                             _version, _without_bars, _write_tensors, _writing)
 from .faults import _drop
@@ -218,7 +218,11 @@ def make_encoder(encoder: object, device: str | None = None) -> object:
     require(isinstance(encoder, (str, Path)), f"encoder is of the kind {type(encoder).__name__}, expected 'tfidf', "
             "'minilm', a model's name or folder, or what has `encode(texts, batch_size=..)` and a `key`, "
             'a text under which its vectors are kept', SettingError)
-    return TfidfEncoder() if encoder == 'tfidf' else SentenceEncoder(encoder, device=device)
+    name, known = str(encoder), ('tfidf', 'minilm')
+    other = '/' in name or name in known or Path(name).exists()
+    near = '' if other else _near(name, known)
+    require(not near, f"encoder is {name!r}, expected 'tfidf', 'minilm', a model's name or folder;{near}", SettingError)
+    return TfidfEncoder() if name == 'tfidf' else SentenceEncoder(encoder, device=device)
 
 # %% ../nbs/12_embed.ipynb #a624fc89
 def _cache_key(texts: list[str], encoder: object) -> str: # 64 hexadecimal digits

@@ -17,7 +17,7 @@ from functools import partial, reduce
 from typing import Callable, Literal
 from .core import (NonNegative, SettingError, Share, _check_items, _check_k, _finite,
                             check_choice, patch, require, settings)
-from .splits import Cases
+from .splits import Cases, _check_cases
 from .item_decoder import ItemDecoder
 from .sequential_rules import _log_mixture, fit_interpolation, interpolate
 from .beam_search import (_BROKEN, DecodeConfig, _assistant_logp, _assistant_mass, _check_histories, _check_rows,
@@ -493,8 +493,7 @@ def exact_search(
 # %% ../nbs/51_exact.ipynb #75184e26
 def _histories(model, cases: Cases) -> tuple[Tensor, Tensor]:
     "What the model reads of the histories of cases, and all that was seen"
-    found = type(cases).__name__
-    require(isinstance(cases, Cases), f'expected Cases, such as split.test; found {found}', SettingError)
+    _check_cases(cases)
     _check_items(cases.items, len(model.paths))
     _check_items(cases.targets, len(model.paths), -1, 'as a target')
     longest = int(np.diff(cases.offsets).max(initial=1))

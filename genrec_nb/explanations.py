@@ -179,8 +179,13 @@ class JointExplanation:
     weights: dict # name -> weight
     leads: dict # name -> what it adds to the lead: nats of a product, probability in a mixture
     combine: str # 'product' or 'mixture'
-    score: float
+    score: float # ln P of the item
 
+    @property
+    def constant(self) -> float: # ln Z, 0 for a mixture
+        "What normalizes a product over all items: the weighted scores minus the item's"
+        if self.combine == 'mixture': return 0.
+        return sum(self.weights[n]*e.score for n, e in self.parts.items()) - self.score
     @property
     def decided(self) -> str: # name
         "The identifier that adds most to the lead"
@@ -208,6 +213,15 @@ def compare(cls: JointExplanation,
     return cls(pairs[0][0].title, other, parts, dict(zip(names, weights)), dict(zip(names, leads)),
                combine, score)
 
+# %% ../nbs/81_explanations.ipynb #d3e1b5e6
+@patch(as_prop=True)
+def formula(self: JointExplanation) -> str:
+    "How the score follows from those of the identifiers"
+    if self.combine == 'mixture':
+        return 'ln of ' + ' + '.join(f'{w:.2f} P({n})' for n, w in self.weights.items())
+    terms = ' + '.join(f'{self.weights[n]:.2f}·({e.score:.3f})' for n, e in self.parts.items())
+    return f'{terms} − ln Z ({self.constant:.3f})'
+
 # %% ../nbs/81_explanations.ipynb #0544ca5c
 @patch
 def to_frame(self: JointExplanation) -> pd.DataFrame: # a row for each token of each identifier
@@ -219,7 +233,7 @@ def summary(self: JointExplanation) -> str:
     "One sentence: score, leads, and which identifier decided"
     unit = 'nats' if self.combine == 'product' else 'of probability'
     leads = ', '.join(f'{n} {x:+.3f}' for n, x in self.leads.items())
-    lead, says = sum(self.leads.values()), f'{self.title}: {self.score:.3f}, a {self.combine}'
+    lead, says = sum(self.leads.values()), f'{self.title}: ln P = {self.score:.3f}, {self.formula}'
     if lead < 0: return f'{says}; {self.other} leads by {-lead:.3f} {unit} ({leads})'
     return f'{says}; lead over {self.other} {lead:+.3f} {unit} ({leads}): {self.decided} decided'
 
@@ -231,14 +245,14 @@ def strip(self: JointExplanation) -> Strip:
 
 @patch
 def __repr__(self: JointExplanation) -> str:
-    own = (f'{n}, weight {self.weights[n]:.2f}: {e!r}' for n, e in self.parts.items())
+    own = (f'{n}, weight {self.weights[n]:.2f} in the {self.combine}: {e!r}' for n, e in self.parts.items())
     return '\n'.join([self.summary(), *own])
 
 # %% ../nbs/81_explanations.ipynb #743c92bd
 _JOINT = _ENV.from_string("""
 <div class="explain"><p>{{ e.summary() }}</p><table>
 {% for n, x in e.parts.items() %}
-<tr><td style="padding-right:.8rem"><b>{{ n }}</b><br><small>weight {{ '%.2f' % e.weights[n] }},
+<tr><td style="padding-right:.8rem"><b>{{ n }}</b><br><small>weight {{ '%.2f' % e.weights[n] }} in the {{ e.combine }},
 lead {{ '%+.3f' % e.leads[n] }}</small></td>
 {% for p, shade in shades(x) %}
 <td style="background:rgba(0,114,178,{{ shade or 0 }});padding:.35rem .6rem;border:2px solid white;
@@ -264,6 +278,7 @@ class RulesExplanation:
     generated: float # probability by the generator alone
     counted: float # by the rules: their share of what the items that they were counted on have
     votes: list[tuple[str, float]] # titles of the history that the item stood near, their shares
+    why: str = '' # they have no weight
 
     @property
     def probability(self) -> float: # a history that no rule knows gives `counted` 0
@@ -272,6 +287,7 @@ class RulesExplanation:
     def __repr__(self):
         near = ', '.join(f'{title} {share:.0%}' for title, share in self.votes)
         near = near or 'no item of the history'
+        if self.why: return f'{self.title}: probability {self.probability:.4f}, of the generator alone: {self.why}'
         return (f'{self.title}: probability {self.probability:.4f}, of the generator '
                 f'{self.generated:.4f}, of sequential rules {self.counted:.4f} (weight '
                 f'{self.weight:.2f}); stood near {near}')

@@ -51,23 +51,40 @@ def _read_rows(path: Path, user, item, time, how: str = 'error') -> tuple[pd.Dat
     said += '' if time else '; no times: the order of the rows counts'
     return rows, [f'interactions: {table!r}, {kind}: {said}', *filter(None, [table.bad.note()])]
 
+# %% ../nbs/11_layouts.ipynb #f72cca87
+def _wrong_past(rows: pd.DataFrame, there: np.ndarray) -> np.ndarray: # both bool [n]
+    "Which rows are their user's first and name a history with something that is no time"
+    wrong, time = ~there, _clock(rows.time)[0]
+    while True:
+        left = np.flatnonzero(~wrong)
+        by = rows.user.iloc[left].to_frame().assign(time=time.iloc[left])
+        by = by.sort_values('time', kind='stable', key=lambda t: _clock(t)[0])
+        first = by.drop_duplicates('user').index.to_numpy()
+        past = [_past(v) for v in rows.then.loc[first]]
+        of = np.repeat(first, [len(p) for p in past])
+        bad = of[_no_times(_clock(pd.Series(list(chain.from_iterable(past)), dtype=object))[0])]
+        if not len(bad): return wrong & there
+        wrong[bad] = True
+
 # %% ../nbs/11_layouts.ipynb #2efc0feb
 _ROW = '\0row' # a column with the number of the row in the file
 
 def _whole_rows(rows: pd.DataFrame, row: np.ndarray, table: FileTable, names: dict
                 ) -> tuple[pd.DataFrame, str]: # and the unit of times
     "Rows with a user, an item and a time; others are refused, or left out and counted"
-    unit, time = '', 'time' in names
-    for role in ('user', 'item', 'time')[:2 + time]:
-        values, unit = (_ids(rows[role]), '') if role != 'time' else _clock(rows[role])
-        wrong = _no_times(values) if role == 'time' else values.isna().to_numpy()
-        article = 'an' if role == 'item' else 'a'
-        _leave_out(wrong, row, table, f'{article} {role} in column {names[role]!r}', values)
-        if wrong.any():
-            rows, row = rows[~wrong].reset_index(drop=True), row[~wrong]
-            values, unit = _clock(rows.time) if role == 'time' else (_ids(rows[role]), '')
-        rows = rows.assign(**{role: values})
-    return rows, unit
+    rows = rows.assign(user=_ids(rows.user), item=_ids(rows['item']))
+    wrong = {'a user': ('user', rows.user.isna()), 'an item': ('item', rows['item'].isna())}
+    if 'time' in names: wrong['a time'] = 'time', _no_times(_clock(rows.time)[0])
+    if {'then', 'time'} <= names.keys():
+        lacks = np.any([mask for _, mask in wrong.values()], axis=0)
+        wrong['times'] = 'then', _wrong_past(rows, ~lacks)
+    each = np.array([mask for _, mask in wrong.values()], bool) # [roles, rows]
+    lacks = each.any(0)
+    what, (role, _) = list(wrong.items())[each[:, lacks.argmax()].argmax()]
+    _leave_out(lacks, row, table, f'{what} in column {names[role]!r}', rows[role])
+    if lacks.any(): rows = rows[~lacks].reset_index(drop=True)
+    time, unit = _clock(rows.time) if 'time' in names else (None, '')
+    return (rows if time is None else rows.assign(time=time)), unit
 
 # %% ../nbs/11_layouts.ipynb #08811872
 def _plain_items(df: pd.DataFrame, item: str) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import re
 import typer
 from typing import Annotated
 from rich.console import Console
+from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup
 
 # %% ../nbs/94_options.ipynb #ee9a0e14
@@ -129,10 +130,17 @@ _MOVED = dict(run={'--' + k.replace('_', '-'): f'--set {v}' for k, v in _SETTING
 
 # %% ../nbs/94_options.ipynb #413db129
 class _Command(_NarrowHelp, TyperCommand):
-    "A command that knows where its former options went"
+    "A command that knows where its former options went, and which are given once for each value"
+    def _parsed(self, ctx, args, names):
+        try: return TyperCommand.parse_args(self, ctx, args)
+        except BadParameter.__base__ as e:                        # click's UsageError
+            many = [o for p in self.params if getattr(p, 'multiple', False) for o in p.opts if o in names]
+            if many and 'extra argument' in e.message:
+                e.message += f'; of several values each has its own option: {many[0]} A {many[0]} B'
+            raise
     def parse_args(self, ctx, args):
         moved, names = _MOVED.get(self.name, {}), [a.partition('=')[0] for a in args]
         old = next((a for a in names if a in moved), None)
-        if old is None: return super().parse_args(ctx, args)
+        if old is None: return self._parsed(ctx, args, names)
         from genrec_nb.core import SettingError
         raise SettingError(f'genrec {self.name} has no option {old}: instead write {moved[old]}')

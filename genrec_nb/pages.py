@@ -110,7 +110,9 @@ def _model(m: dict, rec: GenerativeRecommender) -> str:
 
 # %% ../nbs/85_pages.ipynb #dc7dcee2
 _NOTE = ('Means over test cases with 95 % bootstrap intervals; each has one target, so Recall@k is '
-         'the hit rate. Intervals that overlap do not settle which method is better. '
+         'the hit rate. Intervals that overlap do not settle which method is better. Head: targets among '
+         'the most popular fifth of the items, by training count; tail: the others. Coverage: share of '
+         'the catalog in any list of ten; Gini: how unevenly (0: all items alike). '
          '{methods} IGD decoding favors tokens with gain, α = {alpha:g}. The saved model is the '
          'generator with the best validation NDCG@10: {chosen}.')
 _DECODER = ('Transitions rank what followed the last two items in training, untrained. SASRec has '

@@ -9,6 +9,7 @@ __all__ = ['GenerativeRecommender']
 import inspect, tempfile
 import numpy as np
 import torch
+from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
@@ -16,7 +17,7 @@ from .core import (FileError, GenrecError, SettingError, _check_items, _check_k,
                             patch, read_json, read_settings, require, versions, whole_folder, write_json,
                             _read_tensors, _write_tensors)
 from .data import Catalog, Dataset
-from .splits import Cases, Split, leave_one_out
+from .splits import Cases, Split, leave_one_out, _check_cases
 from .embed import embed_texts
 from .kmeans import load_quantizer
 from .metrics import ranking_metrics
@@ -34,6 +35,7 @@ from .exact import (ExactConfig, exact_scores, fit_rules, fit_weights, validatio
 from .search import chosen_search, search_each, search_facts as facts_of_search
 from .rank import rank_each as rank_each_user
 from .train import _check_arguments, fit as train_model
+from .own_vectors import _own_vectors
 from .tokenizer import Tokenized, _given_identifiers, tokenize_items
 from .added_items import _longer_counts, _longer_ids, _new_catalog
 from .explanations import (Explanation, JointExplanation, Recommendation, Recommendations,
@@ -153,6 +155,8 @@ def rank_each(self: GenerativeRecommender,
     scores: bool = False, # return pairs (items, float32 [cases, k] scores)
 ) -> list: # for each of `decodes` int64 [cases, k], -1 where nothing is left
     "Ranked items by several searches; a language model reads each history once for all of them"
+    _check_cases(cases)
+    for d in decodes: _check_decode(d)
     _check_items(cases.items, len(self.catalog))
     others = None if assistant is None else assistant.scores(cases).detach()
     def rank(tries, gains, decodes, **how):
@@ -174,12 +178,19 @@ def rank(self: GenerativeRecommender,
 ) -> np.ndarray: # int64 [cases, k], -1 where nothing is left
     "Ranked items of many cases, for `evaluate_ranking`"
     _check_k(k)
-    return self.rank_each(cases, [decode or self._wide(k)], k, assistant, scores)[0]
+    return self.rank_each(cases, [self._decoding(decode, k)], k, assistant, scores)[0]
+
+def _check_decode(decode: object) -> None:
+    require(isinstance(decode, DecodeConfig), f'decode is {str(decode)[:60]}: expected a DecodeConfig, '
+            'such as DecodeConfig(alpha=0.2)', SettingError)
 
 @patch
-def _wide(self: GenerativeRecommender, k: int) -> DecodeConfig:
-    "The configuration's, with as many beams as items are asked for, or more"
-    return replace(self.config.decode, beams=max(self.config.decode.beams, k))
+def _decoding(self: GenerativeRecommender, decode: DecodeConfig | None, k: int = 1) -> DecodeConfig:
+    "The given settings, or the configuration's with as many beams as items are asked for, or more"
+    own = self.config.decode
+    if decode is None: decode = replace(own, beams=max(own.beams, k))
+    _check_decode(decode)
+    return decode
 
 # %% ../nbs/81_recommender.ipynb #2cc1e69f
 @patch
@@ -197,12 +208,18 @@ def search_facts(self: GenerativeRecommender,
     return facts_of_search(self.model, self.trie, history, targets, k, decode, self.gain, seen)
 
 # %% ../nbs/81_recommender.ipynb #40dbecba
-def _tokenize(data: Dataset, split: Split, c: RecommenderConfig, made: list) -> list[Tokenized]:
-    "Every identifier of the configuration; the first of them may have been made before"
+def _tokenize(data: Dataset, split: Split, c: RecommenderConfig, made: list, own=None) -> list[Tokenized]:
+    "Every identifier of the configuration; the first may have been made before; own: float [N, d]"
     if not made: _check_sources(c.sources)
     for m in made: split.require_same(m.ids.notes.get('split'), f'{m.method} identifiers')
-    return made + [_given_identifiers(s, data.catalog, split) if isinstance(s, str) else
-                   tokenize_items(data, split, s) for s in c.sources[len(made):]]
+    def make(s):
+        if isinstance(s, str): return _given_identifiers(s, data.catalog, split)
+        return tokenize_items(data, split, s, own if 'text' in s.needs else None)
+    left = c.sources[len(made):]
+    reads = c.rule.needs_vectors or any('text' in s.needs for s in left if not isinstance(s, str))
+    require(own is None or reads, 'vectors: neither the tokenizer nor the weighting reads any; take '
+            "them with a tokenizer of texts, such as tokenizer=dict(method='rqvae')", SettingError)
+    return made + [make(s) for s in left]
 
 # %% ../nbs/81_recommender.ipynb #00cc9159
 def _check_more(more: dict) -> None:
@@ -210,7 +227,8 @@ def _check_more(more: dict) -> None:
     mine = [f.name for f in fields(RecommenderConfig) if f.name in more]
     require(not mine, lambda i: f"{mine[i]} is a setting of RecommenderConfig: give fit(data, "
             f"RecommenderConfig({mine[i]}=...))", SettingError)
-    _check_arguments({k: v for k, v in more.items() if k != 'callbacks'})
+    own = inspect.signature(GenerativeRecommender.fit).parameters
+    _check_arguments({k: v for k, v in more.items() if k != 'callbacks'}, own)
 
 @patch(cls_method=True)
 def fit(cls: GenerativeRecommender,
@@ -220,6 +238,7 @@ def fit(cls: GenerativeRecommender,
     tokenized: Tokenized | list | None = None, # identifiers made before; what is missing is made
     folder: str | Path | None = None, # for checkpoints; None: a temporary one
     resume: bool = False, # continue from the last checkpoint in `folder`
+    vectors: str | Path | np.ndarray | None = None, # file or float [N, d] instead of text vectors
     **more, # for `train.fit`: callbacks=[...], bf16=True, report_to=...
 ) -> GenerativeRecommender: # trained
     "Tokenize the items, then train the generator"
@@ -229,12 +248,13 @@ def fit(cls: GenerativeRecommender,
     _check_more(more)
     split = split or data.split or leave_one_out(data.interactions)
     made = [tokenized] if isinstance(tokenized, Tokenized) else tokenized or []
+    own = None if vectors is None else _own_vectors(vectors, data.catalog.ids, split)
     if c.backbone == 'llm':
         _check_base(c.model, data.catalog, made[0].ids if made else None, c.tokenizer_config)
-    made = _tokenize(data, split, c, made)
+    made = _tokenize(data, split, c, made, own)
     rec = cls(data.catalog, [m.ids for m in made], split.train.target_counts(), None, c,
               made[0].quantizer)
-    rec._train(split, made[0].vectors, folder, resume, **more)
+    rec._train(split, made[0].vectors if own is None else own, folder, resume, **more)
     return rec
 
 # %% ../nbs/81_recommender.ipynb #5368e4ad
@@ -312,6 +332,9 @@ def evaluate(self: GenerativeRecommender,
     ks: tuple[int, ...] = (1, 5, 10, 20), # cut-offs
 ) -> dict[str, float]: # {'recall@10': .., 'ndcg@10': .., ..}
     "Recall, NDCG, MRR and hit rate with the saved settings of decoding, all items ranked"
+    require(isinstance(ks, Iterable) and len(ks := tuple(ks)) > 0, f'ks is {ks!r}: expected cut-offs, '
+            'such as (5, 10)', SettingError)
+    for k in ks: _check_k(k)
     return ranking_metrics(self.rank(cases, max(ks)), cases.targets, ks)
 
 # %% ../nbs/81_recommender.ipynb #9a13c6ec
@@ -340,7 +363,7 @@ def recommend(self: GenerativeRecommender,
     "The next items; raises `GenrecError` for an unknown item, naming the nearest titles"
     items = self.find_items(history)
     _check_k(k)
-    decode = decode or self._wide(k)
+    decode = self._decoding(decode, k)
     seen, scores = torch.tensor([items], device=self.model.device), None
     if assistant is not None: scores = assistant.scores(_one_case(items)).detach().to(seen.device)
     gain, read = self.gains if self.several else self.gain, seen[:, -self.model.config.max_items:]
@@ -361,7 +384,7 @@ def why_few(self: GenerativeRecommender,
     history: list, k: int = 10, decode: DecodeConfig | None = None, assistant=None # of `recommend`
 ) -> str: # one sentence
     "Why `recommend` finds fewer than k items: the catalog, the history, the beams or the model"
-    d, n, gone = decode or self._wide(k), len(self.catalog) - len(self.removed), self.removed
+    d, n, gone = self._decoding(decode, k), len(self.catalog) - len(self.removed), self.removed
     seen = len({*self.find_items(history)} - {*gone.tolist()})
     left, hint = n - seen*d.exclude_seen, '; --set decode.exclude_seen=false keeps them'
     if not n: return 'all items of the catalog are removed; restore_items() brings them back'
@@ -451,13 +474,14 @@ def _explain_one(self: GenerativeRecommender, read: list, item: int, decode) -> 
 def explain(self: GenerativeRecommender,
     history: list, # item ids or titles, oldest first
     item: str | int, # id or title of the item to explain
-    alpha: float | None = None, # None: the configuration's
+    alpha: float | None = None, # None: that of `decode`
     labels: bool = True, # say what each prefix stands for; reads up to 4,000 texts a level
+    decode: DecodeConfig | None = None, # None: the configuration's
 ) -> Explanation | JointExplanation: # one line a token
     """Probability, gain and weight of every token of an item's path; without an assistant model,
     and without sequential rules, which `explain_rules` has"""
     items, target = self.find_items(history), self.find_items([item])[0]
-    decode = replace(self.config.decode, assistant_weight=0., exclude_seen=False, rules_weight=0.)
+    decode = replace(self._decoding(decode), assistant_weight=0., exclude_seen=False, rules_weight=0.)
     if alpha is not None: decode = replace(decode, alpha=alpha)
     titles, read = self.catalog.titles, items[-self.model.config.max_items:]
     if not self.several:
@@ -480,7 +504,7 @@ def explain_rules(self: GenerativeRecommender,
     decode: DecodeConfig | None = None, # None: the configuration's
 ) -> RulesExplanation | None: # None: rules have no share in the score
     "What sequential rules add to an item's probability, and which items of the history"
-    decode, items = decode or self.config.decode, self.find_items(history)
+    decode, items = self._decoding(decode), self.find_items(history)
     exact, target = self.exact(decode), self.find_items([item])[0]
     if not exact.rules: return None
     seen = torch.tensor([items], device=self.model.device)
@@ -493,9 +517,10 @@ def explain_rules(self: GenerativeRecommender,
     votes = [(self.catalog.titles[i], s/float(shares.sum()))
              for i, s in zip(items[-len(shares):], shares.tolist()) if s > 0]
     votes.sort(key=lambda v: -v[1])
-    weight = exact.rules*bool(counted.sum() > 0 and target < n)
-    return RulesExplanation(self.catalog.titles[target], weight, float(own[target]),
-                            float(counted[target]*own[:n].sum()), votes)
+    why = 'the item was added after the rules were counted'*(target >= n)
+    why = why or 'no rule starts from an item of the history'*bool(counted.sum() == 0)
+    return RulesExplanation(self.catalog.titles[target], exact.rules*(not why), float(own[target]),
+                            float(counted[target]*own[:n].sum()), votes, why)
 
 # %% ../nbs/81_recommender.ipynb #30672fba
 @patch

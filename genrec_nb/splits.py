@@ -25,6 +25,12 @@ class Cases:
         return (f'Cases({_plural(len(self), "case")}, {_plural(users, "user")}, '
                 f'mean history {mean:.1f})')
 
+# %% ../nbs/10_splits.ipynb #59a8420d
+def _check_cases(cases: object) -> None:
+    "Raise `SettingError` for what is no `Cases`"
+    found = type(cases).__name__
+    require(isinstance(cases, Cases), f'expected Cases, such as split.test; found {found}', SettingError)
+
 # %% ../nbs/10_splits.ipynb #b457b52e
 @patch
 def history(self: Cases, m: int) -> np.ndarray: # int32, oldest first

@@ -226,9 +226,10 @@ def log(self: GenrecTrainer, logs, *args, **kwargs):
     super(GenrecTrainer, self).log(logs, *args, **kwargs)
 
 # %% ../nbs/55_train.ipynb #7db8b363
-def _check_arguments(given: dict) -> None:
+def _check_arguments(given: dict, own=()) -> None: # own: names of other arguments
     "Refuse what is no argument of `TrainingArguments`, by a `SettingError`"
-    check_keys(given, [f.name for f in fields(TrainingArguments)], 'an argument of fit')
+    known = [*own, *(f.name for f in fields(TrainingArguments))]
+    check_keys(given, known, 'an argument of fit, or of TrainingArguments in transformers')
 
 def _training_arguments(
     config: TrainConfig,

@@ -154,6 +154,7 @@ def test_items_out_of_stock_are_left_out(finished, tmp_path):
     assert listed() - listed('--without', tmp_path/'gone.txt', '--without', 'Item 9') == {'5', '8', '9'}
     assert 'did you mean' in line('recommend', out, '--history', 'Item 3', '--without', 'Itm 5')
     assert 'no title is' in line('recommend', out, '--history', 'Item 3', '--without', 'x'*300)
+    assert '--history A --history B' in ' '.join(invoke('recommend', out, '--history', 'Item 3', 'Item 5').output.replace('│', ' ').split())
     (tmp_path/'gone.bin').write_bytes(b'\xff\xfe\x00')
     assert 'cannot be read as UTF-8 text, an item a line' in line('recommend', out, '--history', 'Item 3', '--without', tmp_path/'gone.bin')
 

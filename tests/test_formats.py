@@ -283,6 +283,21 @@ def test_bad_lines_are_named_and_counted_or_left_out(tmp_path, form, bad, at):
     note, = [n for n in found.notes if 'bad lines' in n]
     assert 'reviews.' in note and '3 bad lines were left out' in note and f'line {place}: expected' in note
 
+def test_rows_that_lack_different_things_are_counted_together(tmp_path):
+    "One without an item, one without a time: neither is the only bad line, and the first in the file is named"
+    (tmp_path/'x.csv').write_text('user,item,time\nu,a,1\nu,b,later\nu,c,3\nv,,4\nv,a,5\nv,b,6\n')
+    with pytest.raises(FileError, match="x.csv, line 3: expected a time in column 'time', found 'later'; 2 lines are bad in all"): load_dataset(tmp_path/'x.csv', text=False)
+    assert histories(load_dataset(tmp_path/'x.csv', text=False, bad_lines='skip')) == dict(u=['a', 'c'], v=['a', 'b'])
+
+def test_times_of_histories_that_are_none(tmp_path):
+    "The row of the file is named; left out, the user's next row is the first, whose history counts"
+    rows = 'user_id,item_id,timestamp,history,history_timestamps\nu,c,30,a b,1 2\nv,c,30,a b,1 x\nv,d,40,a b c,1 2 30\nw,c,30,a b,1 2\n'
+    (tmp_path/'x.csv').write_text(rows)
+    with pytest.raises(FileError, match="x.csv, line 3: expected times in column 'history_timestamps', found '1 x'; it is the only bad line"): load_dataset(tmp_path/'x.csv', text=False)
+    assert histories(load_dataset(tmp_path/'x.csv', text=False, bad_lines='skip')) == dict(u=['a', 'b', 'c'], v=['a', 'b', 'c', 'd'], w=['a', 'b', 'c'])
+    (tmp_path/'x.csv').write_text(rows.replace('1 2 30', '1 2 y'))
+    assert set(histories(load_dataset(tmp_path/'x.csv', text=False, bad_lines='skip'))) == {'u', 'w'}
+
 def test_bad_lines_of_items_are_left_out(tmp_path):
     made(tmp_path, 'amazon2018')
     f = tmp_path/'meta_Beauty.json'

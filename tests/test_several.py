@@ -1,5 +1,6 @@
 "Several identifiers of an item: one is the single model bit for bit, products by hand, saved, killed and resumed, explained, cold items, refusals."
 import json
+import re
 from dataclasses import asdict, replace
 import numpy as np
 import pytest
@@ -145,9 +146,9 @@ def test_a_resumed_training_gives_the_same_numbers(rec, tmp_path):
 @pytest.mark.parametrize('alpha', [0., .3])
 def test_an_explanation_adds_up(rec, how, alpha):
     "Parts to the score of the identifier, leads to the difference of scores or probabilities"
-    usual, rec.config = rec.config, replace(rec.config, decode=DecodeConfig(combine=how, alpha=alpha))
-    try: found, explained = rec.recommend(HISTORY, N), [rec.explain(HISTORY, rec.recommend(HISTORY, 1)[0].id), rec.explain(HISTORY, rec.recommend(HISTORY, 5)[4].id)]
-    finally: rec.config = usual
+    decode = DecodeConfig(combine=how, alpha=alpha)
+    found = rec.recommend(HISTORY, N, decode)
+    explained = [rec.explain(HISTORY, found[n].id, decode=decode) for n in (0, 4)]
     score = {x.title: x.score for x in found}
     for e, other in zip(explained, (found[1], found[0])):
         assert isinstance(e, JointExplanation) and e.other == other.title and list(e.parts) == ['random', 'item']
@@ -158,6 +159,47 @@ def test_an_explanation_adds_up(rec, how, alpha):
         one = e.parts['random']
         assert len(one.parts) == 2 and sum(p.lead for p in one.parts)*e.weights['random'] == pytest.approx(e.leads['random'], abs=1e-5) or how == 'mixture'
         assert all(0 < p.probability <= 1 for x in e.parts.values() for p in x.parts)
+
+def test_the_constant_of_a_product_makes_all_items_sum_to_one(rec):
+    "ln Z by hand, over the catalog; the sentence shows the sum; a mixture has none"
+    history = torch.tensor([rec.find_items(HISTORY)])
+    (part,) = exact_scores(rec.model, history, DecodeConfig(exclude_seen=False))
+    e = rec.explain(HISTORY, 'i09', decode=DecodeConfig())
+    total = sum(w*part.logp[n, 0].double() for n, w in enumerate(e.weights.values()))
+    assert e.constant == pytest.approx(float(total.logsumexp(0)), abs=1e-4)
+    numbers = [float(x) for x in re.findall(r'-?[0-9]+[.][0-9]+', e.formula)]
+    assert sum(w*s for w, s in zip(numbers[:4:2], numbers[1:4:2])) - numbers[4] == pytest.approx(e.score, abs=.05) and e.formula in e.summary()
+    assert rec.explain(HISTORY, 'i09', decode=DecodeConfig(combine='mixture')).constant == 0
+
+@pytest.mark.parametrize('call', ['recommend', 'rank', 'explain', 'explain_rules', 'why_few'])
+@pytest.mark.parametrize('decode', [{}, dict(alpha=.2), 'beam', 0])
+def test_settings_of_decoding_are_no_dictionary(rec, call, decode):
+    first = SPLIT.test if call == 'rank' else HISTORY
+    with pytest.raises(SettingError, match='expected a DecodeConfig, such as'): getattr(rec, call)(first, *['i09']*call.startswith('explain'), decode=decode)
+
+@pytest.mark.parametrize('ks, words', [(10, 'ks is 10: expected cut-offs'), ((), 'expected cut-offs'), ((5, 0), 'k is 0'), ((5, 'x'), 'k is x')])
+def test_cut_offs_that_cannot_be(rec, ks, words):
+    with pytest.raises(SettingError, match=words): rec.evaluate(SPLIT.test, ks)
+
+@pytest.mark.parametrize('cases', [SPLIT, DATA.interactions, HISTORY, None], ids=['split', 'interactions', 'list', 'none'])
+def test_what_is_evaluated_are_cases(rec, cases):
+    with pytest.raises(SettingError, match='expected Cases, such as split.test'): rec.evaluate(cases)
+
+def test_own_vectors_of_a_recommender(tmp_path):
+    "As the tokenizer alone makes identifiers of them, from an array or a file; new items need theirs; nobody may ignore them"
+    own = np.random.default_rng(0).normal(size=(N, 8)).astype(np.float32)
+    c = settings(tokenizer=dict(method='rqkmeans', levels=2, size=6), identifiers=[], train=QUICK | dict(epochs=1))
+    np.save(tmp_path/'own.npy', own)
+    made = tokenize_items(DATA, SPLIT, c.tokenizer, own)
+    for given in (own, tmp_path/'own.npy'):
+        one = GenerativeRecommender.fit(DATA, c, SPLIT, vectors=given)
+        assert [one.ids.path(i).tolist() for i in range(N)] == [made.ids.path(i).tolist() for i in range(N)]
+    with pytest.raises(GenrecError, match='vectors'): one.add_items([dict(item='new', title='New')])
+    one.add_items([dict(item='new', title='New')], vectors=own[:1])
+    assert one.ids.path(N)[0] == one.ids.path(0)[0] and not np.array_equal(one.ids.path(N), one.ids.path(0))
+    with pytest.raises(SettingError, match='neither the tokenizer nor the weighting reads any'): GenerativeRecommender.fit(DATA, settings(), SPLIT, vectors=own)
+    with pytest.raises(GenrecError, match='found 5 rows, but the catalog has 24 items'): GenerativeRecommender.fit(DATA, c, SPLIT, vectors=own[:5])
+    with pytest.raises(SettingError, match="did you mean 'vectors'"): GenerativeRecommender.fit(DATA, c, SPLIT, vector=own)
 
 
 # ---- cold items ----------------------------------------------------------------------------------------------------------
