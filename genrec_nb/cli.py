@@ -569,7 +569,8 @@ def _show_trie(ids, counts, items, kind: str, source: str, top: int, prefix: str
         _print(_Rows(rows, 'the most decisive tokens at each position'))
     if prefix is not None:
         rows = _prefix_rows(trie, prior, ids, items, prefix)
-        _print(_Rows(rows, f'{prefix or "the first tokens"} and what it stands for'))
+        what = f'{prefix} and what it stands for' if prefix else 'the first tokens and what they stand for'
+        _print(_Rows(rows, what))
 
 # %% ../nbs/95_cli.ipynb #a7f0b2cb
 _Data = _may(str, 'Data set whose training targets give the items their mass.')

@@ -284,7 +284,7 @@ PUBLISHED = { # as in the releases
 
 # %% ../nbs/33_objectives.ipynb #22a1bfb4
 def make_weighting(
-    name: str, # one of `WEIGHTINGS`, `_SHORT` or `PUBLISHED`
+    name: str, # of `WEIGHTINGS`; ce, pos, fg, fg-prefix for short; or of `PUBLISHED`
     **given, # its hyperparameters
 ) -> Weighting:
     "A weighting by name; `SettingError` for an unknown name or setting, with the nearest known"

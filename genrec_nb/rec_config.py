@@ -68,7 +68,7 @@ class RecommenderConfig:
     backbone: Literal['packed', 't5', 'llm'] = 'packed' # kind of generator, see `BACKBONES`
     model: dict = field(default_factory=dict) # changes to `_model_defaults`
     gain: Literal['global', 'conditional'] = 'global' # IGD's gain, or renormalized at each prefix
-    weighting: str | None = None # of tokens in training; None: 'ce' for 'packed', else 'igd'
+    weighting: str | None = None # 'ce', 'fg', .. (`make_weighting`); None: 'ce' for 'packed', else 'igd'
     weighting_options: dict = field(default_factory=dict) # its settings; that of IGD is `beta`
     beta: Share | None = None # IGD-tuning: weight of zero-gain tokens, 1: plain; None: .1
     train: Annotated[dict | TrainConfig, Field(union_mode='left_to_right')] = \
