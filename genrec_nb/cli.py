@@ -442,6 +442,16 @@ def _check_settings(folder: Path) -> None:
         require(bool(given), f'{file}: no settings in it', FileError)
         check_keys(given, _fields('RecommenderConfig', 'rec_config'), str(file))
 
+# %% ../nbs/95_cli.ipynb #c4d29772
+def _checked_folder(folder: Path) -> Path: # of a saved recommender, fetched if it lies on the Hub
+    "Raise `GenrecError` for a folder in which something is missing or damaged; without torch"
+    from genrec_nb.model_folder import _check_catalog, _check_folder, _fetched
+    folder = _fetched(folder)
+    _check_folder(folder)
+    _check_settings(folder)
+    _check_catalog(folder/'catalog.json')
+    return folder
+
 # %% ../nbs/95_cli.ipynb #eb6efc76
 def _check_histories(path: Path, out: Path | None, form: str | None, columns: dict, bad_lines: str) -> None:
     "Raise `GenrecError` for a file of histories without the columns, and a taken --out; no torch"
@@ -503,15 +513,11 @@ def _recommend(
     "Recommend the next items for a history of titles, or for all users of a file."
     _set_up_logging()
     from dataclasses import replace
-    (changes, bad_lines), names = _decode_changes(change), _columns(column)
-    names, of_items = _two_tables(names)
+    changes, bad_lines = _decode_changes(change)
+    names, of_items = _two_tables(_columns(column))
     of_all = {'--out': out, '--format': form, '--jobs': jobs > 1, '--cluster': cluster}
     _check_options(history, histories, items, vectors, of_all, why, device)
-    from genrec_nb.model_folder import _check_catalog, _check_folder, _fetched # after the options
-    folder = _fetched(folder)
-    _check_folder(folder)
-    _check_settings(folder)
-    _check_catalog(folder/'catalog.json')
+    folder = _checked_folder(folder)
     if histories: _check_histories(histories, out, form, names, bad_lines)
     gone = _listed(without)
     if not items: _check_titles(folder, [*(history or []), *gone])

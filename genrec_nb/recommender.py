@@ -180,6 +180,7 @@ def rank(self: GenerativeRecommender,
     _check_k(k)
     return self.rank_each(cases, [self._decoding(decode, k)], k, assistant, scores)[0]
 
+# %% ../nbs/81_recommender.ipynb #969c7daa
 def _check_decode(decode: object) -> None:
     require(isinstance(decode, DecodeConfig), f'decode is {str(decode)[:60]}: expected a DecodeConfig, '
             'such as DecodeConfig(alpha=0.2)', SettingError)
@@ -230,6 +231,7 @@ def _check_more(more: dict) -> None:
     own = inspect.signature(GenerativeRecommender.fit).parameters
     _check_arguments({k: v for k, v in more.items() if k != 'callbacks'}, own)
 
+# %% ../nbs/81_recommender.ipynb #9f28565c
 @patch(cls_method=True)
 def fit(cls: GenerativeRecommender,
     data: Dataset, # items and interactions
@@ -297,6 +299,7 @@ def _fit_weights(self: GenerativeRecommender, valid: Cases) -> None:
     more = scored if len(scored.targets) == len(valid) else scores(4000)
     self.weights['ndcg@10'] = fitted(more, 'ndcg@10')
 
+# %% ../nbs/81_recommender.ipynb #ac3d7bfb
 @patch
 def _weights_by_ndcg(self: GenerativeRecommender) -> dict: # combination -> weights
     "Those that were fitted to NDCG@10; raises `SettingError` if there are none"
@@ -304,6 +307,7 @@ def _weights_by_ndcg(self: GenerativeRecommender) -> dict: # combination -> weig
             'digits are not, and a model of an earlier version has none: take fitted', SettingError)
     return self.weights['ndcg@10']
 
+# %% ../nbs/81_recommender.ipynb #0c49ae6d
 @patch
 def add_rules(self: GenerativeRecommender,
     split: Split, # of the same items; pairs of `train` are counted, the weight fitted to `valid`
@@ -373,6 +377,7 @@ def recommend(self: GenerativeRecommender,
     ids, titles = self.catalog.ids, self.catalog.titles
     return Recommendations(Recommendation(i, ids[i], titles[i], s) for i, s in pairs if i >= 0)
 
+# %% ../nbs/81_recommender.ipynb #88bf8cdb
 def _one_case(items: list[int]) -> Cases:
     "A history of which nobody knows what came next"
     past = np.asarray(items, np.int32)
