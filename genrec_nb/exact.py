@@ -541,6 +541,7 @@ class ValidationScores:
 
 def _sampled(model, valid: Cases, users: int, seed: int) -> tuple:
     "Of sampled validation cases: what is read int64 [V, H], seen int64 [V, S], targets int64 [V]"
+    _check_cases(valid)
     cases = valid.sample(min(users, len(valid)), seed)
     _check_items(cases.targets, len(model.paths), 0, 'as a target')
     return *_histories(model, cases), torch.from_numpy(cases.targets).long().to(model.paths.device)

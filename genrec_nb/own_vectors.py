@@ -73,7 +73,7 @@ def _confirm_vectors(path: str | Path, x: np.ndarray) -> str: # x: float [N, d],
     n = _plural(len(x), 'item')
     how = f'all {n} matched by id' if Path(path).suffix == '.parquet' else \
         f'row i for item i of {n}, as the file has no ids'
-    return f'{path}: vectors of {x.shape[1]:,} numbers, {how}'
+    return f'{path}: vectors of {_plural(x.shape[1], "number")}, {how}'
 
 # %% ../nbs/76_own_vectors.ipynb #cac065d4
 def _merge_equal(x: np.ndarray, tolerance: float = 1e-4, seed: int = 0) -> np.ndarray: # as x

@@ -9,7 +9,7 @@ from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import GenrecError, GenrecWarning, SettingError
 from genrec_nb.data import Catalog, Dataset, Interactions
 from genrec_nb.splits import leave_one_out
-from genrec_nb.exact import exact_scores
+from genrec_nb.exact import exact_scores, fit_weights, validation_scores
 from genrec_nb.explanations import JointExplanation
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.rec_config import RecommenderConfig, _source_names
@@ -184,6 +184,8 @@ def test_cut_offs_that_cannot_be(rec, ks, words):
 @pytest.mark.parametrize('cases', [SPLIT, DATA.interactions, HISTORY, None], ids=['split', 'interactions', 'list', 'none'])
 def test_what_is_evaluated_are_cases(rec, cases):
     with pytest.raises(SettingError, match='expected Cases, such as split.test'): rec.evaluate(cases)
+    for fit in (fit_weights, validation_scores):
+        with pytest.raises(SettingError, match='expected Cases, such as split.test'): fit(rec.model, cases)
 
 def test_own_vectors_of_a_recommender(tmp_path):
     "As the tokenizer alone makes identifiers of them, from an array or a file; new items need theirs; nobody may ignore them"
