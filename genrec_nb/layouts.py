@@ -80,9 +80,10 @@ def _whole_rows(rows: pd.DataFrame, row: np.ndarray, table: FileTable, names: di
         wrong['times'] = 'then', _wrong_past(rows, ~lacks)
     each = np.array([mask for _, mask in wrong.values()], bool) # [roles, rows]
     lacks = each.any(0)
-    what, (role, _) = list(wrong.items())[each[:, lacks.argmax()].argmax()]
-    _leave_out(lacks, row, table, f'{what} in column {names[role]!r}', rows[role])
-    if lacks.any(): rows = rows[~lacks].reset_index(drop=True)
+    if lacks.any():
+        what, (role, _) = list(wrong.items())[each[:, lacks.argmax()].argmax()]
+        _leave_out(lacks, row, table, f'{what} in column {names[role]!r}', rows[role])
+        rows = rows[~lacks].reset_index(drop=True)
     time, unit = _clock(rows.time) if 'time' in names else (None, '')
     return (rows if time is None else rows.assign(time=time)), unit
 
