@@ -127,7 +127,8 @@ def _longer_titles(rec, new: Catalog, policy, vectors) -> Identifiers:
 def _longer_counts(model, ids: Identifiers, counts: np.ndarray, count: float | None = None):
     "Training targets int64 [N + M] of a model with a prior, `count` for new items; None: of their siblings"
     number = isinstance(count, (int, float, np.number))
-    require(count is None or number and count >= 0, f'count is {count!r}, expected 0 or more', SettingError)
+    whole = number and not isinstance(count, bool) and 0 <= count < 2**31 and count == int(count)
+    require(count is None or whole, f'count is {count!r}, expected a whole number, 0 or more', SettingError)
     if getattr(model, 'counts', None) is None: return None
     new = _prior_counts(ids.padded(), counts)
     if count is not None: new[:] = count

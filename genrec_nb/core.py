@@ -311,7 +311,7 @@ def _check_items(items, n: int, least: int = 0, where: str = 'in a history') -> 
                                     f'{n} items (0..{n - 1})')
 
 def _check_k(k: int) -> None:
-    number = isinstance(k, (int, float, np.number)) and k == k // 1
+    number = isinstance(k, (int, float, np.number)) and not isinstance(k, bool) and k == k // 1
     require(number and k >= 1, f'k is {k}, expected a whole number of 1 or more', SettingError)
 
 # %% ../nbs/00_core.ipynb #c0e1a002

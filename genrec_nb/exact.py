@@ -205,8 +205,8 @@ def combine(
     reached: Tensor | None = None, # bool [K, N] items that an identifier has; None: all
 ) -> Tensor: # float [..., N]
     "Product or mixture of log-probabilities; those that reach an item have the weight of all"
-    total = _sum(logp, config, reached)
-    return total if len(logp) == 1 or config.combine == 'mixture' else total.log_softmax(-1)
+    total, mixed = _sum(logp, config, reached), config.combine == 'mixture' and reached is None
+    return total if len(logp) == 1 or mixed else total.log_softmax(-1)
 
 def _weights_here(w: Tensor, reached: Tensor) -> Tensor: # [K, 1..], bool [K, 1.., N] -> [K, 1.., N]
     "Weights of the identifiers that reach an item, equal if these are 0; the sum stays"
@@ -428,12 +428,12 @@ def _joint(model, part: ExactScores, history: Tensor, exact: ExactConfig) -> Ten
 # %% ../nbs/51_exact.ipynb #399511fe
 def _needs_all(model, config: DecodeConfig, exact: ExactConfig, scores: bool) -> bool:
     "Does what is wanted of an item depend on the scores of all the others?"
-    product = len(model.trees) > 1 and exact.combine == 'product'
+    new = model.reached is not None
+    summed = len(model.trees) > 1 and (exact.combine == 'product' or new)
     if config.assistant_weight: return True
-    if not exact.rules: return product and scores
+    if not exact.rules: return summed and scores
     other = config.alpha or config.length_penalty or model.config.softmax != 'children'
-    new = model.reached is not None or model.rules.counted < len(model.paths)
-    return bool(product or other or new)
+    return bool(summed or other or new or model.rules.counted < len(model.paths))
 
 def _growing(model, exact: ExactConfig, rules: Tensor | None) -> Callable: # rules [b, N]
     "The score of items, or of chosen users and items, that grows with each identifier's"
@@ -476,7 +476,7 @@ def exact_search(
     seen: Tensor | None = None, # int64 [M, S] items to leave out; None: those of `history`
     assistant: Tensor | None = None, # float [M, N] scores, needed if assistant_weight > 0
     exact: ExactConfig = ExactConfig(),
-    scores: bool = True, # False: the items of a product sooner, its scores without the normalizer
+    scores: bool = True, # False: scores of a product, or with new items, without the normalizer, sooner
 ) -> tuple[Tensor, Tensor]: # (items int64 [M, k], scores float [M, k]); else -1, -inf
     "The k best of all items for any number of users"
     _check_k(k)
@@ -524,6 +524,7 @@ def item_nats(
 ) -> float: # nats per item
     "Mean $-\\ln P(\\mathrm{target} \\mid \\mathrm{history})$"
     history, _ = _histories(model, cases)
+    require(len(cases) > 0, 'no cases: there is nothing to take the mean of', SettingError)
     _check_items(cases.targets, len(model.paths), 0, 'as a target')
     targets, total = torch.from_numpy(cases.targets).long().to(history.device), 0.
     for part in exact_scores(model, history, DecodeConfig(exclude_seen=False, memory=memory)):

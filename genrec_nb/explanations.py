@@ -59,6 +59,7 @@ class Explanation:
     alpha: float = 0. # strength of IGD-decoding in the weights
     length_penalty: float = 0. # the sum is divided by the number of tokens to this power
     share: float = 0. # ln of the item's share in a path that several items have
+    note: str = '' # what a recommendation's score has beside it
 
     @property
     def score(self) -> float:
@@ -68,7 +69,7 @@ class Explanation:
     def settings(self) -> str:
         power, n = self.length_penalty, len(self.parts)
         divided = f', divided by {n} tokens' + f' to the power of {power:g}'*(power != 1)
-        return f'α = {self.alpha:g}' + divided*bool(power)
+        return f'α = {self.alpha:g}' + divided*bool(power) + f', {self.note}'*bool(self.note)
 
 # %% ../nbs/81_explanations.ipynb #11960953
 def _label_columns(p: TokenPart) -> dict:
@@ -180,12 +181,14 @@ class JointExplanation:
     leads: dict # name -> what it adds to the lead: nats of a product, probability in a mixture
     combine: str # 'product' or 'mixture'
     score: float # ln P of the item
+    note: str = '' # what a recommendation's score has beside it
 
     @property
-    def constant(self) -> float: # ln Z, 0 for a mixture
-        "What normalizes a product over all items: the weighted scores minus the item's"
-        if self.combine == 'mixture': return 0.
-        return sum(self.weights[n]*e.score for n, e in self.parts.items()) - self.score
+    def constant(self) -> float: # ln Z; 0 for a mixture of identifiers that reach all items
+        "What normalizes the product or mixture over all items"
+        each = [(self.weights[n], e.score) for n, e in self.parts.items()]
+        if self.combine == 'product': return sum(w*s for w, s in each) - self.score
+        return float(np.log(sum(w*np.exp(s) for w, s in each))) - self.score
     @property
     def decided(self) -> str: # name
         "The identifier that adds most to the lead"
@@ -210,15 +213,18 @@ def compare(cls: JointExplanation,
     if combine == 'mixture': weights = [w/sum(weights) for w in weights]
     leads = [_lead(*pair, w, combine) for pair, w in zip(pairs, weights)]
     parts, other = dict(zip(names, (mine for mine, _ in pairs))), pairs[0][1].title
-    return cls(pairs[0][0].title, other, parts, dict(zip(names, weights)), dict(zip(names, leads)),
+    made = cls(pairs[0][0].title, other, parts, dict(zip(names, weights)), dict(zip(names, leads)),
                combine, score)
+    if combine == 'mixture': made.leads = {n: x/float(np.exp(made.constant)) for n, x in made.leads.items()}
+    return made
 
 # %% ../nbs/81_explanations.ipynb #d3e1b5e6
 @patch(as_prop=True)
 def formula(self: JointExplanation) -> str:
     "How the score follows from those of the identifiers"
     if self.combine == 'mixture':
-        return 'ln of ' + ' + '.join(f'{w:.2f} P({n})' for n, w in self.weights.items())
+        rest = f' − ln Z ({self.constant:.3f})'*(abs(self.constant) > 5e-4)
+        return 'ln of ' + ' + '.join(f'{w:.2f} P({n})' for n, w in self.weights.items()) + rest
     terms = ' + '.join(f'{self.weights[n]:.2f}·({e.score:.3f})' for n, e in self.parts.items())
     return f'{terms} − ln Z ({self.constant:.3f})'
 
@@ -234,6 +240,7 @@ def summary(self: JointExplanation) -> str:
     unit = 'nats' if self.combine == 'product' else 'of probability'
     leads = ', '.join(f'{n} {x:+.3f}' for n, x in self.leads.items())
     lead, says = sum(self.leads.values()), f'{self.title}: ln P = {self.score:.3f}, {self.formula}'
+    if self.note: says += f', {self.note}'
     if lead < 0: return f'{says}; {self.other} leads by {-lead:.3f} {unit} ({leads})'
     return f'{says}; lead over {self.other} {lead:+.3f} {unit} ({leads}): {self.decided} decided'
 

@@ -60,6 +60,7 @@ def _own_vectors(
     few: bool = False, # are they those of new items, which may be equal?
 ) -> np.ndarray: # float32 [N, d]
     "Checked vectors of all items; raises `GenrecError` that names the file and the item"
+    if hasattr(path, 'to_numpy'): path = path.to_numpy()                       # a data frame
     if not isinstance(path, (str, Path)): return _check_item_vectors(path, len(ids), 'the vectors', None, few)
     path, wanted = Path(path), 'expected item vectors as .npy, .safetensors or .parquet'
     require(not path.is_dir(), f'{path}: a folder; {wanted}', FileError)

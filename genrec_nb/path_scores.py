@@ -31,13 +31,17 @@ def _path_words(ids: Identifiers, path: np.ndarray, tokenizer=None) -> list[str]
     return words + ['∎']*(len(path) - len(own))
 
 # %% ../nbs/81_path_scores.ipynb #76e27a57
-def _token_probabilities(model, items: list[int], path: Tensor) -> Tensor: # float [T]
-    "Probability of each token of a path, normalized as the model was trained"
+def _token_probabilities(model, items: list[int], path: Tensor, trie: ItemTrie | None = None) -> Tensor: # float [T]
+    "Probability of each token of a path, normalized as the model was trained, or over a trie's children"
     model.eval()
     logits, state = model.prefill(torch.tensor([items], device=path.device))
     p = []
     for token in path:
-        p.append(logits[0, 0].float().softmax(0)[token])
+        z = logits[0, 0].float()
+        if trie is not None:
+            child = trie.children(trie.walk(path[:len(p)])[-1:] if p else path.new_zeros(1))[0]
+            z = z.masked_fill(~torch.isin(torch.arange(len(z), device=z.device), trie.token[child]), -torch.inf)
+        p.append(z.softmax(0)[token])
         if len(p) == len(path): return torch.stack(p)
         logits = model.decode_step(state, token.view(1, 1), torch.zeros_like(token).view(1, 1))
 

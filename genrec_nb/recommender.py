@@ -248,8 +248,12 @@ def fit(cls: GenerativeRecommender,
     require(isinstance(data, Dataset) and isinstance(c, RecommenderConfig),
             'fit takes a Dataset (see `Dataset.from_frame`) and a RecommenderConfig', SettingError)
     _check_more(more)
+    require(split is None or isinstance(split, Split), f'split is a {type(split).__name__}, expected a '
+            'Split, such as leave_one_out(data.interactions)', SettingError)
     split = split or data.split or leave_one_out(data.interactions)
-    made = [tokenized] if isinstance(tokenized, Tokenized) else tokenized or []
+    made = list(tokenized) if isinstance(tokenized, (list, tuple)) else [tokenized]*(tokenized is not None)
+    require(all(isinstance(m, Tokenized) for m in made), f'tokenized is {str(tokenized)[:60]}: expected '
+            'what tokenize_items makes, or a list of it', SettingError)
     own = None if vectors is None else _own_vectors(vectors, data.catalog.ids, split)
     if c.backbone == 'llm':
         _check_base(c.model, data.catalog, made[0].ids if made else None, c.tokenizer_config)
@@ -339,6 +343,8 @@ def evaluate(self: GenerativeRecommender,
     require(isinstance(ks, Iterable) and len(ks := tuple(ks)) > 0, f'ks is {ks!r}: expected cut-offs, '
             'such as (5, 10)', SettingError)
     for k in ks: _check_k(k)
+    _check_cases(cases)
+    require(len(cases) > 0, 'no cases: there is nothing to evaluate', SettingError)
     return ranking_metrics(self.rank(cases, max(ks)), cases.targets, ks)
 
 # %% ../nbs/81_recommender.ipynb #9a13c6ec
@@ -467,8 +473,9 @@ def _label(self: GenerativeRecommender, e: Explanation, n: int, item: int) -> Ex
 def _explain_one(self: GenerativeRecommender, read: list, item: int, decode) -> Explanation:
     "An item's score by the only identifier, after a history"
     path = torch.as_tensor(self.ids.path(item).astype(np.int64), device=self.model.device)
+    over = self.trie if decode.normalize == 'children' else None
     parts = _token_parts(self.path_words(path.cpu().numpy()), path, self.trie, self.gain,
-                         _token_probabilities(self.model, read, path), decode.alpha)
+                         _token_probabilities(self.model, read, path, over), decode.alpha)
     share = _item_share(self.model, self.trie, replace(decode, length_penalty=0.))
     part = 0. if share is None else float(share[item])
     return Explanation(self.catalog.titles[item], parts, decode.alpha, decode.length_penalty, part)
@@ -486,17 +493,20 @@ def explain(self: GenerativeRecommender,
     """Probability, gain and weight of every token of an item's path; without an assistant model,
     and without sequential rules, which `explain_rules` has"""
     items, target = self.find_items(history), self.find_items([item])[0]
-    decode = replace(self._decoding(decode), assistant_weight=0., exclude_seen=False, rules_weight=0.)
+    usual = self._decoding(decode)
+    decode = replace(usual, assistant_weight=0., exclude_seen=False, rules_weight=0.)
     if alpha is not None: decode = replace(decode, alpha=alpha)
     titles, read = self.catalog.titles, items[-self.model.config.max_items:]
     if not self.several:
         e = self._explain_one(read, target, decode)
+        e.note = 'without sequential rules'*bool(usual.rules_weight)
         return self._label(e, 0, target) if labels else e
     out = items + self.removed.tolist()
     found = _compare_items(self.model, self.identifiers, read, target, out, titles, self.gains,
                            decode, self.exact(decode))
     which = found.pop('which')
     e = JointExplanation.compare([self.names[n] for n in which], **found)
+    e.note = 'without sequential rules'*bool(usual.rules_weight)
     if labels: [self._label(part, n, target) for n, part in zip(which, e.parts.values())]
     return e
 

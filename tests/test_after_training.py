@@ -133,7 +133,7 @@ def test_items_are_added_beside_an_identifier_that_has_no_token_for_them(saved_b
     p, w = after.double().exp().numpy(), np.array([.7, .5])
     if how == 'product': raw = np.r_[p[0, :40]**.7*p[1, :40]**.5, p[0, 40:]**1.2]
     else: raw = np.r_[w@p[:, :40], 1.2*p[0, 40:]]/1.2
-    wanted = np.log(raw/raw.sum() if how == 'product' else raw)
+    wanted = np.log(raw/raw.sum())                                                         # what both together give sums to 1, too
     found = {x.id: x.score for x in rec.recommend(history, 41)}
     assert {'n1', 'n2', 'n3'} < set(found) and len(found) == 41
     np.testing.assert_allclose([found[i] for i in rec.catalog.ids if i in found], [x for i, x in zip(rec.catalog.ids, wanted) if i in found], atol=1e-4)
@@ -158,7 +158,9 @@ def test_the_prior_of_new_items(saved_both):
     assert (rec.counts[40:] == 0).all()
     many, none = (GenerativeRecommender.from_pretrained(saved_both).add_items(NEW, count=c) for c in (10**6, 0))
     assert many.recommend(['3'], 1)[0].id in NEW.item.values and each(none, ['3'])[0, 40:].max() < each(rec, ['3'])[0, 40:].max()
-    with pytest.raises(SettingError, match='expected 0 or more'): GenerativeRecommender.from_pretrained(saved_both).add_items(NEW, count=-1)
+    with pytest.raises(SettingError, match='expected a whole number, 0 or more'): GenerativeRecommender.from_pretrained(saved_both).add_items(NEW, count=-1)
+    for count in (float('inf'), 1e30, 2.7, True):
+        with pytest.raises(SettingError, match='expected a whole number'): GenerativeRecommender.from_pretrained(saved_both).add_items(NEW, count=count)
 
 def test_new_items_for_many_users_of_several_identifiers(saved_both, tmp_path):
     rec = GenerativeRecommender.from_pretrained(saved_both).add_items(NEW)

@@ -114,7 +114,7 @@ def test_bounds_of_several_identifiers(seed, k, how, exclude, rules, cold, few):
     want = full.topk(k).values
     for scores in (True, False):
         with some_levels_open(few): items, got = exact_search(model, history, k, config, exact=way, scores=scores)
-        if scores or how == 'mixture': torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        if scores or how == 'mixture' and not cold: torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
         found = torch.where(items < 0, -torch.inf, full.gather(1, items.clamp(min=0)))
         torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
 

@@ -3,13 +3,14 @@ import json
 import re
 from dataclasses import asdict, replace
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import GenrecError, GenrecWarning, SettingError
 from genrec_nb.data import Catalog, Dataset, Interactions
 from genrec_nb.splits import leave_one_out
-from genrec_nb.exact import exact_scores, fit_weights, validation_scores
+from genrec_nb.exact import exact_scores, fit_weights, item_nats, validation_scores
 from genrec_nb.explanations import JointExplanation
 from genrec_nb.item_decoder import item_decoder
 from genrec_nb.rec_config import RecommenderConfig, _source_names
@@ -169,7 +170,20 @@ def test_the_constant_of_a_product_makes_all_items_sum_to_one(rec):
     assert e.constant == pytest.approx(float(total.logsumexp(0)), abs=1e-4)
     numbers = [float(x) for x in re.findall(r'-?[0-9]+[.][0-9]+', e.formula)]
     assert sum(w*s for w, s in zip(numbers[:4:2], numbers[1:4:2])) - numbers[4] == pytest.approx(e.score, abs=.05) and e.formula in e.summary()
-    assert rec.explain(HISTORY, 'i09', decode=DecodeConfig(combine='mixture')).constant == 0
+    assert rec.explain(HISTORY, 'i09', decode=DecodeConfig(combine='mixture')).constant == pytest.approx(0, abs=1e-5)
+
+@pytest.mark.parametrize('how, weights', [('product', 'fitted'), ('mixture', 'fitted'), ('mixture', 'equal'), ('mixture', (.2, .8)), ('mixture', (0., 1.))])
+def test_probabilities_sum_to_one_with_items_that_an_identifier_lacks(tmp_path, how, weights):
+    "A new item has no token of its own; with it every list is a distribution, and the explanation gives the score"
+    own = np.random.default_rng(0).normal(size=(N, 8)).astype(np.float32)
+    one = GenerativeRecommender.fit(DATA, settings(tokenizer=dict(method='rqkmeans', levels=2, size=6), train=QUICK | dict(epochs=1)), SPLIT, vectors=own)
+    one.add_items([dict(item='n1', title='New'), dict(item='n2', title='Newer')], vectors=own[:2]*1.01)
+    decode = DecodeConfig(combine=how, weights=weights, exclude_seen=False)
+    found = one.recommend(HISTORY, N + 2, decode)
+    assert len(found) == N + 2 and sum(np.exp(x.score) for x in found) == pytest.approx(1, abs=1e-4)
+    for x in found[::9] + [x for x in found if x.id == 'n1']:
+        e = one.explain(HISTORY, x.id, decode=decode)
+        assert e.score == pytest.approx(x.score, abs=1e-4) and (how == 'product' or (e.constant > 1e-3) == ('ln Z' in e.formula))
 
 @pytest.mark.parametrize('call', ['recommend', 'rank', 'explain', 'explain_rules', 'why_few'])
 @pytest.mark.parametrize('decode', [{}, dict(alpha=.2), 'beam', 0])
@@ -177,9 +191,13 @@ def test_settings_of_decoding_are_no_dictionary(rec, call, decode):
     first = SPLIT.test if call == 'rank' else HISTORY
     with pytest.raises(SettingError, match='expected a DecodeConfig, such as'): getattr(rec, call)(first, *['i09']*call.startswith('explain'), decode=decode)
 
-@pytest.mark.parametrize('ks, words', [(10, 'ks is 10: expected cut-offs'), ((), 'expected cut-offs'), ((5, 0), 'k is 0'), ((5, 'x'), 'k is x')])
+@pytest.mark.parametrize('ks, words', [(10, 'ks is 10: expected cut-offs'), ((), 'expected cut-offs'), ((5, 0), 'k is 0'), ((5, 'x'), 'k is x'), ((True,), 'k is True')])
 def test_cut_offs_that_cannot_be(rec, ks, words):
     with pytest.raises(SettingError, match=words): rec.evaluate(SPLIT.test, ks)
+
+def test_no_cases(rec):
+    with pytest.raises(SettingError, match='no cases: there is nothing to evaluate'): rec.evaluate(SPLIT.test.sample(0))
+    with pytest.raises(SettingError, match='no cases'): item_nats(rec.model, SPLIT.test.sample(0))
 
 @pytest.mark.parametrize('cases', [SPLIT, DATA.interactions, HISTORY, None], ids=['split', 'interactions', 'list', 'none'])
 def test_what_is_evaluated_are_cases(rec, cases):
@@ -202,6 +220,10 @@ def test_own_vectors_of_a_recommender(tmp_path):
     with pytest.raises(SettingError, match='neither the tokenizer nor the weighting reads any'): GenerativeRecommender.fit(DATA, settings(), SPLIT, vectors=own)
     with pytest.raises(GenrecError, match='found 5 rows, but the catalog has 24 items'): GenerativeRecommender.fit(DATA, c, SPLIT, vectors=own[:5])
     with pytest.raises(SettingError, match="did you mean 'vectors'"): GenerativeRecommender.fit(DATA, c, SPLIT, vector=own)
+    with pytest.raises(SettingError, match='split is a Cases'): GenerativeRecommender.fit(DATA, c, SPLIT.test)
+    with pytest.raises(SettingError, match='tokenized is x: expected what tokenize_items makes'): GenerativeRecommender.fit(DATA, c, SPLIT, 'x')
+    with pytest.raises(SettingError, match='split is a ndarray'): GenerativeRecommender.fit(DATA, c, own)
+    assert GenerativeRecommender.fit(DATA, c, SPLIT, vectors=pd.DataFrame(own)).ids.path(3).tolist() == made.ids.path(3).tolist()
 
 
 # ---- cold items ----------------------------------------------------------------------------------------------------------
