@@ -6,18 +6,18 @@
 __all__ = ['GenerativeRecommender']
 
 # %% ../nbs/81_recommender.ipynb #f55463d0
-import inspect, tempfile
+import inspect, tempfile, warnings
 import numpy as np
 import torch
 from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
-from .core import (FileError, GenrecError, SettingError, _check_items, _check_k, _plural, check_keys,
+from .core import (FileError, GenrecError, GenrecWarning, SettingError, _check_items, _check_k, _plural, check_keys,
                             patch, read_json, read_settings, require, versions, whole_folder, write_json,
                             _read_tensors, _write_tensors)
 from .data import Catalog, Dataset
-from .splits import Cases, Split, leave_one_out, _check_cases
+from .splits import Cases, Split, leave_one_out, _check_cases, _split_words
 from .embed import embed_texts
 from .kmeans import load_quantizer
 from .metrics import ranking_metrics
@@ -81,6 +81,7 @@ class GenerativeRecommender(ModelHubMixin):
         self.weights = {}                                      # fitted ones, by combination
         self.result = None                                     # the `FitResult`, after `fit`
         self.figures = {}                                      # name -> value, for the model card
+        self.split = {}                                        # fingerprint of the split of training
 
 # %% ../nbs/81_recommender.ipynb #22443dbe
 @patch(as_prop=True)
@@ -260,6 +261,7 @@ def fit(cls: GenerativeRecommender,
     made = _tokenize(data, split, c, made, own)
     rec = cls(data.catalog, [m.ids for m in made], split.train.target_counts(), None, c,
               made[0].quantizer)
+    rec.split = split.fingerprint
     rec._train(split, made[0].vectors if own is None else own, folder, resume, **more)
     return rec
 
@@ -345,6 +347,11 @@ def evaluate(self: GenerativeRecommender,
     for k in ks: _check_k(k)
     _check_cases(cases)
     require(len(cases) > 0, 'no cases: there is nothing to evaluate', SettingError)
+    other = cases.split.fingerprint if cases.split is not None and self.split else self.split
+    if other and other['digest'] != self.split['digest']:
+        warnings.warn(f'the cases are of another split ({_split_words(other)}) than the recommender was '
+                      f'trained on ({_split_words(self.split)}): training may have seen their targets',
+                      GenrecWarning, stacklevel=2)
     return ranking_metrics(self.rank(cases, max(ks)), cases.targets, ks)
 
 # %% ../nbs/81_recommender.ipynb #9a13c6ec
@@ -424,14 +431,14 @@ def add_items(self: GenerativeRecommender,
     new, old = _new_catalog(items, self.catalog, columns), self.catalog
     ids, n = _longer_ids(self, new, policy, vectors), len(new)
     both = Catalog(old.ids + new.ids, old.titles + new.titles, old.texts + new.texts)
-    kept = self.weights, self.result, self.figures, self.removed
+    kept = self.weights, self.result, self.figures, self.removed, self.split
     counts = np.concatenate([self.counts, np.zeros(n, self.counts.dtype)])
     prior = _longer_counts(self.model, ids[0], self.counts, count)
     model = self.model.set_items(ids if len(ids) > 1 else ids[0], counts=prior)
     rules = getattr(model, 'rules', None)
     if rules is not None: model.rules = with_new_items(rules, n)
     GenerativeRecommender.__init__(self, both, ids, counts, model, self.config, self.quantizer)
-    self.weights, self.result, self.figures, self.removed = kept
+    self.weights, self.result, self.figures, self.removed, self.split = kept
     return self
 
 # %% ../nbs/81_recommender.ipynb #377e59f9
@@ -559,7 +566,7 @@ def _save_pretrained(self: GenerativeRecommender, folder: Path) -> None:
     write_json(folder/'catalog.json', asdict(self.catalog))
     write_json(folder/'config.json', asdict(self.config))
     about = dict(format=_FORMAT, versions=versions(), tables=tables, weights=self.weights,
-                 figures=self.figures, removed=[self.catalog.ids[i] for i in self.removed])
+                 figures=self.figures, split=self.split, removed=[self.catalog.ids[i] for i in self.removed])
     parts = [p for p in ('quantizer', 'rules.json', 'rules.safetensors') if (folder/p).exists()]
     write_json(folder/'genrec.json', about | dict(parts=tables + parts))
 
@@ -596,7 +603,7 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     config.model |= {k: v for k, v in holds.items() if k in config.model}
     if any(folder.glob('rules.*')): model.rules = load_rules(folder, len(catalog)).to(device)
     rec = cls(catalog, ids, counts, model, config, quantizer)
-    rec.figures, rec.weights = about.get('figures') or {}, about.get('weights') or {}
+    rec.figures, rec.weights, rec.split = (about.get(k) or {} for k in ('figures', 'weights', 'split'))
     with _reading(folder/'genrec.json'): rec.remove_items(about.get('removed') or [])
     return rec
 

@@ -7,7 +7,7 @@ __all__ = ['Cases', 'Split', 'leave_one_out', 'TieCounts', 'global_time']
 
 # %% ../nbs/10_splits.ipynb #3dcac1de
 import numpy as np
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from .core import SettingError, _distinct, _plural, digest, patch, require
 from .data import Interactions, _offsets_of, _ragged_index
 
@@ -19,6 +19,7 @@ class Cases:
     items: np.ndarray # int32 [n] history of case 0, then of case 1, ..
     offsets: np.ndarray # int64 [M+1] case m has the history items[offsets[m]:offsets[m+1]]
     targets: np.ndarray # int64 [M] what came next
+    split: 'Split | None' = field(default=None, compare=False) # which they belong to, if to one
     def __len__(self): return len(self.users)
     def __repr__(self):
         users, mean = len(_distinct(self.users)), np.diff(self.offsets).mean() if len(self) else 0
@@ -46,6 +47,7 @@ class Split:
     test: Cases # for the final figure only
     skipped: int # users whose history is too short to be evaluated; it is in `train`
     kind: str = 'given' # how it was made
+    def __post_init__(self): self.valid.split = self.test.split = self
 
 # %% ../nbs/10_splits.ipynb #2cbc5917
 def _cases(x: Interactions, users: np.ndarray, places: np.ndarray) -> Cases:
@@ -117,7 +119,7 @@ def take(self: Cases, rows: np.ndarray) -> Cases:
     "Some of the cases, int64 [m], in that order"
     n = np.diff(self.offsets)[rows]
     items = self.items[_ragged_index(self.offsets[:-1][rows], n)]
-    return Cases(self.users[rows], items, _offsets_of(n), self.targets[rows])
+    return Cases(self.users[rows], items, _offsets_of(n), self.targets[rows], self.split)
 
 # %% ../nbs/10_splits.ipynb #436a75d0
 @patch

@@ -363,7 +363,7 @@ def test_new_codes_of_a_language_model(base, tmp_path):
 
 @pytest.mark.parametrize('items, how, kind, words', [
     (Catalog(['n'], ['n'], ['']), {}, MissingTextError, 'ids and no titles'), ([dict(item='n', title='a <end> b')], {}, GenrecError, 'special token'),
-    (MORE, dict(policy='extra'), SettingError, 'neither a policy nor vectors'), (MORE, dict(count=-1), SettingError, 'expected 0 or more')], ids=str)
+    (MORE, dict(policy='extra'), SettingError, 'neither a policy nor vectors'), (MORE, dict(count=-1), SettingError, 'expected a whole number, 0 or more')], ids=str)
 def test_titles_that_cannot_be_added(writer, items, how, kind, words):
     before = writer.recommend(HISTORY, 5)
     with pytest.raises(kind, match=words): writer.add_items(items, **how)

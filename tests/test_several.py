@@ -9,7 +9,7 @@ import torch
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import GenrecError, GenrecWarning, SettingError
 from genrec_nb.data import Catalog, Dataset, Interactions
-from genrec_nb.splits import leave_one_out
+from genrec_nb.splits import Cases, leave_one_out
 from genrec_nb.exact import exact_scores, fit_weights, item_nats, validation_scores
 from genrec_nb.explanations import JointExplanation
 from genrec_nb.item_decoder import item_decoder
@@ -204,6 +204,18 @@ def test_what_is_evaluated_are_cases(rec, cases):
     with pytest.raises(SettingError, match='expected Cases, such as split.test'): rec.evaluate(cases)
     for fit in (fit_weights, validation_scores):
         with pytest.raises(SettingError, match='expected Cases, such as split.test'): fit(rec.model, cases)
+
+def test_cases_of_another_split_are_told(rec, tmp_path, recwarn):
+    "Of the same split, sampled, or of none: silent; the same users in another order: their targets may have been trained on"
+    rec.save_pretrained(tmp_path/'m')
+    again = GenerativeRecommender.from_pretrained(tmp_path/'m')
+    x = SPLIT.test
+    for cases in (x, x.sample(5), leave_one_out(DATA.interactions).valid, Cases(x.users, x.items, x.offsets, x.targets)): again.evaluate(cases)
+    assert not [w for w in recwarn if 'another split' in str(w.message)]
+    y = DATA.interactions
+    turned = np.concatenate([y.user(u)[::-1] for u in range(y.n_users)])
+    with pytest.warns(GenrecWarning, match='cases are of another split .*leave-one-out, .* than the recommender was trained on'):
+        again.evaluate(leave_one_out(replace(y, items=turned)).test)
 
 def test_own_vectors_of_a_recommender(tmp_path):
     "As the tokenizer alone makes identifiers of them, from an array or a file; new items need theirs; nobody may ignore them"
