@@ -117,8 +117,8 @@ _NOTE = ('Means over test cases with 95 % bootstrap intervals; each has one targ
          'generator with the best validation NDCG@10: {chosen}.')
 _DECODER = ('Transitions rank what followed the last two items in training, untrained. SASRec has '
             'one token an item; all trainings have its recipe, budget and seed. The softmax over '
-            'children is normalized over the tokens that may follow a prefix, that over the '
-            'vocabulary over all.')
+            'children is normalized over the tokens that may follow a prefix and starts from training '
+            'counts, that over the vocabulary over all tokens, without counts.')
 _WEIGHTED = 'CE is plain cross-entropy; IGD tuning gives zero-gain tokens the weight {beta:g}.'
 _ASSISTED = (' Rows with an assistant take {assistant_weight:.0%} of each step from a SASRec, as '
              'D3 does; they are not saved.')
