@@ -219,7 +219,9 @@ class Comparisons(_Shown):
 
     Columns: mean, mean_reference, difference, p (of the test asked for), p_users, p_seeds (sign flips), p_holm,
     relative, d (difference over the standard deviation of one case in one run), superiority, detectable, verdict;
-    ends of intervals: difference_low, difference_high, and so on. nan: too few users."""
+    ends of intervals: difference_low, difference_high (of the test: Student's t, with as many degrees of freedom as
+    users and seeds allow), and relative_low and so on (bootstrap, which is too narrow with few seeds: where the two
+    disagree, that of the difference counts). nan: too few users."""
     table: pd.DataFrame
     reference: str
     metric: str # what was compared

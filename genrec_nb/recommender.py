@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from pathlib import Path
-from .core import (FileError, GenrecError, GenrecWarning, SettingError, _check_items, _check_k, _plural, check_keys,
+from .core import (FileError, GenrecError, GenrecWarning, SettingError, _check_items, _check_k, _plural, check_choice, check_keys,
                             patch, read_json, read_settings, require, versions, whole_folder, write_json,
                             _read_tensors, _write_tensors)
 from .data import Catalog, Dataset
@@ -607,6 +607,17 @@ def _from_pretrained(cls: GenerativeRecommender, *, model_id: str, device='cpu',
     with _reading(folder/'genrec.json'): rec.remove_items(about.get('removed') or [])
     return rec
 
+# %% ../nbs/81_recommender.ipynb #24555888
+def _check_loading(device, softmax: str | None, prior: str | None) -> None:
+    "Raise `SettingError` for what a saved recommender cannot be loaded with"
+    if softmax is not None: check_choice(softmax, ('vocabulary', 'children'), 'softmax')
+    if prior is not None: check_choice(prior, ('none', 'trie'), 'prior')
+    try: kind = torch.device(device).type
+    except (RuntimeError, TypeError):
+        raise SettingError(f'device is {device!r}, expected cpu, cuda, cuda:N or mps') from None
+    require(kind != 'cuda' or torch.cuda.is_available(), f'device is {device!r}, and no GPU is here: take '
+            'cpu', SettingError)
+
 # %% ../nbs/81_recommender.ipynb #a9baf7fa
 @patch(cls_method=True)
 def from_pretrained(cls: GenerativeRecommender,
@@ -618,6 +629,7 @@ def from_pretrained(cls: GenerativeRecommender,
 ) -> GenerativeRecommender: # ready to recommend
     "Read a saved recommender; raises `FileError` if a part is missing"
     check_keys(hub, inspect.signature(snapshot_download).parameters, 'from_pretrained')
+    _check_loading(device, softmax, prior)
     folder = _fetched(name, **hub)
     _check_folder(folder)
     with _reading(folder):

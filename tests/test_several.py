@@ -217,6 +217,12 @@ def test_cases_of_another_split_are_told(rec, tmp_path, recwarn):
     with pytest.warns(GenrecWarning, match='cases are of another split .*leave-one-out, .* than the recommender was trained on'):
         again.evaluate(leave_one_out(replace(y, items=turned)).test)
 
+@pytest.mark.parametrize('how, words', [(dict(device='foo'), "device is 'foo', expected cpu, cuda"), (dict(device=None), 'device is None, expected cpu'), (dict(softmax='foo'), "softmax is 'foo', expected one of vocabulary, children"), (dict(prior='tree'), "prior is 'tree', expected one of none, trie"),
+                                        *[(dict(device='cuda'), 'no GPU is here: take cpu')]*(not torch.cuda.is_available())])
+def test_what_a_saved_recommender_cannot_be_loaded_with(rec, tmp_path, how, words):
+    rec.save_pretrained(tmp_path/'m')
+    with pytest.raises(SettingError, match=words): GenerativeRecommender.from_pretrained(tmp_path/'m', **how)
+
 def test_own_vectors_of_a_recommender(tmp_path):
     "As the tokenizer alone makes identifiers of them, from an array or a file; new items need theirs; nobody may ignore them"
     own = np.random.default_rng(0).normal(size=(N, 8)).astype(np.float32)
