@@ -519,7 +519,7 @@ def rank_exact(
 def item_nats(
     model, # an `ItemDecoder`
     cases: Cases, # histories and their targets
-    exact: ExactConfig = ExactConfig(), # of several identifiers
+    exact: ExactConfig = ExactConfig(), # of several identifiers; fitted weights: `rec.exact(decode)`
     memory: int = 2**26, # bytes
 ) -> float: # nats per item
     "Mean $-\\ln P(\\mathrm{target} \\mid \\mathrm{history})$"
