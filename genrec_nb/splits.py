@@ -47,7 +47,9 @@ class Split:
     test: Cases # for the final figure only
     skipped: int # users whose history is too short to be evaluated; it is in `train`
     kind: str = 'given' # how it was made
-    def __post_init__(self): self.valid.split = self.test.split = self
+    def __post_init__(self):
+        for cases in (self.valid, self.test):
+            if cases is not None: cases.split = self
 
 # %% ../nbs/10_splits.ipynb #2cbc5917
 def _cases(x: Interactions, users: np.ndarray, places: np.ndarray) -> Cases:
