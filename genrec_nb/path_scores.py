@@ -30,9 +30,20 @@ def _path_words(ids: Identifiers, path: np.ndarray, tokenizer=None) -> list[str]
         if whole: shown = text
     return words + ['∎']*(len(path) - len(own))
 
+# %% ../nbs/81_path_scores.ipynb #302923e9
+def _leading_nodes(trie: ItemTrie, gone) -> Tensor: # bool [M]
+    "Which nodes lead to an item that is not gone"
+    left = torch.ones(trie.n_items, dtype=torch.bool, device=trie.device)
+    left[list(gone)] = False
+    nodes, here = trie.item_nodes(left.nonzero()[:, 0]), left.new_zeros(trie.n_nodes)
+    here[nodes[nodes >= 0]] = True
+    return here
+
 # %% ../nbs/81_path_scores.ipynb #76e27a57
-def _token_probabilities(model, items: list[int], path: Tensor, trie: ItemTrie | None = None) -> Tensor: # float [T]
-    "Probability of each token of a path, normalized as the model was trained, or over a trie's children"
+def _token_probabilities(model, items: list[int], path: Tensor, trie: ItemTrie | None = None, gone=()) -> Tensor:
+    """Probability float [T] of each token of a path, normalized as the model was trained, or over a trie's children
+    that lead to other items than those that are gone"""
+    here = None if trie is None else _leading_nodes(trie, gone)
     model.eval()
     logits, state = model.prefill(torch.tensor([items], device=path.device))
     p = []
@@ -40,7 +51,8 @@ def _token_probabilities(model, items: list[int], path: Tensor, trie: ItemTrie |
         z = logits[0, 0].float()
         if trie is not None:
             child = trie.children(trie.walk(path[:len(p)])[-1:] if p else path.new_zeros(1))[0]
-            z = z.masked_fill(~torch.isin(torch.arange(len(z), device=z.device), trie.token[child]), -torch.inf)
+            tokens = trie.token[child[here[child]]]
+            z = z.masked_fill(~torch.isin(torch.arange(len(z), device=z.device), tokens), -torch.inf)
         p.append(z.softmax(0)[token])
         if len(p) == len(path): return torch.stack(p)
         logits = model.decode_step(state, token.view(1, 1), torch.zeros_like(token).view(1, 1))

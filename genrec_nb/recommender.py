@@ -477,12 +477,12 @@ def _label(self: GenerativeRecommender, e: Explanation, n: int, item: int) -> Ex
     return e
 
 @patch
-def _explain_one(self: GenerativeRecommender, read: list, item: int, decode) -> Explanation:
-    "An item's score by the only identifier, after a history"
+def _explain_one(self: GenerativeRecommender, read: list, item: int, decode, gone: set) -> Explanation:
+    "An item's score by the only identifier, after a history; gone: items that the search leaves out"
     path = torch.as_tensor(self.ids.path(item).astype(np.int64), device=self.model.device)
     over = self.trie if decode.normalize == 'children' else None
     parts = _token_parts(self.path_words(path.cpu().numpy()), path, self.trie, self.gain,
-                         _token_probabilities(self.model, read, path, over), decode.alpha)
+                         _token_probabilities(self.model, read, path, over, gone), decode.alpha)
     share = _item_share(self.model, self.trie, replace(decode, length_penalty=0.))
     part = 0. if share is None else float(share[item])
     return Explanation(self.catalog.titles[item], parts, decode.alpha, decode.length_penalty, part)
@@ -505,7 +505,8 @@ def explain(self: GenerativeRecommender,
     if alpha is not None: decode = replace(decode, alpha=alpha)
     titles, read = self.catalog.titles, items[-self.model.config.max_items:]
     if not self.several:
-        e = self._explain_one(read, target, decode)
+        gone = {*self.removed.tolist(), *items*usual.exclude_seen} - {target}
+        e = self._explain_one(read, target, decode, gone)
         e.note = 'without sequential rules'*bool(usual.rules_weight)
         return self._label(e, 0, target) if labels else e
     out = items + self.removed.tolist()
@@ -513,7 +514,8 @@ def explain(self: GenerativeRecommender,
                            decode, self.exact(decode))
     which = found.pop('which')
     e = JointExplanation.compare([self.names[n] for n in which], **found)
-    e.note = 'without sequential rules'*bool(usual.rules_weight)
+    seen = 'normalized with the items of the history'*(decode.normalize == 'children' and usual.exclude_seen)
+    e.note = ', '.join(filter(None, ['without sequential rules'*bool(usual.rules_weight), seen]))
     if labels: [self._label(part, n, target) for n, part in zip(which, e.parts.values())]
     return e
 

@@ -161,6 +161,22 @@ def test_an_explanation_adds_up(rec, how, alpha):
         assert len(one.parts) == 2 and sum(p.lead for p in one.parts)*e.weights['random'] == pytest.approx(e.leads['random'], abs=1e-5) or how == 'mixture'
         assert all(0 < p.probability <= 1 for x in e.parts.values() for p in x.parts)
 
+@pytest.mark.parametrize('backbone, search', [('packed', 'exact'), ('packed', 'beam'), ('t5', 'beam')])
+@pytest.mark.parametrize('normalize', ['vocabulary', 'children'])
+def test_an_explanation_of_one_identifier_gives_the_score_of_the_search(backbone, search, normalize):
+    "Of a model over the vocabulary, whose probabilities the search may normalize over the children"
+    sizes = dict(d_model=16, num_layers=1, num_heads=2) | (dict(d_kv=8, d_ff=16) if backbone == 't5' else {})
+    one = GenerativeRecommender.fit(DATA, settings(backbone=backbone, identifiers=[], model=sizes | dict(softmax='vocabulary', prior='none'), train=QUICK | dict(epochs=1)), SPLIT)
+    decode = DecodeConfig(normalize=normalize, search=search, beams=N)
+    for x in one.recommend(HISTORY, 9, decode)[::4]: assert one.explain(HISTORY, x.id, decode=decode).score == pytest.approx(x.score, abs=1e-4)
+
+def test_an_explanation_says_what_its_score_leaves_out(rec):
+    said = {n: rec.explain(HISTORY, 'i09', decode=d) for n, d in dict(plain=DecodeConfig(), rules=DecodeConfig(rules_weight='fitted'), children=DecodeConfig(normalize='children'), kept=DecodeConfig(normalize='children', exclude_seen=False)).items()}
+    assert {n: e.note for n, e in said.items()} == dict(plain='', rules='without sequential rules', children='normalized with the items of the history', kept='')
+    assert all((e.note or ' ') in e.summary() and (e.note or ' ') in repr(e) for e in said.values())
+    kept = rec.recommend(HISTORY, N, DecodeConfig(normalize='children', exclude_seen=False))
+    assert said['kept'].score == pytest.approx(next(x.score for x in kept if x.id == 'i09'), abs=1e-4)
+
 def test_the_constant_of_a_product_makes_all_items_sum_to_one(rec):
     "ln Z by hand, over the catalog; the sentence shows the sum; a mixture has none"
     history = torch.tensor([rec.find_items(HISTORY)])
