@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from dataclasses import replace
 from torch import Tensor
-from .beam_search import DecodeConfig, decoding_weights
+from .beam_search import DecodeConfig, decoding_weights, _exhausted_prefixes
 from .exact import ExactConfig, combine, exact_scores
 from .explanations import Explanation, TokenPart
 from .semantic_ids import EOS, Identifiers
@@ -30,20 +30,13 @@ def _path_words(ids: Identifiers, path: np.ndarray, tokenizer=None) -> list[str]
         if whole: shown = text
     return words + ['∎']*(len(path) - len(own))
 
-# %% ../nbs/81_path_scores.ipynb #302923e9
-def _leading_nodes(trie: ItemTrie, gone) -> Tensor: # bool [M]
-    "Which nodes lead to an item that is not gone"
-    left = torch.ones(trie.n_items, dtype=torch.bool, device=trie.device)
-    left[list(gone)] = False
-    nodes, here = trie.item_nodes(left.nonzero()[:, 0]), left.new_zeros(trie.n_nodes)
-    here[nodes[nodes >= 0]] = True
-    return here
-
 # %% ../nbs/81_path_scores.ipynb #76e27a57
 def _token_probabilities(model, items: list[int], path: Tensor, trie: ItemTrie | None = None, gone=()) -> Tensor:
     """Probability float [T] of each token of a path, normalized as the model was trained, or over a trie's children
     that lead to other items than those that are gone"""
-    here = None if trie is None else _leading_nodes(trie, gone)
+    if trie is not None:
+        here = torch.ones(trie.n_nodes, dtype=torch.bool, device=trie.device)
+        here[_exhausted_prefixes(trie, torch.tensor([[*gone]], dtype=torch.long, device=trie.device))] = False
     model.eval()
     logits, state = model.prefill(torch.tensor([items], device=path.device))
     p = []

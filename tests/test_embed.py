@@ -236,3 +236,8 @@ def test_an_encoder_whose_vectors_change_their_width(tmp_path, monkeypatch):
             return np.random.default_rng(0).normal(size=(len(texts), self.width))
     monkeypatch.setattr(embed, '_BLOCK', 5)
     with pytest.raises(GenrecError, match='gave vectors of 3 numbers for the first texts, and of 4 from text 5 on'): embed_texts([f't {i}' for i in range(9)], Wider(), cache=tmp_path)
+
+@pytest.mark.parametrize('name, near', [('minilmm', 'minilm'), ('tfdif', 'tfidf')])
+def test_a_misspelled_encoder_is_told_without_a_download(name, near, monkeypatch):
+    monkeypatch.setattr('genrec_nb.embed.SentenceEncoder', lambda *a, **k: pytest.fail('asked the Hub'))
+    with pytest.raises(SettingError, match=f"did you mean '{near}'"): make_encoder(name)
