@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
+from .batches import _user_tokens
 from .core import (Count, SettingError, Share, _check_items, _check_k, _finite, patch,
                             require, settings)
 from .semantic_ids import PAD
@@ -89,10 +90,13 @@ def _check_rows(history) -> None:
     require(fits, f'history is a {found}, expected an int64 tensor [users, items], -1 where there '
             'is none', SettingError)
 
-def _check_histories(trie: ItemTrie, history: Tensor, seen: Tensor | None = None) -> None:
-    "Raise `GenrecError` for items int64 [B, ..] that are not in the trie; -1: none"
+def _seen_items(model, trie: ItemTrie, history: Tensor, seen: Tensor | None = None) -> Tensor: # [B, S]
+    "The items to leave out, by default those of the histories; raises `GenrecError` for unknown ones"
     _check_rows(history)
-    for items in (history, history if seen is None else seen): _check_items(items, trie.n_items, -1)
+    _check_items(history, trie.n_items + _user_tokens(model), -1)
+    if seen is None: return history.where(history < trie.n_items, -1)                  # no users
+    _check_items(seen, trie.n_items, -1)
+    return seen
 
 def _own_trie(model) -> ItemTrie | None: # None: it scores whatever it is asked for
     "The trie of the only paths that a model has scores for: over children, and of a language model"
@@ -272,9 +276,9 @@ def beam_search(
     prefilled: tuple | None = None, # of `model.prefill(history)`, if already computed
 ) -> Beams: # up to `beams` finished paths a user
     "Constrained beam search with IGD-decoding, for a batch of users"
-    _check_histories(trie, history, seen)
+    seen = _seen_items(model, trie, history, seen)
     _check_items_of(model, trie)
-    search = _Search(trie, config, gain, weights, history if seen is None else seen, assistant,
+    search = _Search(trie, config, gain, weights, seen, assistant,
                      getattr(model, 'normalized', False))
     B, k = len(history), config.beams
     node, score = history.new_zeros(B, 1), torch.zeros(B, 1, device=history.device)   # the root
@@ -356,8 +360,7 @@ def recommend_each(
     "Ranked items for any number of users, by several searches"
     _check_k(k)
     if not len(history): return [(history.new_empty((0, k)), torch.empty(0, k)) for _ in configs]
-    _check_histories(trie, history, seen)
-    seen = history if seen is None else seen
+    seen = _seen_items(model, trie, history, seen)
     weights = [decoding_weights(trie, gain, c.alpha) if c.alpha and gain is not None else None
                for c in configs]
     by_length = torch.argsort((history >= 0).sum(1), stable=True)

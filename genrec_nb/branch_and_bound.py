@@ -12,8 +12,8 @@ from torch import Tensor
 from .core import _check_k, patch
 from .semantic_ids import PAD
 from .trie import ItemTrie, _find_keys
-from .beam_search import (Beams, DecodeConfig, beam_search, _check_histories, decoding_weights,
-                                   _evaluating, _expand_items, _item_share, _merge_finished, _prefill_again,
+from .beam_search import (Beams, DecodeConfig, beam_search, decoding_weights,
+                                   _evaluating, _expand_items, _item_share, _merge_finished, _prefill_again, _seen_items,
                                    _Search, _stable_topk, _unique_pairs)
 
 # %% ../nbs/52_branch_and_bound.ipynb #83f46b62
@@ -129,8 +129,7 @@ def proved_search(
 ) -> ProvedBeams:
     """The k most probable paths, for a batch of users: a beam search, then branch and bound;
     with `share` those of the k most probable items, the path of the best item first"""
-    _check_histories(trie, history, seen)
-    seen, config = history if seen is None else seen, replace(config, beams=max(config.beams, k))
+    seen, config = _seen_items(model, trie, history, seen), replace(config, beams=max(config.beams, k))
     logits, state = model.prefill(history)
     found = beam_search(model, trie, history, config, gain, seen, weights, assistant,
                         (logits, state))
@@ -171,7 +170,7 @@ def proved_items(
     "The k most probable items of every user"
     _check_k(k)
     if not len(history): return _nobody(history, k)
-    seen = history if seen is None else seen
+    seen = _seen_items(model, trie, history, seen)
     by_length = torch.argsort((history >= 0).sum(1), stable=True)
     weighted = config.alpha and gain is not None
     weights = decoding_weights(trie, gain, config.alpha) if weighted else None

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from functools import partial, reduce
 from typing import Callable, Literal
+from .batches import _users_of, read_histories
 from .core import (NonNegative, SettingError, Share, _check_items, _check_k, _finite,
                             check_choice, patch, require, settings)
 from .splits import Cases, _check_cases
 from .item_decoder import ItemDecoder
 from .sequential_rules import _log_mixture, fit_interpolation, interpolate
-from .beam_search import (_BROKEN, DecodeConfig, _assistant_logp, _assistant_mass, _check_histories, _check_rows,
+from .beam_search import (_BROKEN, DecodeConfig, _assistant_logp, _assistant_mass, _check_rows, _seen_items,
                                    decoding_weights, _exhausted_prefixes, _evaluating)
 
 # %% ../nbs/51_exact.ipynb #ddadb0be
@@ -287,8 +288,7 @@ def _in_batches(score: Callable, model, history: Tensor, config: DecodeConfig, g
             'needs an assistant: pass assistant=, its scores [users, items]')
     why = _why_not_exact(model, config)
     require(not why, why, SettingError)
-    _check_histories(model.tries[0], history, seen)
-    seen, scorers = history if seen is None else seen, _scorers(model, config, gain)
+    seen, scorers = _seen_items(model, model.tries[0], history, seen), _scorers(model, config, gain)
     reading = 64*history.shape[1]*model.config.d_model # bytes of a user's activations
     users = max(1, config.memory*3//4//max(*_bytes_each(model, config), reading))
     order = torch.argsort((history >= 0).sum(1), stable=True)
@@ -498,7 +498,7 @@ def _histories(model, cases: Cases) -> tuple[Tensor, Tensor]:
     _check_items(cases.targets, len(model.paths), -1, 'as a target')
     longest = int(np.diff(cases.offsets).max(initial=1))
     seen = torch.from_numpy(cases.tail(longest)).to(model.paths.device)
-    return seen[:, -model.config.max_items:], seen
+    return read_histories(model, seen, _users_of(model, cases)), seen
 
 # %% ../nbs/51_exact.ipynb #8082db5a
 def rank_exact(

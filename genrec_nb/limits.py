@@ -49,6 +49,7 @@ class T5Sizes:
     softmax: _Softmax = 'vocabulary' # over the whole vocabulary, or the children of the prefix
     prior: _Prior = 'none' # with children, how often items are targets
     eos: StrictBool = False # end the paths with EOS, as the authors of LETTER do
+    user_tokens: Natural = 0 # hashed tokens for users before the history, 2,000 in TIGER's paper
     d_model: Count = 128
     d_kv: Count = 64
     d_ff: Count = 1024

@@ -157,7 +157,7 @@ def _cases_of(rows: pd.DataFrame, catalog: Catalog) -> tuple[list[str], Cases, _
     known, there = items >= 0, rows.item.notna().to_numpy()
     n = np.bincount(who[known], minlength=len(first))
     all_users, past = np.arange(len(first)), items[known].astype(np.int32)
-    cases = Cases(all_users, past, _offsets_of(n), np.full(len(first), -1))
+    cases = Cases(all_users, past, _offsets_of(n), np.full(len(first), -1), names=first.astype(str).tolist())
     names = rows.item[~known & there].drop_duplicates().head(3).tolist()
     return first.tolist(), cases, _Unknown(int((~known & there).sum()), names)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from .batches import _users_of, read_histories
 from .core import GenrecError, require, _check_items
 from .splits import Cases
 from .trie import ItemTrie
@@ -63,7 +64,7 @@ def rank_each(
     trie = first
     if assistant is not None: assistant = torch.as_tensor(assistant)[mine].to(trie.device)
     seen = torch.from_numpy(cases.tail(longest)[mine]).to(trie.device)
-    history = seen[:, -model.config.max_items:]
+    history = read_histories(model, seen, _users_of(model, cases, mine))
     found = search_each(model, trie, history, k, configs, gain, seen, batch_size, assistant, exact,
                         removed, scores)
     shape = len(cases), k
@@ -129,7 +130,8 @@ def _case_ce(
     _check_items(cases.targets, len(model.paths), 0, 'as a target')
     was_training, device, mine = model.training, model.paths.device, _share(len(cases), accelerator)
     model.eval()
-    history = torch.from_numpy(cases.tail(model.config.max_items)[mine]).to(device)
+    seen = torch.from_numpy(cases.tail(model.config.max_items)[mine]).to(device)
+    history = read_histories(model, seen, _users_of(model, cases, mine))
     targets = torch.from_numpy(cases.targets[mine]).to(device)
     step = batch_size or getattr(model, 'users_at_once', None) or 256
     total = sum(_ce_sums(model, history[a:a + step], targets[a:a + step])

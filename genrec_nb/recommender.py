@@ -17,6 +17,7 @@ from .core import (FileError, GenrecError, GenrecWarning, SettingError, _check_i
                             patch, read_json, read_settings, require, versions, whole_folder, write_json,
                             _read_tensors, _write_tensors)
 from .data import Catalog, Dataset
+from .batches import _user_tokens, read_histories
 from .splits import Cases, Split, leave_one_out, _check_cases, _split_words
 from .embed import embed_texts
 from .kmeans import load_quantizer
@@ -369,6 +370,14 @@ def find_items(self: GenerativeRecommender, history: list, what: str = 'the hist
         return found
     return [item(x) for x in history]
 
+# %% ../nbs/81_recommender.ipynb #c55f15d2
+@patch
+def _read(self: GenerativeRecommender, seen: torch.Tensor, user: str | None) -> torch.Tensor:
+    "What the model reads of one history int64 [1, S]; raises `SettingError` for a user that it cannot know"
+    require(user is None or _user_tokens(self.model) > 0, f'user is {user!r}, and this model has no tokens '
+            'for users: leave it out, or train a T5 with model.user_tokens=2000', SettingError)
+    return read_histories(self.model, seen, None if user is None else [str(user)])
+
 # %% ../nbs/81_recommender.ipynb #db32d5b2
 @patch
 def recommend(self: GenerativeRecommender,
@@ -376,6 +385,7 @@ def recommend(self: GenerativeRecommender,
     k: int = 10, # items wanted
     decode: DecodeConfig | None = None, # None: the configuration's, with at least k beams
     assistant=None, # an `ItemRanker`, needed if decode.assistant_weight > 0
+    user: str | None = None, # whose history it is, for a model with `user_tokens`
 ) -> Recommendations: # best first; for fewer than k see `why_few`
     "The next items; raises `GenrecError` for an unknown item, naming the nearest titles"
     items = self.find_items(history)
@@ -383,7 +393,7 @@ def recommend(self: GenerativeRecommender,
     decode = self._decoding(decode, k)
     seen, scores = torch.tensor([items], device=self.model.device), None
     if assistant is not None: scores = assistant.scores(_one_case(items)).detach().to(seen.device)
-    gain, read = self.gains if self.several else self.gain, seen[:, -self.model.config.max_items:]
+    gain, read = self.gains if self.several else self.gain, self._read(seen, user)
     found, = search_each(self.model, self.trie, read, k, [decode], gain, seen, None, scores,
                          self.exact(decode), torch.from_numpy(self.removed))
     pairs = zip(found.items[0].tolist(), found.scores[0].tolist())
@@ -496,6 +506,7 @@ def explain(self: GenerativeRecommender,
     alpha: float | None = None, # None: that of `decode`
     labels: bool = True, # say what each prefix stands for; reads up to 4,000 texts a level
     decode: DecodeConfig | None = None, # None: the configuration's
+    user: str | None = None, # as for `recommend`
 ) -> Explanation | JointExplanation: # one line a token
     """Probability, gain and weight of every token of an item's path; without an assistant model,
     and without sequential rules, which `explain_rules` has"""
@@ -503,7 +514,7 @@ def explain(self: GenerativeRecommender,
     usual = self._decoding(decode)
     decode = replace(usual, assistant_weight=0., exclude_seen=False, rules_weight=0.)
     if alpha is not None: decode = replace(decode, alpha=alpha)
-    titles, read = self.catalog.titles, items[-self.model.config.max_items:]
+    titles, read = self.catalog.titles, self._read(torch.tensor([items]), user)[0].tolist()
     if not self.several:
         gone = {*self.removed.tolist(), *items*usual.exclude_seen} - {target}
         e = self._explain_one(read, target, decode, gone)

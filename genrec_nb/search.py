@@ -12,7 +12,7 @@ from torch import Tensor
 from .core import SettingError, require
 from .trie import ItemTrie
 from .item_decoder import ItemDecoder
-from .beam_search import DecodeConfig, recommend_each
+from .beam_search import DecodeConfig, recommend_each, _seen_items
 from .branch_and_bound import proved_items
 from .exact import ExactConfig, exact_search, _multiplications, _why_not_exact
 
@@ -104,7 +104,7 @@ def search_each(
 ) -> list[Found]: # one for each config
     "Ranked items for any number of users, by several searches"
     if removed is not None and len(removed):
-        seen, parts = history if seen is None else seen, []
+        seen, parts = _seen_items(model, trie or model.tries[0], history, seen), []
         for rows in _few_users(seen, removed):
             each = [_without(c, seen[rows], removed) for c in configs]
             helped = None if assistant is None else assistant[rows]

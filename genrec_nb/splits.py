@@ -20,6 +20,7 @@ class Cases:
     offsets: np.ndarray # int64 [M+1] case m has the history items[offsets[m]:offsets[m+1]]
     targets: np.ndarray # int64 [M] what came next
     split: 'Split | None' = field(default=None, compare=False) # which they belong to, if to one
+    names: list | None = field(default=None, compare=False) # [M] ids of users outside; None: `split`'s
     def __len__(self): return len(self.users)
     def __repr__(self):
         users, mean = len(_distinct(self.users)), np.diff(self.offsets).mean() if len(self) else 0
@@ -121,7 +122,15 @@ def take(self: Cases, rows: np.ndarray) -> Cases:
     "Some of the cases, int64 [m], in that order"
     n = np.diff(self.offsets)[rows]
     items = self.items[_ragged_index(self.offsets[:-1][rows], n)]
-    return Cases(self.users[rows], items, _offsets_of(n), self.targets[rows], self.split)
+    names = None if self.names is None else [self.names[r] for r in np.arange(len(self))[rows]]
+    return Cases(self.users[rows], items, _offsets_of(n), self.targets[rows], self.split, names)
+
+@patch(as_prop=True)
+def user_ids(self: Cases) -> list[str] | None: # of each case
+    "The users' ids outside the library, if they are known"
+    if self.names is not None or self.split is None: return self.names
+    known = self.split.train.user_ids
+    return [known[u] for u in self.users]
 
 # %% ../nbs/10_splits.ipynb #436a75d0
 @patch

@@ -43,7 +43,7 @@ class TigerT5(_Trained, T5ForConditionalGeneration):
             self.register_buffer('counts', torch.zeros(config.n_items, dtype=torch.long))
 
     def forward(self,
-        history: Tensor | None = None, # int64 [B, H] items, -1: none; if None, T5's own forward
+        history: Tensor | None = None, # int64 [B, H] items or users, -1: none; None: T5's own forward
         targets: Tensor | None = None, # int64 [B] items
         tau: float = 1., # temperature of the loss
         null_history: bool = False, # also give `effect`: what the history changes
@@ -62,7 +62,7 @@ class TigerT5(_Trained, T5ForConditionalGeneration):
 @patch
 def target_logits(self: TigerT5, history: Tensor, targets: Tensor) -> Tensor: # [B, L, V], or [E]
     "Logits of each token, given the history (items [B, H]) and the tokens before; or of all edges"
-    (x, mask), labels = history_tokens(self.paths, history), self.paths[targets]
+    (x, mask), labels = history_tokens(self.inputs, history), self.paths[targets]
     encoded = self.encoder(input_ids=x, attention_mask=mask).last_hidden_state
     hidden = self.decoder(input_ids=self._shift_right(labels), encoder_hidden_states=encoded,
                           encoder_attention_mask=mask, use_cache=False).last_hidden_state
@@ -93,7 +93,8 @@ def set_items(
     counts: np.ndarray | None = None, # int [N] training targets, of a model with a prior; None: as before
 ) -> TigerT5: # itself
     "Keep the paths of the items; raises `GenrecError` for identifiers of another vocabulary"
-    ours, theirs = self.config.vocab_size, ids.vocab_size
+    users = getattr(self.config, 'user_tokens', 0)
+    ours, theirs = self.config.vocab_size - users, ids.vocab_size
     require(ours == theirs, f'the model knows {ours} tokens, the identifiers have {theirs}: '
                             'they belong to different runs')
     sizes = [ids.n_items] if tries is None else [t.n_items for t in tries]
@@ -105,7 +106,10 @@ def set_items(
         live = _live_counts(None if known is None else known.cpu().numpy(), trie)
         self.soft = ChildSoftmax.build(trie, live).to(self.device)
     if known is not None: self.counts, self.config.n_items = known, len(known)
-    self.register_buffer('paths', torch.from_numpy(ids.padded()).to(self.device), persistent=False)
+    paths = torch.from_numpy(ids.padded()).to(self.device)
+    of_users = F.pad(ours + torch.arange(users, device=self.device)[:, None], (0, paths.shape[1] - 1), value=PAD)
+    self.register_buffer('paths', paths, persistent=False)
+    self.register_buffer('inputs', torch.cat([paths, of_users]), persistent=False) # what a history can hold
     return self
 
 @patch(as_prop=True)
@@ -130,13 +134,14 @@ def tiger_t5(
     softmax: str = 'vocabulary', # over what: 'children' of the prefix, or the whole vocabulary
     prior: str = 'none', # 'trie': with children, a prior by how often items are targets
     eos: bool = False, # end the paths with EOS, as the authors of LETTER do
+    user_tokens: int = 0, # hashed tokens for users before the history, 2,000 in TIGER's paper
     **config, # changes to the sizes, as `T5Config` names them
 ) -> TigerT5: # untrained
     "A fresh TIGER with the sizes of LETTER's authors"
     _check_softmax(softmax, prior, counts)
     if eos: ids = ids.with_eos()
-    tokens = dict(vocab_size=ids.vocab_size, pad_token_id=PAD, eos_token_id=EOS)
-    own = dict(max_items=max_items, softmax=softmax, prior=prior, eos=eos)
+    tokens = dict(vocab_size=ids.vocab_size + user_tokens, pad_token_id=PAD, eos_token_id=EOS)
+    own = dict(max_items=max_items, softmax=softmax, prior=prior, eos=eos, user_tokens=user_tokens)
     tokens.update(decoder_start_token_id=PAD, n_items=ids.n_items)
     config = T5Config(**{**_SIZES, **own, **tokens, **config})
     with torch.random.fork_rng():
@@ -238,7 +243,7 @@ def decode_step(
 @patch
 def prefill(self: TigerT5, history: Tensor) -> tuple[Tensor, _T5State]: # items [B, H], -1: none
     "Logits [B, 1, V] of the first token; encoder and keys of the cross-attention once a user"
-    x, mask = history_tokens(self.paths, history)
+    x, mask = history_tokens(self.inputs, history)
     encoded = self.encoder(input_ids=x, attention_mask=mask).last_hidden_state
     unseen = encoded.new_zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None]
     cross = [block.layer[1].EncDecAttention for block in self.decoder.block]

@@ -30,7 +30,7 @@ from .trie import ItemTrie, _check_targets
 from .likelihood import _IN_TRAINING
 from .token_weights import uniform_weights
 from .objectives import MultiTargetLoss, WeightedLoss
-from .batches import LengthBatches, Windows, _rounds
+from .batches import LengthBatches, Windows, _rounds, _user_tokens
 from .beam_search import DecodeConfig
 from .exact import item_nats
 from .rank import _case_ce, _has_nats, _over_children, _rank_cases
@@ -327,8 +327,9 @@ class FitResult:
 # %% ../nbs/55_train.ipynb #fc93cdc7
 def _samples(model, train: Interactions, config: TrainConfig):
     "The training samples that the model wants; windows are cut by the seed"
-    seed = dict(seed=config.seed) if model.samples is Windows else {}
-    samples = model.samples(train, model.config.max_items, **seed)
+    more = dict(seed=config.seed) if model.samples is Windows else {}
+    if users := _user_tokens(model): more = dict(user_tokens=users)
+    samples = model.samples(train, model.config.max_items, **more)
     if not config.samples_per_epoch: return samples
     return _EpochSubset(samples, config.samples_per_epoch, config.seed)
 

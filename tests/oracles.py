@@ -109,7 +109,7 @@ def next_logp(model, history, prefix):
     items = torch.tensor([[i for i in history if i >= 0]])
     with torch.inference_mode():
         if hasattr(model, 'encoder'):
-            x, mask = history_tokens(model.paths, items)
+            x, mask = history_tokens(model.inputs, items)
             start = torch.tensor([[model.config.decoder_start_token_id, *prefix]])
             logits = model(input_ids=x, attention_mask=mask, decoder_input_ids=start, use_cache=False).logits[0, -1]
         else: logits = model(input_ids=torch.cat([model.paths[items].flatten(1), torch.tensor([list(prefix)], dtype=torch.long)], 1)).logits[0, -1]
@@ -126,7 +126,7 @@ def all_logp(model, history, paths):
     items = torch.tensor([[i for i in history if i >= 0]]).expand(len(paths), -1).long()
     with torch.inference_mode():
         if hasattr(model, 'encoder'):
-            x, mask = history_tokens(model.paths, items)
+            x, mask = history_tokens(model.inputs, items)
             start = torch.nn.functional.pad(before, (1, 0), value=model.config.decoder_start_token_id)
             logits = model(input_ids=x, attention_mask=mask, decoder_input_ids=start, use_cache=False).logits
         else: logits = model.flat_logits(torch.cat([model.paths[items].flatten(1), before], 1))[:, -width:]

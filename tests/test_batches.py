@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from genrec_nb.batches import LengthBatches, PrefixSamples, Windows, history_tokens
+from genrec_nb.batches import LengthBatches, PrefixSamples, Windows, hashed_users, history_tokens
 from genrec_nb.core import GenrecError
 from genrec_nb.data import Interactions
 from genrec_nb.semantic_ids import EOS
@@ -33,6 +33,14 @@ def test_prefix_samples_by_loops(rows, H):
     assert batch['history'].tolist() == [[-1]*(width - len(h)) + h for h, _ in want] and batch['targets'].tolist() == [t for _, t in want]
     one = samples.collate([len(samples) - 1])                                   # a batch is as wide as its longest
     assert one['history'].tolist() == [want[-1][0]] and one['targets'].tolist() == [want[-1][1]]
+
+@quick
+@given(histories(), st.integers(1, 6), st.integers(1, 9))
+def test_prefix_samples_begin_with_the_user(rows, H, n):
+    data = interactions(rows)
+    plain, known = (PrefixSamples(data, H, u).collate(list(range(sum(len(r) - 1 for r in rows if r)))) for u in (0, n))
+    first = [data.n_items + hashed_users([f'u{u}'], n)[0] for u, r in enumerate(rows) for _ in r[1:]]
+    assert known['history'][:, 0].tolist() == first and torch.equal(known['history'][:, 1:], plain['history']) and torch.equal(known['targets'], plain['targets'])
 
 @quick
 @given(histories(), st.integers(1, 6), st.integers(0, 4), st.integers(0, 99))

@@ -58,7 +58,7 @@ def test_settings_of_a_generator_are_those_of_its_class():
     made = inspect.signature(ItemDecoderConfig).parameters
     assert _defaults(DecoderSizes) == {n: made[n].default for n in _defaults(DecoderSizes)} and {*made} - {*_defaults(DecoderSizes)} == {'vocab_size', 'first', 'sizes', 'levels', 'n_items', 'kwargs'}
     made = inspect.signature(tiger_t5).parameters
-    own = {n: made[n].default for n in ('max_items', 'softmax', 'prior', 'eos')}
+    own = {n: made[n].default for n in ('max_items', 'softmax', 'prior', 'eos', 'user_tokens')}
     assert own.items() <= _defaults(T5Sizes).items() and {*_defaults(T5Sizes)} - {*own} <= {f.name for f in fields(T5Config)}
     assert {*_ACTIVATIONS} <= {*ACT2FN}
 

@@ -1,14 +1,23 @@
 """Both generators: prefill and decode steps against the training pass, T5's loss against `transformers`, saving, seeds, temperature."""
+import json
+import tempfile
 import numpy as np
 import pytest
 import torch
-from genrec_nb.beam_search import recommend
-from genrec_nb.data import Catalog
+from genrec_nb.batches import hashed_users, history_tokens
+from genrec_nb.beam_search import DecodeConfig, recommend
+from genrec_nb.core import GenrecError, GenrecWarning, SettingError
+from genrec_nb.data import Catalog, Interactions
+from genrec_nb.generate import TrieProcessor
 from genrec_nb.item_decoder import ItemDecoder, item_decoder
+from genrec_nb.many_users import recommend_file
+from genrec_nb.rank import rank_each
 from genrec_nb.rec_config import RecommenderConfig
 from genrec_nb.recommender import GenerativeRecommender
 from genrec_nb.semantic_ids import Identifiers, EOS
+from genrec_nb.splits import Cases, leave_one_out
 from genrec_nb.tiger import TigerT5, tiger_t5
+from genrec_nb.train import TrainConfig, fit
 from genrec_nb.trie import ItemTrie
 from oracles import all_logp, identifiers, next_logp, packed, t5
 
@@ -123,3 +132,81 @@ def test_tau_reaches_the_loss(make):
     want = [-float((next_logp(model, h, path[:l])/.5).log_softmax(0)[t]) for l, t in enumerate(path)]
     np.testing.assert_allclose(cold, want, atol=2e-5)
     assert not torch.allclose(plain, cold)
+
+
+# ---- tokens for users ----------------------------------------------------------------------------------------------------
+
+USERS = 12
+
+def owners(length=5):
+    "Histories that say nothing about what comes next, and users who always take the same: user u takes item 2 + u again and again"
+    rows = [[u % 2, *[2 + u]*length] for u in range(USERS)]
+    return Interactions(np.concatenate(rows), np.arange(USERS + 1)*(length + 1), [f'user {u}' for u in range(USERS)], 2 + USERS)
+
+def test_only_user_tokens_can_tell_users_with_the_same_history_apart():
+    "One item was seen, by half of the users; every user goes on with an item of her own"
+    data = owners()
+    ids, split = Identifiers.from_codes(np.arange(data.n_items)[:, None], policy='keep'), leave_one_out(data)
+    cases = Cases(np.arange(USERS), data.items[data.offsets[:-1]], np.arange(USERS + 1), 2 + np.arange(USERS), split)
+    few = Interactions(np.concatenate([[u % 2, 2 + u] for u in range(USERS)]), np.arange(USERS + 1)*2, data.user_ids, data.n_items)
+    def hits(user_tokens):
+        model, trie = t5(ids, user_tokens=user_tokens), ItemTrie.build(ids)
+        with tempfile.TemporaryDirectory() as folder:
+            fit(model, few, split.valid, trie, config=TrainConfig(epochs=100, batch_size=12, lr=1e-2, eval_every=100, patience=0, weight_decay=0), folder=folder)
+        ranked = rank_each(model.eval(), trie, cases, [DecodeConfig(beams=20, exclude_seen=False)], k=1)[0]
+        return float((ranked[:, 0] == cases.targets).mean())
+    assert len(set(hashed_users(data.user_ids, 2000))) == USERS                # nobody shares a token
+    assert hits(2000) >= .95 and hits(0) <= .2
+
+def test_a_user_before_the_history_is_one_more_token_for_generate_and_for_beams():
+    "Beams, T5's own `generate` and a training pass of one user agree, and the token matters"
+    ids = codes()
+    model, trie = t5(ids, user_tokens=7), ItemTrie.build(ids)
+    read = torch.tensor([[20 + 3, 4, 9], [20 + 6, -1, 1]])
+    items, scores = recommend(model, trie, read, 5, DecodeConfig(beams=20))
+    for row, found, x in zip(read, items, scores):
+        logp = {i: sum(float(next_logp(model, row.tolist(), ids.path(i)[:t].tolist())[c]) for t, c in enumerate(ids.path(i).tolist())) for i in found.tolist()}
+        np.testing.assert_allclose([logp[i] for i in found.tolist()], x, atol=1e-4)
+    assert not torch.isin(items, read).any()                                    # what was seen is left out, the user is no item
+    tokens, mask = history_tokens(model.inputs, read)
+    with torch.inference_mode(): out = model.generate(input_ids=tokens, attention_mask=mask, num_beams=20, num_return_sequences=3, max_new_tokens=3, logits_processor=[TrieProcessor(trie)])
+    best = recommend(model, trie, read, 3, DecodeConfig(beams=20, exclude_seen=False))[0]
+    assert out[:, 1:4].view(2, 3, 3).tolist() == model.paths[best].tolist()
+    other = recommend(model, trie, torch.tensor([[20 + 4, 4, 9], [20, -1, 1]]), 5, DecodeConfig(beams=20))[1]
+    assert not torch.allclose(other, scores, atol=1e-4)
+
+@pytest.mark.parametrize('entry, good', [(26, True), (27, False)])
+def test_no_more_users_than_tokens(entry, good):
+    ids = codes()
+    model, trie = t5(ids, user_tokens=7), ItemTrie.build(ids)
+    history = torch.tensor([[entry, 4]])
+    if good: assert recommend(model, trie, history, 1)[0].shape == (1, 1)
+    else:
+        with pytest.raises(GenrecError, match='27'): recommend(model, trie, history, 1)
+    with pytest.raises(GenrecError): recommend(t5(ids), trie, torch.tensor([[20, 4]]), 1)      # a model without users
+
+def test_users_through_the_recommender(tmp_path):
+    "By id, in cases, in a file, saved and loaded; added items leave users their tokens; who is not named, and users of a model without tokens, are said"
+    catalog, small = Catalog.from_ids([f'i{k:02}' for k in range(20)]), dict(d_model=16, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_kv=8)
+    config = RecommenderConfig(tokenizer=dict(method='random'), backbone='t5', model=small | dict(user_tokens=50))
+    rec = GenerativeRecommender(catalog, Identifiers.random(20, 3, 4, seed=0), np.ones(20), config=config)
+    rec.model.shared.weight.data *= 8
+    history, listed = ['i03', 'i05'], lambda r, **how: [(x.id, round(x.score, 4)) for x in r.recommend(history, 5, **how)]
+    ann = listed(rec, user='ann')
+    assert ann != listed(rec, user='bob')
+    cases = Cases(np.arange(2), np.array([3, 5, 3, 5], np.int32), np.array([0, 2, 4]), np.full(2, -1), names=['bob', 'ann'])
+    items, scores = rec.rank(cases.take(np.array([1])), 5, scores=True)
+    assert [(f'i{i:02}', round(float(s), 4)) for i, s in zip(items[0], scores[0])] == ann
+    assert rec.explain(history, ann[0][0], user='ann').score == pytest.approx(ann[0][1], abs=1e-3)
+    (tmp_path/'h.csv').write_text('user,item\nann,i03\nbob,i03\nann,i05\nbob,i05\n')
+    recommend_file(rec, tmp_path/'h.csv', tmp_path/'out.json', k=5)
+    got = {r['user']: [i['id'] if isinstance(i, dict) else i for i in r['items']] for r in map(json.loads, (tmp_path/'out.json').read_text().splitlines())}
+    assert got['ann'] == [i for i, _ in ann] and set(got) == {'ann', 'bob'}
+    rec.save_pretrained(tmp_path/'r')
+    assert listed(GenerativeRecommender.from_pretrained(tmp_path/'r'), user='ann') == ann
+    with pytest.warns(GenrecWarning, match='50 tokens for users'): listed(rec)
+    before = rec.model.inputs[20:].clone()
+    longer = rec.model.set_items(Identifiers.random(22, 3, 4, seed=0))
+    assert torch.equal(longer.inputs[22:], before)
+    plain = GenerativeRecommender(catalog, Identifiers.random(20, 3, 4, seed=0), np.ones(20), config=RecommenderConfig(tokenizer=dict(method='random'), backbone='t5', model=small))
+    with pytest.raises(SettingError, match='no tokens for users'): listed(plain, user='ann')
