@@ -29,32 +29,47 @@ from .beam_search import (_BROKEN, DecodeConfig, _assistant_logp, _assistant_mas
 class _Level:
     "The prefixes of one length at which the network is evaluated"
     column: int # of the token, among those of all identifiers
-    nodes: Tensor # int64 [m]
-    codes: Tensor # int64 [m, l] codes of the prefixes, those with most children first
+    prefix: Tensor # float [m, d] sums of the codes' vectors, those with most children first
     child: Tensor # int64 [m, C] nodes, -1 behind the last
     code: Tensor # int64 [m, C] of each child, 0 behind the last
+    bias: Tensor # float [m, C] of each child, with its prior; minus infinity behind the last
     rows: Tensor # int64 [E] the prefix of each child, row by row
     columns: Tensor # int64 [E] which child it is
     place: Tensor # int64 [N] of each item's token among the E; E if it is forced
 
 # %% ../nbs/51_exact.ipynb #b946c411
+def _prefixes_of(model, k: int, l: int, forced: bool) -> Tensor: # int64 [m] nodes
+    "The prefixes of length l that matter, those with most children first"
+    trie = model.trees[k].trie
+    nodes = torch.arange(*trie.level[l:l + 2].tolist(), device=trie.device)
+    nodes = nodes[trie.n_children[nodes] > (0 if forced else 1)]
+    return nodes[trie.n_children[nodes].argsort(descending=True, stable=True)]
+
+def _child_bias(model, k: int, l: int, child: Tensor, code: Tensor) -> Tensor: # float [m, C]
+    "What the logits of children have in common for all users; raises `GenrecError` for a broken model"
+    bias = model.bias[model.starts[k] + l][code].float()
+    if model.config.softmax == 'children': bias = bias + model.trees[k].prior[child.clamp(min=0)]
+    require(_finite(bias), _BROKEN)
+    return bias.masked_fill(child < 0, -torch.inf)
+
+@torch.no_grad()
 def _levels(model, k: int, forced: bool) -> list[_Level]:
     "The levels of identifier k; with `forced` tokens or without"
     trie, a, out = model.trees[k].trie, model.starts[k], []
-    after, ends = trie.item_nodes(), trie.level.tolist()
+    after, d = trie.item_nodes(), model.config.d_model
     for l in range(trie.max_depth):
-        nodes = torch.arange(ends[l], ends[l + 1], device=trie.device)
-        nodes = nodes[trie.n_children[nodes] > (0 if forced else 1)]
+        nodes = _prefixes_of(model, k, l, forced)
         if not len(nodes): continue
-        nodes = nodes[trie.n_children[nodes].argsort(descending=True, stable=True)]
         item, child = trie.order[trie.row[nodes].long()].long(), trie.children(nodes)
-        prefix = model.paths[item][:, a:a + l] - model.first[a:a + l]
-        code = trie.token[child.clamp(min=0)].long() - model.first[a + l]
+        codes = (model.paths[item][:, a:a + l] - model.first[a:a + l]).T
+        none = model.codes[a].weight.new_zeros(len(nodes), d)
+        prefix = sum((model.codes[a + j](c) for j, c in enumerate(codes)), none)
+        code = (trie.token[child.clamp(min=0)].long() - model.first[a + l]).masked_fill(child < 0, 0)
         rows, columns = (child >= 0).nonzero(as_tuple=True)
         place = torch.full((trie.n_nodes,), len(rows), device=trie.device)
         place[child[rows, columns]] = torch.arange(len(rows), device=trie.device)
-        out.append(_Level(a + l, nodes, prefix, child, code.masked_fill(child < 0, 0), rows, columns,
-                          place[after[:, l]]))
+        out.append(_Level(a + l, prefix, child, code, _child_bias(model, k, l, child, code), rows,
+                          columns, place[after[:, l]]))
     return out
 
 # %% ../nbs/51_exact.ipynb #068491fb
@@ -80,6 +95,7 @@ def users(self: _Scorer, seen: Tensor | None, assistant: Tensor | None) -> None:
     "Exhausted prefixes bool [b, M] and the assistant's mass of the users at hand"
     trie, c = self.tree.trie, self.config
     self.exhausted = self.mass = None
+    self.named = self.weights is not None or c.assistant_weight > 0 or c.normalize == 'children'
     if c.assistant_weight:
         self.mass = _assistant_mass(trie, assistant, seen if c.exclude_seen else None)
     if seen is None or not c.exclude_seen or c.normalize == 'vocabulary': return
@@ -90,34 +106,31 @@ def users(self: _Scorer, seen: Tensor | None, assistant: Tensor | None) -> None:
 # %% ../nbs/51_exact.ipynb #7945e872
 @patch
 def products(self: _Scorer, level: _Level, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    "Head outputs and logits of the children: of all prefixes for users [b, 1, d], or one a row [m, d]"
-    model, first, code = self.model, level.column - level.codes.shape[1], level.code
-    prefix = sum(model.codes[first + j](c) for j, c in enumerate(level.codes.T))
-    l = level.column
-    out, every = model.head_output(hidden + prefix, l), model.code_table(l)
-    if hidden.ndim == 2 and len(every) <= 16*code.shape[1]: # reading rows apart would take longer
-        return out, F.linear(out, every, model.bias[l]).gather(1, code).float()
-    table, bias = every[code], model.bias[l][code]                           # [m, C, d], [m, C]
-    if hidden.ndim == 2: # [m, d], a prefix and a user in each row
-        return out, (table @ out[..., None])[..., 0].float() + bias
-    return out, (out.transpose(0, 1) @ table.mT).transpose(0, 1).float() + bias    # [b, m, d]
+    "Head outputs, and products with the children: of all prefixes for users [b, 1, d], or one a row [m, d]"
+    code, l = level.code, level.column
+    every = self.model.code_table(l)
+    if hidden.ndim == 3:
+        out = self.model.head_outputs(hidden[:, 0], level.prefix, l)               # [b, m, d]
+        return out, (out.transpose(0, 1) @ every[code].mT).transpose(0, 1).float() # [b, m, C]
+    out = self.model.head_output(hidden + level.prefix, l)
+    if len(every) <= 16*code.shape[1]: # reading rows apart would take longer
+        return out, F.linear(out, every).gather(1, code).float()
+    return out, (every[code] @ out[..., None])[..., 0].float()
 
 # %% ../nbs/51_exact.ipynb #be30213f
 @patch
 def log_probabilities(self: _Scorer, level: _Level, hidden: Tensor, user) -> Tensor:
     "Of the children of the prefixes, shaped as in `products`; minus infinity behind the last"
-    model, l, child = self.model, level.column, level.child
+    model, l = self.model, level.column
     out, logp = self.products(level, hidden)
+    require(_finite(logp), _BROKEN)
+    logp = logp + level.bias
     if self.vocabulary: # over all codes of the level
         every = F.linear(out, model.code_table(l), model.bias[l]).float()
-        logp = logp - every.logsumexp(-1, keepdim=True)
-    require(_finite(logp), _BROKEN)
-    if self.vocabulary: return logp.masked_fill(child < 0, -torch.inf)
-    if model.config.softmax == 'children': logp = logp + self.tree.prior[child]
-    logp = logp.masked_fill(child < 0, -torch.inf)
-    if self.exhausted is not None:
-        logp = logp.masked_fill(self.exhausted[user, child.clamp(min=0)], -torch.inf)
-    return logp.log_softmax(-1).nan_to_num(nan=-torch.inf)
+        return logp - every.logsumexp(-1, keepdim=True)
+    if self.exhausted is None: return logp.log_softmax(-1)
+    gone = self.exhausted[user, level.child.clamp(min=0)]
+    return logp.masked_fill(gone, -torch.inf).log_softmax(-1).nan_to_num(nan=-torch.inf)
 
 @patch
 def step_scores(self: _Scorer, level: _Level, hidden: Tensor, user) -> Tensor:
@@ -145,10 +158,11 @@ def node_bytes(self: _Scorer, level: _Level, children: int | None = None) -> int
 
 # %% ../nbs/51_exact.ipynb #1c100a45
 @patch
-def part(self: _Level, at, children: int | None = None) -> _Level:
-    "Some of the prefixes, with room for so many children; for their scores alone"
-    return replace(self, nodes=self.nodes[at], codes=self.codes[at],
-                   child=self.child[at][:, :children], code=self.code[at][:, :children])
+def part(self: _Level, at, children: int | None = None, named: bool = True) -> _Level:
+    "Some of the prefixes, with room for so many children, which may be named or not; for scores alone"
+    child = self.child[at][:, :children] if named else None
+    return replace(self, prefix=self.prefix[at], child=child, code=self.code[at][:, :children],
+                   bias=self.bias[at][:, :children])
 
 def _slices(level: _Level, fits: Callable): # fits: number of children -> prefixes that fit
     "Yield first prefix, end and most children; none has less than half of these"
@@ -164,7 +178,7 @@ def all_prefixes(self: _Scorer, level: _Level, hidden: Tensor, memory: int) -> T
     b, e, user = len(hidden), 0, torch.arange(len(hidden))[:, None, None]
     out = hidden.new_zeros(b, len(level.rows) + 1, dtype=torch.float32)
     for a, end, C in _slices(level, lambda C: max(1, memory//(b*self.node_bytes(level, C)))):
-        found = self.step_scores(level.part(slice(a, end), C), hidden[:, None], user).flatten(1)
+        found = self.step_scores(level.part(slice(a, end), C, self.named), hidden[:, None], user).flatten(1)
         z = int(torch.searchsorted(level.rows, end))
         at = (level.rows[e:z] - a)*C + level.columns[e:z] # of the children among the (end-a)*C
         out[:, e:z], e = found.index_select(1, at), z
@@ -319,7 +333,7 @@ _FEW = 256 # prefixes of a level that are scored for every user
 @patch
 def closed(self: _Scorer) -> int:
     "How many levels, from the first, are scored for all items"
-    return next((n for n, x in enumerate(self.levels) if len(x.nodes) > _FEW), len(self.levels))
+    return next((n for n, x in enumerate(self.levels) if len(x.prefix) > _FEW), len(self.levels))
 
 # %% ../nbs/51_exact.ipynb #33a37c7a
 @patch
@@ -329,7 +343,7 @@ def of_items(self: _Scorer, level: _Level, user: Tensor, item: Tensor, hidden: T
     here = (place < len(level.rows)).nonzero()[:, 0]
     user, place = user[here], place[here]
     row, out = level.rows[place], hidden.new_zeros(len(item), dtype=torch.float32)
-    need = torch.zeros(len(hidden), len(level.nodes), dtype=torch.bool, device=hidden.device)
+    need = torch.zeros(len(hidden), len(level.prefix), dtype=torch.bool, device=hidden.device)
     need[user, row] = True
     u, n = need.nonzero(as_tuple=True)
     if len(u) > .3*need.numel(): # too many to look at each
@@ -337,7 +351,7 @@ def of_items(self: _Scorer, level: _Level, user: Tensor, item: Tensor, hidden: T
     elif len(u):
         C = level.child.shape[1]
         each = max(1, memory//(self.node_bytes(level) + 4*C*hidden.shape[1])) # embeddings, too
-        found = torch.cat([self.step_scores(level.part(y), hidden[x], x[:, None])
+        found = torch.cat([self.step_scores(level.part(y, None, self.named), hidden[x], x[:, None])
                            for x, y in zip(u.split(each), n.split(each))])
         which = torch.empty(need.shape, dtype=torch.long, device=need.device)
         which[u, n] = torch.arange(len(u), device=need.device)
@@ -371,33 +385,34 @@ def to_the_end(self: _Bounds, user: Tensor, item: Tensor, low: Tensor | None = N
 
 # %% ../nbs/51_exact.ipynb #986acc12
 @patch
-def floor(self: _Bounds, upper: Tensor, k: int) -> Tensor: # [b, N] -> [b]
-    "A little below the k-th best of the items with the largest bounds"
-    best = upper.topk(min(5*k, upper.shape[1]))
-    user = torch.arange(len(upper), device=upper.device).repeat_interleave(best.indices.shape[1])
-    found = self.to_the_end(user, best.indices.flatten())[2].view(best.values.shape)
-    least = found.masked_fill(best.values == -torch.inf, -torch.inf).topk(k).values[:, -1]
-    return least - 1e-5*(1 + least.abs())
+def floor(self: _Bounds, upper: Tensor, k: int) -> tuple: # float [b, N] -> items, scores [b, 5k]; [b]
+    "The items with the largest bounds, and a little less than the k-th best of their scores"
+    bound, item = upper.topk(min(5*k, upper.shape[1]))
+    user = torch.arange(len(upper), device=upper.device).repeat_interleave(item.shape[1])
+    found = self.to_the_end(user, item.flatten())[2].view(bound.shape)
+    found = found.masked_fill(bound == -torch.inf, -torch.inf)
+    least = found.topk(k).values[:, -1]
+    return item, found, least - 1e-5*(1 + least.abs())
 
 @patch
-def best(self: _Bounds, k: int, seen: Tensor | None) -> Tensor: # bool [b, N] -> float [b, N]
-    "Scores of the k best items and of some others that are not seen, else minus infinity"
+def best(self: _Bounds, k: int, seen: Tensor | None): # bool [b, N]; float [b, N], or a triple
+    """Scores of the k best items and of some others that are not seen, else minus infinity; or, where
+    they are few, users, items and their scores [P]"""
     upper = self.total(self.parts)
     if seen is not None: upper.masked_fill_(seen, -torch.inf)
     if not self.open: return upper
-    low = self.floor(upper, min(k, upper.shape[1]))
+    known, score, low = self.floor(upper, min(k, upper.shape[1]))
     some = (upper >= low[:, None]) & (upper > -torch.inf)
-    user, item = some.nonzero(as_tuple=True)
-    if len(user) > .2*some.numel(): # the bounds exclude little
-        for k, level in self.open:
-            s = self.scorers[k]
-            every = s.all_prefixes(level, self.hidden, self.memory)
-            self.parts[k] += every.index_select(1, level.place)/s.length
-        return self.total(self.parts).masked_fill(~some, -torch.inf)
-    user, item, found = self.to_the_end(user, item, low)
-    out = torch.full_like(upper, -torch.inf)
-    out[user, item] = found
-    return out
+    user, item = some.scatter(1, known, False).nonzero(as_tuple=True)
+    if len(user) <= .2*some.numel():
+        row, column = (score >= low[:, None]).nonzero(as_tuple=True)
+        ready = row, known[row, column], score[row, column]
+        return tuple(map(torch.cat, zip(ready, self.to_the_end(user, item, low))))
+    for k, level in self.open: # the bounds exclude little
+        s = self.scorers[k]
+        every = s.all_prefixes(level, self.hidden, self.memory)
+        self.parts[k] += every.index_select(1, level.place)/s.length
+    return self.total(self.parts).masked_fill(~some, -torch.inf)
 
 # %% ../nbs/51_exact.ipynb #fa9c512f
 def _first_topk(scores: Tensor, k: int) -> Tensor: # int64 [b, k]
@@ -412,6 +427,18 @@ def _first_topk(scores: Tensor, k: int) -> Tensor: # int64 [b, k]
     places[tied] = keep.nonzero()[:, 1].view(-1, k)
     best = scores.gather(1, places).sort(dim=1, descending=True, stable=True).indices
     return places.gather(1, best)
+
+# %% ../nbs/51_exact.ipynb #d84b9a41
+def _rows_of_users(user: Tensor, item: Tensor, score: Tensor, users: int, k: int, order: Tensor) -> tuple:
+    "Items [P] of some users, sorted by an order of all items, and their scores, k or more a row"
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    by = torch.argsort(user*len(order) + place[item])
+    user, n = user[by], torch.bincount(user, minlength=users)
+    at = torch.arange(len(user), device=user.device) - (n.cumsum(0) - n)[user]
+    shape = users, max(int(n.max()), min(k, len(order)))
+    items, scores = item.new_full(shape, -1), score.new_full(shape, -torch.inf)
+    items[user, at], scores[user, at] = item[by], score[by]
+    return items, scores
 
 # %% ../nbs/51_exact.ipynb #240c4f61
 def _check_rules(model, exact: ExactConfig) -> None:
@@ -462,9 +489,11 @@ def _best(model, history, k: int, config: DecodeConfig, seen, exact: ExactConfig
         rules = model.rules(history[rows]) if exact.rules else None
         total = _Bounds(scorers, hidden, _growing(model, exact, rules), memory).best(k, out)
     order = model.tries[0].tie_order
-    best = order[_first_topk(total.index_select(1, order), k)]
+    if torch.is_tensor(total): items, total = order.expand_as(total), total.index_select(1, order)
+    else: items, total = _rows_of_users(*total, len(rows), k, order)
+    best = _first_topk(total, k)
     found = total.gather(1, best)
-    return best.masked_fill(found == -torch.inf, -1), found
+    return items.gather(1, best).masked_fill(found == -torch.inf, -1), found
 
 # %% ../nbs/51_exact.ipynb #33b6ecf9
 def exact_search(

@@ -78,6 +78,18 @@ class _CodeHead(nn.Module):
         self.norm = nn.LayerNorm(d)
     def forward(self, u): return self.norm(u + self.mlp(u)) # [..., d] -> [..., d]
 
+    def of_sums(self, a: Tensor, b: Tensor) -> Tensor: # [n, d], [m, d] -> [n, m, d]
+        "Outputs, not for training, for every a + b: but for its length the first layer is linear in both"
+        norm, up, act, down, _ = self.mlp
+        x, y = (v - v.mean(-1, keepdim=True) for v in (a, b))
+        p, q = (v if v.device.type == 'mps' else v.double() for v in (x, y))   # a + b may cancel out
+        square = p.square().mean(-1)[:, None] + q.square().mean(-1) + 2*(p @ q.T)/p.shape[1]
+        scale = (square.clamp(min=0) + norm.eps).rsqrt().to(x)[..., None]
+        weight = up.weight*norm.weight
+        z = F.linear(x, weight)[:, None] + F.linear(y, weight)
+        z.mul_(scale).add_(up.bias + up.weight @ norm.bias)
+        return self.norm(down(act(z)).add_(a[:, None]).add_(b))
+
 # %% ../nbs/42_item_decoder.ipynb #e1100ee6
 def _head(d: int, width: int, dropout: float, first: bool) -> nn.Module:
     "Without an MLP (width 0) only the norm is left, and a hidden state is normalized already"
@@ -230,6 +242,14 @@ def read(
 def head_output(self: ItemDecoder, u: Tensor, level: int) -> Tensor: # [..., d] -> [..., d]
     "What the codes of a level are compared with; with a temperature, of length 1 and divided by it"
     out, t = self.heads[level](u), self.config.cosine_temperature
+    return F.normalize(out, dim=-1)/t if t else out
+
+@patch
+def head_outputs(self: ItemDecoder, hidden: Tensor, prefix: Tensor, level: int) -> Tensor:
+    "The same for every sum of a hidden state [n, d] and a prefix [m, d]: [n, m, d]; not for training"
+    head, t = self.heads[level], self.config.cosine_temperature
+    many = isinstance(head, _CodeHead)
+    out = head.of_sums(hidden, prefix) if many else head(hidden[:, None] + prefix)
     return F.normalize(out, dim=-1)/t if t else out
 
 @patch

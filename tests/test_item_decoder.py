@@ -2,14 +2,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from transformers import AutoConfig, AutoModel
 from genrec_nb.beam_search import DecodeConfig
 from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.exact import exact_scores
-from genrec_nb.item_decoder import ItemDecoder, ItemDecoderConfig, item_decoder, _level_ranges
+from genrec_nb.item_decoder import ItemDecoder, ItemDecoderConfig, item_decoder, _CodeHead, _level_ranges
 from genrec_nb.semantic_ids import EOS, Identifiers
 from genrec_nb.tiger import tiger_t5
-from oracles import identifiers, next_logp, packed, t5
+from oracles import identifiers, next_logp, packed, quick, t5
 
 def codes(n=20, sizes=(4, 3, 4), seed=0): return Identifiers.from_codes(np.random.default_rng(seed).integers(0, sizes, (n, len(sizes))), list(sizes), 'keep')
 
@@ -101,3 +102,24 @@ def test_how_many_users_are_searched_at_once_does_not_matter():
     (a, x), (b, y) = recommend(model, model.tries[0], history, 6, config), recommend(model, model.tries[0], history, 6, config, batch_size=7)
     assert (a == b).float().mean() > .99
     torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+# ---- sums of users and prefixes ----------------------------------------------------------------------------------------------
+
+@quick
+@given(st.integers(0, 99), st.floats(.01, 30), st.floats(.01, 30), st.integers(1, 3))
+def test_outputs_of_sums_are_those_of_each_sum(seed, far, near, width):
+    "Whatever the lengths of a user's state and of a prefix, and where they cancel out but for a little"
+    head = _CodeHead(12, width, .3).eval()
+    g = torch.Generator().manual_seed(seed)
+    for p in head.parameters(): p.data = p.data + .5*torch.randn(p.shape, generator=g)
+    a, b = far*torch.randn(5, 12, generator=g) + 1, near*torch.randn(4, 12, generator=g)
+    b[0], b[1] = 0, .01*torch.randn(12, generator=g) - a[0]
+    with torch.no_grad(): torch.testing.assert_close(head.of_sums(a, b), head(a[:, None] + b), atol=2e-3, rtol=1e-3)
+
+@pytest.mark.parametrize('settings', [{}, dict(head_ff=0), dict(cosine_temperature=.1), dict(head_ff=1, mean_embeddings=True)])
+def test_head_outputs_of_every_kind_of_head(settings):
+    model, g = packed(codes(), **settings), torch.Generator().manual_seed(1)
+    a, b = torch.randn(3, 16, generator=g), torch.randn(5, 16, generator=g)
+    with torch.no_grad():
+        for l in range(3): torch.testing.assert_close(model.head_outputs(a, b, l), model.head_output(a[:, None] + b, l), atol=1e-5, rtol=1e-4)
