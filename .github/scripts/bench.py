@@ -584,14 +584,21 @@ def bench_constraint(
 def exact_case(
     name: str, # data set
     users: int | None, # test users; None: all
-) -> tuple: # (untrained item decoder over children, one with a token an item as SASRec, cases)
+) -> tuple: # (untrained item decoder over children, one with a token an item as SASRec, split, cases)
     "Published letter identifiers of a data set"
     folder = data_folder(name)
     data = load_dataset(folder, text=False)
     split, ids = leave_one_out(data.interactions), Identifiers.from_index(folder/f'{name}.letter.index.json', data.catalog)
     how = dict(softmax='children', prior='trie', counts=split.train.target_counts())
     single = Identifiers.from_codes(np.arange(ids.n_items)[:, None], policy='keep')
-    return item_decoder(ids, **how).eval(), item_decoder(single, head_ff=0, **how).eval(), split.test.sample(users)
+    return item_decoder(ids, **how).eval(), item_decoder(single, head_ff=0, **how).eval(), split, split.test.sample(users)
+
+def some_steps(model, split, steps: int): # the model
+    "A short training, after which scores no longer lie close together"
+    with tempfile.TemporaryDirectory() as folder:
+        fit(model, split.train, split.valid, model.tries[0], None, TrainConfig(batch_size=64, lr=5e-3, weight_decay=.1, patience=0), folder, max_steps=steps,
+            warmup_steps=10, eval_strategy='no', save_strategy='no', load_best_model_at_end=False)
+    return model.eval()
 
 def bench_exact(
     quick: bool = False, # 300 users of Scientific alone
@@ -602,13 +609,16 @@ def bench_exact(
     out = {}
     for name in ('Scientific',) if quick else ('Scientific', 'Beauty'):
         if not data_folder(name): out[name] = dict(skipped='no data'); continue
-        if progress: progress.stage(f'exact: {name}')
-        model, single, cases = exact_case(name, 300 if quick else None)
-        way = lambda m, search: lambda: rank_each(m, m.tries[0], cases, [DecodeConfig(beams, search=search)], k=20)[0]
-        times, lists = race({'exact': way(model, 'exact'), 'beam': way(model, 'beam'), 'one token an item': way(single, 'exact')}, 2, warm_up=False)
-        out[name] = dict(users=len(cases), items=len(model.paths), seconds=seconds(times), ratio={c: ratio(times, 'exact', 'beam', c) for c in ('wall', 'cpu')},
-                         over_single={c: ratio(times, 'exact', 'one token an item', c) for c in ('wall', 'cpu')},
-                         differs=float((np.sort(lists['exact'][:, :10]) != np.sort(lists['beam'][:, :10])).any(1).mean()))
+        model, single, split, cases = exact_case(name, 300 if quick else None)
+        for steps in (0, 10 if quick else 1200):
+            label = f'{name}, {steps:,} training steps'
+            if progress: progress.stage(f'exact: {label}')
+            if steps: some_steps(model, split, steps), some_steps(single, split, steps)
+            way = lambda m, search: lambda: rank_each(m, m.tries[0], cases, [DecodeConfig(beams, search=search)], k=20)[0]
+            times, lists = race({'exact': way(model, 'exact'), 'beam': way(model, 'beam'), 'one token an item': way(single, 'exact')}, 2 if quick else 5, warm_up=False)
+            out[label] = dict(users=len(cases), items=len(model.paths), seconds=seconds(times), ratio={c: ratio(times, 'exact', 'beam', c) for c in ('wall', 'cpu')},
+                              over_single={c: ratio(times, 'exact', 'one token an item', c) for c in ('wall', 'cpu')},
+                              differs=float((np.sort(lists['exact'][:, :10]) != np.sort(lists['beam'][:, :10])).any(1).mean()))
     return out
 
 class TimeLimit(TrainerCallback):
