@@ -385,9 +385,10 @@ def to_the_end(self: _Bounds, user: Tensor, item: Tensor, low: Tensor | None = N
 
 # %% ../nbs/51_exact.ipynb #986acc12
 @patch
-def floor(self: _Bounds, upper: Tensor, k: int) -> tuple: # float [b, N] -> items, scores [b, 5k]; [b]
+def floor(self: _Bounds, upper: Tensor, k: int) -> tuple: # float [b, N] -> items, scores [b, few]; [b]
     "The items with the largest bounds, and a little less than the k-th best of their scores"
-    bound, item = upper.topk(min(5*k, upper.shape[1]))
+    N = upper.shape[1]
+    bound, item = upper.topk(min(10*k, max(3*k, N//75), N)) # more pays in a larger catalog
     user = torch.arange(len(upper), device=upper.device).repeat_interleave(item.shape[1])
     found = self.to_the_end(user, item.flatten())[2].view(bound.shape)
     found = found.masked_fill(bound == -torch.inf, -torch.inf)

@@ -89,7 +89,7 @@ def test_few_items_are_scored_to_their_end():
     with some_levels_open(30), mock.patch.object(exact_module._Scorer, 'of_items', count):
         items, _ = exact_search(model, HISTORY, 5, exact=ExactConfig('mixture'))
     first, last = asked[:2], asked[2:]                          # one open level of each identifier, for the floor and for the rest
-    assert first == [3*25]*2 and len(last) == 2 and last[1] <= last[0] < .1*3*2000
+    assert first == [3*(2000//75)]*2 and len(last) == 2 and last[1] <= last[0] < .1*3*2000
     assert torch.equal(items, exact_search(model, HISTORY, 5, exact=ExactConfig('mixture'))[0])
 
 @few

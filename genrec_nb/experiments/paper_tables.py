@@ -304,8 +304,8 @@ kind = "cft"
 "D3 + IGD" = [0.1092, 0.0801]
 
 [differs]
-all = "an item decoder that generates the words of the title, where the paper tunes a language model \
-of 1.5 billion parameters; split leave-one-out, where the paper splits by time"
+all = "an item decoder that generates the words of the title, filled up to one length, where the paper tunes \
+a language model of 1.5 billion parameters; split leave-one-out, where the paper splits by time"
 '''
 
 # %% ../../nbs/94_paper_tables.ipynb #6bedd85a
