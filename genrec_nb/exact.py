@@ -406,7 +406,8 @@ def best(self: _Bounds, k: int, seen: Tensor | None): # bool [b, N]; float [b, N
     some = (upper >= low[:, None]) & (upper > -torch.inf)
     user, item = some.scatter(1, known, False).nonzero(as_tuple=True)
     if len(user) <= .2*some.numel():
-        row, column = (score >= low[:, None]).nonzero(as_tuple=True)
+        here = (score >= low[:, None]) & (score > -torch.inf)
+        row, column = here.nonzero(as_tuple=True)
         ready = row, known[row, column], score[row, column]
         return tuple(map(torch.cat, zip(ready, self.to_the_end(user, item, low))))
     for k, level in self.open: # the bounds exclude little
@@ -431,8 +432,9 @@ def _first_topk(scores: Tensor, k: int) -> Tensor: # int64 [b, k]
 
 # %% ../nbs/51_exact.ipynb #d84b9a41
 def _rows_of_users(user: Tensor, item: Tensor, score: Tensor, users: int, k: int, order: Tensor) -> tuple:
-    "Items [P] of some users, sorted by an order of all items, and their scores, k or more a row"
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    "Items [P] of some users, sorted by an order of the items, and their scores, k or more a row"
+    place = order.new_zeros(int(order.max()) + 1)
+    place[order] = torch.arange(len(order), device=order.device)
     by = torch.argsort(user*len(order) + place[item])
     user, n = user[by], torch.bincount(user, minlength=users)
     at = torch.arange(len(user), device=user.device) - (n.cumsum(0) - n)[user]
@@ -490,7 +492,7 @@ def _best(model, history, k: int, config: DecodeConfig, seen, exact: ExactConfig
         rules = model.rules(history[rows]) if exact.rules else None
         total = _Bounds(scorers, hidden, _growing(model, exact, rules), memory).best(k, out)
     order = model.tries[0].tie_order
-    if torch.is_tensor(total): items, total = order.expand_as(total), total.index_select(1, order)
+    if torch.is_tensor(total): items, total = order.expand(len(total), -1), total.index_select(1, order)
     else: items, total = _rows_of_users(*total, len(rows), k, order)
     best = _first_topk(total, k)
     found = total.gather(1, best)

@@ -79,6 +79,23 @@ def test_prefixes_that_cannot_lead_to_the_best_are_left_out(seed, k, alpha, excl
     torch.testing.assert_close(scores, full.topk(k).values)
     torch.testing.assert_close(full.gather(1, items), scores)
 
+@pytest.mark.parametrize('k', [5, 300, 380])
+@pytest.mark.parametrize('few', [0, 30, 10**6])
+def test_items_that_the_trie_lacks_come_out_of_no_search(k, few):
+    "The last ones among them, asked for more than are left, with and without open levels"
+    rng = np.random.default_rng(0)
+    ids, gone = Identifiers.from_codes(rng.integers(0, 12, (400, 3)), policy='keep'), np.r_[rng.choice(390, 60, replace=False), np.arange(390, 400)]
+    model = packed(ids, d_model=8, softmax='children')
+    with torch.no_grad():
+        for t in (*model.codes, model.place): t.weight.mul_(4)
+    model.set_items(ids, [ItemTrie.build(ids, np.setdiff1d(np.arange(400), gone))])
+    every = next(exact_scores(model, HISTORY, DecodeConfig(exclude_seen=False)))
+    with some_levels_open(few): items, scores = exact_search(model, HISTORY, k, DecodeConfig(exclude_seen=False))
+    full = torch.stack([x for _, x in sorted(zip(every.rows.tolist(), every.logp[0]))])
+    n = min(k, 400 - len({*gone.tolist()}))
+    assert not np.isin(items, gone).any() and ((items >= 0).sum(1) == n).all()
+    torch.testing.assert_close(scores[:, :n], full.topk(n).values, atol=1e-4, rtol=1e-4)
+
 def test_few_items_are_scored_to_their_end():
     rng = np.random.default_rng(0)
     model = packed([Identifiers.from_codes(rng.integers(0, 30, (2000, 3)), policy='keep') for _ in range(2)], d_model=8, softmax='children')
