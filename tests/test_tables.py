@@ -4,11 +4,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from test_results import STORED, TUNE, made_up, written
-from genrec_nb.core import GenrecError
+from genrec_nb.comparisons import Scores, compare_methods
+from genrec_nb.core import GenrecError, SettingError
 from genrec_nb.experiments.grid_report import _provenance, _rules, plot_sweep, results_page, summary, sweep_table
-from genrec_nb.experiments.results import Block, read_results
-from genrec_nb.experiments.tables import compare_table, decoding_table, plot_alphas, plot_curves, plot_mixtures, plot_ranks, trial_table, two_by_two
-from genrec_nb.pipeline import _unpack
+from genrec_nb.experiments.results import Block, blocks, read_results
+from genrec_nb.experiments.tables import compare_identifiers, compare_table, decoding_table, plot_alphas, plot_curves, plot_mixtures, plot_ranks, trial_table, two_by_two
+from genrec_nb.pipeline import _pack, _unpack
 
 
 @pytest.fixture(scope='module')
@@ -98,6 +99,57 @@ def test_an_unfinished_grid_is_reported_as_far_as_it_is(tmp_path):
 def test_one_seed_is_about_these_models_only(tmp_path):
     results = read_results(written(tmp_path/'r.jsonl', made_up(seeds=(0,))))
     assert 'one seed: would other users say the same of these models?' in summary(results) and 'No search' in _rules(results.record())
+
+
+# ---- identifiers against each other ----------------------------------------------------------------------------------
+
+def two_kinds(seeds=(0, 1), same=(), **kwargs):
+    "Rows of a grid with two kinds of identifiers; the methods `same` have one model for both"
+    rng = np.random.default_rng(1)
+    about, grid, *rows = made_up(seeds=seeds, **kwargs)
+    record, more = grid['record'], []
+    for r in rows:
+        if r['method'] in same:
+            record['trials'] += [[t[0], 'kn', *t[2:]] for t in record['trials'] if t[-1] == r['trial']]
+            continue
+        ranks = lambda: rng.integers(0, 21, 60)
+        value = lambda x: float(np.mean([1/math.log2(i + 2) if i < 10 else 0 for i in x]))
+        one = lambda: (lambda x: dict(ranks=_pack(x), metrics={'ndcg@10': value(x), 'recall@10': float((x < 10).mean())}))(ranks())
+        more.append(r | dict(ids='kn', trial='n-' + r['trial'], decodings={a: dict(valid=one(), test=one()) for a in r['decodings']}))
+        record['trials'] += [[t[0], 'kn', *t[2:-1], 'n-' + t[-1]] for t in record['trials'] if t[-1] == r['trial'] and t[1] == 'km']
+    record['ids']['kn'] = {}
+    return [about, grid, *rows, *more]
+
+
+def test_identifiers_are_compared_by_the_ranks_of_one_method(tmp_path):
+    results = read_results(written(tmp_path/'r.jsonl', two_kinds(alphas=(0,))))
+    found = blocks(results)
+    for method in ('ce', 'igd'):
+        for reference, other in (('km', 'kn'), ('kn', 'km')):
+            table = compare_identifiers(found, method, 'recall@10', reference)
+            hits = {b.ids: np.array([(_unpack(r['decodings']['0']['test']['ranks']) < 10) for r in b.trials[method].values()], float) for b in found}
+            wanted = compare_methods(Scores(np.stack([hits[reference], hits[other]]), [reference, other])).rows[0]
+            assert list(table.index) == [reference, other] and table.loc[other, 'p'] == wanted.p
+            assert table.loc[other, 'difference'] == pytest.approx(hits[other].mean() - hits[reference].mean())
+    text, page = summary(results), results_page(results).html()
+    for m in ('ce', 'igd', 'pos'): assert f'toy: identifiers, {m}' in text and f'toy: identifiers, {m}' in page
+    with pytest.raises(SettingError, match="identifiers with ce is 'kx', expected one of km, kn"): compare_identifiers(found, 'ce', reference='kx')
+
+
+def test_one_table_instead_of_tables_of_one_row(tmp_path):
+    text = summary(read_results(written(tmp_path/'r.jsonl', two_kinds(weightings=('ce',)))))
+    assert text.count('Against') == 1 and 'Against km; 2 seeds' in text and 'toy, km' not in text and 'Seen items' in text
+
+
+def test_a_model_of_its_own_tokenizer_is_not_compared_with_itself(tmp_path):
+    results = read_results(written(tmp_path/'r.jsonl', two_kinds(same=('pos',))))
+    assert 'identifiers, ce' in summary(results) and 'identifiers, pos' not in summary(results)
+
+
+def test_identifiers_whose_seeds_are_not_done_wait(tmp_path):
+    rows = [r for r in two_kinds() if (r.get('ids'), r.get('seed')) != ('kn', 1)]
+    found = blocks(read_results(written(tmp_path/'r.jsonl', rows)))
+    assert [b.seeds for b in found] == [[0, 1], [0]] and list(compare_identifiers(found).index) == ['km'] and list(compare_identifiers(found, reference='kn').index) == ['kn']
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------

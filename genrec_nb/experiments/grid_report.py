@@ -17,9 +17,9 @@ from ..comparisons import Scores, compare_methods, plot_comparisons
 from ..target_popularity import decile_curve, plot_deciles
 from ..report import Page, _preformatted
 from .results import Block, Results, blocks, _methods, _search_values
-from .tables import (compare_table, decoding_table, plot_alphas, plot_curves,
-                                          plot_mixtures, plot_ranks, show_comparison,
-                                          show_head_tail, trial_table, two_by_two)
+from .tables import (compare_identifiers, compare_table, decoding_table,
+                                          plot_alphas, plot_curves, plot_mixtures, plot_ranks,
+                                          show_comparison, show_head_tail, trial_table, two_by_two)
 
 # %% ../../nbs/94_grid_report.ipynb #fc952ca6
 def _criteria(m: dict) -> dict: # measures of a row of kind 'tokens'
@@ -144,14 +144,14 @@ def leaders(block: Block, n: int = 3) -> Scores: # on the test
     return Scores.from_evaluations(found, block.record['metric'])
 
 # %% ../../nbs/94_grid_report.ipynb #6a8ffa7d
-def _comparison_note(block: Block) -> str:
+def _comparison_note(block: Block, reference: str | None = None) -> str: # None: the block's
     "What a comparison asks"
     s = block.scores()
     cases = f' with {len(s.users):,} cases' if len(s.users) > s.n_users else ''
     asks = ('would other users and other seeds say the same?' if s.n_seeds > 1 else
             'one seed: would other users say the same of these models?')
     orders = f' with {len(block.orders)} tie seeds'*(len(block.orders) > 1)
-    return (f'Against {block.reference}; {s.n_seeds} seed{"s"*(s.n_seeds > 1)}{orders}, '
+    return (f'Against {reference or block.reference}; {s.n_seeds} seed{"s"*(s.n_seeds > 1)}{orders}, '
             f'{s.n_users:,} users{cases}; {asks}')
 
 def _seen_note(block: Block, lost: int) -> str: # lost: test targets in their own history
@@ -220,6 +220,17 @@ def _missing(found: list, results: Results, record: dict) -> list: # of lines
     lines = [f'{b.data}, {b.ids}, {x}' for b in found for x in b.missing] + results.notes
     return lines + [f'{d}, {i}: nothing yet' for d, i in asked if (d, i) not in have]
 
+# %% ../../nbs/94_grid_report.ipynb #f7f1b3a8
+def _identifier_tables(found: list) -> dict: # (data, method) -> `compare_identifiers`
+    "Identifiers against each other, for the methods that train a model on each"
+    tables = {}
+    for data in dict.fromkeys(b.data for b in found):
+        same = [b for b in found if b.data == data]
+        for m in same[0].generative:
+            models = {b.trials[m][b.seeds[0]]['trial'] for b in same if m in b.trials}
+            if len(models) > 1: tables[data, m] = compare_identifiers(same, m)
+    return tables
+
 # %% ../../nbs/94_grid_report.ipynb #c091552d
 def results_page(results: Results, record: dict | None = None) -> Page: # None: the newest grid
     "Tables, tests and plots, all from stored rows: the same rows give the same page"
@@ -236,6 +247,9 @@ def results_page(results: Results, record: dict | None = None) -> Page: # None: 
     missing, ranks = _missing(found, results, record), plot_ranks(found)
     if missing: page.add('Not complete', *missing)
     if ranks is not None: page.add('All blocks', ranks, note=_BLOCKS)
+    for (data, m), t in _identifier_tables(found).items():
+        page.add(f'{data}: identifiers, {m}', show_comparison(t, record['metric']),
+                 note=_comparison_note(found[0], t.index[0]))
     for b in found: _block_sections(page, b)
     if record.get('sweep'): _sweep_sections(page, results)
     shown = {k: v for k, v in record.items() if k not in ('trials', 'tokens')}
@@ -249,11 +263,15 @@ _BLOCKS = ('Each data set, kind of identifiers and seed is a block. Seeds of one
 def _summary_parts(results: Results) -> list: # of texts and data frames
     "The main tables between their titles and notes"
     if not results.record()['ids']: return [sweep_table(results).round(4)]
-    parts = []
-    for b in blocks(results):
-        table = show_comparison(compare_table(b), b.record['metric']).data
-        note = _tie_note(b)
-        parts += [f'{b.data}, {b.ids}', table, _comparison_note(b), *[note]*bool(note), '']
+    found, metric, parts = blocks(results), results.record()['metric'], []
+    tables = _identifier_tables(found)
+    one = tables and all(len(b.methods) == 1 for b in found)   # tables of one row say nothing more
+    for b in found[:1] if one else found:
+        table = [] if one else [f'{b.data}, {b.ids}', show_comparison(compare_table(b), metric).data]
+        parts += [*table, *[_comparison_note(b)]*(not one), _tie_note(b), '']
+    for (data, m), t in tables.items():
+        note = _comparison_note(found[0], t.index[0])
+        parts += [f'{data}: identifiers, {m}', show_comparison(t, metric).data, note, '']
     return parts[:-1]
 
 def _join_parts(parts: list) -> str:
