@@ -150,6 +150,7 @@ def _comparison_note(block: Block, reference: str | None = None) -> str: # None:
     cases = f' with {len(s.users):,} cases' if len(s.users) > s.n_users else ''
     asks = ('would other users and other seeds say the same?' if s.n_seeds > 1 else
             'one seed: would other users say the same of these models?')
+    if 1 < s.n_seeds < 5: asks += ' With so few seeds p speaks of the users above all.'
     orders = f' with {len(block.orders)} tie seeds'*(len(block.orders) > 1)
     return (f'Against {reference or block.reference}; {s.n_seeds} seed{"s"*(s.n_seeds > 1)}{orders}, '
             f'{s.n_users:,} users{cases}; {asks}')
