@@ -497,6 +497,24 @@ def _explain_one(self: GenerativeRecommender, read: list, item: int, decode, gon
     part = 0. if share is None else float(share[item])
     return Explanation(self.catalog.titles[item], parts, decode.alpha, decode.length_penalty, part)
 
+# %% ../nbs/81_recommender.ipynb #c3030007
+@patch
+def _explain_joint(self: GenerativeRecommender,
+    items: list, # the whole history
+    read: list, # what the model reads of it
+    item: int,
+    decode: DecodeConfig,
+    labels: bool, # say what each prefix stands for
+) -> JointExplanation:
+    "An item's score by several identifiers, each with its tokens"
+    out = items + self.removed.tolist()
+    found = _compare_items(self.model, self.identifiers, read, item, out, self.catalog.titles,
+                           self.gains, decode, self.exact(decode))
+    which = found.pop('which')
+    e = JointExplanation.compare([self.names[n] for n in which], **found)
+    if labels: [self._label(part, n, item) for n, part in zip(which, e.parts.values())]
+    return e
+
 # %% ../nbs/81_recommender.ipynb #3d109c0c
 @patch
 @torch.inference_mode()
@@ -514,20 +532,15 @@ def explain(self: GenerativeRecommender,
     usual = self._decoding(decode)
     decode = replace(usual, assistant_weight=0., exclude_seen=False, rules_weight=0.)
     if alpha is not None: decode = replace(decode, alpha=alpha)
-    titles, read = self.catalog.titles, self._read(torch.tensor([items]), user)[0].tolist()
-    if not self.several:
-        gone = {*self.removed.tolist(), *items*usual.exclude_seen} - {target}
+    read, rules = self._read(torch.tensor([items]), user)[0].tolist(), bool(usual.rules_weight)
+    if self.several: e, seen = self._explain_joint(items, read, target, decode, labels), usual.exclude_seen
+    else:
+        gone, seen = {*self.removed.tolist(), *items*usual.exclude_seen} - {target}, False
         e = self._explain_one(read, target, decode, gone)
-        e.note = 'without sequential rules'*bool(usual.rules_weight)
-        return self._label(e, 0, target) if labels else e
-    out = items + self.removed.tolist()
-    found = _compare_items(self.model, self.identifiers, read, target, out, titles, self.gains,
-                           decode, self.exact(decode))
-    which = found.pop('which')
-    e = JointExplanation.compare([self.names[n] for n in which], **found)
-    seen = 'normalized with the items of the history'*(decode.normalize == 'children' and usual.exclude_seen)
-    e.note = ', '.join(filter(None, ['without sequential rules'*bool(usual.rules_weight), seen]))
-    if labels: [self._label(part, n, target) for n, part in zip(which, e.parts.values())]
+        if labels: self._label(e, 0, target)
+    notes = {'without sequential rules': rules,
+             'normalized with the items of the history': seen and decode.normalize == 'children'}
+    e.note = ', '.join(text for text, true in notes.items() if true)
     return e
 
 # %% ../nbs/81_recommender.ipynb #27bd9bf2
