@@ -42,8 +42,8 @@ def _weights(w) -> tuple | str:
     "Check weights of identifiers: 'fitted', 'ndcg@10', 'equal', or a number for each"
     if w in ('fitted', 'ndcg@10', 'equal'): return w
     numbers = isinstance(w, (list, tuple)) and all(isinstance(x, (int, float)) for x in w)
-    require(numbers and sum(w) > 0 and min(w) >= 0, f"found {w!r}, expected fitted, ndcg@10, equal, or a "
-            'number of 0 or more for each identifier, not all 0', SettingError)
+    require(numbers and sum(w) > 0 and min(w) >= 0, f'found {w!r}, expected fitted, ndcg@10, equal, or a '
+            'list such as [0.7, 0.3]: 0 or more for each identifier, not all 0', SettingError)
     return tuple(map(float, w))
 
 def _rules_weight(w) -> float | str:
