@@ -171,10 +171,10 @@ _TEMPLATES['card'] = '''<section class="card"><h3>Test case {{ number }} of {{ t
 <div><h4>What came next</h4><p>{{ next }}</p></div></div>
 <h4>Explanation of the first recommendation: information gain by color</h4>{{ why }}</section>'''
 
-def _why(rec, history: list, item: str) -> Markup: # HTML
+def _why(rec, history: list, item: str, user: str | None = None) -> Markup: # HTML
     "The part of sequential rules in a recommendation, if there is one, then that of the tokens"
     counted = rec.explain_rules(history, item)
-    own = _part(rec.explain(history, item))
+    own = _part(rec.explain(history, item, user=user))
     return Markup('\n').join([_part(f'{counted}. By the generator alone:'), own]) if counted else own
 
 # %% ../nbs/82_report.ipynb #58526fd3
@@ -188,8 +188,10 @@ def _user_card(
     "History, recommendations, target and explanation of one test case"
     titles, history, target = rec.catalog.titles, cases.history(m), int(cases.targets[m])
     seen = [rec.catalog.ids[i] for i in history]
-    found, past = rec.recommend(seen, k), [titles[i] for i in history[-shown:][::-1]]
-    why = _why(rec, seen, found[0].id) if found else ''
+    users = cases.user_ids if getattr(rec.model.config, 'user_tokens', 0) else None
+    user = users and users[m]
+    found, past = rec.recommend(seen, k, user=user), [titles[i] for i in history[-shown:][::-1]]
+    why = _why(rec, seen, found[0].id, user) if found else ''
     return _render('card', number=m + 1, total=len(cases), past=past, found=found, target=target,
                    earlier=len(history) - shown, next=titles[target], why=why)
 

@@ -180,6 +180,7 @@ def _record(plan: Plan) -> dict:
     more = dict(baselines=grid.baselines, missing=missing)
     return plain({k: getattr(grid, k) for k in _KEPT} | {k: v for k, v in more.items() if v} | dict(
         data={n: part(n, rows) for n, rows in plan.data.items()},
+        model={k: _content_digest(v) if k == 'base' else v for k, v in grid.model.items()},
         ids={n: made.get(n) for n in grid.ids} if grid.methods else {},
         tune=grid.tune and asdict(grid.tune),
         sweep={n: s['point'] for n, s in grid.ids.items() if 'point' in s},

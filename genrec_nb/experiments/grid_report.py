@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from dataclasses import replace
-from ..core import FileError, SettingError, require
+from ..core import FileError, SettingError, _plural, require
 from ..splits import TieCounts
 from ..comparisons import Scores, compare_methods, plot_comparisons
 from ..target_popularity import decile_curve, plot_deciles
@@ -102,8 +102,8 @@ def plot_sweep(results: Results, over: str) -> plt.Figure: # over: a setting tha
 
 # %% ../../nbs/94_grid_report.ipynb #3e3e2544
 _ASSISTED = 'In decoding a SASRec of the same seed has a share of {:.0%} in each step (D3). '
-_NO_SEARCH = ('No search: hyperparameters are fixed. α was chosen for each method on the '
-              'validation users (mean {metric}).')
+_NO_SEARCH = 'No search: hyperparameters are fixed.'
+_ALPHA = ' α was chosen for each method on the validation users (mean {metric}).'
 _SEARCH = ('Each method had {n} trials of its own hyperparameters with the tuning seeds {tuning} '
            'and {alphas} α each; the best mean {metric} on the validation users was taken to the '
            'reported seeds. ')
@@ -114,7 +114,7 @@ def _rules(record: dict) -> str:
     t, decode = record.get('tune'), record.get('decode') or {}
     w = decode.get('assistant_weight') or decode.get('mix')
     text = _ASSISTED.format(w) if w else ''
-    if not t: return text + _NO_SEARCH.format(**record)
+    if not t: return text + _NO_SEARCH + _ALPHA.format(**record)*(len(record['alphas']) > 1)
     untuned, both = t.get('untuned') or [], sorted(set(t['seeds']) & set(record['seeds']))
     n = max(len(_search_values(record, m)) for m in _methods(record))
     text += _SEARCH.format(n=n, tuning=', '.join(map(str, t['seeds'])), metric=record['metric'],
@@ -150,9 +150,11 @@ def _comparison_note(block: Block, reference: str | None = None) -> str: # None:
     cases = f' with {len(s.users):,} cases' if len(s.users) > s.n_users else ''
     asks = ('would other users and other seeds say the same?' if s.n_seeds > 1 else
             'one seed: would other users say the same of these models?')
-    if 1 < s.n_seeds < 5: asks += ' With so few seeds p speaks of the users above all.'
+    if 1 < s.n_seeds < 5: asks += ' Of so few seeds the scatter is hardly known, and p may be too small.'
     orders = f' with {len(block.orders)} tie seeds'*(len(block.orders) > 1)
-    return (f'Against {reference or block.reference}; {s.n_seeds} seed{"s"*(s.n_seeds > 1)}{orders}, '
+    against = f'Against {reference or block.reference}; '*(reference is not None or len(s.methods) > 1)
+    if not against: asks = 'one method, nothing to compare'
+    return (f'{against}{s.n_seeds} seed{"s"*(s.n_seeds > 1)}{orders}, '
             f'{s.n_users:,} users{cases}; {asks}')
 
 def _seen_note(block: Block, lost: int) -> str: # lost: test targets in their own history
@@ -244,7 +246,7 @@ def results_page(results: Results, record: dict | None = None) -> Page: # None: 
     what = ', '.join(f'{b.data} with {b.ids} identifiers' for b in found)
     seeds = ', '.join(map(str, record['seeds']))
     page = Page(record['title'] or 'genrec grid',
-                f'{what}; {len(_methods(record))} methods, seeds {seeds}. {_rules(record)}')
+                f'{what}; {_plural(len(_methods(record)), "method")}, seeds {seeds}. {_rules(record)} {_TESTS}')
     missing, ranks = _missing(found, results, record), plot_ranks(found)
     if missing: page.add('Not complete', *missing)
     if ranks is not None: page.add('All blocks', ranks, note=_BLOCKS)
@@ -257,6 +259,9 @@ def results_page(results: Results, record: dict | None = None) -> Page: # None: 
     how = _preformatted(json.dumps(shown, indent=1, ensure_ascii=False))
     return page.add('How this was made', _provenance(found), how)
 
+_TESTS = ('p: paired test of a mean difference, users and seeds both drawn anew (Student\'s t with '
+          'crossed random effects; one seed: users alone); Holm: p corrected for all rows of its '
+          'table; "not after Holm": below .05 before the correction, not after it.')
 _BLOCKS = ('Each data set, kind of identifiers and seed is a block. Seeds of one data set are not '
            'independent data sets: the plot sums up, the tables test.')
 
@@ -273,7 +278,7 @@ def _summary_parts(results: Results) -> list: # of texts and data frames
     for (data, m), t in tables.items():
         note = _comparison_note(found[0], t.index[0])
         parts += [f'{data}: identifiers, {m}', show_comparison(t, metric).data, note, '']
-    return parts[:-1]
+    return [*parts, _TESTS]
 
 def _join_parts(parts: list) -> str:
     "Texts and tables below each other"

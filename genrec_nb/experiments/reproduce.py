@@ -34,10 +34,11 @@ class Table:
     minutes: int # of one core, about, on MovieLens-100K or another small data set
     published: dict = field(default_factory=dict) # data -> row -> [recall@10, ndcg@10]
     rows: dict = field(default_factory=dict) # row -> [method, alpha]; none: a row a method
-    differs: dict = field(default_factory=dict) # row, or 'all' -> why it is not the published one
+    differs: dict = field(default_factory=dict) # row, 'generators' or 'baselines' -> why not as published
+    published_reference: str = '' # row that published figures are relative to; '': the grid's
 
 # %% ../../nbs/94_reproduce.ipynb #4236e880
-_MORE = ('asks', 'source', 'minutes', 'published', 'rows', 'differs') # beside a grid's settings
+_MORE = ('asks', 'source', 'minutes', 'published', 'rows', 'differs', 'published_reference') # beside a grid's settings
 
 def _find_data(data: str) -> str:
     "Where a data set is: 'ml-100k', a path, or a folder in data/"
@@ -89,11 +90,18 @@ def _published(table: Table) -> tuple: # (data, row -> [recall@10, ndcg@10])
     named = table.data if table.data in table.published else next(iter(table.published), '')
     return named, table.published.get(named, {})
 
+def _seen(table: Table) -> str:
+    "How seen items are treated, if not as in the papers"
+    out = table.grid.decode.get('exclude_seen', True)
+    return 'seen items are excluded, where the papers keep them'*out
+
 def _why(table: Table, row: str) -> str:
     "Reasons why ours is not the published row"
     named, _ = _published(table)
     other = f'published on {named}, here {table.data}' if named not in ('', table.data) else ''
-    return '; '.join(filter(None, [other, table.differs.get(row), table.differs.get('all')]))
+    kind = 'baselines' if row in table.grid.baselines else 'generators'
+    why = [other, _seen(table), table.differs.get(row), table.differs.get(kind)]
+    return '; '.join(filter(None, why))
 
 # %% ../../nbs/94_reproduce.ipynb #d6b59b03
 def _thirds(scores: Scores, counts: np.ndarray) -> dict: # 'head', 'middle', 'tail' -> bool [M] or [S, M]
@@ -130,7 +138,7 @@ def reproduced(
     frame.insert(0, 'mean', s.means().mean(1))
     told = {row: x[_METRICS.index(metric)] for row, x in figures.items()}
     frame['published'] = [told.get(row, math.nan) for row in s.methods]
-    base = told.get(reference, math.nan)
+    base = told.get(table.published_reference or reference, math.nan)
     frame['published_relative'] = frame.published/base - 1 if base else math.nan
     frame['off'] = frame['mean'] - frame.published if named == table.data else math.nan
     frame = frame.join(_tests(s, reference))
@@ -151,6 +159,13 @@ def _tests(scores: Scores, reference: str) -> pd.DataFrame: # index: methods
 # %% ../../nbs/94_reproduce.ipynb #bc8ee1ee
 def _percent(x) -> str: return _number(100*x, '+.1f') if pd.notna(x) else '–'
 
+def _columns_note(table: Table) -> str:
+    "What the columns of `show_reproduced` are"
+    theirs = table.published_reference or table.grid.reference
+    return (f'%: relative to {table.grid.reference}, its %: published, relative to {theirs}; Holm: p of '
+            'the difference, corrected for all rows; head, middle, tail: users whose target is in the '
+            'popular, middle or rare third of the training interactions; seconds: of a training')
+
 def show_reproduced(found: pd.DataFrame, table: Table, metric: str): # a Styler
     "`reproduced` for reading"
     named, _ = _published(table)
@@ -164,14 +179,17 @@ def show_reproduced(found: pd.DataFrame, table: Table, metric: str): # a Styler
                 'head': _number(r['head']), 'middle': _number(r['middle']), 'tail': _number(r['tail']),
                 'seconds': f'{r["seconds"]:.0f}', 'parameters': f'{r["parameters"]:,}',
                 'device': r['device']}
-    note = f'%: relative to {table.grid.reference}; Holm: its p over all rows; {table.source}'
+    note = f'{_columns_note(table)}; {table.source}'
     return styled(pd.DataFrame([row(r) for r in found.to_dict('records')], found.index), note)
 
 def _reasons(table: Table, found: pd.DataFrame) -> list[str]:
     "Why rows are not the published ones, shared reasons first"
     named, _ = _published(table)
     other = [f'All rows: published on {named}, here {table.data}.']*(named not in ('', table.data))
-    every = [f'All rows: {table.differs["all"]}.']*('all' in table.differs)
+    every = [f'All rows: {_seen(table)}.']*bool(_seen(table))
+    based = any(row in table.grid.baselines for row in found.index)
+    for kind in ('generators', *['baselines']*based):
+        if kind in table.differs: every.append(f'{kind.capitalize()}: {table.differs[kind]}.')
     own = [f'{row}: {why}.' for row, why in table.differs.items() if row in found.index]
     return other + every + own
 
@@ -179,19 +197,22 @@ def _reasons(table: Table, found: pd.DataFrame) -> list[str]:
 def _blocks(table: Table, results: Results) -> list: # of `Block`s
     "What there is to report, of this table's grid"
     record = results.record()
-    known = table.grid.weightings.keys() & record['weightings'].keys()
-    require(bool(known), f'these rows are of other methods than {table.name}: '
-            f'{", ".join(record["weightings"])}', SettingError)
+    own = dict(weightings=table.grid.weightings, ids=table.grid.ids)
+    for part, what in (('weightings', 'methods'), ('ids', 'identifiers')):
+        other = ', '.join(m for m in record[part] if m not in own[part])
+        require(not other, f'these rows are of other {what} than {table.name}: {other}', SettingError)
     return blocks(results, record)
 
 def _reproduced_parts(table: Table, results: Results) -> list: # of texts and data frames
     "The table between its title and its notes, a pure function of the rows"
-    if not table.published and table.name.endswith('sweeps'): return _summary_parts(results)
-    parts = [table.asks, f'Source: {table.source}', '']
-    for block in _blocks(table, results):
+    parts, found = [table.asks, f'Source: {table.source}', ''], _blocks(table, results)
+    if not table.published:
+        return parts + _summary_parts(results) + _reasons(table, pd.DataFrame(index=table.grid.methods))
+    for block in found:
         found = reproduced(table, block)
         shown = show_reproduced(found, table, 'ndcg@10').data
-        parts += [f'{block.data}, {block.ids}', shown, *_reasons(table, found), *block.missing, '']
+        parts += [f'{block.data}, {block.ids}', shown, f'{_columns_note(table)}.', *_reasons(table, found),
+                  *block.missing, '']
     return parts[:-1]
 
 def reproduce_text(table: Table, results: Results) -> str: # for a log
@@ -202,7 +223,7 @@ def reproduce_text(table: Table, results: Results) -> str: # for a log
 def reproduce_page(table: Table, results: Results) -> Page:
     "The report of the grid, with ours beside the published figures in front"
     page, front = results_page(results), Page(table.grid.title, table.asks)
-    for block in _blocks(table, results) if table.published else ():
+    for block in _blocks(table, results)*bool(table.published):
         found = {m: reproduced(table, block, m) for m in _METRICS}
         shown = [show_reproduced(x, table, m) for m, x in found.items()]
         note = ' '.join([*_reasons(table, found['ndcg@10']), *block.missing])

@@ -77,7 +77,8 @@ def show_comparison(table: pd.DataFrame, metric: str, note: str = ''): # a Style
     "`compare_table` for reading: means and differences with intervals, p after Holm, verdict"
     def row(r):
         verdict = r.get('verdict')
-        return {'chosen': r['chosen'], f'{metric} [95 %]': _number(r['mean'], '.4f', r['low'], r['high']),
+        valid = {f'{metric}, validation': _number(r['valid'])} if 'valid' in r else {}
+        return {'chosen': r['chosen'], **valid, f'{metric} [95 %]': _number(r['mean'], '.4f', r['low'], r['high']),
                 'sd of seeds': _number(r['sd']), 'difference [95 %]': _difference(r),
                 '%': _number(100*r.get('relative', math.nan), '+.1f'),
                 'p': _p(r.get('p', math.nan)), 'Holm': _p(r.get('holm', math.nan)),
@@ -102,8 +103,9 @@ def compare_identifiers(
     metric: str | None = None, # None: the one that validation chose by
     reference: str | None = None, # None: the identifiers of the first block
 ) -> pd.DataFrame: # one row a kind of identifiers, the reference first
-    """Every kind of identifiers against the reference, as in `compare_table`; without those that lack
-    the method, or seeds that the reference has. Raises `GenrecError` if there is no reference"""
+    """Every kind of identifiers against the reference, as in `compare_table`, and `valid`, the mean on
+    validation users, to choose by; without those that lack the method, or seeds that the reference
+    has. Raises `GenrecError` if there is no reference"""
     first, method = found[0], method or found[0].reference
     names = [b.ids for b in found if method in b.trials]
     reference = reference or first.ids
@@ -112,7 +114,9 @@ def compare_identifiers(
     same = [b for b in found if b.ids in names and b.seeds == seeds]
     runs = {b.ids: b.evaluations()[method] for b in same}
     s = Scores.from_evaluations(runs, metric or first.record['metric'])
-    return _compared(s, reference, same[0].counts, [b.setting(method) for b in same])
+    table = _compared(s, reference, same[0].counts, [b.setting(method) for b in same])
+    def valid(b): return np.mean([e[s.metric] for e in b.evaluations(split='valid')[method].values()])
+    return table.join(pd.Series({b.ids: valid(b) for b in same}, name='valid'))
 
 # %% ../../nbs/93_tables.ipynb #4c78d2bb
 def decoding_table(block: Block, metric: str | None = None) -> pd.DataFrame: # indexed by method, α

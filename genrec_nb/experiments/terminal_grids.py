@@ -106,14 +106,15 @@ def _reproduce(
     from genrec_nb.setting_names import _check_device
     _check_device(device)
     if table is not None: check_choice(table, TABLES, 'table')
-    if table is not None and not Path('data', data).exists(): _check_place(data)
+    named, name = out, Path(data).name
+    out = out or Path('runs')/f'reproduce-{table}-{name}'
+    rows, page = _stored_rows(table, data, out), Path('runs')/f'reproduce-{table}-{name}.html'
+    if table and not (report and rows or Path('data', data).exists()): _check_place(data)
     from genrec_nb.experiments import execution                # bring torch
     from genrec_nb.experiments.reproduce import list_tables, read_table
     from genrec_nb.experiments.results import read_results
     if table is None: return _print_parts([list_tables()])
-    t, name = read_table(table, data), Path(data).name
-    named, out = out, out or Path('runs')/f'reproduce-{table}-{name}'
-    rows, page = _stored_rows(table, data, out), Path('runs')/f'reproduce-{table}-{name}.html'
+    t = read_table(table, data)
     if dry_run: return typer.echo(execution.dry_run(t.grid, out, jobs))
     if report and rows: return _report_table(t, read_results(rows), page)
     require(not (report and named), f'{named}: no rows of {table} to report on; without --report '
