@@ -109,6 +109,14 @@ def test_the_report_is_a_pure_function_of_the_rows(main_table, tmp_path):
     with pytest.raises(SettingError, match='other methods than igd'): reproduce_text(read_table('igd'), results)
 
 
+def test_stored_rows_are_reported_where_the_data_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = ['reproduce', 'letter-ablation', '--data', 'Scientific', '--report', '--out', str(RESULTS/'letter-ablation-scientific.jsonl')]
+    found = CliRunner().invoke(app, call)
+    assert found.exit_code == 0 and 'RQ-VAE' in found.output and (tmp_path/'runs'/'reproduce-letter-ablation-Scientific.html').is_file()
+    assert CliRunner().invoke(app, call[:5]).exit_code != 0                    # there are no rows
+
+
 def test_rows_of_other_identifiers_are_refused(tmp_path):
     "One method of the same name is not enough"
     stored = read_results(RESULTS/'ids-scientific.jsonl')

@@ -209,3 +209,8 @@ def test_rules_saved_without_the_number_of_counted_items_are_read(tmp_path):
     file = tmp_path/'rules.safetensors'
     save_file({k: v for k, v in load_file(file).items() if k != 'counted'}, file)
     assert load_rules(tmp_path, rules.n_items).counted == rules.n_items
+
+
+@pytest.mark.parametrize('backbone', ['t5', 'llm'])
+def test_settings_with_rules_for_another_generator_are_refused_at_once(backbone):
+    with pytest.raises(SettingError, match=f'decode.rules_weight: .*not {backbone}'): RecommenderConfig(backbone=backbone, decode=dict(rules_weight=.3))

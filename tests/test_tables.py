@@ -130,6 +130,7 @@ def test_identifiers_are_compared_by_the_ranks_of_one_method(tmp_path):
             hits = {b.ids: np.array([(_unpack(r['decodings']['0']['test']['ranks']) < 10) for r in b.trials[method].values()], float) for b in found}
             wanted = compare_methods(Scores(np.stack([hits[reference], hits[other]]), [reference, other])).rows[0]
             assert list(table.index) == [reference, other] and table.loc[other, 'p'] == wanted.p
+            for b in found: assert table.loc[b.ids, 'valid'] == pytest.approx(np.mean([_unpack(r['decodings']['0']['valid']['ranks']) < 10 for r in b.trials[method].values()]))
             assert table.loc[other, 'difference'] == pytest.approx(hits[other].mean() - hits[reference].mean())
     text, page = summary(results), results_page(results).html()
     for m in ('ce', 'igd', 'pos'): assert f'toy: identifiers, {m}' in text and f'toy: identifiers, {m}' in page
@@ -138,7 +139,7 @@ def test_identifiers_are_compared_by_the_ranks_of_one_method(tmp_path):
 
 def test_one_table_instead_of_tables_of_one_row(tmp_path):
     text = summary(read_results(written(tmp_path/'r.jsonl', two_kinds(weightings=('ce',)))))
-    assert text.count('Against') == 1 and 'Against km; 2 seeds' in text and 'toy, km' not in text and 'Seen items' in text
+    assert text.count('Against') == 1 and 'Against km; 2 seeds' in text and 'ndcg@10, validation' in text and 'not after Holm": below' in text and 'toy, km' not in text and 'Seen items' in text
 
 
 def test_a_model_of_its_own_tokenizer_is_not_compared_with_itself(tmp_path):

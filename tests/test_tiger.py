@@ -1,6 +1,7 @@
 """Both generators: prefill and decode steps against the training pass, T5's loss against `transformers`, saving, seeds, temperature."""
 import json
 import tempfile
+import warnings
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from genrec_nb.many_users import recommend_file
 from genrec_nb.rank import rank_each
 from genrec_nb.rec_config import RecommenderConfig
 from genrec_nb.recommender import GenerativeRecommender
+from genrec_nb.report import _user_card
 from genrec_nb.semantic_ids import Identifiers, EOS
 from genrec_nb.splits import Cases, leave_one_out
 from genrec_nb.tiger import TigerT5, tiger_t5
@@ -198,6 +200,11 @@ def test_users_through_the_recommender(tmp_path):
     items, scores = rec.rank(cases.take(np.array([1])), 5, scores=True)
     assert [(f'i{i:02}', round(float(s), 4)) for i, s in zip(items[0], scores[0])] == ann
     assert rec.explain(history, ann[0][0], user='ann').score == pytest.approx(ann[0][1], abs=1e-3)
+    with warnings.catch_warnings():                           # a report knows its test users
+        warnings.simplefilter('error', GenrecWarning)
+        card = str(_user_card(rec, Cases(cases.users, cases.items, cases.offsets, np.array([7, 9]), names=cases.names), 1, k=5))
+    places = [card.index(f'>{i}<') if f'>{i}<' in card else card.index(i) for i, _ in ann]
+    assert places == sorted(places)
     (tmp_path/'h.csv').write_text('user,item\nann,i03\nbob,i03\nann,i05\nbob,i05\n')
     recommend_file(rec, tmp_path/'h.csv', tmp_path/'out.json', k=5)
     got = {r['user']: [i['id'] if isinstance(i, dict) else i for i in r['items']] for r in map(json.loads, (tmp_path/'out.json').read_text().splitlines())}
