@@ -7,7 +7,7 @@ __all__ = ['load_files']
 
 # %% ../nbs/11_layouts.ipynb #3cd9f9c2
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 import numpy as np
@@ -17,7 +17,7 @@ from .core import (FileError, GenrecError, MissingTextError, _distinct, _near_pl
 from .data import (Catalog, Dataset, Interactions, _check_ties, _codes, _histories,
                             _offsets_of, _seconds)
 from .splits import Split, _cases, _prefixes
-from .formats import (FileTable, explode, read_file, recognize, _as_list, _clock,
+from .formats import (FileTable, explode, read_file, recognize, _as_list, _by_name, _clock,
                                _has_lists, _ids, _leave_out, _no_times, _plain_name, _share)
 from .item_texts import _Items, _items_of, _pair, _there
 
@@ -354,6 +354,24 @@ def _with_others(c: Catalog, kinds: list | None, items: pd.Series) -> tuple[Cata
     longer = Catalog(c.ids + others, c.titles + others, c.texts + ['']*len(others))
     return longer, kinds and kinds + [[]]*len(others)
 
+# %% ../nbs/11_layouts.ipynb #abad60b1
+def _titles_inside(files: dict, item: str, title: str, how: str) -> FileTable | None: # None: no titles
+    "Interactions that name their items, as a table of items: the columns with one value an item"
+    tables = [read_file(p, bad_lines=how) for p in files.values()]
+    df = pd.concat([t.frame for t in tables], ignore_index=True)
+    f = recognize(list(df.columns))
+    item, others = item or f.item, [c for c in df.columns if c not in (item or f.item, f.user, f.time)]
+    named = [c for c in others if _plain_name(c) not in ('text', 'description')]
+    asked, title = title, title or ('' if f.raw else _by_name(named, 'title'))
+    if title not in others or item not in df or _has_lists(df[item]): return None
+    ids = _ids(df[item])
+    of_items = df[others].astype(str).groupby(ids.to_numpy()).nunique().max() <= 1
+    require(of_items[title] or not asked, f'{tables[0].path}: column {title!r} has several values for '
+            'one item, so it is not their title; name another with --column title=NAME', MissingTextError)
+    if not of_items[title]: return None
+    frame = df.loc[ids.notna() & ~ids.duplicated(), [item, *of_items.index[of_items]]]
+    return replace(tables[0], frame=frame.reset_index(drop=True))
+
 # %% ../nbs/11_layouts.ipynb #f837c5af
 def load_files(
     place: str | Path, # a folder, or its file of interactions
@@ -377,9 +395,11 @@ def load_files(
     if text is not False:
         path = Path(items) if items else _beside(seen, first)
         others = [s for s in seen if s.path not in files.values()]
-        there = path is not None and path.is_file()
+        table = None if path else _titles_inside(files, item, title, bad_lines)
+        there = table is not None or path is not None and path.is_file()
         require(there, _no_items(path, place, others), MissingTextError)
-        found = _items_of(read_file(path, bad_lines=bad_lines), own, title, fields, category)
+        if table is None: table = read_file(path, bad_lines=bad_lines)
+        found = _items_of(table, own, title, fields, category)
         rows, catalog, kinds, more = _of_chosen(rows, found, first)
         notes += [*found.notes, *more]
     if text is None: catalog, kinds = _with_others(catalog, kinds, rows.item)
@@ -391,7 +411,8 @@ def _no_items(path, place: Path, others: list[_Seen]) -> str: # others: files th
     if path: return f'{path}: no such file, so the items have no text; add it, or text=False'
     odd = '; '.join(s.error or s.path.name for s in others if s.kind == '')
     return (f'{place}: no file of items with ids and titles, so the items have no text; '
-            'add items.csv with columns item and title, or do without (text=False)'
+            'add items.csv with columns item and title, or titles to the interactions, one an item, '
+            'or do without (text=False)'
             + f'; not understood: {odd}'*bool(odd))
 
 # %% ../nbs/11_layouts.ipynb #1c4e6078

@@ -325,3 +325,46 @@ def test_rows_over_several_lines_are_read_around_a_bad_one(tmp_path):
     assert read_file(tmp_path/'a.csv', bad_lines='skip').frame.values.tolist() == [['u', '1', 'two\nlines'], ['u', '2', 'a "quote"'], ['v', '1', 'x']]
     (tmp_path/'a.csv').write_text('user,item,note\nu,1,"two\nlines"\n,2,x\nu,2,y\n')
     with pytest.raises(FileError, match="a.csv, line 4: expected a user in column 'user', found nothing"): load_dataset(tmp_path/'a.csv', text=False)
+
+
+# ---- titles among the interactions -----------------------------------------------------------------------------------
+
+def named_log(**changes): # 3 users, 5 items
+    rows = [(f'u{u}', f'p{i}', f'Thing {i} for the table', f'kind {i % 2}', 3 + (u + i) % 3, 100*u + t) for u in range(3) for t, i in enumerate((np.arange(5) + u)[:4] % 5)]
+    return pd.DataFrame(rows, columns=['user', 'item', 'title', 'category', 'rating', 'time']).assign(**changes)
+
+
+@pytest.mark.parametrize('form', ['csv', 'jsonl', 'parquet'])
+def test_titles_among_the_interactions_are_those_of_a_table_of_items(tmp_path, form):
+    def write(df, path):
+        if form == 'csv': df.to_csv(path, index=False)
+        elif form == 'jsonl': df.to_json(path, orient='records', lines=True)
+        else: df.to_parquet(path, index=False)
+    log = named_log()
+    for name in ('one', 'two'): (tmp_path/name).mkdir()
+    write(log, tmp_path/'one'/f'interactions.{form}')
+    write(log[['user', 'item', 'rating', 'time']], tmp_path/'two'/f'interactions.{form}')
+    write(log[['item', 'title', 'category']].drop_duplicates(), tmp_path/'two'/f'items.{form}')
+    one, two = (load_dataset(tmp_path/n) for n in ('one', 'two'))
+    assert one.catalog.ids == two.catalog.ids and one.catalog.titles == two.catalog.titles and one.catalog.texts == two.catalog.texts and one.categories == two.categories
+    assert one.interactions.items.tolist() == two.interactions.items.tolist() and 'rating' not in ' '.join(one.catalog.texts)
+
+
+def test_titles_of_a_split_in_files(tmp_path):
+    log = named_log()
+    for part, rows in (('train', log[log.time % 100 < 2]), ('valid', log[log.time % 100 == 2]), ('test', log[log.time % 100 == 3])): rows.to_csv(tmp_path/f'{part}.csv', index=False)
+    data = load_dataset(tmp_path)
+    assert data.split is not None and dict(zip(data.catalog.ids, data.catalog.titles)) == {f'p{i}': f'Thing {i} for the table' for i in range(5)}
+
+
+def test_what_is_no_title_is_not_taken_for_one(tmp_path):
+    "A review's title differs from row to row; asked for by name it is refused"
+    log = named_log()
+    log['title'] = [f'great {n}' for n in range(len(log))]
+    log.to_csv(tmp_path/'log.csv', index=False)
+    with pytest.raises(MissingTextError, match='titles to the interactions, one an item'): load_dataset(tmp_path/'log.csv')
+    with pytest.raises(MissingTextError, match="'title' has several values for one item"): load_dataset(tmp_path/'log.csv', title='title')
+    assert len(load_dataset(tmp_path/'log.csv', text=False).catalog) == 5
+    amazon = named_log().rename(columns=dict(user='user_id', item='parent_asin', time='timestamp'))
+    amazon.to_json(tmp_path/'reviews.jsonl', orient='records', lines=True)
+    with pytest.raises(MissingTextError): load_dataset(tmp_path/'reviews.jsonl')
