@@ -99,7 +99,7 @@ def _model(m: dict, rec: GenerativeRecommender) -> str:
                        for name, n in m['epochs'].items())
     samples = c['train']['samples_per_epoch']
     text = (f'The recommender is {c["model"].get("base", c["backbone"])}, trained on '
-            f'{f"{samples:,} sampled" if samples else "all"} samples an epoch ({epochs}; learning '
+            f'{f"at most {samples:,}" if samples else "all"} samples an epoch ({epochs}; learning '
             f'rate {c["train"]["lr"]:g}); {_ranked_by(rec, d)}{_search_quality(m["search"])}')
     text += _rules_share(m)
     power = d.length_penalty
