@@ -670,7 +670,7 @@ def fit_rules(
     exact: ExactConfig | list = ExactConfig(), # combination and weights of identifiers; or several
     by: Literal['ndcg@10', 'likelihood'] = 'ndcg@10', # which is to be largest
     exclude_seen: bool = True, # rank without the items of each history
-    users: int = 5000, # so many cases, sampled
+    users: int = 20_000, # so many cases, sampled
     seed: int = 0, # of the sample
     memory: int = 2**26, # bytes
 ) -> ExactConfig | list: # with the weight of the rules
