@@ -187,7 +187,7 @@ TABLES['letter-sweeps'] = f'''
 title = "LETTER's sweeps: one setting of the tokenizer at a time"
 asks = "How do the settings of LETTER's tokenizer change codes and rankings?"
 source = "LETTER (arXiv 2405.07314), curves over alpha, beta, clusters, levels and size; no numbers"
-minutes = 150
+minutes = 140
 seeds = [0, 1, 2]
 alphas = [0]
 keep_models = false
@@ -207,7 +207,7 @@ alpha = [0.0, 0.01, 0.5]
 beta = [0.0, 0.0001, 0.01]
 clusters = [5, 20]
 levels = [3, 5]
-size = [64, 512, 1024, 2048]
+size = [64, 512, 1024]
 {_RECIPE}
 [differs]
 generators = "{_OURS}"
