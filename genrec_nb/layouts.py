@@ -357,13 +357,16 @@ def _with_others(c: Catalog, kinds: list | None, items: pd.Series) -> tuple[Cata
 # %% ../nbs/11_layouts.ipynb #abad60b1
 def _titles_inside(files: dict, item: str, title: str, how: str) -> FileTable | None: # None: no titles
     "Interactions that name their items, as a table of items: the columns with one value an item"
-    tables = [read_file(p, bad_lines=how) for p in files.values()]
-    df = pd.concat([t.frame for t in tables], ignore_index=True)
-    f = recognize(list(df.columns))
-    item, others = item or f.item, [c for c in df.columns if c not in (item or f.item, f.user, f.time)]
+    def read(rows=None): return [read_file(p, rows, bad_lines=how) for p in files.values()]
+    columns = list(read(200)[0].frame.columns)               # most logs have no titles: a look is enough
+    f = recognize(columns)
+    item, others = item or f.item, [c for c in columns if c not in (item or f.item, f.user, f.time)]
     named = [c for c in others if _plain_name(c) not in ('text', 'description')]
     asked, title = title, title or ('' if f.raw else _by_name(named, 'title'))
-    if title not in others or item not in df or _has_lists(df[item]): return None
+    if title not in others or item not in columns: return None
+    tables = read()
+    df = pd.concat([t.frame for t in tables], ignore_index=True)
+    if _has_lists(df[item]): return None
     ids = _ids(df[item])
     of_items = df[others].astype(str).groupby(ids.to_numpy()).nunique().max() <= 1
     require(of_items[title] or not asked, f'{tables[0].path}: column {title!r} has several values for '

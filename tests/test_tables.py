@@ -1,5 +1,5 @@
 "Tables, plots and pages follow from the ranks, and are the same each time."
-import math
+import json, math
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -140,6 +140,19 @@ def test_identifiers_are_compared_by_the_ranks_of_one_method(tmp_path):
 def test_one_table_instead_of_tables_of_one_row(tmp_path):
     text = summary(read_results(written(tmp_path/'r.jsonl', two_kinds(weightings=('ce',)))))
     assert text.count('Against') == 1 and 'Against km; 2 seeds' in text and 'ndcg@10, validation' in text and 'not after Holm": below' in text and 'toy, km' not in text and 'Seen items' in text
+
+
+def test_notes_are_those_of_the_data_set(tmp_path):
+    rows = two_kinds(weightings=('ce',))
+    more = two_kinds(weightings=('ce',), users=60, seeds=(0, 1, 2))
+    record, other = rows[1]['record'], json.loads(json.dumps(more).replace('"toy"', '"shop"').replace('"d0"', '"d1"').replace("ce-", "shop-ce-"))
+    record['data'] |= other[1]['record']['data']
+    record['seeds'] = [0, 1]
+    record['trials'] += [t for t in other[1]['record']['trials'] if t[3] < 2]
+    half = other[0] | dict(skipped=7)
+    half['test'] = half['test'] | dict(users=_pack(np.arange(60)//2))
+    text = summary(read_results(written(tmp_path/'r.jsonl', [*rows, half, *(r for r in other[2:] if r['seed'] < 2)])))
+    assert text.count('Against km') == 2 and text.count('Seen items') == 2 and '60 users;' in text and '30 users with 60 cases' in text
 
 
 def test_a_model_of_its_own_tokenizer_is_not_compared_with_itself(tmp_path):

@@ -224,14 +224,16 @@ def _missing(found: list, results: Results, record: dict) -> list: # of lines
     return lines + [f'{d}, {i}: nothing yet' for d, i in asked if (d, i) not in have]
 
 # %% ../../nbs/94_grid_report.ipynb #f7f1b3a8
-def _identifier_tables(found: list) -> dict: # (data, method) -> `compare_identifiers`
+def _identifier_tables(found: list) -> dict: # (data, method) -> `compare_identifiers`, and a note
     "Identifiers against each other, for the methods that train a model on each"
     tables = {}
     for data in dict.fromkeys(b.data for b in found):
         same = [b for b in found if b.data == data]
         for m in same[0].generative:
             models = {b.trials[m][b.seeds[0]]['trial'] for b in same if m in b.trials}
-            if len(models) > 1: tables[data, m] = compare_identifiers(same, m)
+            if len(models) > 1:
+                t = compare_identifiers(same, m)
+                tables[data, m] = t, _comparison_note(same[0], t.index[0])
     return tables
 
 # %% ../../nbs/94_grid_report.ipynb #c091552d
@@ -250,9 +252,8 @@ def results_page(results: Results, record: dict | None = None) -> Page: # None: 
     missing, ranks = _missing(found, results, record), plot_ranks(found)
     if missing: page.add('Not complete', *missing)
     if ranks is not None: page.add('All blocks', ranks, note=_BLOCKS)
-    for (data, m), t in _identifier_tables(found).items():
-        page.add(f'{data}: identifiers, {m}', show_comparison(t, record['metric']),
-                 note=_comparison_note(found[0], t.index[0]))
+    for (data, m), (t, note) in _identifier_tables(found).items():
+        page.add(f'{data}: identifiers, {m}', show_comparison(t, record['metric']), note=note)
     for b in found: _block_sections(page, b)
     if record.get('sweep'): _sweep_sections(page, results)
     shown = {k: v for k, v in record.items() if k not in ('trials', 'tokens')}
@@ -272,11 +273,10 @@ def _summary_parts(results: Results) -> list: # of texts and data frames
     found, metric, parts = blocks(results), results.record()['metric'], []
     tables = _identifier_tables(found)
     one = tables and all(len(b.methods) == 1 for b in found)   # tables of one row say nothing more
-    for b in found[:1] if one else found:
+    for b in {b.data: b for b in found[::-1]}.values() if one else found:
         table = [] if one else [f'{b.data}, {b.ids}', show_comparison(compare_table(b), metric).data]
         parts += [*table, *[_comparison_note(b)]*(not one), _tie_note(b), '']
-    for (data, m), t in tables.items():
-        note = _comparison_note(found[0], t.index[0])
+    for (data, m), (t, note) in tables.items():
         parts += [f'{data}: identifiers, {m}', show_comparison(t, metric).data, note, '']
     return [*parts, _TESTS]
 
